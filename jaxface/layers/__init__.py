@@ -1,0 +1,6 @@
+"""Flax modules that are parts of networks."""
+
+from jaxface.layers.activation import PReLU
+from jaxface.layers.norm import BatchNorm
+
+__all__ = ["BatchNorm", "PReLU"]

@@ -1,0 +1,161 @@
+"""Softmax cross-entropy over cosines, and its margins: CosFace (arXiv:1801.09414) and ArcFace (arXiv:1801.07698)."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxface.losses.checks import check_range, check_scores
+
+GradientMode = Literal["exact", "straight_through"]
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+    """Cross-entropy with classes that may be spread over devices.
+
+        L_i = log Σ_j exp z_ij - z_iy
+
+    Args:
+      logits: [B, C] float; with `axis_name`, the columns of this shard.
+      labels: [B] integers in [0, C), local to the shard; -1 means "target not on this shard". A row whose target is on no
+        shard at all has loss 0 and no gradient.
+      axis_name: mapped axis over which the classes are sharded; the row maximum, the row sum and the target logit are then
+        combined over it, and every shard returns the loss of the whole.
+
+    Returns:
+      [B] float32, unreduced.
+    """
+    check_scores(logits, labels, name="logits")
+    logits = logits.astype(jnp.float32)
+    here = labels >= 0
+    target = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None], axis=1)[:, 0]
+    target = jnp.where(here, target, 0.0)
+    peak = jax.lax.stop_gradient(jnp.max(logits, axis=1))
+    if axis_name is not None:
+        peak = jax.lax.stop_gradient(jax.lax.pmax(peak, axis_name))
+    total = jnp.sum(jnp.exp(logits - peak[:, None]), axis=1)
+    if axis_name is not None:
+        total, target, here = jax.lax.psum((total, target, here.astype(jnp.int32)), axis_name)
+    # A shard whose logits are all masked to -inf adds exp(-inf) = 0: the sum over shards stays finite.
+    return jnp.where(here > 0, jnp.log(total) + peak - target, 0.0)
+
+
+def margin_logits(
+    cosines: jax.Array,
+    labels: jax.Array,
+    *,
+    scale: float = 64.0,
+    angular_margin: float = 0.0,
+    cosine_margin: float = 0.0,
+    gradient: GradientMode = "exact",
+) -> jax.Array:
+    """Logits with a margin on the target class.
+
+        z_iy = s (cos(θ_iy + m₂) - m₃),        z_ij = s cos θ_ij for j ≠ y
+
+    There is no guard where θ + m₂ exceeds π (the current InsightFace head has none).
+
+    Args:
+      cosines: [B, C] float in [-1, 1].
+      labels: [B] integers in [0, C), or -1: a row without a margin.
+      scale: s > 0.
+      angular_margin: m₂, radians in [0, π].
+      cosine_margin: m₃ in [0, 2].
+      gradient: "exact" differentiates cos(θ + m₂), a factor sin(θ + m₂) / sin θ; "straight_through" passes s for every entry,
+        as the InsightFace head does by updating the logits in place.
+
+    Returns:
+      [B, C] float32.
+
+    Raises:
+      AssertionError, ValueError: as `cross_entropy`; an unknown `gradient`.
+    """
+    check_scores(cosines, labels)
+    check_range("scale", scale, 0.0, float("inf"), open_low=True)
+    check_range("angular_margin", angular_margin, 0.0, jnp.pi)
+    check_range("cosine_margin", cosine_margin, 0.0, 2.0)
+    if gradient not in ("exact", "straight_through"):
+        raise ValueError(f"gradient: needs 'exact' or 'straight_through', got {gradient!r}")
+    cosines = cosines.astype(jnp.float32)
+    is_target = jax.nn.one_hot(labels, cosines.shape[1], dtype=bool)
+    # cos(θ + m) = c cos m - sin θ sin m. Flooring 1 - c² keeps the derivative finite at c = ±1 (it becomes cos m there).
+    sine = jnp.sqrt(jnp.maximum(1.0 - cosines**2, 1e-7))
+    with_margin = cosines * jnp.cos(angular_margin) - sine * jnp.sin(angular_margin) - cosine_margin
+    if gradient == "straight_through":
+        with_margin = cosines + jax.lax.stop_gradient(with_margin - cosines)
+    return scale * jnp.where(is_target, with_margin, cosines)
+
+
+def softmax_loss(
+    cosines: jax.Array, labels: jax.Array, *, scale: float = 64.0, axis_name: str | None = None
+) -> jax.Array:
+    """Softmax cross-entropy over scaled cosines, without a margin (NormFace, arXiv:1704.06369).
+
+        L_i = -log( exp(s cos θ_iy) / Σ_j exp(s cos θ_ij) )
+
+    Args:
+      cosines: [B, C] float in [-1, 1].
+      labels: [B] integers in [0, C), or -1 where the target class lives on another shard.
+      scale: s > 0, the inverse temperature.
+      axis_name: mapped axis over which the classes are sharded, if they are (see `cross_entropy`).
+
+    Returns:
+      [B] float32, unreduced.
+
+    Raises:
+      AssertionError: ranks or batch sizes disagree.
+      ValueError: labels are not integers or out of range, an empty batch, or `scale` ≤ 0.
+    """
+    return cross_entropy(margin_logits(cosines, labels, scale=scale), labels, axis_name=axis_name)
+
+
+def cosface_loss(
+    cosines: jax.Array,
+    labels: jax.Array,
+    *,
+    scale: float = 64.0,
+    margin: float = 0.35,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Large-margin cosine loss (CosFace, arXiv:1801.09414, eq. 4): the target's logit is s (cos θ - m).
+
+    Args:
+      cosines, labels, scale, axis_name: as `softmax_loss`.
+      margin: m in [0, 2]. The paper uses 0.35; InsightFace's recipes 0.4.
+
+    Returns:
+      [B] float32, unreduced.
+
+    Raises:
+      AssertionError, ValueError: as `softmax_loss`; `margin` out of range.
+    """
+    check_range("margin", margin, 0.0, 2.0)
+    logits = margin_logits(cosines, labels, scale=scale, cosine_margin=margin)
+    return cross_entropy(logits, labels, axis_name=axis_name)
+
+
+def arcface_loss(
+    cosines: jax.Array,
+    labels: jax.Array,
+    *,
+    scale: float = 64.0,
+    margin: float = 0.5,
+    gradient: GradientMode = "exact",
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Additive angular margin loss (ArcFace, arXiv:1801.07698, eq. 3): the target's logit is s cos(θ + m).
+
+    Args:
+      cosines, labels, scale, axis_name: as `softmax_loss`.
+      margin: m, radians in [0, π].
+      gradient: "exact", or "straight_through" for parity with InsightFace's head (see `margin_logits`).
+
+    Returns:
+      [B] float32, unreduced.
+
+    Raises:
+      AssertionError, ValueError: as `softmax_loss`; `margin` out of range, unknown `gradient`.
+    """
+    check_range("margin", margin, 0.0, jnp.pi)
+    logits = margin_logits(cosines, labels, scale=scale, angular_margin=margin, gradient=gradient)
+    return cross_entropy(logits, labels, axis_name=axis_name)

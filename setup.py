@@ -1,0 +1,42 @@
+"""Package metadata. Every dependency is here because it does a job better than our own code would; DESIGN terms beside each."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="jaxface",
+    version="0.1.0",
+    description="JAX/Flax library for efficient and robust face analysis on TPUs and GPUs",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.12",
+    packages=find_packages(include=["jaxface*", "pallas_kernels*", "experiments*"]),
+    install_requires=[
+        "jax>=0.11,<0.13",
+        "flax>=0.12",  # linen modules: models as pure `apply`
+        "optax>=0.2.5",  # gradient transformations
+        "chex>=0.1.90",  # shape assertions, fake devices
+        "orbax-checkpoint>=0.11.20",  # asynchronous, atomic checkpoints
+        "grain>=0.2.12",  # deterministic input pipelines with a position that can be saved
+        "tensorflow-datasets>=4.9.9",  # dataset builders; read through `as_data_source`, no TensorFlow
+        "array_record>=0.6",  # the record format of the builders
+        "importlib_resources",  # tensorflow-datasets imports it without declaring it
+        "tyro>=0.9",  # command-line flags from the Config dataclasses
+        "rich>=13",  # progress bar and tables
+        "tensorboardX>=2.6",  # TensorBoard events without TensorFlow
+        "matplotlib>=3.9",  # ROC curves and histograms
+        "pillow>=10",  # image decoding, PGM and JPEG augmentation
+        "opencv-python-headless>=4.10",  # similarity warps, resizing, JPEG
+        "scikit-learn>=1.5",  # digits, Olivetti and LFW sources; folds
+        "scikit-image>=0.24",  # lfw_subset
+        "numpy>=2",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.8", "nbclient>=0.10", "ipykernel>=6"],
+        "cuda": ["jax[cuda13]>=0.11,<0.13"],
+        "tpu": ["jax[tpu]>=0.11,<0.13"],
+        "bench": ["torch>=2.4"],
+        "notebooks": ["jupyterlab>=4"],
+    },
+)
