@@ -1,0 +1,303 @@
+"""The loop: runs the stages of a method, writes down what they report, and goes on where it was interrupted."""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import math
+import pathlib
+import signal
+import time
+from collections.abc import Generator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxface.errors import UserError
+from jaxface.training.checkpoints import Checkpoints
+from jaxface.training.parallel import JitParallel, Parallel
+from jaxface.training.progress import Progress
+from jaxface.training.records import Records
+from jaxface.training.stages import Outcome, Stage, Stages
+
+IN_FLIGHT = 2  # steps that may be queued on the device: enough to hide the host, too few to fill the memory
+
+
+class Diverged(UserError):
+    """A loss became NaN or infinite."""
+
+
+class Interrupted(SystemExit):
+    """The run was asked to stop, saved itself and can go on with the same command."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cadence:
+    """How often a run looks at itself, in steps."""
+
+    log_every: int = 20
+    """Write the mean of the training metrics every so many steps."""
+    evaluate_every: int = 0
+    """Evaluate every so many steps besides at the end; 0 for the end alone."""
+    checkpoint_every: int = 500
+    """Save every so many steps besides at the end."""
+    keep: int = 2
+    """How many of the newest checkpoints to keep; the best one is kept besides."""
+
+    def check(self) -> None:
+        """Raises UserError for a field out of its range."""
+        for name, least in (("log_every", 1), ("evaluate_every", 0), ("checkpoint_every", 1), ("keep", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"cadence.{name}: needs at least {least}, got {getattr(self, name)}")
+
+
+class _StopSignal:
+    """Remembers SIGTERM and SIGINT, so that the loop can end between two steps."""
+
+    def __init__(self):
+        self.received: int | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self):
+        def remember(number, _):
+            if self.received == number == signal.SIGINT:
+                raise KeyboardInterrupt  # asked twice
+            self.received = number
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ValueError):  # not the main thread: signals are not ours
+                self._old[number] = signal.signal(number, remember)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+class _Pending:
+    """Metrics of the steps since the last log line; on the device until somebody asks."""
+
+    def __init__(self, rows: list[dict[str, float]] | None = None):
+        self._rows: list[dict] = rows or []
+        self._known = len(self._rows)  # rows[:known] are floats already
+
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        self._rows.append(metrics)
+
+    def rows(self, last_step: int) -> list[dict[str, float]]:
+        """All rows as floats.
+
+        Raises:
+          Diverged: a loss in them is not finite; the message names the step and the metric.
+        """
+        fetched = jax.device_get(self._rows[self._known :])
+        self._rows[self._known :] = [{k: float(v) for k, v in row.items()} for row in fetched]
+        first = last_step - len(self._rows) + 1
+        for index, row in enumerate(self._rows[self._known :], self._known):
+            for key, value in row.items():
+                if key.rsplit("/", 1)[-1].endswith("loss") and not math.isfinite(value):
+                    raise Diverged(f"{key} is {value} at step {first + index}")
+        self._known = len(self._rows)
+        return self._rows
+
+    def take_mean(self, last_step: int) -> dict[str, float]:
+        """Mean of every metric, after which nothing is pending."""
+        rows = self.rows(last_step)
+        means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+        self._rows, self._known = [], 0
+        return means
+
+
+class _StageRun:
+    """One stage between its first and its last step."""
+
+    def __init__(
+        self, stage: Stage, parallel: Parallel, cadence: Cadence, folder, records, progress, offset: int
+    ):
+        self.stage, self.parallel, self.cadence = stage, parallel, cadence
+        self.records, self.progress, self.offset = records, progress, offset
+        self.checkpoints = None if folder is None else Checkpoints(folder, keep=cadence.keep, best=stage.best)
+        self.batches = None
+        self.pending = _Pending()
+        self.metrics: dict[str, float] = {}
+        self.complete = False  # every step taken, evaluated and saved by an earlier process
+
+    def start(self, rng: jax.Array, previous) -> tuple[Any, int]:
+        """The state to go on from, and the step at which it stands."""
+        stage = self.stage
+        init = functools.partial(stage.init, rng, previous)
+        state = self.parallel.create(init, stage.sharding, compiled=stage.compile_init)
+        if stage.steps:
+            self.batches = stage.batches(self.parallel.single(state))
+        if self.checkpoints is None:
+            return state, 0
+        single = jax.eval_shape(lambda: self.parallel.single(state))
+        saved = self.checkpoints.restore(single, self.parallel.shardings(single, stage.sharding))
+        if saved is None:
+            return state, 0
+        self.complete = saved.step == stage.steps
+        self.pending = _Pending(saved.position["pending"])
+        self.metrics = saved.position["metrics"]
+        if self.batches is not None:
+            self.batches.set_state(saved.position["batches"])
+        if self.records is not None:
+            self.records.resume_at(saved.position["records"])
+        return self.parallel.spread(saved.state), saved.step
+
+    def run(self, rng: jax.Array, previous, stop: _StopSignal) -> Outcome:
+        try:
+            return self._run(rng, previous, stop)
+        finally:
+            if self.checkpoints is not None:
+                self.checkpoints.close()  # whatever ended the stage, a checkpoint being written is finished
+
+    def _run(self, rng: jax.Array, previous, stop: _StopSignal) -> Outcome:
+        stage = self.stage
+        state, start = self.start(rng, previous)
+        done = start
+        if start < stage.steps:
+            step = self.parallel.compile(stage.step)
+            in_flight: collections.deque = collections.deque()
+            self.progress.begin(stage.name, stage.steps, start)
+            for done in range(start + 1, stage.steps + 1):
+                batch = next(self.batches)
+                state, metrics = step(state, batch)
+                self.pending.add(metrics)
+                in_flight.append(metrics)
+                if len(in_flight) > IN_FLIGHT:
+                    jax.block_until_ready(in_flight.popleft())
+                self.progress.step(len(next(iter(batch.values()))))
+                self.after_step(state, done, stop)
+        if not self.complete:
+            self.evaluate(state, done)
+            self.save(state, done)
+        return Outcome(stage.name, self.parallel.single(state), self.metrics)
+
+    def after_step(self, state, done: int, stop: _StopSignal) -> None:
+        cadence, last = self.cadence, done == self.stage.steps
+        if done % cadence.log_every == 0 or last:
+            self.log(done)
+        if last:
+            return
+        evaluated = cadence.evaluate_every and done % cadence.evaluate_every == 0
+        if evaluated:
+            self.evaluate(state, done)
+        if stop.received is not None or done % cadence.checkpoint_every == 0:
+            self.save(state, done, scored=bool(evaluated))
+        if stop.received is not None:
+            self.progress.note(
+                f"stopped at step {done} of {self.stage.name}; the same command goes on from here"
+            )
+            raise Interrupted(0 if stop.received == signal.SIGTERM else 130)
+
+    def log(self, done: int) -> None:
+        try:
+            means = self.pending.take_mean(done)
+        except Diverged as error:
+            raise Diverged(f"{error} of stage {self.stage.name}; {self.last_good()}") from None
+        self.progress.report(means)
+        if self.records is not None:
+            self.records.write(self.stage.name, done, "train", means, offset=self.offset)
+            self.records.scalar("images_per_second", self.progress.images_per_second, self.offset + done)
+
+    def last_good(self) -> str:
+        if self.checkpoints is None:
+            return "no checkpoint was kept"
+        self.checkpoints.wait()
+        latest = self.checkpoints.latest()
+        return f"the last good checkpoint is {latest}" if latest else "there is no checkpoint before it"
+
+    def evaluate(self, state, done: int) -> None:
+        if self.stage.evaluate is None:
+            return
+        self.progress.note(f"evaluating {self.stage.name} at step {done}", transient=True)
+        self.metrics = {k: float(v) for k, v in self.stage.evaluate(self.parallel.single(state)).items()}
+        if self.records is not None:
+            self.records.write(self.stage.name, done, "evaluate", self.metrics, offset=self.offset)
+
+    def save(self, state, done: int, *, scored: bool = True) -> None:
+        if self.checkpoints is None:
+            return
+        try:
+            pending = self.pending.rows(done)  # a checkpoint with a NaN behind it would be no good one
+        except Diverged as error:
+            raise Diverged(f"{error} of stage {self.stage.name}; {self.last_good()}") from None
+        position = {
+            "batches": None if self.batches is None else self.batches.get_state(),
+            "pending": list(pending),
+            "metrics": self.metrics,
+            "records": 0 if self.records is None else self.records.sync(),
+            "score": self.metrics.get(self.stage.best) if scored else None,
+        }
+        self.checkpoints.save(done, self.parallel.single(state), position, self.metrics if scored else None)
+
+
+def run(
+    stages: Stages,
+    *,
+    seed: int = 0,
+    parallel: Parallel | None = None,
+    cadence: Cadence = Cadence(),
+    workdir: pathlib.Path | None = None,
+    progress: bool = False,
+) -> Outcome:
+    """Runs the stages of a method to the end, or goes on with an interrupted run.
+
+    With a work directory, everything that the run needs is saved there: a run stopped at any moment and started again ends
+    bit-for-bit where the uninterrupted one ends (same devices, same flags). SIGTERM saves and exits with status 0.
+
+    Args:
+      stages: a sequence of stages, or a generator, which is sent the `Outcome` of each stage.
+      seed: of the run's random key; stage i is initialised with `fold_in(key(seed), i)`.
+      parallel: how to use the devices; `jit` over all of them by default.
+      cadence: how often to log, evaluate and save.
+      workdir: folder for `checkpoints/`, `metrics.jsonl` and `tensorboard/`; None to keep everything in memory.
+      progress: whether to show a progress bar (lines of text where there is no terminal).
+
+    Returns:
+      The outcome of the last stage, its `metrics` prefixed with the stage's name where there were several stages.
+
+    Raises:
+      Diverged: a loss became NaN or infinite; names the step, the metric and the last good checkpoint.
+      Interrupted: a signal asked to stop; everything is saved.
+      UserError: no stage, or two stages of one name.
+    """
+    cadence.check()
+    parallel = JitParallel() if parallel is None else parallel
+    rng = jax.random.key(seed)
+    started = time.monotonic()
+    if workdir is not None:
+        workdir = pathlib.Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+    writes = workdir is not None and jax.process_index() == 0
+    records = Records(workdir) if writes else None
+    outcomes: list[Outcome] = []
+    offset = 0
+    source = iter(stages)
+    with contextlib.ExitStack() as stack:
+        if records is not None:
+            stack.callback(records.close)
+        bar = stack.enter_context(Progress(enabled=progress and jax.process_index() == 0))
+        stop = stack.enter_context(_StopSignal())
+        while True:
+            last = outcomes[-1] if outcomes else None
+            try:
+                stage = source.send(last) if isinstance(source, Generator) else next(source)
+            except StopIteration:
+                break
+            if stage.name in [outcome.name for outcome in outcomes]:
+                raise UserError(f"stages: two stages are named {stage.name!r}")
+            index = len(outcomes)
+            folder = None if workdir is None else workdir / "checkpoints" / f"{index:02d}-{stage.name}"
+            stage_run = _StageRun(stage, parallel, cadence, folder, records, bar, offset)
+            outcome = stage_run.run(jax.random.fold_in(rng, index), last.state if last else None, stop)
+            outcomes.append(outcome)
+            offset += stage.steps
+        if not outcomes:
+            raise UserError("stages: a method needs at least one stage")
+        bar.note(f"finished in {time.monotonic() - started:.0f} s")
+    if len(outcomes) == 1:
+        return outcomes[0]
+    merged = {f"{o.name}/{k}": v for o in outcomes for k, v in o.metrics.items()}
+    return Outcome(outcomes[-1].name, outcomes[-1].state, merged)

@@ -1,0 +1,167 @@
+"""The same pure step on one device, on a mesh, or replicated.
+
+`jit` over a `data × model` mesh is the default; one device is a mesh of one. `pmap` replicates the state and binds the axis
+name `data`. Both give the same numbers as a single device (up to the order of sums).
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxface import axes
+from jaxface.data.pixels import device_batch
+from jaxface.errors import UserError
+from jaxface.training.stages import HostBatch, Metrics, State
+
+Mode = Literal["jit", "pmap"]
+Step = Callable[[State, HostBatch], tuple[State, Metrics]]
+
+
+def _named(path, name: str) -> bool:
+    return any(getattr(key, "key", getattr(key, "name", None)) == name for key in path)
+
+
+class JitParallel:
+    """`jit` over a mesh of `data × model` devices: batches are split over `data`, what a stage names over `model`."""
+
+    def __init__(self, *, model_shards: int = 1, devices: list | None = None):
+        devices = jax.devices() if devices is None else devices
+        if model_shards < 1 or len(devices) % model_shards:
+            raise UserError(
+                f"model_shards: needs a divisor of the {len(devices)} devices, got {model_shards}"
+            )
+        self.mesh = Mesh(np.array(devices).reshape(-1, model_shards), (axes.DATA, axes.MODEL))
+        self.replicas = len(devices) // model_shards
+        self._batch = NamedSharding(self.mesh, PartitionSpec(axes.DATA))
+
+    def shardings(self, abstract: State, rules: Mapping[str, PartitionSpec]) -> State:
+        """A NamedSharding for every leaf: that of the first rule whose name is in its path, else replicated."""
+
+        def choose(path, leaf):
+            for name, spec in rules.items():
+                if _named(path, name) and leaf.ndim >= len(spec):
+                    for size, axis in zip(leaf.shape, spec, strict=False):
+                        if axis is not None and size % self.mesh.shape[axis]:
+                            raise UserError(
+                                f"model_shards: {name} of size {size} cannot be split over {self.mesh.shape[axis]} devices"
+                            )
+                    return NamedSharding(self.mesh, spec)
+            return NamedSharding(self.mesh, PartitionSpec())
+
+        return jax.tree_util.tree_map_with_path(choose, abstract)
+
+    def create(
+        self, init: Callable[[], State], rules: Mapping[str, PartitionSpec], *, compiled: bool = True
+    ) -> State:
+        """The state that `init` makes, where the rules want it."""
+        target = self.shardings(jax.eval_shape(init), rules)
+        return jax.jit(init, out_shardings=target)() if compiled else jax.device_put(init(), target)
+
+    def compile(self, step) -> Step:
+        """`step` for host batches; the state it is given is consumed."""
+
+        def on_device(state, batch):
+            return step(state, device_batch(batch))
+
+        @functools.cache
+        def compiled(treedef, kept):
+            # The state leaves as it came: left to itself the partitioner may move a leaf and so compile a second time.
+            out = (jax.tree.unflatten(treedef, kept), NamedSharding(self.mesh, PartitionSpec()))
+            return jax.jit(on_device, donate_argnums=0, out_shardings=out)
+
+        def run(state, batch):
+            leaves, treedef = jax.tree.flatten(state)
+            return compiled(treedef, tuple(leaf.sharding for leaf in leaves))(state, self._place(batch))
+
+        return run
+
+    def _place(self, batch: HostBatch):
+        if jax.process_count() == 1:
+            return jax.device_put(batch, self._batch)
+        return {
+            k: jax.make_array_from_process_local_data(self._batch, np.asarray(v)) for k, v in batch.items()
+        }
+
+    def single(self, state: State) -> State:
+        """One logical copy of the state, as evaluation, checkpoints and the next stage see it."""
+        return state
+
+    def spread(self, state: State) -> State:
+        """The inverse of `single`."""
+        return state
+
+
+class PmapParallel:
+    """`pmap`: every device holds the whole state and its share of the batch; the axis name `data` is bound."""
+
+    def __init__(self, *, devices: list | None = None):
+        self._devices = jax.local_devices() if devices is None else devices
+        self.replicas = len(self._devices) * jax.process_count()
+
+    def shardings(self, abstract: State, rules: Mapping[str, PartitionSpec]) -> State:
+        """Replicated checkpoints live on one device of each process."""
+        here = jax.sharding.SingleDeviceSharding(self._devices[0])
+        return jax.tree.map(lambda _: here, abstract)
+
+    def create(
+        self, init: Callable[[], State], rules: Mapping[str, PartitionSpec], *, compiled: bool = True
+    ) -> State:
+        """The state that `init` makes, on every device; the rules, being about a mesh, do not apply."""
+        return self.spread(jax.jit(init)() if compiled else init())
+
+    def compile(self, step) -> Step:
+        """`step` for host batches; the state it is given is consumed."""
+
+        def on_device(state, batch):
+            return step(state, device_batch(batch))
+
+        compiled = jax.pmap(on_device, axis_name=axes.DATA, donate_argnums=0, devices=self._devices)
+        count = len(self._devices)
+
+        def run(state, batch):
+            split = {k: np.reshape(v, (count, len(v) // count, *np.shape(v)[1:])) for k, v in batch.items()}
+            state, metrics = compiled(state, split)
+            return state, jax.tree.map(lambda m: m[0], metrics)
+
+        return run
+
+    def single(self, state: State) -> State:
+        """The first replica."""
+        return jax.tree.map(lambda x: x[0], state)
+
+    def spread(self, state: State) -> State:
+        """A copy on every device."""
+        count = len(self._devices)
+        return jax.pmap(lambda _, s: s, in_axes=(0, None), devices=self._devices)(jnp.arange(count), state)
+
+
+Parallel = JitParallel | PmapParallel
+
+
+def make_parallel(mode: Mode = "jit", *, model_shards: int = 1, devices: list | None = None) -> Parallel:
+    """How to run: `jit` over a mesh of (devices / model_shards) × model_shards, or `pmap`.
+
+    Raises:
+      UserError: an unknown mode; `model_shards` that does not divide the devices, or other than 1 with `pmap`.
+    """
+    if mode == "jit":
+        return JitParallel(model_shards=model_shards, devices=devices)
+    if mode != "pmap":
+        raise UserError(f"parallel: needs 'jit' or 'pmap', got {mode!r}")
+    if model_shards != 1:
+        raise UserError("model_shards: pmap replicates every parameter; use --parallel jit to shard them")
+    return PmapParallel(devices=devices)
+
+
+def check_batch_size(parallel: Parallel, batch_size: int, *, accumulate: int = 1) -> None:
+    """Raises UserError unless the global batch divides evenly over the devices and the micro-batches."""
+    if batch_size < 1 or batch_size % (parallel.replicas * accumulate):
+        parts = f"{parallel.replicas} devices" + (f" × {accumulate} micro-batches" if accumulate > 1 else "")
+        raise UserError(
+            f"batch_size: {batch_size} does not divide over {parts}; use a multiple of {parallel.replicas * accumulate}"
+        )

@@ -1,0 +1,69 @@
+"""Stages: what a method is to the training loop.
+
+A method is a sequence of stages. The loop knows nothing of methods; a method knows nothing of files, devices or
+progress bars.
+"""
+
+import dataclasses
+from collections.abc import Callable, Generator, Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec
+
+State = Any  # any pytree of arrays; `jaxface.training.TrainState` for a plain method
+Metrics = dict[str, jax.Array]
+HostBatch = dict[str, np.ndarray]
+
+
+class Batches(Protocol):
+    """An endless iterator over host batches whose position can be saved and restored."""
+
+    def __next__(self) -> HostBatch: ...
+
+    def get_state(self) -> dict: ...
+
+    def set_state(self, state: dict) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of a method.
+
+    Attributes:
+      name: unique in the run; names its checkpoints and its records.
+      init: (rng, previous_state) -> state. Pure; compiled, so that sharded parameters are born sharded. `previous_state`
+        is the final state of the stage before, None in the first.
+      step: (state, batch) -> (state, metrics). Pure; the batch is a flat dict with `image` float32 in [-1, 1], the metrics
+        are scalars. The same function runs under `jit` over a mesh and under `pmap` (see `jaxface.axes`).
+      batches: (state at the start of the stage) -> Batches, so that selections, replay memories and pseudo-labels may depend
+        on the state. It must be a function of that state alone: a resumed run calls it again. None in a stage without steps.
+      steps: number of optimisation steps; 0 for a stage that only computes something.
+      evaluate: (state) -> metrics as floats, on the host; None to evaluate nothing.
+      best: key of `evaluate` whose largest value marks the best checkpoint; None to keep only the last ones.
+      sharding: name of a leaf or subtree -> PartitionSpec over the axes `data` and `model`. A leaf is sharded so when the name
+        occurs in its path (in the optimizer's state too); everything else is replicated.
+      compile_init: False for an `init` that reads files and therefore must not be traced.
+    """
+
+    name: str
+    init: Callable[[jax.Array, State | None], State]
+    step: Callable[[State, dict[str, jax.Array]], tuple[State, Metrics]] | None = None
+    batches: Callable[[State], Batches] | None = None
+    steps: int = 0
+    evaluate: Callable[[State], dict[str, float]] | None = None
+    best: str | None = None
+    sharding: Mapping[str, PartitionSpec] = dataclasses.field(default_factory=dict)
+    compile_init: bool = True
+
+
+class Outcome(NamedTuple):
+    """What a finished stage leaves; sent back into a generator of stages, so that the next stage may depend on it."""
+
+    name: str
+    state: State
+    metrics: dict[str, float]
+
+
+Stages = Iterable[Stage] | Generator[Stage, Outcome, None]

@@ -1,0 +1,69 @@
+import jax
+import numpy as np
+import pytest
+import toy
+from jax.sharding import PartitionSpec as P
+
+from jaxface import training
+from jaxface.errors import UserError
+
+
+def train(parallel, **fields):
+    outcome = training.run([toy.stage(steps=5, **fields)], parallel=parallel)
+    return outcome.metrics, jax.device_get(outcome.state)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return train(training.make_parallel("jit", devices=jax.devices()[:1]))
+
+
+@pytest.mark.parametrize(
+    ("mode", "model_shards"),
+    [("jit", 1), ("jit", 2), ("jit", 4), ("pmap", 1)],
+    ids=["jit8x1", "jit4x2", "jit2x4", "pmap8"],
+)
+def test_eight_devices_equal_one(one_device, mode, model_shards):
+    parallel = training.make_parallel(mode, model_shards=model_shards)
+    assert parallel.replicas == 8 // model_shards
+    rules = {"hidden": P(None, "model")} if model_shards > 1 else {}
+    metrics, state = train(parallel, sharding=rules)
+    np.testing.assert_allclose(metrics["norm"], one_device[0]["norm"], rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6),
+        (state.params, state.extra, state.opt_state),
+        (one_device[1].params, one_device[1].extra, one_device[1].opt_state),
+    )
+
+
+def test_named_leaves_and_their_momentum_are_sharded():
+    parallel = training.make_parallel("jit", model_shards=4)
+    outcome = training.run([toy.stage(steps=1, sharding={"hidden": P(None, "model")})], parallel=parallel)
+    kernel = outcome.state.params["hidden"]["kernel"]
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(48, 2)}
+    momentum = outcome.state.opt_state[0][0].trace["hidden"]["kernel"]
+    assert {shard.data.shape for shard in momentum.addressable_shards} == {(48, 2)}
+    assert outcome.state.params["prototypes"]["kernel"].is_fully_replicated
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: training.make_parallel("tpu"), "parallel: needs"),
+        (lambda: training.make_parallel("jit", model_shards=3), "model_shards: needs a divisor of the 8"),
+        (lambda: training.make_parallel("pmap", model_shards=2), "model_shards: pmap"),
+        (lambda: training.check_batch_size(training.make_parallel(), 12), "batch_size: 12 .* multiple of 8"),
+        (lambda: training.check_batch_size(training.make_parallel(), 24, accumulate=2), "multiple of 16"),
+        (
+            lambda: training.run(
+                [toy.stage(sharding={"prototypes": P(None, "model")})],
+                parallel=training.make_parallel(model_shards=2),
+            ),
+            "prototypes of size 5 cannot be split over 2",
+        ),
+    ],
+)
+def test_refusals_in_one_line(call, words):
+    with pytest.raises(UserError, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value)
