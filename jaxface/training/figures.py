@@ -1,0 +1,219 @@
+"""Figures of a run: ROC curves, score histograms, training curves, intervals.
+
+Every function takes arrays and a path, draws without a display or any global state, and returns the path. The
+suffix picks the format (.png, .pdf, .svg). The file appears whole or not at all.
+"""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from jaxface.errors import UserError
+
+GENUINE, IMPOSTOR = "tab:blue", "tab:orange"
+MOST_POINTS = 2000  # per curve; more cannot be seen, and an SVG of a million points cannot be opened
+
+
+def save_roc(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | os.PathLike, *, title: str = ""
+) -> Path:
+    """ROC curves over a logarithmic false accept rate.
+
+    Args:
+      curves: name -> (far [K], tar [K], ...) with far rising in [0, 1], e.g. the result of
+        `jaxface.metrics.roc`. FAR 0 lies outside a logarithmic axis: the curve starts at the smallest
+        positive rate.
+      path: file to write. title: above the axes.
+
+    Raises:
+      UserError: no curve, rates outside [0, 1], or a FAR that falls or is 0 throughout.
+      ValueError: far and tar differ in shape.
+    """
+    _some("curves", curves)
+    figure, axes = _axes(title, "false accept rate", "true accept rate")
+    lowest = 1.0
+    for name, (far, tar, *_) in curves.items():
+        far, tar = _same_length(name, far, tar)
+        inside = (far >= 0) & (far <= 1) & (tar >= 0) & (tar <= 1)
+        if not inside.all() or (np.diff(far) < 0).any() or not far.any():
+            raise UserError(f"curves: {name!r} needs rates in [0, 1], far rising to more than 0")
+        # Of the points with one FAR the last has the largest TAR: that is the height of the step.
+        kept = np.flatnonzero((far > 0) & (np.append(far[1:], np.inf) > far))
+        far, tar = far[kept], tar[kept]
+        lowest = min(lowest, float(far[0]))
+        shown = _thin(np.log(far))
+        axes.plot(far[shown], tar[shown], label=name, drawstyle="steps-post")
+    axes.set_xscale("log")
+    axes.set_xlim(lowest if lowest < 1 else 0.1, 1)
+    axes.set_ylim(0, 1.01)
+    axes.legend(loc="lower right")
+    return _write(figure, path)
+
+
+def save_score_histogram(
+    genuine: np.ndarray,
+    impostor: np.ndarray,
+    path: str | os.PathLike,
+    *,
+    threshold: float | None = None,
+    bins: int = 80,
+    title: str = "",
+) -> Path:
+    """Distributions of genuine and impostor similarities, each of unit area, with the decision threshold.
+
+    Args:
+      genuine: [G] float. impostor: [I] float. bins: common bins over both.
+      threshold: drawn as a dashed line where given.
+
+    Raises:
+      UserError: an empty set or a value that is not finite.
+    """
+    genuine, impostor = _finite("genuine", genuine), _finite("impostor", impostor)
+    figure, axes = _axes(title, "similarity", "density")
+    low, high = min(genuine.min(), impostor.min()), max(genuine.max(), impostor.max())
+    margin = 0.0 if high > low else 0.5  # identical scores still need a bin of some width
+    edges = np.linspace(low - margin, high + margin, bins + 1)
+    for name, values, color in (("impostor", impostor, IMPOSTOR), ("genuine", genuine, GENUINE)):
+        axes.hist(values, edges, density=True, alpha=0.6, color=color, label=f"{name} ({values.size:,})")
+    if threshold is not None:
+        axes.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.3f}")
+    axes.legend()
+    return _write(figure, path)
+
+
+def save_training_curves(
+    series: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    path: str | os.PathLike,
+    *,
+    ylabel: str = "",
+    log_y: bool = False,
+    title: str = "",
+) -> Path:
+    """Values over steps, one line per name; gaps where a value is not finite.
+
+    Args:
+      series: name -> (steps [K], values [K]).
+      ylabel, title: texts. log_y: logarithmic values; those <= 0 become gaps.
+
+    Raises:
+      UserError: nothing to draw. ValueError: steps and values differ in shape.
+    """
+    _some("series", series)
+    figure, axes = _axes(title, "step", ylabel)
+    for name, (steps, values) in series.items():
+        steps, values = _same_length(name, steps, values)
+        values = np.where(np.isfinite(values) & ((values > 0) | (not log_y)), values, np.nan)
+        shown = _thin(steps)
+        # A single evaluation is a point, which a line alone would not show.
+        axes.plot(steps[shown], values[shown], label=name, marker="o" if shown.size == 1 else None)
+    if log_y:
+        axes.set_yscale("log")
+    axes.legend()
+    return _write(figure, path)
+
+
+def save_intervals(
+    names: Sequence[str],
+    means: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    path: str | os.PathLike,
+    *,
+    xlabel: str = "",
+    reference: float | None = None,
+    title: str = "",
+) -> Path:
+    """Means with their intervals, one row per comparison, the first at the top.
+
+    Args:
+      names: [K] texts. means, lower, upper: [K] float with lower <= mean <= upper, e.g. the ends of 95 %
+        intervals.
+      xlabel: what the means are, and of which interval. reference: drawn as a dashed line, e.g. 0 for
+        differences.
+
+    Raises:
+      UserError: nothing to draw, a value that is not finite, or a mean outside its interval.
+      ValueError: lengths differ.
+    """
+    _some("names", names)
+    means, lower, upper = (_finite(n, v) for n, v in (("means", means), ("lower", lower), ("upper", upper)))
+    if not len(names) == means.size == lower.size == upper.size:
+        raise ValueError(
+            "names, means, lower, upper: need one length, "
+            f"got {len(names)}, {means.size}, {lower.size}, {upper.size}"
+        )
+    if not ((lower <= means) & (means <= upper)).all():
+        raise UserError("means: each needs to lie in its interval [lower, upper]")
+    figure, axes = _axes(title, xlabel, "", height=1.4 + 0.4 * len(names))
+    rows = np.arange(len(names))[::-1]
+    axes.errorbar(means, rows, xerr=[means - lower, upper - means], fmt="o", capsize=4, color=GENUINE)
+    if reference is not None:
+        axes.axvline(reference, color="black", linestyle="--", linewidth=1)
+    axes.set_yticks(rows, names)
+    axes.set_ylim(-0.5, len(names) - 0.5)
+    return _write(figure, path)
+
+
+def _axes(title: str, xlabel: str, ylabel: str, *, height: float = 4.0) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.0, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _write(figure: Figure, path: str | os.PathLike) -> Path:
+    path = Path(path)
+    supported = figure.canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in supported:
+        raise UserError(f"path: needs a suffix among {', '.join(sorted(supported))}, got {path.name!r}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same directory, because a rename is atomic only within one file system.
+    handle, temporary = tempfile.mkstemp(suffix=path.suffix, prefix=f".{path.stem}-", dir=path.parent)
+    os.close(handle)
+    try:
+        figure.savefig(temporary, dpi=120)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's file is private, a result is not
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _thin(position: np.ndarray) -> np.ndarray:
+    """Indices of at most about `MOST_POINTS` points, evenly over the drawn axis; both ends stay."""
+    if position.size <= MOST_POINTS:
+        return np.arange(position.size)
+    places = np.searchsorted(position, np.linspace(position[0], position[-1], MOST_POINTS))
+    return np.unique(np.concatenate([[0], np.minimum(places, position.size - 1), [position.size - 1]]))
+
+
+def _some(name: str, values) -> None:
+    if len(values) == 0:
+        raise UserError(f"{name}: nothing to draw")
+
+
+def _finite(name: str, values) -> np.ndarray:
+    values = np.asarray(values, np.float64).ravel()
+    if values.size == 0 or not np.isfinite(values).all():
+        raise UserError(f"{name}: needs at least one value, and finite ones only")
+    return values
+
+
+def _same_length(name: str, first, second) -> tuple[np.ndarray, np.ndarray]:
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if first.ndim != 1 or first.shape != second.shape:
+        raise ValueError(f"{name}: needs two arrays of one shape [K], got {first.shape} and {second.shape}")
+    if first.size == 0:
+        raise UserError(f"{name}: needs at least one point")
+    return first, second

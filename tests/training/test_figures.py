@@ -1,0 +1,156 @@
+"""Figures: the file is an image of what was given, appears whole, and bad input is refused."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxface.errors import UserError
+from jaxface.metrics import roc
+from jaxface.training import figures
+
+rng = np.random.default_rng(0)
+GENUINE, IMPOSTOR = rng.normal(1, 0.5, 300), rng.normal(0, 0.5, 4000)
+
+
+def draw_all(folder):
+    curve = roc(GENUINE, IMPOSTOR)
+    return [
+        figures.save_roc(
+            {"ours": curve, "theirs": (curve.far, curve.tar / 2)}, folder / "roc.png", title="ROC"
+        ),
+        figures.save_score_histogram(GENUINE, IMPOSTOR, folder / "scores.png", threshold=0.5),
+        figures.save_training_curves({"loss": ([1, 2, 3], [2.0, 1.0, 0.5])}, folder / "loss.png", log_y=True),
+        figures.save_intervals(
+            ["a", "b"], [0.1, -0.2], [0.0, -0.3], [0.2, 0.1], folder / "effects.png", reference=0
+        ),
+    ]
+
+
+def test_every_figure_is_a_picture(tmp_path):
+    paths = draw_all(tmp_path / "new" / "folder")
+    assert sorted(p.name for p in paths) == sorted(p.name for p in (tmp_path / "new" / "folder").iterdir())
+    for path in paths:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        assert min(pixels.shape[:2]) > 200
+        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
+
+
+def test_pyplot_is_not_touched(tmp_path):
+    before = "matplotlib.pyplot" in sys.modules
+    draw_all(tmp_path)
+    assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The axes of what was drawn last, with nothing written."""
+    kept = []
+    monkeypatch.setattr(figures, "_write", lambda figure, path: kept.append(figure.axes[0]) or path)
+    return kept
+
+
+def test_roc_lines_carry_the_curve(drawn):
+    curve = roc(GENUINE, IMPOSTOR)
+    figures.save_roc({"ours": curve}, "x.png")
+    axes = drawn[0]
+    x, y = axes.lines[0].get_data()
+    assert axes.get_xscale() == "log"
+    assert x[0] == pytest.approx(1 / 4000)
+    # Every point drawn is the top of its step.
+    np.testing.assert_array_equal(y, [curve.tar[curve.far == far].max() for far in x])
+    assert (x[-1], y[-1]) == (1, 1)
+    assert len(x) <= figures.MOST_POINTS + 2
+    assert axes.get_legend().get_texts()[0].get_text() == "ours"
+
+
+def test_roc_without_a_point_between_the_corners(drawn):
+    figures.save_roc({"nothing": roc(np.ones(4), np.ones(4))}, "x.png")
+    assert drawn[0].get_xlim() == (0.1, 1)
+
+
+def test_histogram_has_unit_area_and_its_threshold(drawn):
+    figures.save_score_histogram(GENUINE, IMPOSTOR, "x.png", threshold=0.4, bins=30)
+    axes = drawn[0]
+    area = sum(p.get_height() * p.get_width() for p in axes.patches)
+    assert area == pytest.approx(2)
+    assert axes.lines[0].get_xdata()[0] == 0.4
+    figures.save_score_histogram(np.ones(3), np.ones(5), "x.png")
+    assert sum(p.get_height() * p.get_width() for p in drawn[1].patches) == pytest.approx(2)
+
+
+def test_training_curves_leave_gaps(drawn):
+    steps, values = [0, 1, 2, 3], [1.0, np.nan, -1.0, 2.0]
+    figures.save_training_curves(
+        {"a": (steps, values), "b": ([5], [1.0])}, "x.png", ylabel="loss", log_y=True
+    )
+    np.testing.assert_array_equal(drawn[0].lines[0].get_ydata(), [1, np.nan, np.nan, 2])
+    assert drawn[0].lines[1].get_marker() == "o"
+    figures.save_training_curves({"a": (steps, values)}, "x.png")
+    np.testing.assert_array_equal(drawn[1].lines[0].get_ydata(), [1, np.nan, -1, 2])
+
+
+def test_long_curves_are_thinned_and_keep_their_ends(drawn):
+    steps = np.arange(100_000.0)
+    figures.save_training_curves({"loss": (steps, steps)}, "x.png")
+    x = drawn[0].lines[0].get_xdata()
+    assert x.size <= figures.MOST_POINTS + 2
+    assert (x[0], x[-1]) == (0, 99_999)
+
+
+def test_the_first_interval_is_at_the_top(drawn):
+    figures.save_intervals(
+        ["first", "last"], [1.0, 2.0], [0.5, 1.0], [1.5, 4.0], "x.png", xlabel="gain", reference=0
+    )
+    axes = drawn[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["first", "last"]
+    np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[1, 1], [2, 0]])
+    ends = [sorted(segment[:, 0]) for segment in axes.collections[0].get_segments()]
+    np.testing.assert_allclose(ends, [[0.5, 1.5], [1, 4]])
+
+
+def test_a_failed_drawing_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "scores.png"
+    figures.save_score_histogram(GENUINE, IMPOSTOR, path)
+    before = path.read_bytes()
+
+    def fail(self, name, **_):
+        with open(name, "wb") as file:
+            file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(figures.Figure, "savefig", fail)
+    with pytest.raises(OSError, match="disk full"):
+        figures.save_score_histogram(IMPOSTOR, GENUINE, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["scores.png"]
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda p: figures.save_roc({}, p), UserError, "curves: nothing"),
+        (lambda p: figures.save_roc({"a": ([0.0, 2.0], [0.0, 1.0])}, p), UserError, "rates in"),
+        (lambda p: figures.save_roc({"a": ([0.0, 0.0], [0.0, 1.0])}, p), UserError, "rising to more than 0"),
+        (lambda p: figures.save_roc({"a": ([1.0, 0.0], [1.0, 0.0])}, p), UserError, "far rising"),
+        (lambda p: figures.save_roc({"a": ([0.0, 1.0], [1.0])}, p), ValueError, "one shape"),
+        (lambda p: figures.save_score_histogram([], [1.0], p), UserError, "genuine"),
+        (lambda p: figures.save_score_histogram([1.0], [np.nan], p), UserError, "impostor"),
+        (lambda p: figures.save_training_curves({}, p), UserError, "series"),
+        (lambda p: figures.save_training_curves({"a": ([], [])}, p), UserError, "at least one point"),
+        (lambda p: figures.save_intervals([], [], [], [], p), UserError, "names"),
+        (lambda p: figures.save_intervals(["a"], [1.0], [2.0], [3.0], p), UserError, "interval"),
+        (
+            lambda p: figures.save_intervals(["a"], [1.0, 2.0], [0.0, 0.0], [3.0, 3.0], p),
+            ValueError,
+            "one length",
+        ),
+        (lambda p: figures.save_score_histogram([1.0], [0.0], p.with_suffix(".txt")), UserError, "suffix"),
+    ],
+)
+def test_bad_input_is_refused(tmp_path, call, kind, message):
+    with pytest.raises(kind, match=message):
+        call(tmp_path / "x.png")
+    assert not list(tmp_path.iterdir())
