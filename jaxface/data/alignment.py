@@ -1,8 +1,8 @@
 """Five-point alignment: the landmark template, the similarity transform onto it, and the warp.
 
 Coordinates are (x, y) in pixels with pixel centres at integers. The five landmarks are, in this order, left eye,
-right eye, nose tip, left mouth corner, right mouth corner, where left and right are sides of the *image*. A similarity
-cannot reflect: landmarks with left and right exchanged give a crop that is turned by about 180 degrees.
+right eye, nose tip, left mouth corner, right mouth corner, where left and right are sides of the *image*. A
+similarity cannot reflect: landmarks with left and right exchanged give a crop of a face shrunk to a quarter.
 """
 
 import cv2
@@ -55,7 +55,9 @@ def template(height: int = 112, width: int | None = None) -> np.ndarray:
 
 
 def five_from_68(points: jax.Array) -> jax.Array:
-    """Five landmarks from the 68-point mark-up: eyes are the means of their corners (36, 39), (42, 45); nose 30; mouth 48, 54.
+    """Five landmarks from the 68-point mark-up.
+
+    Eyes are the means of their corners (36, 39) and (42, 45), the nose tip is 30, mouth corners 48 and 54, from 0.
 
     Args:
       points: [..., 68, 2] (x, y).
@@ -71,7 +73,7 @@ def five_from_68(points: jax.Array) -> jax.Array:
 
 
 def _similarity(src, dst, xp):
-    """The least-squares similarity by complex numbers, in the namespace `xp`; also each cloud's scatter and extent."""
+    """The least-squares similarity by complex numbers, in the namespace `xp`; and whether `src` coincides."""
     mean_src, mean_dst = src.mean(-2), dst.mean(-2)
     s, d = src - mean_src[..., None, :], dst - mean_dst[..., None, :]
     scatter = (s * s).sum((-2, -1))
@@ -86,8 +88,15 @@ def _similarity(src, dst, xp):
 
 def _check_landmarks(src, dst) -> None:
     for name, points in (("src", src), ("dst", dst)):
-        if points.ndim < 2 or points.shape[-1] != 2 or points.shape[-2] < 2 or points.shape[-2] != src.shape[-2]:
-            raise ValueError(f"{name} must be [..., n, 2] with n >= 2 alike in src and dst, got {points.shape}")
+        if (
+            points.ndim < 2
+            or points.shape[-1] != 2
+            or points.shape[-2] < 2
+            or points.shape[-2] != src.shape[-2]
+        ):
+            raise ValueError(
+                f"{name} must be [..., n, 2] with n >= 2 alike in src and dst, got {points.shape}"
+            )
 
 
 def estimate_similarity(src: jax.Array, dst: jax.Array) -> jax.Array:
@@ -171,7 +180,10 @@ def warp_affine(image: jax.Array, matrix: jax.Array, out_hw: tuple[int, int]) ->
     x, y = x - tx, y - ty
     source_x = jnp.where(invertible, (d * x - b * y) / determinant, -2.0)
     source_y = jnp.where(invertible, (a * y - c * x) / determinant, -2.0)
-    sample = lambda channel: map_coordinates(channel, [source_y, source_x], order=1, mode="constant", cval=0.0)  # noqa: E731
+
+    def sample(channel):
+        return map_coordinates(channel, [source_y, source_x], order=1, mode="constant", cval=0.0)
+
     return jax.vmap(sample, in_axes=-1, out_axes=-1)(image.astype(jnp.float32))
 
 

@@ -10,7 +10,8 @@ from jaxface.data.images import Fit, fit_scale_offset, fit_square
 from jaxface.data.sources import Record
 
 MAPS = ("image", "depth")  # the arrays of a record that are sampled over its pixels
-_MIRRORED = (1, 0, 2, 4, 3)  # left and right are image sides: after a flip the eyes and the mouth corners change place
+# Left and right are image sides: after a flip the eyes and the mouth corners change places.
+_MIRRORED = (1, 0, 2, 4, 3)
 
 
 def flip(record: Record) -> Record:
@@ -19,7 +20,7 @@ def flip(record: Record) -> Record:
     width = record["image"].shape[1]
     for name in MAPS:
         if name in record:
-            record[name] = np.ascontiguousarray(record[name][:, ::-1])
+            record[name] = cv2.flip(record[name], 1).reshape(record[name].shape)
     if "landmarks" in record:
         points = record["landmarks"][list(_MIRRORED)]
         record["landmarks"] = np.stack([width - 1 - points[:, 0], points[:, 1]], -1).astype(np.float32)
@@ -33,7 +34,9 @@ def move_points(record: Record, scale: tuple[float, float], offset: tuple[float,
     """x' = scale x + offset for landmarks and boxes, (x, y) pairs; boxes are clipped to the new size x size image."""
     record = dict(record)
     if "landmarks" in record:
-        record["landmarks"] = (record["landmarks"] * np.float32(scale) + np.float32(offset)).astype(np.float32)
+        record["landmarks"] = (record["landmarks"] * np.float32(scale) + np.float32(offset)).astype(
+            np.float32
+        )
     if "boxes" in record:
         factors, shifts = np.float32(scale[::-1] * 2), np.float32(offset[::-1] * 2)
         moved = record["boxes"] * factors + shifts

@@ -1,7 +1,7 @@
 """Encoded image bytes from outside, and the size an image must have in a run.
 
-Bytes from outside are untrusted: the header's size is checked before any pixel is allocated, only a few formats are
-tried, and whatever goes wrong inside a decoder becomes one exception, `CorruptImage`.
+Bytes from outside are untrusted: the header's size is checked before any pixel is allocated, only a few
+formats are tried, and whatever goes wrong inside a decoder becomes one exception, `CorruptImage`.
 """
 
 import io
@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "WEBP")  # Pillow's PPM reader is also the one for PGM and PBM
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".pnm", ".bmp", ".webp"})
-MAX_PIXELS = 1 << 26  # 64 megapixels: above any face photograph, 192 MiB decoded
+MAX_SIDE = 8192  # pixels: above any face photograph; a square of it is 192 MiB decoded
 
 Fit = Literal["pad", "crop", "stretch"]
 
@@ -26,8 +26,8 @@ class CorruptImage(ValueError):
 def decode_image(encoded: bytes | pathlib.Path) -> np.ndarray:
     """Decodes one image to RGB, upright.
 
-    Grey is repeated over the three channels, 16-bit grey loses its low byte, transparency is dropped, and the EXIF
-    orientation that a camera wrote is applied.
+    Grey is repeated over the three channels, 16-bit grey loses its low byte, transparency is dropped, and the
+    EXIF orientation that a camera wrote is applied.
 
     Args:
       encoded: the bytes of a JPEG, PNG, PGM/PPM, BMP or WebP file, or its path.
@@ -36,13 +36,17 @@ def decode_image(encoded: bytes | pathlib.Path) -> np.ndarray:
       [H, W, 3] uint8.
 
     Raises:
-      CorruptImage: not such an image, truncated, empty, or larger than `MAX_PIXELS`.
+      CorruptImage: not such an image, truncated, empty, or a side longer than `MAX_SIDE`.
     """
     try:
-        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=FORMATS) as image:
+        with Image.open(
+            io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=FORMATS
+        ) as image:
             width, height = image.size
-            if not 0 < width * height <= MAX_PIXELS:
-                raise CorruptImage(f"its header claims {width}x{height} pixels, the limit is {MAX_PIXELS}")
+            if max(width, height) > MAX_SIDE:
+                raise CorruptImage(
+                    f"its header claims {width}x{height} pixels, the limit is {MAX_SIDE}x{MAX_SIDE}"
+                )
             if image.format != "PPM" and image.getexif().get(0x0112, 1) != 1:
                 image = ImageOps.exif_transpose(image)
             if image.mode in ("I", "I;16", "I;16B", "I;16L"):
@@ -85,10 +89,10 @@ def fit_scale_offset(height: int, width: int, size: int, fit: Fit) -> tuple[floa
 def fit_square(pixels: np.ndarray, size: int, *, fit: Fit = "pad") -> np.ndarray:
     """Brings an image to size x size around its centre.
 
-    `pad` first extends the short side to the long one by repeating the border pixels, so that nothing is lost and no
-    black bar (an edge that every image would share) appears: right for portraits such as 92x112. `crop` first cuts
-    the long side to the short one: right for wide photographs with the face in the middle. `stretch` changes the
-    aspect ratio. Then the square is resized, averaging areas when it shrinks and bilinearly when it grows.
+    `pad` first extends the short side to the long one by repeating the border pixels, so that nothing is lost
+    and no black bar (an edge that every image would share) appears: right for portraits such as 92x112.
+    `crop` first cuts the long side to the short one: right for wide photographs with the face in the middle.
+    `stretch` changes the aspect ratio. Then the square is resized, averaging areas when it shrinks and bilinearly when it grows.
 
     Args:
       pixels: [H, W, C] or [H, W], any dtype that OpenCV resizes (uint8, float32).
@@ -113,6 +117,8 @@ def fit_square(pixels: np.ndarray, size: int, *, fit: Fit = "pad") -> np.ndarray
         pixels = np.pad(pixels, padding, mode="edge")
     shrinks = min(pixels.shape[:2]) > size
     resized = cv2.resize(
-        np.ascontiguousarray(pixels), (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        np.ascontiguousarray(pixels),
+        (size, size),
+        interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
     )
     return resized.reshape((size, size) + channels)  # OpenCV drops a channel axis of one
