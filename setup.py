@@ -1,4 +1,4 @@
-"""Package metadata. Every dependency is here because it does a job better than our own code would; DESIGN terms beside each."""
+"""Package metadata. Every dependency is here because it does a job better than our own code would."""
 
 from setuptools import find_packages, setup
 
@@ -22,6 +22,8 @@ setup(
         "tensorflow-datasets>=4.9.9",  # dataset builders; read through `as_data_source`, no TensorFlow
         "array_record>=0.6",  # the record format of the builders
         "importlib_resources",  # tensorflow-datasets imports it without declaring it
+        "absl-py",  # grain's worker processes parse its flags
+        "cattrs>=24",  # configurations to JSON and back, with every mistake named
         "tyro>=0.9",  # command-line flags from the Config dataclasses
         "rich>=13",  # progress bar and tables
         "tensorboardX>=2.6",  # TensorBoard events without TensorFlow
@@ -30,10 +32,11 @@ setup(
         "opencv-python-headless>=4.10",  # similarity warps, resizing, JPEG
         "scikit-learn>=1.5",  # digits, Olivetti and LFW sources; folds
         "scikit-image>=0.24",  # lfw_subset
+        "scipy>=1.14",  # Student's interval
         "numpy>=2",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.8", "nbclient>=0.10", "ipykernel>=6"],
+        "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.8"],
         "cuda": ["jax[cuda13]>=0.11,<0.13"],
         "tpu": ["jax[tpu]>=0.11,<0.13"],
         "bench": ["torch>=2.4"],

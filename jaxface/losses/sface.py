@@ -66,7 +66,9 @@ def sface_terms(
     frozen = jax.lax.stop_gradient(cosines)
     angles = jnp.arccos(jnp.clip(frozen, -1 + 1e-7, 1 - 1e-7))
     intra_weight, inter_weight = jax.lax.stop_gradient(
-        sface_rescale(angles, scale=scale, sharpness=sharpness, intra_angle=intra_angle, inter_angle=inter_angle)
+        sface_rescale(
+            angles, scale=scale, sharpness=sharpness, intra_angle=intra_angle, inter_angle=inter_angle
+        )
     )
     is_target = jax.nn.one_hot(labels, cosines.shape[1], dtype=bool)  # all False in the row of a label -1
     return SFaceTerms(

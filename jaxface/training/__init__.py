@@ -3,34 +3,54 @@
 from jaxface.training.checkpoints import Checkpoints, restore_params
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
 from jaxface.training.optimizer import Optimizer, decay_mask
-from jaxface.training.parallel import JitParallel, PmapParallel, check_batch_size, make_parallel
+from jaxface.training.parallel import JitParallel, Mode, PmapParallel, check_batch_size, make_parallel
+from jaxface.training.recognition import (
+    Figures,
+    NearestPrototype,
+    Recognizer,
+    Verification,
+    backbone_checkpoint,
+    embed_source,
+    pretrained_backbone,
+    verification_figures,
+)
 from jaxface.training.records import Records, read_records
 from jaxface.training.stages import Outcome, Stage
 from jaxface.training.step import Objective, TrainState, create_state, gradient_step
-from jaxface.training.workdir import open_workdir, read_config, write_atomically
+from jaxface.training.workdir import check_workdir, open_workdir, read_config, write_atomically
 
 __all__ = [
     "Cadence",
     "Checkpoints",
     "Diverged",
+    "Figures",
     "Interrupted",
     "JitParallel",
+    "Mode",
+    "NearestPrototype",
     "Objective",
     "Optimizer",
     "Outcome",
     "PmapParallel",
+    "Recognizer",
     "Records",
     "Stage",
     "TrainState",
+    "Verification",
+    "backbone_checkpoint",
     "check_batch_size",
+    "check_workdir",
     "create_state",
     "decay_mask",
+    "embed_source",
     "gradient_step",
     "make_parallel",
     "open_workdir",
+    "pretrained_backbone",
     "read_config",
     "read_records",
     "restore_params",
     "run",
+    "verification_figures",
     "write_atomically",
 ]

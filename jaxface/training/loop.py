@@ -171,6 +171,7 @@ class _StageRun:
                 self.after_step(state, done, stop)
         if not self.complete:
             self.evaluate(state, done)
+            self.draw(state, done)
             self.save(state, done)
         return Outcome(stage.name, self.parallel.single(state), self.metrics)
 
@@ -215,6 +216,12 @@ class _StageRun:
         self.metrics = {k: float(v) for k, v in self.stage.evaluate(self.parallel.single(state)).items()}
         if self.records is not None:
             self.records.write(self.stage.name, done, "evaluate", self.metrics, offset=self.offset)
+
+    def draw(self, state, done: int) -> None:
+        if self.stage.figures is None or self.records is None:
+            return
+        for name, figure in self.stage.figures(self.parallel.single(state)).items():
+            self.records.figure(f"{self.stage.name}/{name}", figure, self.offset + done)
 
     def save(self, state, done: int, *, scored: bool = True) -> None:
         if self.checkpoints is None:

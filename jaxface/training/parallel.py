@@ -160,6 +160,8 @@ def make_parallel(mode: Mode = "jit", *, model_shards: int = 1, devices: list | 
 
 def check_batch_size(parallel: Parallel, batch_size: int, *, accumulate: int = 1) -> None:
     """Raises UserError unless the global batch divides evenly over the devices and the micro-batches."""
+    if accumulate < 1:
+        raise UserError(f"accumulate: needs at least 1, got {accumulate}")
     if batch_size < 1 or batch_size % (parallel.replicas * accumulate):
         parts = f"{parallel.replicas} devices" + (f" × {accumulate} micro-batches" if accumulate > 1 else "")
         raise UserError(

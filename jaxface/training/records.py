@@ -3,7 +3,12 @@
 import json
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+from PIL import Image
+from tensorboardX import SummaryWriter
 
 
 class Records:
@@ -17,8 +22,6 @@ class Records:
     """
 
     def __init__(self, workdir: pathlib.Path):
-        from tensorboardX import SummaryWriter
-
         self._path = workdir / "metrics.jsonl"
         self._file = self._path.open("r+b" if self._path.exists() else "w+b")
         self._resume_at: int | None = 0
@@ -44,11 +47,9 @@ class Records:
         """A TensorBoard scalar that is no result, such as a speed."""
         self._board.add_scalar(name, value, step)
 
-    def figure(self, name: str, path: pathlib.Path, step: int) -> None:
-        """A PNG as a TensorBoard image."""
-        import numpy as np
-        from PIL import Image
-
+    def figure(self, name: str, draw: Callable[[pathlib.Path], pathlib.Path], step: int) -> None:
+        """Lets `draw` write `<last part of name>.png` in the work directory, and shows it in TensorBoard."""
+        path = draw(self._path.parent / f"{name.rsplit('/', 1)[-1]}.png")
         with Image.open(path) as image:
             self._board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 

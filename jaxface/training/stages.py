@@ -5,12 +5,15 @@ progress bars.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import PartitionSpec
+
+from jaxface.errors import UserError
 
 State = Any  # any pytree of arrays; `jaxface.training.TrainState` for a plain method
 Metrics = dict[str, jax.Array]
@@ -41,6 +44,7 @@ class Stage:
         on the state. It must be a function of that state alone: a resumed run calls it again. None in a stage without steps.
       steps: number of optimisation steps; 0 for a stage that only computes something.
       evaluate: (state) -> metrics as floats, on the host; None to evaluate nothing.
+      figures: (state that was evaluated last) -> name -> function that draws the figure to a path; asked for at the end.
       best: key of `evaluate` whose largest value marks the best checkpoint; None to keep only the last ones.
       sharding: name of a leaf or subtree -> PartitionSpec over the axes `data` and `model`. A leaf is sharded so when the name
         occurs in its path (in the optimizer's state too); everything else is replicated.
@@ -53,9 +57,14 @@ class Stage:
     batches: Callable[[State], Batches] | None = None
     steps: int = 0
     evaluate: Callable[[State], dict[str, float]] | None = None
+    figures: Callable[[State], Mapping[str, Callable[[pathlib.Path], pathlib.Path]]] | None = None
     best: str | None = None
     sharding: Mapping[str, PartitionSpec] = dataclasses.field(default_factory=dict)
     compile_init: bool = True
+
+    def __post_init__(self):
+        if self.steps < 0:
+            raise UserError(f"steps: needs a number from 0, got {self.steps}")
 
 
 class Outcome(NamedTuple):

@@ -136,10 +136,14 @@ def gradient_step(*objectives: Objective, accumulate: int = 1, ema_decay: float 
 
     Raises:
       ValueError: no objective, or two objectives without different names.
+      UserError: `ema_decay` outside [0, 1).
     """
     names = [objective.name for objective in objectives]
     if not objectives or len(set(names)) != len(names):
         raise ValueError(f"objectives: need at least one, each with a name of its own, got {names}")
+
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise UserError(f"ema_decay: needs a value in [0, 1), got {ema_decay}")
 
     def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         rng = jax.random.fold_in(state.rng, state.step)

@@ -32,6 +32,31 @@ def _differences(old, new, prefix="") -> list[str]:
     return [] if old == new else [f"{prefix[:-1]} is {old!r} there and {new!r} here"]
 
 
+def check_workdir(path: str | pathlib.Path, config: dict) -> pathlib.Path:
+    """Whether `open_workdir` would take a folder, without making it or writing to it.
+
+    Arguments, result and refusals are those of `open_workdir`.
+    """
+    path = pathlib.Path(path).expanduser().absolute()
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "not writable" if existing.is_dir() else "not a folder"
+        raise UserError(f"workdir: cannot use {path}: {existing} is {reason}")
+    file = path / CONFIG
+    if file.is_file():
+        config = json.loads(json.dumps(config))
+        differences = _differences(read_config(path), config)
+        if differences:
+            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+            raise UserError(
+                f"workdir: {path} holds a run with another configuration: {'; '.join(differences[:3])}{more}"
+            )
+    # A process killed while it claimed the folder leaves no more than a temporary file of ours.
+    elif existing == path and any(not p.name.startswith(f".{CONFIG}.") for p in path.iterdir()):
+        raise UserError(f"workdir: {path} is not empty and holds no run; choose another folder")
+    return path
+
+
 def open_workdir(path: str | pathlib.Path, config: dict) -> pathlib.Path:
     """Makes or reopens the folder of a run.
 
@@ -46,24 +71,10 @@ def open_workdir(path: str | pathlib.Path, config: dict) -> pathlib.Path:
       UserError: the folder cannot be written, holds something that is no run, or holds a run with another configuration
         (the first fields that differ are named). Nothing in it has been touched then.
     """
-    path = pathlib.Path(path).expanduser().absolute()
+    path = check_workdir(path, config)
+    file = path / CONFIG
     try:
         path.mkdir(parents=True, exist_ok=True)
-        entries = list(path.iterdir())
-    except OSError as error:
-        raise UserError(f"workdir: cannot use {path}: {error.strerror}") from None
-    file = path / CONFIG
-    if entries and not file.is_file():
-        raise UserError(f"workdir: {path} is not empty and holds no run; choose another folder")
-    config = json.loads(json.dumps(config))
-    if file.is_file():
-        differences = _differences(read_config(path), config)
-        if differences:
-            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-            raise UserError(
-                f"workdir: {path} holds a run with another configuration: {'; '.join(differences[:3])}{more}"
-            )
-    try:
         if file.is_file():
             tempfile.TemporaryFile(dir=path).close()
         else:
@@ -74,15 +85,16 @@ def open_workdir(path: str | pathlib.Path, config: dict) -> pathlib.Path:
 
 
 def read_config(path: str | pathlib.Path) -> dict:
-    """The configuration of the run in a folder.
+    """The configuration of the run in a folder, or in a file that a run wrote.
 
     Raises:
       UserError: there is none, or it is not JSON.
     """
-    file = pathlib.Path(path) / CONFIG
+    path = pathlib.Path(path).expanduser()
+    file = path if path.is_file() else path / CONFIG
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"run: {path} holds no {CONFIG}; give the work directory of a run") from None
     except (OSError, ValueError) as error:
         raise UserError(f"run: {file} cannot be read as JSON ({error})") from None

@@ -32,7 +32,9 @@ def test_two_rows_and_their_gradient():
     np.testing.assert_allclose(terms.intra, [-34.578295, -12.945425], rtol=1e-4)
     np.testing.assert_allclose(terms.inter, [29.026158, 51.378486], rtol=1e-4)
     np.testing.assert_allclose(terms.target_cosine, np.cos([1.0, 0.86]), rtol=1e-6)
-    np.testing.assert_allclose(terms.other_cosine, [(np.cos(1.1) + np.cos(1.3)) / 3, (np.cos(0.9) + np.cos(1.2)) / 3], rtol=1e-6)
+    np.testing.assert_allclose(
+        terms.other_cosine, [(np.cos(1.1) + np.cos(1.3)) / 3, (np.cos(0.9) + np.cos(1.2)) / 3], rtol=1e-6
+    )
     value, gradient = jax.value_and_grad(lambda c: losses.sface_loss(c, LABELS).mean())(cos)
     np.testing.assert_allclose(value, 16.440462, rtol=1e-4)
     expected = [[-31.999026, 31.989269, 0.010731], [32.0, 16.0, -9.920817]]
@@ -105,7 +107,9 @@ def test_limits():
     labels = np.array([0, 1, 3])
     target = np.take_along_axis(np.array(cos), labels[:, None], 1)[:, 0]
     others = np.array(cos).sum(1) - target
-    np.testing.assert_allclose(losses.sface_loss(cos, labels, sharpness=0.0), 32 * (others - target), rtol=1e-5)
+    np.testing.assert_allclose(
+        losses.sface_loss(cos, labels, sharpness=0.0), 32 * (others - target), rtol=1e-5
+    )
     # Traced hyper-parameters are not range-checked, so that the limits outside the ranges can be taken.
     loss = jax.jit(lambda a, b: losses.sface_loss(cos, labels, intra_angle=a, inter_angle=b))
     np.testing.assert_allclose(loss(-10.0, 10.0), 64 * (others - target), rtol=1e-5)

@@ -106,7 +106,9 @@ def test_bfloat16_and_transforms(name):
     loss = jax.jit(jax.vmap(functools.partial(ALL[name], scale=16.0)))(cos, labels)
     assert loss.dtype == jnp.float32
     for i in range(2):
-        np.testing.assert_allclose(loss[i], ALL[name](cos[i].astype(jnp.float32), labels[i], scale=16.0), rtol=1e-5)
+        np.testing.assert_allclose(
+            loss[i], ALL[name](cos[i].astype(jnp.float32), labels[i], scale=16.0), rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,55 @@
+# Every target makes the environment it needs; a second call reuses what stands.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKDIR ?= runs/demo
+METHOD ?= sface
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo real-faces test test-all lint format bench reproduce clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+
+venv: $(STAMP)  ## the environment alone, in .venv
+
+$(STAMP): setup.py constraints.txt pyproject.toml .python-version
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 12) else f"Python {v[0]}.{v[1]} is too old: jaxface needs 3.12 or newer; set PYTHON=/path/to/python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+demo: $(STAMP)  ## train SFace on rendered faces and verify on people it never saw (WORKDIR=runs/demo)
+	$(BIN)/python -m experiments.launch sface --workdir $(WORKDIR) $(ARGS)
+
+real-faces: $(STAMP)  ## the demo's network on photographs: FACES=folder of one sub-folder per person
+	@test -n "$(FACES)" || { echo 'error: FACES: give a folder of photographs, one sub-folder per person' >&2; exit 2; }
+	$(BIN)/python -m experiments.real_faces --run $(WORKDIR) --faces $(FACES) $(ARGS)
+
+test: $(STAMP)  ## the fast tests
+	$(BIN)/python -m pytest -q -m "not slow and not accelerator" $(ARGS)
+
+test-all: $(STAMP)  ## all tests, the slow ones too
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(STAMP)  ## ruff: formatting and lint
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+
+format: $(STAMP)  ## let ruff format the code
+	$(BIN)/ruff format --quiet .
+	$(BIN)/ruff check --quiet --fix .
+
+bench: $(STAMP)  ## all benchmarks on this device, into benchmarks/results/<device>/
+	$(BIN)/python -m benchmarks.renderer
+	$(BIN)/python -m benchmarks.input_pipeline
+	$(BIN)/python -m benchmarks.train_step
+
+reproduce: $(STAMP)  ## METHOD=sface against its baselines over seeds
+	$(BIN)/python -m experiments.reproduce $(METHOD) $(ARGS)
+
+clean:  ## remove the environment and the caches, keep the runs
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis *.egg-info

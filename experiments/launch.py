@@ -1,0 +1,98 @@
+"""Runs one method: `python -m experiments.launch METHOD [flags]`, `--list` for all methods."""
+
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from experiments import configs
+from jaxface import training
+from jaxface.errors import UserError
+
+USAGE = "usage: python -m experiments.launch METHOD [--help | flags], or --list"
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between runs, where the user has not said otherwise."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "jaxface"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def show(metrics: dict[str, float], title: str) -> None:
+    """A table of results on the terminal."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    Console().print(table)
+
+
+def launch(method: str, config, run: configs.Run) -> training.Outcome:
+    """Runs a configured method in its work directory, from its beginning or from where it was interrupted.
+
+    Everything that can be refused is refused before the first compilation.
+
+    Raises:
+      UserError: data, batch size, work directory or configuration that cannot be used.
+    """
+    parallel = training.make_parallel(run.parallel, model_shards=run.model_shards)
+    run.cadence.check()
+    training.check_batch_size(parallel, config.batch_size, accumulate=getattr(config, "accumulate", 1))
+    workdir, written = run.workdir or pathlib.Path("runs") / method, configs.to_dict(method, config, run)
+    training.check_workdir(workdir, written)
+    stages = configs.method_module(method).build(config)
+    if run.model_shards > 1 and isinstance(stages, Sequence) and stages[0].compile_init:
+        first = jax.eval_shape(stages[0].init, jax.eval_shape(lambda: jax.random.key(0)), None)
+        parallel.shardings(first, stages[0].sharding)
+    # Claimed last, so that a mistake found by `build` can be mended and launched again in the same folder.
+    workdir = training.open_workdir(workdir, written)
+    outcome = training.run(
+        stages,
+        seed=config.seed,
+        parallel=parallel,
+        cadence=run.cadence,
+        workdir=workdir,
+        progress=not run.quiet,
+    )
+    if jax.process_index() == 0:
+        versions = {
+            "jax": jax.__version__,
+            "device": jax.devices()[0].device_kind,
+            "devices": jax.device_count(),
+        }
+        results = {"method": method, "metrics": outcome.metrics, **versions}
+        training.write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+        if not run.quiet:
+            show(outcome.metrics, f"{method}: {workdir}")
+    return outcome
+
+
+@configs.exit_on_user_error
+def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--list"]:
+        width = max(map(len, configs.methods()))
+        for name, line in configs.methods().items():
+            print(f"{name:<{width}}  {line}")
+        return
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"{__doc__}\n\n{USAGE}")
+        return
+    if arguments[0].startswith("-"):
+        raise UserError(f"method: the first argument names the method, got {arguments[0]!r}; {USAGE}")
+    method = arguments[0].replace("-", "_")
+    config, run = configs.parse(method, arguments[1:])
+    use_compilation_cache()
+    launch(method, config, run)
+
+
+if __name__ == "__main__":
+    main()

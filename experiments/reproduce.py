@@ -1,0 +1,231 @@
+"""Measures a method against its own baselines over seeds: `python -m experiments.reproduce METHOD [--study NAME]`.
+
+A method plugs in by a table `STUDIES` of `Study`. Every run's result is kept in the work directory, so that a comparison
+goes on where it was interrupted; the differences are paired by seed and given with a 95 % interval.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.stats
+from rich.console import Console
+from rich.markdown import Markdown
+
+from experiments import configs
+from experiments.launch import use_compilation_cache
+from jaxface import training
+from jaxface.errors import UserError
+from jaxface.training import figures
+
+SEEDS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A claim of a paper, in the small.
+
+    Attributes:
+      claim: what the paper says, in a sentence.
+      metric: key of the stages' metrics.
+      method: name of the arm that makes the claim.
+      arms: name -> field overrides of `base` for that arm; all but `method` are baselines.
+      base: configuration that the arms share.
+      conditions: name -> field overrides for a condition under which all arms are compared.
+      larger_is_better: direction of the metric.
+    """
+
+    claim: str
+    metric: str
+    method: str
+    arms: Mapping[str, Mapping[str, Any]]
+    base: Any
+    conditions: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=lambda: {"": {}})
+    larger_is_better: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """Difference of the method to one baseline under one condition; positive favours the method."""
+
+    condition: str
+    baseline: str
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """better, worse or undecided at the 95 % level."""
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "undecided"
+
+
+def interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of paired differences with Student's interval.
+
+        mean ± t_{(1 + level)/2, n-1} · s / √n,   s with n - 1
+
+    Args:
+      values: [n] float, n ≥ 2.
+      level: confidence level in (0, 1).
+
+    Returns:
+      (mean, low, high).
+
+    Raises:
+      ValueError: fewer than two values.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or values.size < 2:
+        raise ValueError(f"values: needs at least two, got shape {values.shape}")
+    mean = float(values.mean())
+    half = scipy.stats.t.ppf((1 + level) / 2, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size)
+    return mean, mean - float(half), mean + float(half)
+
+
+def effects(study: Study, scores: Mapping[str, Mapping[str, np.ndarray]]) -> list[Effect]:
+    """Every difference between the method and a baseline. `scores[condition][arm]` is [seeds], paired by position."""
+    sign = 1.0 if study.larger_is_better else -1.0
+    rows = []
+    for condition, by_arm in scores.items():
+        for arm in study.arms:
+            if arm != study.method:
+                rows.append(Effect(condition, arm, *interval(sign * (by_arm[study.method] - by_arm[arm]))))
+    return rows
+
+
+def run_once(method: str, config, path: pathlib.Path) -> dict[str, float]:
+    """Metrics of one run; read from `path` where it was made before with the same configuration."""
+    written = configs.to_dict(method, config, configs.Run())
+    written = json.loads(json.dumps(written))
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        kept = json.loads(path.read_text())
+        if kept["config"] == written:
+            return kept["metrics"]
+    started = time.monotonic()
+    outcome = training.run(
+        configs.method_module(method).build(config), seed=config.seed, cadence=training.Cadence()
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {"metrics": outcome.metrics, "seconds": round(time.monotonic() - started, 1), "config": written}
+    training.write_atomically(path, json.dumps(record, indent=1) + "\n")
+    return outcome.metrics
+
+
+def measure(method: str, name: str, study: Study, seeds: int, workdir: pathlib.Path, say) -> dict:
+    """All runs of a study: `scores[condition][arm]` as lists by seed."""
+    scores = {c: {a: [] for a in study.arms} for c in study.conditions}
+    total = seeds * len(study.conditions) * len(study.arms)
+    done = 0
+    for seed in range(seeds):
+        for condition, changes in study.conditions.items():
+            for arm, overrides in study.arms.items():
+                config = dataclasses.replace(study.base, **changes, **overrides, seed=seed, data_seed=seed)
+                folder = workdir / name / (condition.replace("%", "").replace(" ", "-") or "all") / arm
+                metrics = run_once(method, config, folder / f"seed-{seed}.json")
+                if study.metric not in metrics:
+                    raise UserError(
+                        f"study: {name} wants {study.metric!r}, the run reports {sorted(metrics)}"
+                    )
+                scores[condition][arm].append(metrics[study.metric])
+                done += 1
+                say(f"{done}/{total}  {name} {condition} {arm} seed {seed}: {metrics[study.metric]:.4f}")
+    return scores
+
+
+def markdown(study: Study, scores: dict, rows: list[Effect], seeds: int) -> str:
+    """The comparison as two tables: means with standard deviations, and paired differences with their intervals."""
+    lines = [f"{study.claim} ({study.metric}, {seeds} seeds)", ""]
+    lines += ["| condition | " + " | ".join(study.arms) + " |", "|---" * (len(study.arms) + 1) + "|"]
+    for condition, by_arm in scores.items():
+        cells = [f"{np.mean(v):.4f} ± {np.std(v, ddof=1):.4f}" for v in by_arm.values()]
+        lines.append(f"| {condition} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"| condition | {study.method} minus | difference | 95 % interval | verdict |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row.condition} | {row.baseline} | {row.mean:+.4f} | {row.low:+.4f} … {row.high:+.4f} | {row.verdict} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def reproduce(
+    method: str, name: str, study: Study, *, seeds: int, workdir: pathlib.Path, say=print
+) -> list[Effect]:
+    """Runs a study and leaves `<name>.md`, `.json` and `.png` in the work directory.
+
+    Raises:
+      UserError: fewer than two seeds, a work directory that cannot be made, or a metric that the runs do not report.
+    """
+    if seeds < 2:
+        raise UserError(f"seeds: an interval needs at least 2, got {seeds}")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"workdir: cannot use {workdir}: {error.strerror}") from None
+    scores = measure(method, name, study, seeds, workdir, say)
+    scores = {c: {a: np.array(v) for a, v in by_arm.items()} for c, by_arm in scores.items()}
+    rows = effects(study, scores)
+    text = markdown(study, scores, rows, seeds)
+    record = {
+        "method": method,
+        "study": name,
+        "claim": study.claim,
+        "metric": study.metric,
+        "seeds": seeds,
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "scores": {c: {a: v.tolist() for a, v in by_arm.items()} for c, by_arm in scores.items()},
+        "effects": [{**dataclasses.asdict(row), "verdict": row.verdict} for row in rows],
+    }
+    training.write_atomically(workdir / f"{name}.json", json.dumps(record, indent=2) + "\n")
+    training.write_atomically(workdir / f"{name}.md", text)
+    figures.save_intervals(
+        [f"{row.condition}, minus {row.baseline}" for row in rows],
+        np.array([row.mean for row in rows]),
+        np.array([row.low for row in rows]),
+        np.array([row.high for row in rows]),
+        workdir / f"{name}.png",
+        xlabel=f"difference in {study.metric}, 95 % interval over {seeds} seeds",
+        reference=0.0,
+        title=f"{study.method}: {name}",
+    )
+    return rows
+
+
+@configs.exit_on_user_error
+def main(arguments: list[str] | None = None) -> None:
+    parser = configs.Arguments(prog="reproduce", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("method", help="a method; `python -m experiments.launch --list` shows all")
+    parser.add_argument("--study", help="one of its studies; all unless given")
+    parser.add_argument(
+        "--seeds", type=int, default=SEEDS, help=f"runs per arm and condition (default {SEEDS})"
+    )
+    parser.add_argument("--workdir", help="default: runs/reproduce/<method>")
+    chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    method = chosen.method.replace("-", "_")
+    module = configs.method_module(method)
+    studies: Mapping[str, Study] = getattr(module, "STUDIES", {})
+    if not studies:
+        raise UserError(f"method: {method} has no study")
+    if chosen.study is not None and chosen.study not in studies:
+        raise UserError(f"study: {method} has {', '.join(studies)}, got {chosen.study!r}")
+    use_compilation_cache()
+    workdir = pathlib.Path(chosen.workdir or pathlib.Path("runs/reproduce") / method)
+    for name in [chosen.study] if chosen.study else studies:
+        reproduce(method, name, studies[name], seeds=chosen.seeds, workdir=workdir)
+        Console().print(Markdown((workdir / f"{name}.md").read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""SFace: sigmoid-constrained hypersphere loss for robust face recognition (arXiv:2205.12010)."""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jaxface import axes, losses, models, training
+from jaxface import data as inputs
+from jaxface.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """SFace and the losses it is compared with: one network, one recipe, four losses."""
+
+    data: inputs.AnyFaces = inputs.RenderedFaces()
+    """Faces to learn from; some of the people are kept for verification."""
+    image_size: int = 64
+    """Side of the images, pixels."""
+    augment: inputs.Augment = inputs.Augment()
+    """Random changes of the training images."""
+    label_noise: float = 0.0
+    """Fraction of the training labels replaced by another class, uniformly."""
+    backbone: str = "iresnet10"
+    """Network; `jaxface.models.names()` lists them."""
+    embedding: int = 128
+    """Size of an embedding."""
+    bfloat16: bool = False
+    """Compute in bfloat16 (parameters, statistics and the loss stay float32)."""
+    loss: Literal["sface", "softmax", "cosface", "arcface"] = "sface"
+    """Loss over the cosines between embeddings and class prototypes."""
+    scale: float = 64.0
+    """Scale s of the loss."""
+    sharpness: float = 80.0
+    """SFace: slope k of both sigmoids, per radian."""
+    intra_angle: float = 0.87
+    """SFace: angle a to the own class below which the pull fades, radians."""
+    inter_angle: float = 1.2
+    """SFace: angle b to another class above which the push fades, radians."""
+    margin: float = 0.5
+    """ArcFace: angular margin in radians; CosFace: cosine margin."""
+    optimizer: training.Optimizer = training.Optimizer()
+    """Optimizer and learning-rate schedule."""
+    accumulate: int = 1
+    """Micro-batches in which a step is computed; saves memory."""
+    ema_decay: float | None = None
+    """Decay per step of a moving average of the parameters, which is then evaluated; none by default."""
+    init_from: str | None = None
+    """Work directory of a finished run whose network to start from (fine-tuning); prototypes start afresh."""
+    batch_size: int = 128
+    """Images per step over all devices."""
+    steps: int = 1500
+    """Training steps."""
+    workers: int = 0
+    """Processes that decode and augment; 0 uses threads, best for rendered faces."""
+    seed: int = 0
+    """Seed of the initialisation, the order of the data and its augmentation."""
+    data_seed: int = 0
+    """Seed of the rendered people, of the split by identity and of the wrong labels."""
+
+    @classmethod
+    def paper(cls) -> "Config":
+        """CASIA-WebFace, column 1 of the paper's recipe; a comparison to ArcFace under it is the acceptance test."""
+        return cls(
+            data=inputs.Folder(root="casia-webface", held_out=0.02),
+            image_size=112,
+            backbone="iresnet50",
+            embedding=512,
+            bfloat16=True,
+            batch_size=256,
+            steps=180_000,
+            optimizer=training.Optimizer(
+                learning_rate=0.1, decay_at=(100 / 180, 140 / 180, 160 / 180), weight_decay=5e-4
+            ),
+            workers=8,
+        )
+
+    @classmethod
+    def digits(cls) -> "Config":
+        """The label-noise study on scikit-learn's digits: a small perceptron, a second per run."""
+        return cls(
+            data=inputs.Digits(),
+            augment=inputs.Augment(flip=0.0),
+            image_size=8,
+            backbone="mlp",
+            embedding=32,
+            intra_angle=1.2,
+            inter_angle=1.3,
+            optimizer=training.Optimizer(
+                name="adam", learning_rate=1e-3, schedule="constant", weight_decay=0.0
+            ),
+            steps=15 * (1000 // 128),
+        )
+
+
+def network(config: Config):
+    """The embedding network."""
+    dtype = jnp.bfloat16 if config.bfloat16 else jnp.float32
+    return models.create(config.backbone, embedding=config.embedding, dtype=dtype)
+
+
+def per_example_loss(config: Config):
+    """(cosines [B, C], labels [B]) -> losses [B] of the configured loss."""
+    scale = config.scale
+    return {
+        "sface": functools.partial(
+            losses.sface_loss,
+            scale=scale,
+            sharpness=config.sharpness,
+            intra_angle=config.intra_angle,
+            inter_angle=config.inter_angle,
+        ),
+        "softmax": functools.partial(losses.softmax_loss, scale=scale),
+        "cosface": functools.partial(losses.cosface_loss, scale=scale, margin=config.margin),
+        "arcface": functools.partial(losses.arcface_loss, scale=scale, margin=config.margin),
+    }[config.loss]
+
+
+def build(config: Config) -> list[training.Stage]:
+    """One stage: train the embedding network and its prototypes, verify on people it never saw."""
+    if config.data_seed < 0:
+        raise UserError(f"data_seed: needs a number from 0, got {config.data_seed}")
+    split = inputs.load(config.data, image_size=config.image_size, seed=config.data_seed)
+    classes = len(split.train.class_names)
+    labels, _ = inputs.corrupt_labels(split.train.labels, config.label_noise, classes, seed=config.data_seed)
+    batches = functools.partial(
+        inputs.batches,
+        split.train,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        augment=config.augment,
+        shard=(jax.process_index(), jax.process_count()),
+        workers=config.workers,
+        label_override=labels,
+    )
+    batches()  # reads nothing yet, but refuses what cannot be used
+    model = network(config)
+    optimizer = config.optimizer.build(config.steps)
+    recognizer = training.Recognizer(model, classes, split.train[0]["image"].shape)
+    loss = per_example_loss(config)
+
+    def loss_fn(params, extra, batch, rng):
+        cosines, extra = recognizer.train_cosines(params, extra, batch["image"], rng)
+        values = loss(cosines, batch["label"])
+        target = jnp.take_along_axis(cosines, batch["label"][:, None], axis=1)
+        correct = cosines.argmax(axis=1) == batch["label"]
+        return values.mean(), (extra, {"accuracy": correct.mean(), "target_cosine": target.mean()})
+
+    objective = training.Objective(loss_fn, optimizer)
+    start = None if config.init_from is None else training.pretrained_backbone(config.init_from, recognizer)
+
+    def init(rng, previous):
+        params, extra = recognizer.init(rng)
+        if start is not None:
+            params["backbone"], extra = start
+        return training.create_state(rng, params, objective, extra=extra, ema=config.ema_decay is not None)
+
+    if split.protocol == "verification":
+        evaluate = training.Verification(model, split.held_out)
+    else:
+        evaluate = training.NearestPrototype(model, split.held_out)
+
+    return [
+        training.Stage(
+            name="recognition",
+            init=init,
+            step=training.gradient_step(objective, accumulate=config.accumulate, ema_decay=config.ema_decay),
+            batches=lambda state: batches(),
+            steps=config.steps,
+            evaluate=evaluate,
+            figures=getattr(evaluate, "figures", None),
+            best="verification/accuracy" if split.protocol == "verification" else "classification/accuracy",
+            sharding={"prototypes": PartitionSpec(axes.MODEL)},
+        )
+    ]
