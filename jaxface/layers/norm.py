@@ -1,0 +1,52 @@
+"""Batch normalisation whose statistics span the whole global batch, however the step is parallelised."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxface import axes
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over every axis but the last (arXiv:1502.03167).
+
+        y = scale · (x - mean) / sqrt(var + epsilon) + bias
+
+    In training mean and variance are those of the *global* batch: under `jit` over a mesh the array is global already;
+    where the axis `axes.DATA` is bound (`pmap`, `shard_map`) they are averaged over its replicas. They are computed in
+    float32 whatever `dtype` is, in one pass (var = E[x²] - E[x]²: inputs whose mean is hundreds of deviations away lose
+    digits). The running averages in `batch_stats` follow
+
+        average <- momentum · average + (1 - momentum) · batch value
+
+    with the biased (divide by N) variance, where PyTorch stores the unbiased one.
+
+    Input and output: [..., C]; the output has `dtype`. `use_scale=False` fixes the scale at 1 (the last normalisation of
+    a face embedding, whose length the cosine head discards anyway).
+    """
+
+    use_scale: bool = True
+    use_bias: bool = True
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    def setup(self):
+        self.norm = nn.BatchNorm(
+            # Asked anew at every trace: the same module serves jit and pmap.
+            axis_name=axes.DATA if axes.bound(axes.DATA) else None,
+            use_scale=self.use_scale,
+            use_bias=self.use_bias,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+        # Parameters appear under this module's own name, without a level for the wrapped one.
+        nn.share_scope(self, self.norm)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return self.norm(x, use_running_average=not train)

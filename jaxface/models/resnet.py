@@ -1,0 +1,126 @@
+"""ResNets for ImageNet and CIFAR (arXiv:1512.03385), as classifiers or embedding networks."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxface.errors import UserError
+from jaxface.layers import BatchNorm
+
+BLOCKS = ("basic", "bottleneck")
+
+
+class ResNet(nn.Module):
+    """ResNet of four stages after a strided stem (ImageNet), or of three after a plain one (CIFAR).
+
+        stem    conv7x7 (stride 2), BN, ReLU, 3x3 max-pool (stride 2);  with `small_images` conv3x3, BN, ReLU
+        stages  residual units; every stage but the first halves the plane
+        head    mean over the plane, Dense
+
+    Args:
+      embedding: features of the last Dense layer: the size of an embedding, or the number of classes.
+      stages: residual units per stage.
+      channels: channels of the 3x3 convolutions per stage.
+      block: "basic" (two 3x3) or "bottleneck" (1x1, 3x3, 1x1 to four times the channels; the stride sits in the 3x3,
+        known as v1.5).
+      small_images: the CIFAR form: plain stem, and shortcuts without parameters (subsampling, new channels zero).
+
+    image [B, H, W, C] -> [B, E] float32. `dtype` is that of stem and stages; the head is float32.
+    Convolutions start from He's normal initialisation (fan out), as published for ReLU.
+    """
+
+    embedding: int = 512
+    stages: tuple[int, ...] = (2, 2, 2, 2)
+    channels: tuple[int, ...] = (64, 128, 256, 512)
+    block: str = "basic"
+    small_images: bool = False
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        if self.block not in BLOCKS:
+            raise UserError(f"block must be one of {', '.join(BLOCKS)}, not {self.block!r}")
+        if len(self.stages) != len(self.channels):
+            raise UserError(
+                f"stages and channels need the same length, not {self.stages} and {self.channels}"
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        kernel, stride = (3, 1) if self.small_images else (7, 2)
+        x = _conv(self.channels[0], kernel=kernel, stride=stride, name="stem_conv", **types)(
+            image.astype(self.dtype)
+        )
+        x = nn.relu(BatchNorm(name="stem_norm", **types)(x, train=train))
+        if not self.small_images:
+            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        for i, (units, features) in enumerate(zip(self.stages, self.channels, strict=True), start=1):
+            for j in range(units):
+                stride = 2 if j == 0 and i > 1 else 1
+                x = Block(
+                    features,
+                    stride,
+                    bottleneck=self.block == "bottleneck",
+                    plain_shortcut=self.small_images,
+                    name=f"stage{i}_block{j + 1}",
+                    **types,
+                )(x, train=train)
+        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        return nn.Dense(self.embedding, param_dtype=self.param_dtype, name="head_dense")(x)
+
+
+class Block(nn.Module):
+    """One residual unit: relu(shortcut(x) + branch(x)).
+
+        basic       conv3x3 (stride), BN, ReLU, conv3x3, BN
+        bottleneck  conv1x1, BN, ReLU, conv3x3 (stride), BN, ReLU, conv1x1 to 4 · features, BN
+
+    Where plane or channels change the shortcut is conv1x1 (stride) and BN; with `plain_shortcut` it subsamples and pads the
+    channels with zeros, half on either side.
+
+    x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features or 4 · features].
+    """
+
+    features: int
+    stride: int = 1
+    bottleneck: bool = False
+    plain_shortcut: bool = False
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        out = 4 * self.features if self.bottleneck else self.features
+        if self.bottleneck:
+            convs = [(self.features, 1, 1), (self.features, 3, self.stride), (out, 1, 1)]
+        else:
+            convs = [(self.features, 3, self.stride), (out, 3, 1)]
+
+        y = x
+        for i, (features, kernel, stride) in enumerate(convs, start=1):
+            y = _conv(features, kernel=kernel, stride=stride, name=f"conv{i}", **types)(y)
+            y = BatchNorm(name=f"norm{i}", **types)(y, train=train)
+            y = nn.relu(y) if i < len(convs) else y
+
+        if self.stride == 1 and x.shape[-1] == out:
+            shortcut = x
+        elif self.plain_shortcut:
+            new = out - x.shape[-1]
+            shortcut = jnp.pad(
+                x[:, :: self.stride, :: self.stride], [(0, 0)] * 3 + [(new // 2, new - new // 2)]
+            )
+        else:
+            shortcut = _conv(out, kernel=1, stride=self.stride, name="shortcut_conv", **types)(x)
+            shortcut = BatchNorm(name="shortcut_norm", **types)(shortcut, train=train)
+        return nn.relu(y + shortcut)
+
+
+def _conv(features: int, *, kernel: int, stride: int = 1, **options) -> nn.Conv:
+    # Padding is the same on both sides; "SAME" would pad a strided convolution on one side only.
+    options["kernel_init"] = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+    return nn.Conv(features, (kernel, kernel), stride, padding=kernel // 2, use_bias=False, **options)

@@ -1,0 +1,130 @@
+"""What holds for every network by name: shapes, types, parameter counts, refused input."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxface import models
+from jaxface.errors import UserError
+
+SIDES = {"vit": 64, "cifar": 32, "mlp": 8}
+
+
+def shapes(name, *, size=None, channels=3, **fields):
+    """Variables of a network as shapes alone: nothing is initialised."""
+    side = size or next((side for prefix, side in SIDES.items() if name.startswith(prefix)), 112)
+    module = models.create(name, **fields)
+    image = jax.ShapeDtypeStruct((2, side, side, channels), jnp.float32)
+    return module, image, jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), image)
+
+
+# Tracing the deepest of each family takes seconds and walks the same code as its smaller sisters.
+DEEP = {"iresnet100", "iresnet200", "resnet101", "cifar_resnet56", "cifar_resnet110", "vit_large"}
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in DEEP else name for name in models.names()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_output_is_float32_embeddings_and_parameters_are_float32(name):
+    module, image, variables = shapes(name, embedding=32, dtype=jnp.bfloat16)
+    keys = {"dropout": jax.random.key(0)}
+    embeddings, _ = jax.eval_shape(
+        lambda v, x: module.apply(v, x, train=True, mutable=["batch_stats"], rngs=keys), variables, image
+    )
+    assert embeddings.shape == (2, 32)
+    assert embeddings.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+# Published counts of iResNet include the last scale, which is fixed at 1 and is no parameter here: 512 fewer.
+@pytest.mark.parametrize(
+    ("name", "embedding", "size", "published", "fixed"),
+    [
+        ("iresnet18", 512, 112, 24_025_600, 512),
+        ("iresnet34", 512, 112, 34_139_328, 512),
+        ("iresnet50", 512, 112, 43_590_848, 512),
+        ("iresnet100", 512, 112, 65_156_160, 512),
+        pytest.param("iresnet200", 512, 112, 118_833_920, 512, marks=pytest.mark.slow),
+        ("mobilefacenet", 128, 112, 1_003_264, 0),
+        ("mobilefacenet_large", 512, 112, 2_059_520, 0),
+        ("resnet18", 1000, 224, 11_689_512, 0),
+        ("resnet34", 1000, 224, 21_797_672, 0),
+        ("resnet50", 1000, 224, 25_557_032, 0),
+        ("resnet101", 1000, 224, 44_549_160, 0),
+        ("cifar_resnet20", 10, 32, 269_722, 0),
+        ("cifar_resnet110", 10, 32, 1_727_962, 0),
+        ("vit_tiny", 1000, 224, 5_717_416, 0),
+        ("vit_small", 1000, 224, 22_050_664, 0),
+        ("vit_base", 1000, 224, 86_567_656, 0),
+    ],
+)
+def test_parameter_counts(name, embedding, size, published, fixed):
+    _, _, variables = shapes(name, embedding=embedding, size=size)
+    assert models.parameter_count(variables) + fixed == published
+
+
+def test_parameter_count_of_the_digits_mlp():
+    _, _, variables = shapes("mlp", embedding=32, size=8, channels=1)
+    assert models.parameter_count(variables) == (64 * 256 + 256) + (256 * 256 + 256) + (256 * 32 + 32)
+    assert models.parameter_count(variables["params"]) == models.parameter_count(variables)
+
+
+@pytest.mark.parametrize(
+    ("name", "embedding", "size", "giga"),
+    [
+        ("iresnet18", 512, 112, "2.610"),
+        ("iresnet50", 512, 112, "6.309"),
+        pytest.param("iresnet100", 512, 112, "12.090", marks=pytest.mark.slow),
+        ("mobilefacenet", 128, 112, "0.221"),
+        ("mobilefacenet_large", 512, 112, "0.438"),
+        ("resnet18", 1000, 224, "1.814"),
+        ("resnet50", 1000, 224, "4.089"),
+    ],
+)
+def test_multiply_accumulates(name, embedding, size, giga):
+    module = models.create(name, embedding=embedding)
+    assert f"{models.multiply_accumulates(module, (size, size, 3)) / 1e9:.3f}" == giga
+
+
+def test_multiply_accumulates_of_an_mlp_and_of_attention():
+    assert (
+        models.multiply_accumulates(models.create("mlp", embedding=32), (8, 8, 1))
+        == 64 * 256 + 256 * 256 + 256 * 32
+    )
+    module = models.create("vit_tiny", embedding=10, dim=12, heads=3, depth=1, patch=4, pool="mean")
+    patches = 4 * (4 * 4 * 3) * 12
+    attention = 4 * 12 * 36 + 2 * 4 * 4 * 12 + 4 * 12 * 12
+    perceptron = 2 * 4 * 12 * 48
+    assert models.multiply_accumulates(module, (8, 8, 3)) == patches + attention + perceptron + 12 * 10
+
+
+@pytest.mark.parametrize("size", [48, 64, 224])
+@pytest.mark.parametrize("name", ["iresnet18", "mobilefacenet", "iresnet_nano"])
+def test_other_image_sizes(name, size):
+    module, image, variables = shapes(name, size=size, embedding=16)
+    assert jax.eval_shape(lambda v, x: module.apply(v, x, train=False), variables, image).shape == (2, 16)
+
+
+def test_unknown_name_gives_the_nearest():
+    with pytest.raises(UserError, match=r"'iresnet51'.*iresnet50") as error:
+        models.create("iresnet51")
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"mobilefacenet, .*mlp"):
+        models.create("zzzz")
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("iresnet18", {"depth": 3}, "'iresnet18' has no field depth; its fields are .*block"),
+        ("iresnet18", {"block": "other"}, "block must be one of insightface, sface"),
+        ("iresnet18", {"stages": (1, 1)}, "stages and channels need the same length"),
+        ("resnet18", {"block": "other"}, "block must be one of basic, bottleneck"),
+        ("resnet18", {"stages": (1, 1)}, "stages and channels need the same length"),
+        ("vit_tiny", {"pool": "max"}, "pool must be one of class, mean"),
+        ("vit_tiny", {"heads": 5}, "dim must be a multiple of heads"),
+        ("mlp", {"embedding": 0}, "embedding must be at least 1"),
+    ],
+)
+def test_impossible_fields(name, fields, message):
+    with pytest.raises(UserError, match=message):
+        models.create(name, **fields)
