@@ -19,7 +19,7 @@ from jaxface.data.folder import FolderSource
 from jaxface.data.images import CorruptImage, decode_image, encode_image, fit_square
 from jaxface.data.pipeline import Batches, Relabelled, batches, corrupt_labels, evaluation_batches
 from jaxface.data.rendered import RenderedSource
-from jaxface.data.sampling import Variation
+from jaxface.data.variation import Variation
 from jaxface.data.sources import Record, Source, Subset, split_identities
 from jaxface.data.specs import (
     AnyFaces,

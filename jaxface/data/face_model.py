@@ -14,12 +14,19 @@ import functools
 import numpy as np
 
 GRID = 57  # vertices along azimuth and along elevation
-AZIMUTH, ELEVATION = 100.0, 78.0  # degrees, half extents
+AZIMUTH = (-100.0, 100.0)  # degrees
+ELEVATION = (-78.0, 88.0)  # degrees; nearly closed at the crown, which a lowered head shows
 AXES = (74.0, 104.0, 88.0)  # mm, half axes of the ellipsoid
 IDENTITY, EXPRESSION, ALBEDO = 24, 6, 8  # lengths of alpha, beta, gamma
 WAVES = 6  # cosines per direction in the skin fields
 EXPRESSIONS = ("neutral", "smile", "jaw open", "brow raise", "frown", "pucker", "cheek puff")
-LANDMARKS = ((-31, 24), (31, 24), (0, -10), (-20, -44), (20, -44))  # mm: eyes, nose tip, mouth corners, left to right
+LANDMARKS = (
+    (-31, 24),
+    (31, 24),
+    (0, -10),
+    (-20, -44),
+    (20, -44),
+)  # mm: eyes, nose tip, mouth corners, left to right
 SKIN = (
     (0.93, 0.78, 0.69),
     (0.86, 0.67, 0.55),
@@ -60,7 +67,10 @@ def _grid() -> tuple[np.ndarray, np.ndarray]:
 
 def ellipsoid(u, v, xp=np):
     """X, Y, Z mm of the bare ellipsoid at grid coordinates in [-1, 1]; `xp` is numpy or jax.numpy."""
-    azimuth, elevation = np.deg2rad(AZIMUTH) * u, np.deg2rad(ELEVATION) * v
+    azimuth, elevation = (
+        np.float32(np.deg2rad(0.5 * (low + high))) + np.float32(np.deg2rad(0.5 * (high - low))) * at
+        for (low, high), at in ((AZIMUTH, u), (ELEVATION, v))
+    )
     a, b, c = AXES
     return (
         a * xp.cos(elevation) * xp.sin(azimuth),
@@ -76,6 +86,8 @@ class _Fields:
         self.u, self.v = _grid()
         self.x, self.y, self.z = ellipsoid(self.u, self.v)
         self.front = self.z > 0
+        # All columns meet at the crown: what differs between them must fade there.
+        self.below_crown = np.clip(np.hypot(self.x / AXES[0], self.z / AXES[2]) / 0.4, 0, 1)
 
     def bump(self, x0, y0, sx, sy):
         return np.exp(-0.5 * (((self.x - x0) / sx) ** 2 + ((self.y - y0) / sy) ** 2)) * self.front
@@ -123,7 +135,7 @@ def _identity(f: _Fields, rng: np.random.Generator) -> np.ndarray:
         f.move(dx=6 * f.ramp(20) * f.bump(0, -65, 60, 22)),  # jaw width
         f.move(dy=-5 * f.bump(0, -82, 26, 14), dz=3 * f.bump(0, -82, 18, 12)),  # chin
         f.move(dz=4 * f.pair(44, -4, 16, 16)),  # cheek bones
-        f.move(dx=4 * f.ramp(10) * f.bump(0, -45, 24, 8)),  # mouth width
+        f.move(dx=4 * f.ramp(18) * f.bump(0, -45, 24, 8)),  # mouth width
         f.move(dz=3 * f.bump(0, -45, 16, 8)),  # lip fullness
     ]
     smooth = []
@@ -140,7 +152,7 @@ def _identity(f: _Fields, rng: np.random.Generator) -> np.ndarray:
                         * wave(np.pi * i * f.u / 2)
                     )
             axes.append(axis)
-        field = f.move(*axes)
+        field = f.move(*(axis * f.below_crown for axis in axes))
         smooth.append(field * (3 / (1 + 0.25 * k)) / np.sqrt(np.mean(field**2)))
     left, sizes, _ = np.linalg.svd(np.stack(semantic + smooth, 1), full_matrices=False)
     # The sign of a singular vector is the solver's choice: fix it, so that a seed means one face everywhere.
@@ -155,7 +167,8 @@ def _expression(f: _Fields) -> np.ndarray:
             f.move(dy=-14 * f.bump(0, -62, 24, 16), dz=-4 * f.bump(0, -47, 12, 6)),
             f.move(dy=7 * f.pair(30, 38, 20, 8)),
             f.move(dx=-5 * f.apart(22, 36, 12, 8), dy=-4 * f.pair(20, 36, 12, 8)),
-            f.move(dx=-6 * f.ramp(10) * f.bump(0, -45, 20, 9), dz=6 * f.bump(0, -45, 12, 8)),
+            # The ramp is wide enough that the strongest pucker does not fold the lips over themselves.
+            f.move(dx=-6 * f.ramp(18) * f.bump(0, -45, 20, 9), dz=6 * f.bump(0, -45, 12, 8)),
             f.move(dz=5 * f.pair(42, -25, 14, 14)),
         ],
         1,

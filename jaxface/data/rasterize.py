@@ -13,6 +13,11 @@ _CHUNK = 16  # triangles tested at once: bounds the memory, keeps the vector uni
 _NEAR, _FAR = 256.0, -256.0  # mm, depths that the fast path can order
 
 
+def settle(tree):
+    """Keeps the compiler from computing `tree` again inside each of its consumers (XLA's CPU fusion would)."""
+    return jax.lax.optimization_barrier(tree)
+
+
 class Raster(NamedTuple):
     """depth [H, W] float32 (0 in the background), triangle [H, W] int32 (-1), barycentric [H, W, 3] float32 (0)."""
 
@@ -40,11 +45,15 @@ def rasterize(points: jax.Array, triangles: jax.Array, *, height: int, width: in
       ValueError: wrong ranks.
     """
     if points.ndim != 2 or points.shape[1] != 3 or triangles.ndim != 2 or triangles.shape[1] != 3:
-        raise ValueError(f"rasterize: needs points [N, 3] and triangles [M, 3], got {points.shape}, {triangles.shape}")
+        raise ValueError(
+            f"rasterize: needs points [N, 3] and triangles [M, 3], got {points.shape}, {triangles.shape}"
+        )
     points = points.astype(jnp.float32)
     count = triangles.shape[0]
     padding = -count % _CHUNK
-    chunks = jnp.pad(triangles, ((0, padding), (0, 0))).reshape(-1, _CHUNK, 3)  # padding (0, 0, 0) has no area
+    chunks = jnp.pad(triangles, ((0, padding), (0, 0))).reshape(
+        -1, _CHUNK, 3
+    )  # padding (0, 0, 0) has no area
     v, u = jnp.mgrid[:height, :width].astype(jnp.float32)
 
     def weights(corner):  # [..., 3, 3] -> three [..., H, W]
@@ -146,13 +155,15 @@ def _newton(grid: jax.Array, at: jax.Array, target: jax.Array) -> tuple[jax.Arra
     return moved, facing > 1e-6
 
 
-def visible_surface(grid: jax.Array, *, height: int, width: int, spacing: float = 4.0) -> tuple[jax.Array, jax.Array]:
+def visible_surface(
+    grid: jax.Array, *, height: int, width: int, spacing: float = 4.0
+) -> tuple[jax.Array, jax.Array]:
     """Fast visibility of a grid surface: which grid position each pixel sees.
 
-    The grid is refined bilinearly and splatted as points; each pixel keeps the nearest of the samples within one pixel
-    of it by one scatter-max over packed (depth, index) integers; Newton steps on the projection then move that sample
-    to the pixel centre, which fills gaps and removes the splat's stair-steps. Where they do not arrive (beyond a
-    silhouette) the pixel's own sample stays (design).
+    The grid is refined bilinearly and splatted as points; each pixel keeps the nearest of the samples around it by one
+    scatter-max over packed (depth, index) integers; Newton steps on the projection then move that sample to the pixel
+    centre, which fills gaps and removes the splat's stair-steps. Where they do not arrive, beyond a silhouette, the
+    pixel keeps its own sample, or its neighbours', within the surface, and is background on the outline (design).
 
     Differentiable: the last Newton step carries the gradient of the implicit function `grid(at) = pixel`.
 
@@ -165,7 +176,7 @@ def visible_surface(grid: jax.Array, *, height: int, width: int, spacing: float 
       (at [H, W, 2] fractional (row, column) of the grid, mask [H, W] bool; `at` is arbitrary where mask is false).
     """
     rows, columns, _ = grid.shape
-    factor = max(1, round(spacing / 0.75))
+    factor = max(1, round(spacing))
     fine_rows, fine_columns = (rows - 1) * factor + 1, (columns - 1) * factor + 1
     bits = (fine_rows * fine_columns).bit_length()
     if bits > 20:
@@ -173,7 +184,10 @@ def visible_surface(grid: jax.Array, *, height: int, width: int, spacing: float 
     fixed = jax.lax.stop_gradient(grid)
 
     def refine(x, axis):
-        low, high = jax.lax.slice_in_dim(x, 0, -1 + x.shape[axis], axis=axis), jax.lax.slice_in_dim(x, 1, None, axis=axis)
+        low, high = (
+            jax.lax.slice_in_dim(x, 0, -1 + x.shape[axis], axis=axis),
+            jax.lax.slice_in_dim(x, 1, None, axis=axis),
+        )
         steps = [low + (high - low) * (k / factor) for k in range(factor)]
         x_fine = jnp.stack(steps, axis + 1).reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
         return jnp.concatenate([x_fine, jax.lax.slice_in_dim(x, -1 + x.shape[axis], None, axis=axis)], axis)
@@ -185,11 +199,18 @@ def visible_surface(grid: jax.Array, *, height: int, width: int, spacing: float 
     levels = 2 ** (31 - bits)
     depth = jnp.clip((fine[2] - _FAR) / (_NEAR - _FAR) * levels, 0, levels - 1).astype(jnp.int32)
     key = (depth << bits) | (jnp.arange(fine_rows * fine_columns, dtype=jnp.int32) + 1)
+    pixel, key = settle((pixel, key))
     own = jnp.zeros(height * width + 1, jnp.int32).at[pixel].max(key)[:-1].reshape(height, width)
 
-    padded = jnp.pad(own, 1)
-    around = jnp.maximum(jnp.maximum(padded[:-2], padded[1:-1]), padded[2:])
-    around = jnp.maximum(jnp.maximum(around[:, :-2], around[:, 1:-1]), around[:, 2:])
+    def nearest_around(keys):
+        keys = jnp.pad(keys, 1)
+        keys = jnp.maximum(jnp.maximum(keys[:-2], keys[1:-1]), keys[2:])
+        return jnp.maximum(jnp.maximum(keys[:, :-2], keys[:, 1:-1]), keys[:, 2:])
+
+    around = nearest_around(own)
+    around = jnp.where(
+        around > 0, around, nearest_around(around)
+    )  # where a slope has torn the samples far apart
 
     def position(keys):
         index = jnp.maximum((keys & (2**bits - 1)) - 1, 0)
@@ -197,9 +218,13 @@ def visible_surface(grid: jax.Array, *, height: int, width: int, spacing: float 
 
     v, u = jnp.mgrid[:height, :width].astype(jnp.float32)
     target = jnp.stack([u, v], -1)
-    at, _ = _newton(fixed, position(around), target)
-    at, _ = _newton(fixed, at, target)
-    at, facing = _newton(grid, jax.lax.stop_gradient(at), target)
+    # Where samples are dense enough to leave no gap, the pixel's own is the closer start.
+    start = own if spacing / factor <= 0.6 else around
+    at = settle(_newton(fixed, settle(position(start)), target)[0])
+    at = settle(_newton(fixed, at, target)[0])
+    at, facing = settle(_newton(grid, jax.lax.stop_gradient(at), target))
     reached = sample_grid(fixed[..., :2], jax.lax.stop_gradient(at))
-    arrived = (around > 0) & facing & (jnp.abs(reached - target).max(-1) < 0.05)
-    return jnp.where(arrived[..., None], at, position(own)), arrived | (own > 0)
+    arrived = (start > 0) & facing & (jnp.abs(reached - target).max(-1) < 0.05)
+    seen = jnp.pad(arrived | (own > 0), 1, constant_values=True)
+    within = seen[:-2, 1:-1] & seen[2:, 1:-1] & seen[1:-1, :-2] & seen[1:-1, 2:] & (around > 0)
+    return jnp.where(arrived[..., None], at, position(jnp.where(own > 0, own, around))), arrived | within

@@ -15,7 +15,7 @@ from jaxface.data import bundled
 from jaxface.data.folder import FolderSource
 from jaxface.data.images import Fit
 from jaxface.data.rendered import RenderedSource
-from jaxface.data.sampling import Variation
+from jaxface.data.variation import Variation
 from jaxface.data.sources import Source, Subset, split_identities
 from jaxface.data.tfds_source import TfdsSource
 from jaxface.errors import UserError
