@@ -1,0 +1,116 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import evaluate, launch
+from jaxface import data, metrics, training
+
+
+@pytest.mark.parametrize("pairs", ["balanced", "all", "40"])
+def test_a_folder_of_photographs(finished, photographs, tmp_path, capsys, pairs):
+    out = tmp_path / "out"
+    evaluate.main(
+        [
+            str(finished),
+            "--data",
+            "folder",
+            "--data.root",
+            str(photographs),
+            "--pairs",
+            pairs,
+            "--out",
+            str(out),
+        ]
+    )
+    written = json.loads((out / "results.json").read_text())
+    source = data.FolderSource(photographs, image_size=16)
+    assert len(source) == 24 and written["data"] == f"folder {photographs.name}"
+    model, backbone, extra, config = evaluate.load_network(finished)
+    assert config.embedding == 16
+    embeddings = training.embed_source(model, backbone, extra, source)
+    chosen = {"balanced": None, "all": "all", "40": 40}[pairs]
+    assert written["metrics"] == metrics.verify(embeddings, source.labels, pairs=chosen)
+    assert 0 <= written["metrics"]["verification/accuracy"] <= 1
+    for name in ("roc", "similarity"):
+        with Image.open(out / f"{name}.png", formats=["PNG"]) as image:
+            assert np.asarray(image.convert("L")).std() > 5
+    assert "verification/accuracy" in capsys.readouterr().out
+
+
+def test_rendered_people_are_those_the_training_held_out(finished, tmp_path):
+    arguments = ["--data.identities", "8", "--data.per-identity", "4", "--data.held-out-identities", "6"]
+    arguments += ["--data.held-out-per-identity", "4", "--out", str(tmp_path / "out")]
+    evaluate.main([str(finished), *arguments])
+    there = json.loads((finished / "results.json").read_text())["metrics"]
+    here = json.loads((tmp_path / "out/results.json").read_text())["metrics"]
+    assert here.keys() == there.keys()
+    np.testing.assert_allclose([*here.values()], [*there.values()], atol=1e-4)
+    evaluate.main([str(finished), *arguments, "--seed", "1"])
+    assert json.loads((tmp_path / "out/results.json").read_text())["metrics"] != here
+
+
+@pytest.fixture(scope="module")
+def improved_and_spoiled(tmp_path_factory):
+    """A run on digits whose best checkpoint is not its newest: all labels are wrong, so it unlearns what chance gave."""
+    workdir = tmp_path_factory.mktemp("digits") / "run"
+    flags = "sface --preset digits --loss softmax --scale 16 --label-noise 1 --steps 60 --quiet"
+    flags += " --cadence.evaluate-every 20 --cadence.checkpoint-every 20"
+    launch.main([*flags.split(), "--workdir", str(workdir)])
+    return workdir
+
+
+def test_best_or_newest_checkpoint(improved_and_spoiled):
+    rows = training.read_records(improved_and_spoiled / "metrics.jsonl")
+    scores = {r["step"]: r["classification/accuracy"] for r in rows if r["kind"] == "evaluate"}
+    held_out = data.load(data.Digits(), image_size=8, seed=0).held_out
+    found = {}
+    for best in (False, True):
+        model, backbone, extra, _ = evaluate.load_network(improved_and_spoiled, best=best)
+        folder = improved_and_spoiled / "checkpoints/00-recognition"
+        prototypes = training.restore_params(folder, best=best)["params"]["prototypes"]
+        embeddings = training.embed_source(model, backbone, extra, held_out, flip=False)
+        found[best] = metrics.nearest_prototype_accuracy(embeddings, prototypes, held_out.labels)
+    assert max(scores.values()) > scores[60] + 0.01
+    assert found[False] == pytest.approx(scores[60], abs=2e-3)
+    assert found[True] == pytest.approx(max(scores.values()), abs=2e-3)
+
+
+def test_best_flag_and_default_folder(finished, photographs, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    evaluate.main([str(tmp_path / "run"), "--best", "--data=folder", f"--data.root={photographs}"])
+    assert (tmp_path / "run/evaluate-folder/results.json").is_file()
+    assert (tmp_path / "run/evaluate-folder/roc.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("", "the following arguments are required: run"),
+        ("{tmp}", "holds no config.json; give the work directory of a run"),
+        ("{claimed}", "holds no checkpoints; give the work directory of a run"),
+        ("{finished} --pairs few", "pairs: needs 'balanced', 'all' or a number, got 'few'"),
+        ("{finished} --seed one", "--seed: invalid int value: 'one'"),
+        ("{finished} --data passports", "data: needs one of rendered, folder"),
+        ("{finished} --data folder", "--data.root"),
+        ("{finished} --data folder --data.root {tmp}/nowhere", "nowhere: No such file or directory"),
+        ("{finished} --data folder --data.root {people} --data.rot x", "did you mean '--data.root'"),
+        ("{finished} --data folder --data.root {people} --seed -1", "seed: needs a number from 0"),
+        ("{finished} --data digits", "does not take images of shape (8, 8, 1)"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_compile(refusal, tmp_path, finished, photographs, arguments, words):
+    (tmp_path / "claimed").mkdir()
+    shutil.copy(finished / "config.json", tmp_path / "claimed")
+    places = dict(tmp=tmp_path, claimed=tmp_path / "claimed", finished=finished, people=photographs)
+    assert words in refusal(evaluate.main, [word.format(**places) for word in arguments.split()])
+
+
+@pytest.mark.parametrize("pairs", ["10", "100000"])
+def test_a_number_of_pairs_that_there_is_not(finished, photographs, capsys, pairs):
+    with pytest.raises(SystemExit) as caught:
+        evaluate.main([str(finished), "--data", "folder", "--data.root", str(photographs), "--pairs", pairs])
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1 and "pairs" in said

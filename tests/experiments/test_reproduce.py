@@ -1,0 +1,197 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import scipy.stats
+from PIL import Image
+
+from experiments import reproduce, sface
+from experiments.reproduce import Effect, Study
+from jaxface import training
+
+
+def test_interval_by_hand():
+    # Differences 1, 2, 3: mean 2, s = 1, t_{0.975, 2} = 4.302653, half = 4.302653 / √3.
+    mean, low, high = reproduce.interval(np.array([1.0, 2.0, 3.0]))
+    assert (mean, low, high) == pytest.approx((2.0, 2 - 2.4841377, 2 + 2.4841377), abs=1e-6)
+    assert reproduce.interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("count", [2, 5, 30])
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
+def test_interval_is_that_of_the_t_test(count, level):
+    values = np.random.default_rng(count).normal(0.3, 2.0, count)
+    expected = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(level)
+    found = reproduce.interval(values, level=level)
+    np.testing.assert_allclose(found, (values.mean(), expected.low, expected.high), rtol=1e-10)
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [[1.0, 2.0]]])
+def test_interval_needs_two_values(values):
+    with pytest.raises(ValueError, match="at least two"):
+        reproduce.interval(np.array(values))
+
+
+def study(**fields):
+    return Study(
+        claim="It is better.", metric="score", method="ours",
+        arms={"ours": {}, "theirs": {}, "plain": {}}, base=None, conditions={"easy": {}, "hard": {}}, **fields,
+    )  # fmt: skip
+
+
+SCORES = {
+    "easy": {
+        "ours": np.array([3.0, 4.0, 5.0]),
+        "theirs": np.array([1.0, 2.1, 2.9]),
+        "plain": np.array([3.0, 4.1, 4.9]),
+    },
+    "hard": {
+        "ours": np.array([1.0, 1.0, 2.0]),
+        "theirs": np.array([1.5, 0.5, 2.0]),
+        "plain": np.array([9.0, 8.9, 10.1]),
+    },
+}
+
+
+def test_effects_are_paired_and_favour_the_method_when_positive():
+    rows = reproduce.effects(study(), SCORES)
+    verdicts = {(row.condition, row.baseline): row.verdict for row in rows}
+    assert verdicts == {
+        ("easy", "theirs"): "better",
+        ("easy", "plain"): "undecided",
+        ("hard", "theirs"): "undecided",
+        ("hard", "plain"): "worse",
+    }
+    first = rows[0]
+    assert (first.mean, first.low, first.high) == reproduce.interval([2.0, 1.9, 2.1])
+
+
+def test_effects_where_smaller_is_better():
+    larger = reproduce.effects(study(), SCORES)
+    smaller = reproduce.effects(study(larger_is_better=False), SCORES)
+    for a, b in zip(larger, smaller, strict=True):
+        np.testing.assert_allclose((b.mean, b.low, b.high), (-a.mean, -a.high, -a.low), atol=1e-12)
+    assert [row.verdict for row in smaller] == ["worse", "undecided", "undecided", "better"]
+
+
+def test_verdict_at_the_edge():
+    assert Effect("", "b", 0.1, 0.0, 0.2).verdict == "undecided"
+    assert Effect("", "b", -0.1, -0.2, 0.0).verdict == "undecided"
+
+
+def test_markdown():
+    text = reproduce.markdown(study(), SCORES, reproduce.effects(study(), SCORES), 3)
+    lines = text.splitlines()
+    assert lines[0] == "It is better. (score, 3 seeds)"
+    assert "| condition | ours | theirs | plain |" in lines
+    assert "| easy | 4.0000 ± 1.0000 | 2.0000 ± 0.9539 | 4.0000 ± 0.9539 |" in lines
+    assert "| easy | theirs | +2.0000 | +1.7516 … +2.2484 | better |" in lines
+    assert all(line.count("|") == lines[2].count("|") for line in lines[2:6] if line)
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Seeds of the runs that were made."""
+    ran = []
+    real = training.run
+
+    def run(stages, *, seed, **arguments):
+        ran.append(seed)
+        return real(stages, seed=seed, **arguments)
+
+    monkeypatch.setattr(training, "run", run)
+    return ran
+
+
+@pytest.fixture
+def small(monkeypatch):
+    digits = Study(
+        claim="SFace is better on digits.",
+        metric="classification/accuracy",
+        method="sface",
+        arms={"sface": {}, "softmax": {"loss": "softmax", "scale": 16.0}},
+        base=dataclasses.replace(sface.Config.digits(), steps=3),
+        conditions={"0 %": {}, "40 %": {"label_noise": 0.4}},
+    )
+    unheard = dataclasses.replace(digits, metric="verification/accuracy")
+    monkeypatch.setattr(sface, "STUDIES", {"small": digits, "unheard": unheard}, raising=False)
+    return digits
+
+
+def test_a_study_end_to_end_and_resumed(small, runs, tmp_path, capsys):
+    command = ["sface", "--study", "small", "--seeds", "2", "--workdir", str(tmp_path / "study")]
+    reproduce.main(command)
+    assert runs == [0] * 4 + [1] * 4
+    folder = tmp_path / "study"
+    record = json.loads((folder / "small.json").read_text())
+    assert record["metric"] == small.metric and record["seeds"] == 2 and record["claim"] == small.claim
+    kept = sorted(path.relative_to(folder).as_posix() for path in folder.glob("small/**/*.json"))
+    assert len(kept) == 8 and len({path.rpartition("/")[0] for path in kept}) == 4
+    for condition, by_arm in record["scores"].items():
+        assert set(by_arm) == {"sface", "softmax"} and condition in small.conditions
+        for arm, values in by_arm.items():
+            (there,) = (
+                p for p in kept if f"/{condition.split()[0]}-" in p and p.endswith(f"{arm}/seed-1.json")
+            )
+            one = json.loads((folder / there).read_text())
+            assert one["metrics"][small.metric] == values[1] and one["config"]["config"]["seed"] == 1
+            assert one["config"]["config"]["label_noise"] == (0.4 if condition == "40 %" else 0.0)
+    for row in record["effects"]:
+        ours, theirs = (np.array(record["scores"][row["condition"]][arm]) for arm in ("sface", "softmax"))
+        assert (row["mean"], row["low"], row["high"]) == pytest.approx(reproduce.interval(ours - theirs))
+        assert row["verdict"] in ("better", "worse", "undecided")
+    text = (folder / "small.md").read_text()
+    assert text.startswith(small.claim) and "| 40 % | softmax |" in text
+    with Image.open(folder / "small.png", formats=["PNG"]) as image:
+        assert np.asarray(image.convert("L")).std() > 3
+
+    (folder / kept[0]).unlink()
+    (folder / kept[1]).write_text("{")  # cut off while it was written
+    runs.clear()
+    reproduce.main(command)
+    assert len(runs) == 2
+    assert json.loads((folder / "small.json").read_text())["scores"] == record["scores"]
+    runs.clear()
+    reproduce.main([*command[:-3], "3", *command[-2:]])
+    assert runs == [2] * 4
+    assert "12/12" in capsys.readouterr().out
+
+
+def test_a_changed_configuration_is_run_again(small, runs, tmp_path):
+    config = small.base
+    first = reproduce.run_once("sface", config, tmp_path / "one.json")
+    assert reproduce.run_once("sface", config, tmp_path / "one.json") == first and len(runs) == 1
+    other = reproduce.run_once("sface", dataclasses.replace(config, steps=2), tmp_path / "one.json")
+    assert other != first and len(runs) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("sface --study small --seeds 1", "seeds: an interval needs at least 2, got 1"),
+        ("sface --study small --seeds two", "--seeds: invalid int value: 'two'"),
+        ("sface --study large", "study: sface has small, unheard, got 'large'"),
+        ("sfce", "method: 'sfce' is unknown; did you mean 'sface'?"),
+        ("", "required: method"),
+        ("sface --sedes 3", "--sedes"),
+        ("sface --workdir {tmp}/letter.txt/here", "workdir: cannot use"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_run(refusal, small, runs, tmp_path, arguments, words):
+    (tmp_path / "letter.txt").write_text("dear")
+    assert words in refusal(reproduce.main, [word.format(tmp=tmp_path) for word in arguments.split()])
+    assert not runs
+
+
+def test_a_method_without_a_study(refusal, monkeypatch):
+    monkeypatch.setattr(sface, "STUDIES", {}, raising=False)
+    assert "method: sface has no study" in refusal(reproduce.main, ["sface"])
+
+
+def test_a_metric_that_the_runs_do_not_report(small, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        reproduce.main(["sface", "--study", "unheard", "--seeds", "2", "--workdir", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and said.count("\n") == 1
+    assert "unheard wants 'verification/accuracy', the run reports ['classification/accuracy']" in said

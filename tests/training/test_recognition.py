@@ -1,0 +1,203 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toy
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from PIL import Image
+
+from jaxface import metrics, models, training
+from jaxface.data import ArraySource
+from jaxface.errors import UserError
+
+RNG = np.random.default_rng(0)
+COUNT = 37
+LABELS = (np.arange(COUNT) % 5).astype(np.int32)
+SOURCE = ArraySource(RNG.integers(0, 256, (COUNT, 8, 8, 3), np.uint8), LABELS, list("abcde"))
+MODEL = models.create("mlp", embedding=8, hidden=(16,))
+RECOGNIZER = training.Recognizer(MODEL, 5, (8, 8, 3))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return RECOGNIZER.init(jax.random.key(0))[0]
+
+
+def direct(backbone, flip=True):
+    """All at once, without padding, batches or a mesh."""
+    images = np.stack([SOURCE[i]["image"] for i in range(COUNT)]).astype(np.float64)
+    images = jnp.asarray((images - 127.5) / 127.5, jnp.float32)
+    one = MODEL.apply({"params": backbone}, images)
+    return np.asarray(one + MODEL.apply({"params": backbone}, images[:, :, ::-1]) if flip else one)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 16, 37, 64])
+def test_embeddings_are_those_of_the_network_in_order(params, flip, batch_size):
+    found = training.embed_source(MODEL, params["backbone"], {}, SOURCE, batch_size=batch_size, flip=flip)
+    assert found.shape == (COUNT, 8) and found.dtype == np.float32
+    np.testing.assert_allclose(found, direct(params["backbone"], flip), rtol=1e-4, atol=1e-5)
+    assert np.abs(np.linalg.norm(found, axis=1) - 1).min() > 1e-3  # not normalised
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2)])
+def test_embeddings_spread_over_a_mesh_are_the_same(params, shape):
+    mesh = Mesh(np.array(jax.devices()).reshape(shape), ("data", "model"))
+    there = jax.device_put(params["backbone"], NamedSharding(mesh, PartitionSpec()))
+    found = training.embed_source(MODEL, there, {}, SOURCE, batch_size=13)
+    np.testing.assert_allclose(found, direct(params["backbone"]), rtol=1e-4, atol=1e-5)
+
+
+def test_batch_statistics_are_used_and_left_alone():
+    recognizer = training.Recognizer(models.create("iresnet_nano", embedding=8), 5, (8, 8, 3))
+    params, extra = jax.jit(recognizer.init)(jax.random.key(1))
+    shifted = jax.tree.map(lambda x: x + 0.5, extra)
+    a, b = (training.embed_source(recognizer.model, params["backbone"], e, SOURCE) for e in (extra, shifted))
+    assert np.abs(a - b).max() > 1e-3
+    images = jnp.zeros((4, 8, 8, 3))
+    cosines, new = jax.jit(recognizer.train_cosines)(params, extra, images, jax.random.key(2))
+    assert cosines.shape == (4, 5) and np.abs(np.asarray(cosines)).max() <= 1 + 1e-5
+    assert jax.tree.structure(new) == jax.tree.structure(extra)
+
+
+def state(params, ema=None):
+    goal = training.Objective(lambda *_: None, optax.sgd(0.1))
+    return training.create_state(jax.random.key(0), params, goal).replace(ema=ema)
+
+
+@pytest.mark.parametrize("pairs", [None, "all"])
+def test_verification_is_that_of_the_embeddings(params, pairs, tmp_path):
+    evaluate = training.Verification(MODEL, SOURCE, pairs=pairs, seed=3)
+    found = evaluate(state(params))
+    expected = metrics.verify(direct(params["backbone"]), LABELS, pairs=pairs, seed=3)
+    assert found == pytest.approx(expected, abs=1e-6)
+    figures = evaluate.figures(state(params))
+    assert set(figures) == {"roc", "similarity"}
+    for name, draw in figures.items():
+        with Image.open(draw(tmp_path / f"{name}.png"), formats=["PNG"]) as image:
+            assert image.size[0] > 200
+
+
+def of_one_colour():
+    """Every person is a colour; any network that tells colours apart verifies them all."""
+    colours = np.random.default_rng(1).integers(0, 256, (5, 1, 1, 3), np.uint8)
+    return ArraySource(np.broadcast_to(colours[LABELS], (COUNT, 8, 8, 3)).copy(), LABELS, list("abcde"))
+
+
+def test_verification_of_people_that_are_told_apart(params):
+    report = training.Verification(MODEL, of_one_colour())(state(params))
+    assert report["verification/accuracy"] == report["verification/auc"] == 1.0
+    assert report["verification/eer"] == 0.0
+
+
+def test_nearest_prototype_counts_the_classes_that_are_met(params):
+    source = of_one_colour()
+    firsts = training.embed_source(MODEL, params["backbone"], {}, source, flip=False)[:5]
+    evaluate = training.NearestPrototype(MODEL, source)
+    assert evaluate(state({**params, "prototypes": firsts})) == {"classification/accuracy": 1.0}
+    # Classes 0 and 1 exchange their prototypes: their records (8 each of 37) are missed.
+    swapped = state({**params, "prototypes": 7.0 * firsts[[1, 0, 2, 3, 4]]})
+    assert evaluate(swapped)["classification/accuracy"] == pytest.approx(21 / 37)
+
+
+def test_the_moving_average_is_evaluated_where_there_is_one(params):
+    other = RECOGNIZER.init(jax.random.key(5))[0]
+    evaluate = training.Verification(MODEL, SOURCE)
+    assert evaluate(state(other, ema=params)) == evaluate(state(params)) != evaluate(state(other))
+
+
+def stage(steps=2, model=MODEL):
+    """A plain softmax on the source."""
+    recognizer = training.Recognizer(model, 5, (8, 8, 3))
+
+    def loss(params, extra, batch, rng):
+        cosines, extra = recognizer.train_cosines(params, extra, batch["image"], rng)
+        values = optax.softmax_cross_entropy_with_integer_labels(16 * cosines, batch["label"])
+        return values.mean(), (extra, {})
+
+    goal = training.Objective(loss, optax.sgd(0.1))
+
+    def init(rng, previous):
+        params, extra = recognizer.init(rng)
+        return training.create_state(rng, params, goal, extra=extra)
+
+    class Rows:
+        def __next__(self):
+            rows = [SOURCE[i] for i in range(16)]
+            return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+        def get_state(self):
+            return {}
+
+        def set_state(self, state):
+            del state
+
+    return training.Stage(
+        name="recognition",
+        init=init,
+        step=training.gradient_step(goal),
+        batches=lambda _: Rows(),
+        steps=steps,
+        evaluate=training.NearestPrototype(model, SOURCE),
+    )
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return folder, training.run([stage()], workdir=folder)
+
+
+def test_the_network_of_a_run_is_read_back(workdir):
+    folder, outcome = workdir
+    expected = jax.device_get(outcome.state.params["backbone"])
+    for backbone, extra in (
+        training.backbone_checkpoint(folder),
+        training.backbone_checkpoint(str(folder), best=True),
+        training.pretrained_backbone(folder, RECOGNIZER),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, backbone, expected)
+        assert extra == {}
+    assert outcome.metrics["classification/accuracy"] == pytest.approx(
+        training.NearestPrototype(MODEL, SOURCE)(outcome.state)["classification/accuracy"]
+    )
+
+
+def test_the_last_stage_counts(tmp_path):
+    second = training.Stage(**{**vars(stage(steps=1)), "name": "again"})
+    outcome = training.run([stage(), second], workdir=tmp_path)
+    backbone, _ = training.backbone_checkpoint(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, backbone, jax.device_get(outcome.state.params["backbone"]))
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (
+            models.create("mlp", embedding=4, hidden=(16,)),
+            r"backbone/head_dense/bias is \(8,\) there and \(4,\)",
+        ),
+        (
+            models.create("mlp", embedding=8, hidden=(16, 16)),
+            r"backbone/hidden2/bias is nothing there and \(16,\) here",
+        ),
+        (models.create("iresnet_nano", embedding=8), r"backbone/head_dense/kernel is \(16, 8\) there"),
+    ],
+)
+def test_another_network_is_refused(workdir, model, words):
+    with pytest.raises(UserError, match=words) as caught:
+        training.pretrained_backbone(workdir[0], training.Recognizer(model, 5, (8, 8, 3)))
+    assert str(caught.value).startswith("init_from: ") and "\n" not in str(caught.value)
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match="holds no checkpoints; give the work directory of a run"):
+            training.backbone_checkpoint(folder)
+    (tmp_path / "checkpoints/00-recognition").mkdir(parents=True)
+    with pytest.raises(UserError, match="no checkpoint in"):
+        training.backbone_checkpoint(tmp_path)
+    training.run([toy.stage(steps=1)], workdir=tmp_path / "toy")
+    with pytest.raises(UserError, match=r"has no backbone, only \['hidden', 'norm', 'prototypes'\]"):
+        training.backbone_checkpoint(tmp_path / "toy")
