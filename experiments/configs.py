@@ -27,7 +27,7 @@ from jaxface import data, training
 from jaxface.errors import UserError
 
 _HERE = pathlib.Path(__file__).parent
-_TOOLS = {"__init__", "configs", "evaluate", "launch", "real_faces", "reproduce"}
+_TOOLS = {"__init__", "configs", "evaluate", "launch", "real_faces", "reproduce", "studies"}
 DATA = {
     "rendered": data.RenderedFaces,
     "folder": data.Folder,

@@ -11,7 +11,6 @@ import pathlib
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,34 +20,12 @@ from rich.markdown import Markdown
 
 from experiments import configs
 from experiments.launch import use_compilation_cache
+from experiments.studies import Study
 from jaxface import training
 from jaxface.errors import UserError
 from jaxface.training import figures
 
 SEEDS = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """A claim of a paper, in the small.
-
-    Attributes:
-      claim: what the paper says, in a sentence.
-      metric: key of the stages' metrics.
-      method: name of the arm that makes the claim.
-      arms: name -> field overrides of `base` for that arm; all but `method` are baselines.
-      base: configuration that the arms share.
-      conditions: name -> field overrides for a condition under which all arms are compared.
-      larger_is_better: direction of the metric.
-    """
-
-    claim: str
-    metric: str
-    method: str
-    arms: Mapping[str, Mapping[str, Any]]
-    base: Any
-    conditions: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=lambda: {"": {}})
-    larger_is_better: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +101,7 @@ def measure(method: str, name: str, study: Study, seeds: int, workdir: pathlib.P
     scores = {c: {a: [] for a in study.arms} for c in study.conditions}
     total = seeds * len(study.conditions) * len(study.arms)
     done = 0
-    for seed in range(seeds):
+    for seed in range(1, seeds + 1):  # seed 0 is the one that recipes are tuned on
         for condition, changes in study.conditions.items():
             for arm, overrides in study.arms.items():
                 config = dataclasses.replace(study.base, **changes, **overrides, seed=seed, data_seed=seed)

@@ -19,7 +19,6 @@ from jaxface.data.folder import FolderSource
 from jaxface.data.images import CorruptImage, decode_image, encode_image, fit_square
 from jaxface.data.pipeline import Batches, Relabelled, batches, corrupt_labels, evaluation_batches
 from jaxface.data.rendered import RenderedSource
-from jaxface.data.variation import Variation
 from jaxface.data.sources import Record, Source, Subset, split_identities
 from jaxface.data.specs import (
     AnyFaces,
@@ -36,6 +35,7 @@ from jaxface.data.specs import (
     load_all,
 )
 from jaxface.data.tfds_source import TfdsSource
+from jaxface.data.variation import Variation
 
 __all__ = [
     "AnyFaces",

@@ -6,6 +6,7 @@ never saw.
 
 import abc
 import dataclasses
+import functools
 import pathlib
 from typing import Literal, NamedTuple
 
@@ -15,12 +16,16 @@ from jaxface.data import bundled
 from jaxface.data.folder import FolderSource
 from jaxface.data.images import Fit
 from jaxface.data.rendered import RenderedSource
-from jaxface.data.variation import Variation
 from jaxface.data.sources import Source, Subset, split_identities
 from jaxface.data.tfds_source import TfdsSource
+from jaxface.data.variation import Variation
 from jaxface.errors import UserError
 
 _FIRST_HELD_OUT = 1 << 20  # held-out people have numbers that no training range reaches, however many it has
+
+
+# A study opens the same people once per arm; they are rendered once.
+_rendered = functools.lru_cache(maxsize=4)(RenderedSource)
 
 
 class Split(NamedTuple):
@@ -80,14 +85,14 @@ class RenderedFaces(Faces):
     def source(self, *, image_size: int, seed: int) -> RenderedSource:
         if not 2 <= self.identities <= _FIRST_HELD_OUT:
             raise UserError(f"identities: needs a number from 2 to {_FIRST_HELD_OUT}, got {self.identities}")
-        return RenderedSource(self.identities, self.per_identity, image_size, seed, self.variation)
+        return _rendered(self.identities, self.per_identity, image_size, seed, self.variation)
 
     def unseen(self, *, image_size: int, seed: int) -> RenderedSource:
         """The people to evaluate on."""
         for name in ("held_out_identities", "held_out_per_identity"):
             if getattr(self, name) < 2:
                 raise UserError(f"{name}: pairs to verify need at least 2, got {getattr(self, name)}")
-        return RenderedSource(
+        return _rendered(
             self.held_out_identities,
             self.held_out_per_identity,
             image_size,

@@ -9,49 +9,49 @@ from jaxface.errors import UserError
 class Variation:
     """How much the images of one person differ: the difficulty dial (design).
 
-    Ranges are (low, high) of a uniform draw, angles are degrees to either side.
-
-    Attributes:
-      yaw, pitch, roll: largest angles.
-      expression: standard deviation of beta, which is clipped to [-1, 1.5].
-      ambient: light from everywhere.
-      light: intensity of the directional light.
-      light_spread: sideways spread of its direction against the camera's; 0 is a lamp at the camera.
-      scale: of the head, pixels per mm times 260 over the image size (without alignment).
-      shift: largest translation to either side, fraction of the image size (beside alignment as well as without).
-      zoom: largest relative change of scale beside alignment.
-      gain: exposure.
-      white_balance: largest relative change per channel.
-      noise: standard deviation of the RGB noise.
-      blur: standard deviation of the camera's blur, pixels.
-      depth_noise: mm.
-      depth_holes: fraction of depth pixels without a reading.
-      background: strength of the background's texture in [0, 1].
-      dark: fraction of images under-exposed by a factor 4 to 12.
-      occlusion: fraction of images with a patch before the face.
-      spoof: fraction of presentation attacks, print, replay, mask and cut-out in equal parts.
+    Ranges are (low, high) of a uniform draw.
     """
 
     yaw: float = 30.0
+    """Largest turn of the head to either side, degrees."""
     pitch: float = 12.0
+    """Largest nod up or down, degrees."""
     roll: float = 8.0
+    """Largest tilt to either side, degrees."""
     expression: float = 0.6
+    """Standard deviation of the expression coefficients, which are clipped to [-1, 1.5]."""
     ambient: tuple[float, float] = (0.15, 0.45)
+    """Light from everywhere."""
     light: tuple[float, float] = (0.35, 0.75)
+    """Intensity of the directional light."""
     light_spread: float = 0.7
+    """Sideways spread of its direction against the camera's; 0 is a lamp at the camera."""
     scale: tuple[float, float] = (0.95, 1.1)
+    """Scale of the head, pixels per mm times 260 over the image size; faces that are aligned have another."""
     shift: float = 0.01
+    """Largest translation to either side as a fraction of the image size, of aligned faces as well."""
     zoom: float = 0.03
+    """Largest relative change of scale that alignment leaves."""
     gain: tuple[float, float] = (0.75, 1.2)
+    """Exposure."""
     white_balance: float = 0.07
+    """Largest relative change per channel."""
     noise: tuple[float, float] = (0.01, 0.025)
+    """Standard deviation of the noise in the colours, which are in [0, 1]."""
     blur: tuple[float, float] = (0.4, 0.8)
+    """Standard deviation of the camera's blur, pixels."""
     depth_noise: tuple[float, float] = (2.0, 6.0)
+    """Standard deviation of the noise in the depth, mm."""
     depth_holes: tuple[float, float] = (0.02, 0.1)
+    """Fraction of the depth pixels without a reading."""
     background: float = 1.0
+    """Strength of the background's texture, in [0, 1]."""
     dark: float = 0.0
+    """Fraction of images under-exposed by a factor 4 to 12."""
     occlusion: float = 0.0
+    """Fraction of images with a patch before the face."""
     spoof: float = 0.0
+    """Fraction of presentation attacks: print, replay, mask and cut-out in equal parts."""
 
     def __post_init__(self):
         for name in ("dark", "occlusion", "spoof", "background"):

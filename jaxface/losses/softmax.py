@@ -48,12 +48,14 @@ def margin_logits(
     angular_margin: float = 0.0,
     cosine_margin: float = 0.0,
     gradient: GradientMode = "exact",
+    guard: bool = True,
 ) -> jax.Array:
     """Logits with a margin on the target class.
 
         z_iy = s (cos(θ_iy + m₂) - m₃),        z_ij = s cos θ_ij for j ≠ y
 
-    There is no guard where θ + m₂ exceeds π (the current InsightFace head has none).
+    Beyond θ = π - m₂ the first term turns upwards again, which drives a sample that is far from its prototype to the
+    opposite side of the sphere. The guard, as in the paper's own code, continues it there as cos θ - m₂ sin m₂.
 
     Args:
       cosines: [B, C] float in [-1, 1].
@@ -63,6 +65,7 @@ def margin_logits(
       cosine_margin: m₃ in [0, 2].
       gradient: "exact" differentiates cos(θ + m₂), a factor sin(θ + m₂) / sin θ; "straight_through" passes s for every entry,
         as the InsightFace head does by updating the logits in place.
+      guard: keep the target's logit falling up to θ = π. The current InsightFace head has no guard.
 
     Returns:
       [B, C] float32.
@@ -80,7 +83,11 @@ def margin_logits(
     is_target = jax.nn.one_hot(labels, cosines.shape[1], dtype=bool)
     # cos(θ + m) = c cos m - sin θ sin m. Flooring 1 - c² keeps the derivative finite at c = ±1 (it becomes cos m there).
     sine = jnp.sqrt(jnp.maximum(1.0 - cosines**2, 1e-7))
-    with_margin = cosines * jnp.cos(angular_margin) - sine * jnp.sin(angular_margin) - cosine_margin
+    with_margin = cosines * jnp.cos(angular_margin) - sine * jnp.sin(angular_margin)
+    if guard:
+        beyond = cosines <= -jnp.cos(angular_margin)
+        with_margin = jnp.where(beyond, cosines - angular_margin * jnp.sin(angular_margin), with_margin)
+    with_margin = with_margin - cosine_margin
     if gradient == "straight_through":
         with_margin = cosines + jax.lax.stop_gradient(with_margin - cosines)
     return scale * jnp.where(is_target, with_margin, cosines)
@@ -141,6 +148,7 @@ def arcface_loss(
     scale: float = 64.0,
     margin: float = 0.5,
     gradient: GradientMode = "exact",
+    guard: bool = True,
     axis_name: str | None = None,
 ) -> jax.Array:
     """Additive angular margin loss (ArcFace, arXiv:1801.07698, eq. 3): the target's logit is s cos(θ + m).
@@ -148,7 +156,7 @@ def arcface_loss(
     Args:
       cosines, labels, scale, axis_name: as `softmax_loss`.
       margin: m, radians in [0, π].
-      gradient: "exact", or "straight_through" for parity with InsightFace's head (see `margin_logits`).
+      gradient, guard: see `margin_logits`; "straight_through" and False are InsightFace's current head.
 
     Returns:
       [B] float32, unreduced.
@@ -157,5 +165,7 @@ def arcface_loss(
       AssertionError, ValueError: as `softmax_loss`; `margin` out of range, unknown `gradient`.
     """
     check_range("margin", margin, 0.0, jnp.pi)
-    logits = margin_logits(cosines, labels, scale=scale, angular_margin=margin, gradient=gradient)
+    logits = margin_logits(
+        cosines, labels, scale=scale, angular_margin=margin, gradient=gradient, guard=guard
+    )
     return cross_entropy(logits, labels, axis_name=axis_name)

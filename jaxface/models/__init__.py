@@ -32,6 +32,7 @@ _cifar = partial(ResNet, channels=(16, 32, 64), small_images=True)
 
 _MODELS = {
     # Three stages behind a strided stem: made to train on two CPU cores, on images of 48 to 64 pixels.
+    "iresnet_pico": partial(IResNet, stages=(1, 1, 1), channels=(16, 32, 64), stem_stride=2),
     "iresnet_nano": partial(IResNet, stages=(1, 1, 1), channels=(32, 64, 128), stem_stride=2),
     "iresnet10": partial(IResNet, stages=(1, 1, 1, 1)),
     "iresnet18": partial(IResNet, stages=(2, 2, 2, 2)),

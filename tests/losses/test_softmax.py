@@ -62,6 +62,25 @@ def test_arcface_derivative_ratio():
     np.testing.assert_allclose(jax.grad(target_logit)(cos, "straight_through"), [[1.0, 0.0]], rtol=1e-6)
 
 
+@pytest.mark.parametrize("margin", [0.3, 0.5, 1.0])
+def test_the_guard_keeps_the_target_logit_falling(margin):
+    angles = jnp.linspace(0.01, np.pi - 0.01, 200)
+    label = np.zeros(200, np.int32)
+
+    def logits(guard):
+        cos = jnp.cos(angles)[:, None]
+        return np.array(losses.margin_logits(cos, label, scale=1.0, angular_margin=margin, guard=guard))[:, 0]
+
+    safe = np.array(angles) < np.pi - margin
+    np.testing.assert_allclose(logits(True)[safe], np.cos(np.array(angles) + margin)[safe], atol=1e-5)
+    np.testing.assert_allclose(
+        logits(True)[~safe], (np.cos(np.array(angles)) - margin * np.sin(margin))[~safe], atol=1e-5
+    )
+    np.testing.assert_allclose(logits(False), np.cos(np.array(angles) + margin), atol=1e-5)
+    assert (np.diff(logits(True))[safe[1:]] < 0).all() and (np.diff(logits(True))[~safe[:-1]] < 0).all()
+    assert (np.diff(logits(False))[~safe[:-1]] > 0).all()
+
+
 def test_margins_move_the_target_only():
     cos = jax.random.uniform(jax.random.key(1), (3, 5), minval=-0.9, maxval=0.9)
     labels = np.array([4, 0, 2])

@@ -1,0 +1,28 @@
+"""What a method says about itself for `experiments.reproduce`."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A claim of a paper, in the small.
+
+    Attributes:
+      claim: what the paper says, in a sentence.
+      metric: key of the stages' metrics.
+      method: name of the arm that makes the claim.
+      arms: name -> field overrides of `base` for that arm; all but `method` are baselines.
+      base: configuration that the arms share.
+      conditions: name -> field overrides for a condition under which all arms are compared.
+      larger_is_better: direction of the metric.
+    """
+
+    claim: str
+    metric: str
+    method: str
+    arms: Mapping[str, Mapping[str, Any]]
+    base: Any
+    conditions: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=lambda: {"": {}})
+    larger_is_better: bool = True
