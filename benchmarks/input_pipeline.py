@@ -37,6 +37,7 @@ class EncodedSource:
 
     def __init__(self, files: list[bytes]):
         self._files = files
+        self.image_shape = decode_image(files[0]).shape
         self.labels = (np.arange(len(files)) % 16).astype(np.int32)
         self.class_names = [f"person-{k}" for k in range(16)]
 

@@ -40,7 +40,7 @@ def evaluate(
     if seed < 0:
         raise UserError(f"seed: needs a number from 0, got {seed}")
     model, backbone, extra, _ = load_network(run, best=best)
-    shape = source[0]["image"].shape
+    shape = source.image_shape
     try:
         jax.eval_shape(
             functools.partial(model.apply, train=False),

@@ -42,6 +42,8 @@ def launch(method: str, config, run: configs.Run) -> training.Outcome:
 
     Raises:
       UserError: data, batch size, work directory or configuration that cannot be used.
+      Diverged: a loss became NaN or infinite. Before the first checkpoint the work directory is let go then, so that the
+        mended command may have it.
     """
     parallel = training.make_parallel(run.parallel, model_shards=run.model_shards)
     run.cadence.check()
@@ -49,19 +51,25 @@ def launch(method: str, config, run: configs.Run) -> training.Outcome:
     workdir, written = run.workdir or pathlib.Path("runs") / method, configs.to_dict(method, config, run)
     training.check_workdir(workdir, written)
     stages = configs.method_module(method).build(config)
-    if run.model_shards > 1 and isinstance(stages, Sequence) and stages[0].compile_init:
+    if isinstance(stages, Sequence) and stages[0].compile_init:
+        # Traced for what it refuses: images that the network cannot take, prototypes that do not divide.
         first = jax.eval_shape(stages[0].init, jax.eval_shape(lambda: jax.random.key(0)), None)
         parallel.shardings(first, stages[0].sharding)
     # Claimed last, so that a mistake found by `build` can be mended and launched again in the same folder.
     workdir = training.open_workdir(workdir, written)
-    outcome = training.run(
-        stages,
-        seed=config.seed,
-        parallel=parallel,
-        cadence=run.cadence,
-        workdir=workdir,
-        progress=not run.quiet,
-    )
+    try:
+        outcome = training.run(
+            stages,
+            seed=config.seed,
+            parallel=parallel,
+            cadence=run.cadence,
+            workdir=workdir,
+            progress=not run.quiet,
+        )
+    except training.Diverged:
+        if jax.process_index() == 0:
+            training.give_up_workdir(workdir)
+        raise
     if jax.process_index() == 0:
         versions = {
             "jax": jax.__version__,

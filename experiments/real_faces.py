@@ -9,6 +9,7 @@ import json
 import pathlib
 import sys
 
+import jax
 import numpy as np
 
 from experiments import configs, evaluate
@@ -18,15 +19,20 @@ from jaxface import data, metrics, training
 REPORTED = ("verification/accuracy", "verification/auc", "verification/eer", "verification/tar@1e-2")
 
 
-def fine_tuning(config, run: str, faces: data.Folder):
-    """The configuration of a run, changed to go on with photographs: small steps, stronger augmentation."""
+def fine_tuning(config, run: str, faces: data.Folder, photographs: int):
+    """The configuration of a run, changed to go on with photographs: small steps, stronger augmentation.
+
+    A batch holds 32 images, or as many as `photographs` can fill and the devices can share.
+    """
+    devices = jax.device_count()
     return dataclasses.replace(
         config,
         data=faces,
         init_from=str(run),
         augment=data.Augment(flip=0.5, crop=0.5, color=0.5),
         optimizer=training.Optimizer(learning_rate=0.02, decay_at=(0.6,), weight_decay=5e-4),
-        batch_size=32,
+        accumulate=1,
+        batch_size=max(min(32, photographs) // devices, 1) * devices,
         steps=150,
     )
 
@@ -46,7 +52,7 @@ def real_faces(
     rows: dict[str, list[dict[str, float]]] = {"pixels": [], "rendered only": [], "fine-tuned": []}
     for swap in (False, True):
         half = dataclasses.replace(faces, held_out=0.5, swap=swap)
-        unseen = data.load(half, image_size=config.image_size, seed=config.data_seed).held_out
+        seen, unseen, *_ = data.load(half, image_size=config.image_size, seed=config.data_seed)
 
         def score(embeddings, labels=unseen.labels):
             return metrics.verify(embeddings, labels, pairs="all")
@@ -55,7 +61,7 @@ def real_faces(
         rows["rendered only"].append(score(training.embed_source(model, backbone, extra, unseen)))
         tuned = launch(
             "sface",
-            fine_tuning(config, run, half),
+            fine_tuning(config, run, half, len(seen)),
             configs.Run(workdir=str(workdir / f"half-{int(swap)}"), quiet=quiet),
         ).state
         rows["fine-tuned"].append(

@@ -129,6 +129,9 @@ def build(config: Config) -> list[training.Stage]:
     """One stage: train the embedding network and its prototypes, verify on people it never saw."""
     if config.data_seed < 0:
         raise UserError(f"data_seed: needs a number from 0, got {config.data_seed}")
+    loss = per_example_loss(config)
+    # Refuses a scale, slope, angle or margin out of its range before any data is opened.
+    jax.eval_shape(loss, jax.ShapeDtypeStruct((1, 2), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32))
     split = inputs.load(config.data, image_size=config.image_size, seed=config.data_seed)
     classes = len(split.train.class_names)
     labels, _ = inputs.corrupt_labels(split.train.labels, config.label_noise, classes, seed=config.data_seed)
@@ -145,8 +148,7 @@ def build(config: Config) -> list[training.Stage]:
     batches()  # reads nothing yet, but refuses what cannot be used
     model = network(config)
     optimizer = config.optimizer.build(config.steps)
-    recognizer = training.Recognizer(model, classes, split.train[0]["image"].shape)
-    loss = per_example_loss(config)
+    recognizer = training.Recognizer(model, classes, split.train.image_shape)
 
     def loss_fn(params, extra, batch, rng):
         cosines, extra = recognizer.train_cosines(params, extra, batch["image"], rng)

@@ -16,6 +16,8 @@ from jaxface.data import geometry
 from jaxface.data.sources import Record
 from jaxface.errors import UserError
 
+_PROBABILITIES = ("flip", "crop", "color", "grey", "blur", "jpeg", "occlusion", "low_resolution")
+
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
@@ -35,6 +37,8 @@ class Augment:
     """Probability of changing brightness, contrast, saturation and the balance of the channels."""
     color_strength: float = 0.3
     """Greatest relative change of brightness, contrast and saturation; a third of it for each channel."""
+    grey: float = 0.0
+    """Probability of making the image grey: its luma in all three channels."""
     blur: float = 0.0
     """Probability of a Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.5, 1.5)
@@ -53,7 +57,7 @@ class Augment:
     """Least and greatest side of the small image, as a fraction of the image's side."""
 
     def __post_init__(self):
-        for name in ("flip", "crop", "color", "blur", "jpeg", "occlusion", "low_resolution"):
+        for name in _PROBABILITIES:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name}: a probability needs a value from 0 to 1, got {getattr(self, name)}")
         limits = {
@@ -77,9 +81,7 @@ class Augment:
     @property
     def active(self) -> bool:
         """Whether any change can fire."""
-        return any(
-            (self.flip, self.crop, self.color, self.blur, self.jpeg, self.occlusion, self.low_resolution)
-        )
+        return any(getattr(self, name) for name in _PROBABILITIES)
 
 
 class Augmentation(grain.transforms.RandomMap):
@@ -100,6 +102,7 @@ class Augmentation(grain.transforms.RandomMap):
         # depend on their past.)
         flip, crop, occlusion, color, blur, low, jpeg = rng.random(7)
         seeds = rng.integers(0, 1 << 63, 5)
+        grey = rng.random()
         if flip < config.flip:
             record = geometry.flip(record)
         if crop < config.crop:
@@ -109,6 +112,8 @@ class Augmentation(grain.transforms.RandomMap):
             image = _occlude(image, config, np.random.default_rng(seeds[1]))
         if color < config.color:
             image = _recolor(image, config, np.random.default_rng(seeds[2]))
+        if grey < config.grey and image.shape[-1] == 3:
+            image = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=-1)
         if blur < config.blur:
             image = _blur(image, config, np.random.default_rng(seeds[3]))
         if low < config.low_resolution:

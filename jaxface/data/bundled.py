@@ -19,6 +19,7 @@ class ArraySource:
                 f"images must be uint8 [{len(labels)}, H, W, C], got {images.dtype} {images.shape}"
             )
         self._images = images
+        self.image_shape = images.shape[1:]
         self.labels = np.asarray(labels, np.int32)
         self.class_names = list(class_names)
 

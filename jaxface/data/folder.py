@@ -42,6 +42,7 @@ class FolderSource(StandInSource):
     Attributes:
       labels: [N] int32.
       class_names: names of the sub-folders.
+      image_shape: (image_size, image_size, 3).
       paths: file of every record.
     """
 
@@ -60,6 +61,7 @@ class FolderSource(StandInSource):
         """
         super().__init__()
         self._size, self._fit = image_size, fit
+        self.image_shape = (image_size, image_size, 3)
         root = pathlib.Path(root).expanduser()
         try:
             found = _images_by_class(root)

@@ -55,6 +55,7 @@ class Relabelled:
                 f"labels must be in [0, {len(source.class_names)}), got {labels.min()} to {labels.max()}"
             )
         self._source = source
+        self.image_shape = source.image_shape
         self.labels = labels.astype(np.int32)
         self.class_names = list(source.class_names)
 

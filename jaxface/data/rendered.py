@@ -68,6 +68,7 @@ class RenderedSource:
     Attributes:
       labels: [N] int32.
       class_names: one per person.
+      image_shape: (S, S, 3).
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class RenderedSource:
         )  # fmt: skip
         self.labels = np.repeat(np.arange(identities, dtype=np.int32), per_identity)
         self.class_names = [f"person-{first_identity + i}" for i in range(identities)]
+        self.image_shape = (image_size, image_size, 3)
         self._per_identity, self._first = per_identity, first_identity
         self._shoot = functools.partial(
             _shoot,

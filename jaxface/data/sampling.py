@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxface.data.alignment import template
 from jaxface.data.face_model import ALBEDO, EXPRESSION, IDENTITY, face_model
 from jaxface.data.face_parameters import FaceParameters, Identity, Sensor
 from jaxface.data.head_geometry import directional_light, head, rotation_matrix
@@ -16,14 +17,6 @@ from jaxface.data.variation import MODERATE, Variation
 
 GROUPS = 6  # skin-tone bins
 ILLUMINATIONS = ("normal", "strong", "back", "dark")
-# The five-point template of 112 x 112 recognition crops: eyes, nose tip, mouth corners, (x, y) pixels.
-TEMPLATE_112 = (
-    (38.2946, 51.6963),
-    (73.5318, 51.5014),
-    (56.0252, 71.7366),
-    (41.5493, 92.3655),
-    (70.7299, 92.2041),
-)
 
 
 def sample_identity(key: jax.Array) -> Identity:
@@ -166,8 +159,8 @@ def align(face: FaceParameters, jitter: jax.Array) -> FaceParameters:
     pose = face.pose.at[2].set(0.0)
     vertices = head(face.identity.shape, face.expression).reshape(-1, 3)[face_model().landmarks]
     points = (vertices @ rotation_matrix(pose).T)[:, :2] * np.array([1.0, -1.0], np.float32)
-    template = np.asarray(TEMPLATE_112, np.float32) / 112
-    p, q = points - points.mean(0), template - template.mean(0)
+    target = template(112) / 112
+    p, q = points - points.mean(0), target - target.mean(0)
     real = (p * q).sum()
     imaginary = (p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0]).sum()
     scale = jnp.hypot(real, imaginary) / (p**2).sum() * (1 + jitter[0])
@@ -179,7 +172,7 @@ def align(face: FaceParameters, jitter: jax.Array) -> FaceParameters:
         ],
         -1,
     )
-    translation = template.mean(0) - 0.5 - scale * turned.mean(0) + jitter[2:]
+    translation = target.mean(0) - 0.5 - scale * turned.mean(0) + jitter[2:]
     return face.replace(pose=pose.at[2].set(-angle), scale=scale, translation=translation)
 
 

@@ -21,6 +21,7 @@ class Source(Protocol):
     Attributes:
       labels: [N] int32 in [0, len(class_names)), class of each record.
       class_names: one name per class.
+      image_shape: (H, W, C) of every image, known without decoding or rendering one.
 
     A record is a flat dict: `image` uint8 [H, W, 3], `label` int32 scalar, and whatever else the source knows
     (`depth`, `landmarks`, `boxes`, `spoof`, `expression`, `group`).
@@ -28,6 +29,7 @@ class Source(Protocol):
 
     labels: np.ndarray
     class_names: Sequence[str]
+    image_shape: tuple[int, int, int]
 
     def __len__(self) -> int: ...
 
@@ -42,6 +44,7 @@ class Subset:
 
     def __init__(self, source: Source, indices: np.ndarray, *, relabel: bool = False):
         self._source = source
+        self.image_shape = source.image_shape
         self._indices = np.asarray(indices, np.int64)
         labels = np.asarray(source.labels, np.int32)[self._indices]
         if relabel:

@@ -24,6 +24,7 @@ class StandInSource(abc.ABC):
 
     labels: np.ndarray
     class_names: Sequence[str]
+    image_shape: tuple[int, int, int]
 
     def __init__(self):
         self._bad: set[int] = set()

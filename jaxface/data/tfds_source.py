@@ -101,6 +101,7 @@ class TfdsSource(StandInSource):
             raise UserError(f"label: {label!r} of {name} needs classes from 0 to {len(names) - 1}")
         self.class_names = list(names)
         self._image, self._size, self._fit = image, image_size, fit
+        self.image_shape = (image_size, image_size, 3)
         kept = [
             k
             for k in np.unique(labels)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxface.errors import UserError
+
 
 def check_scores(scores: jax.Array, labels: jax.Array, *, name: str = "cosines") -> None:
     """Checks `scores` [B, C] float with B ≥ 1 against `labels` [B] integers in {-1} ∪ [0, C).
@@ -35,7 +37,7 @@ def check_range(name: str, value, low: float, high: float, *, open_low: bool = F
     """Checks a hyper-parameter where its value is known; a traced scalar passes, so that a sweep needs no recompilation.
 
     Raises:
-      ValueError: NaN, infinite or outside the range.
+      UserError: NaN, infinite or outside the range.
     """
     if isinstance(value, jax.core.Tracer):
         return
@@ -43,4 +45,4 @@ def check_range(name: str, value, low: float, high: float, *, open_low: bool = F
     inside = (low < number if open_low else low <= number) and number <= high
     if not math.isfinite(number) or not inside:
         bracket = "(" if open_low else "["
-        raise ValueError(f"{name}: needs a finite value in {bracket}{low:g}, {high:g}], got {number:g}")
+        raise UserError(f"{name}: needs a finite value in {bracket}{low:g}, {high:g}], got {number:g}")

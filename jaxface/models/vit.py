@@ -23,7 +23,7 @@ class ViT(nn.Module):
       dim: token size D; a multiple of `heads`.
       depth: transformer blocks.
       heads: attention heads.
-      patch: side of a square patch in pixels; H and W must be multiples of it.
+      patch: side of a square patch in pixels; H and W must be multiples of it, or a call raises UserError.
       pool: "class" (a learned token is read out) or "mean" (no such token).
       dropout: rate after the positions and in each block's two branches, in [0, 1).
       drop_path: rate at which an example skips a branch in the last block; it grows linearly from 0 in the first
@@ -54,8 +54,8 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         if image.shape[1] % self.patch or image.shape[2] % self.patch:
-            raise ValueError(
-                f"image needs height and width in multiples of patch={self.patch}, got {image.shape}"
+            raise UserError(
+                f"image_size: needs a multiple of the patch, which has {self.patch} pixels, got {image.shape[1:3]}"
             )
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 

@@ -17,7 +17,13 @@ from jaxface.training.recognition import (
 from jaxface.training.records import Records, read_records
 from jaxface.training.stages import Outcome, Stage
 from jaxface.training.step import Objective, TrainState, create_state, gradient_step
-from jaxface.training.workdir import check_workdir, open_workdir, read_config, write_atomically
+from jaxface.training.workdir import (
+    check_workdir,
+    give_up_workdir,
+    open_workdir,
+    read_config,
+    write_atomically,
+)
 
 __all__ = [
     "Cadence",
@@ -43,6 +49,7 @@ __all__ = [
     "create_state",
     "decay_mask",
     "embed_source",
+    "give_up_workdir",
     "gradient_step",
     "make_parallel",
     "open_workdir",

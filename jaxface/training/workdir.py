@@ -3,11 +3,13 @@
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 
 from jaxface.errors import UserError
 
 CONFIG = "config.json"
+GIVEN_UP = "given_up.json"  # CONFIG of a run that failed and left nothing to go on from
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
@@ -52,7 +54,11 @@ def check_workdir(path: str | pathlib.Path, config: dict) -> pathlib.Path:
                 f"workdir: {path} holds a run with another configuration: {'; '.join(differences[:3])}{more}"
             )
     # A process killed while it claimed the folder leaves no more than a temporary file of ours.
-    elif existing == path and any(not p.name.startswith(f".{CONFIG}.") for p in path.iterdir()):
+    elif (
+        existing == path
+        and not (path / GIVEN_UP).is_file()
+        and any(not p.name.startswith(f".{CONFIG}.") for p in path.iterdir())
+    ):
         raise UserError(f"workdir: {path} is not empty and holds no run; choose another folder")
     return path
 
@@ -61,7 +67,8 @@ def open_workdir(path: str | pathlib.Path, config: dict) -> pathlib.Path:
     """Makes or reopens the folder of a run.
 
     Args:
-      path: new, empty, or the folder of a run with the same configuration.
+      path: new, empty, the folder of a run with the same configuration, or one that `give_up_workdir` let go; what the
+        run that failed there wrote is removed.
       config: JSON-like; written to `config.json` in a new folder, compared with it in an old one.
 
     Returns:
@@ -78,10 +85,25 @@ def open_workdir(path: str | pathlib.Path, config: dict) -> pathlib.Path:
         if file.is_file():
             tempfile.TemporaryFile(dir=path).close()
         else:
+            if (path / GIVEN_UP).is_file():
+                for folder in ("tensorboard", "checkpoints"):
+                    shutil.rmtree(path / folder, ignore_errors=True)
+                (path / "metrics.jsonl").unlink(missing_ok=True)
             write_atomically(file, json.dumps(config, indent=2) + "\n")
+            (path / GIVEN_UP).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"workdir: cannot write to {path}: {error.strerror}") from None
     return path
+
+
+def give_up_workdir(path: pathlib.Path) -> None:
+    """Lets the folder of a failed run go, so that the mended command may have it, unless there is a checkpoint to go on from.
+
+    What the run wrote stays to be looked at until then. Only a run that failed gives up its folder: one that has no
+    checkpoint yet may still be running.
+    """
+    if not any(entry.name.isdigit() for entry in path.glob("checkpoints/*/*")):
+        os.replace(path / CONFIG, path / GIVEN_UP)
 
 
 def read_config(path: str | pathlib.Path) -> dict:

@@ -35,6 +35,7 @@ class FakeSource:
         self.labels = (np.arange(records) % classes).astype(np.int32)
         self.class_names = [f"c{k}" for k in range(classes)]
         self._size = size
+        self.image_shape = (size, size, 3)
 
     def __len__(self):
         return len(self.labels)

@@ -9,7 +9,7 @@ from jaxface.data.images import decode_image, encode_image
 from jaxface.errors import UserError
 
 OFF = Augment(flip=0.0)
-EVERYTHING = Augment(flip=1, crop=1, color=1, blur=1, jpeg=1, occlusion=1, low_resolution=1)
+EVERYTHING = Augment(flip=1, crop=1, color=1, grey=1, blur=1, jpeg=1, occlusion=1, low_resolution=1)
 
 
 def record(channels=3, size=48):
@@ -78,6 +78,25 @@ def test_a_pool_of_generators_gives_the_same_stream():
     assert (forward[0] != forward[6]).any()  # the next epoch draws anew
 
 
+def test_grey_is_the_luma_in_every_channel():
+    grey = dataclasses.replace(OFF, grey=1.0)
+    before, after = record(), change(grey)
+    luma = before["image"] @ np.array([0.299, 0.587, 0.114])
+    for channel in range(3):
+        assert np.abs(after["image"][..., channel] - luma).max() <= 0.51
+    for name in before.keys() - {"image"}:
+        np.testing.assert_array_equal(after[name], before[name])
+    assert after["image"].dtype == np.uint8 and (after["image"] != before["image"]).any()
+    np.testing.assert_array_equal(before["image"], record()["image"])  # the input is not written to
+    np.testing.assert_array_equal(change(grey, channels=1)["image"], record(1)["image"])
+    assert grey.active
+    colourful = [
+        np.ptp(change(dataclasses.replace(OFF, grey=0.4), seed)["image"], axis=-1).any()
+        for seed in range(100)
+    ]
+    assert 45 < sum(colourful) < 75
+
+
 def test_strengths():
     smooth = record()["image"]
     occluded = change(dataclasses.replace(OFF, occlusion=1.0, occlusion_area=(0.25, 0.25)))["image"]
@@ -114,6 +133,7 @@ def test_strengths():
     [
         {"flip": 1.5},
         {"blur": -0.1},
+        {"grey": 2.0},
         {"crop_scale": (1.0, 0.5)},
         {"jpeg_quality": (0, 50)},
         {"occlusion_area": (0.1, 2.0)},

@@ -14,7 +14,7 @@ def test_digits():
     source = bundled.digits()
     assert isinstance(source, Source) and len(source) == 1797 and len(source.class_names) == 10
     images = np.stack([source[i]["image"] for i in range(len(source))])
-    assert images.shape == (1797, 8, 8, 1) and images.dtype == np.uint8
+    assert images.shape == (1797, *source.image_shape) == (1797, 8, 8, 1) and images.dtype == np.uint8
     assert images.min() == 0 and images.max() == 255
     data = sklearn.datasets.load_digits()
     np.testing.assert_allclose(images[..., 0] * (16 / 255), data.images, atol=0.04)

@@ -14,7 +14,7 @@ from jaxface.errors import UserError
 
 def test_reads_every_format_in_natural_order(faces_folder):
     source = FolderSource(faces_folder, image_size=28)
-    assert isinstance(source, Source)
+    assert isinstance(source, Source) and source.image_shape == (28, 28, 3)
     assert source.class_names == ["s1", "s2", "s3", "s4", "s10", "s11"]
     assert len(source) == 30 and source.labels.dtype == np.int32
     np.testing.assert_array_equal(source.labels, np.repeat(np.arange(6), 5))

@@ -208,6 +208,7 @@ def test_relabelled_and_label_override(fake):
     np.testing.assert_array_equal([changed[i]["label"] for i in range(12)], labels)
     np.testing.assert_array_equal(changed.labels, labels)
     assert source[0]["label"] == 0 and changed.class_names == source.class_names
+    assert changed.image_shape == source.image_shape
     for batch in take(batches(source, batch_size=6, seed=0, label_override=labels), 4):
         np.testing.assert_array_equal(batch["label"], labels[which(batch)])
     for wrong in (labels[:5], labels + 4, labels.astype(np.float32)):

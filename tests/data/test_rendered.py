@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import euclidean_distances
 
-from jaxface.data import sampling
+from jaxface.data.alignment import template
 from jaxface.data.rendered import RenderedSource, draw_faces
 from jaxface.data.sources import Source
 from jaxface.data.variation import Variation
@@ -23,7 +23,7 @@ def source():
 
 
 def test_is_a_source(source):
-    assert isinstance(source, Source) and len(source) == 40
+    assert isinstance(source, Source) and len(source) == 40 and source.image_shape == (32, 32, 3)
     np.testing.assert_array_equal(source.labels, np.repeat(np.arange(5), 8))
     assert source.labels.dtype == np.int32 and len(source.class_names) == 5
     record = source[17]
@@ -154,5 +154,5 @@ def test_identity_is_in_the_picture():
 
 def test_template_is_scaled_to_the_image(source):
     landmarks = np.stack([source[k]["landmarks"] for k in range(40)])
-    off = landmarks - np.asarray(sampling.TEMPLATE_112) * 32 / 112
+    off = landmarks - template(112) * 32 / 112
     assert np.abs(np.median(off, axis=0)).max() < 2.0

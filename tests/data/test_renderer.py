@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxface.data import (
+    alignment,
     appearance,
     face_parameters,
     head_geometry,
@@ -159,7 +160,7 @@ def test_alignment_is_the_best_similarity():
     variation = Variation(shift=0.0, zoom=0.0, roll=0.0)
     faces = draw(8, variation)
     landmarks = np.asarray(render(faces, image_size=112).landmarks, np.float64)
-    template = np.array(sampling.TEMPLATE_112)
+    template = alignment.template(112).astype(np.float64)
     for k in range(4):
         centred = landmarks[k] - landmarks[k].mean(0)
         target = template - template.mean(0)

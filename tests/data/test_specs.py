@@ -69,9 +69,7 @@ def test_rendered_people_are_never_in_both_parts():
 
 def test_arguments_reach_the_renderer(monkeypatch):
     made = []
-    monkeypatch.setattr(
-        specs, "RenderedSource", lambda *arguments, **options: made.append((arguments, options))
-    )
+    monkeypatch.setattr(specs, "_rendered", lambda *arguments, **options: made.append((arguments, options)))
     spec = dataclasses.replace(TINY, variation=data.Variation.hard())
     data.load(spec, image_size=64, seed=9)
     (train, _), (held_out, options) = made
@@ -83,7 +81,7 @@ def test_digits_are_split_by_sample():
     split = data.load(data.Digits(), seed=5)
     assert (len(split.train), len(split.held_out)) == (1000, 797)
     assert split.protocol == "classification" and split.train.class_names == split.held_out.class_names
-    assert split.train[0]["image"].shape == (8, 8, 1)
+    assert split.train[0]["image"].shape == split.train.image_shape == (8, 8, 1)
     counted = sorted(pictures(split.train) + pictures(split.held_out))
     assert counted == sorted(pictures(bundled.digits()))
     for part in split[:2]:
@@ -95,7 +93,7 @@ def test_digits_are_split_by_sample():
 def test_lfw_subset_is_split_by_sample():
     split = data.load(data.LfwSubset(), image_size=32)
     assert (len(split.train), len(split.held_out), split.protocol) == (140, 60, "classification")
-    assert split.train[0]["image"].shape == (32, 32, 3)
+    assert split.train[0]["image"].shape == split.train.image_shape == (32, 32, 3)
     assert 0.3 < split.held_out.labels.mean() < 0.7
 
 

@@ -24,6 +24,7 @@ class Rich:
 
     labels = (np.arange(24) % 3).astype(np.int32)
     class_names = ("ann", "bob", "cyd")
+    image_shape = (20, 20, 3)
 
     def __len__(self):
         return 24
@@ -62,6 +63,7 @@ def test_round_trip_is_exact_and_in_order(rich):
     source = TfdsSource("faces", data_dir=str(rich), image_size=20)
     assert isinstance(source, Source) and len(source) == 24 and source.class_names == list(Rich.class_names)
     np.testing.assert_array_equal(source.labels, Rich.labels)
+    assert source.image_shape == source[0]["image"].shape
     for index in (0, 7, 23):
         found, stored = source[index], Rich()[index]
         assert found.keys() == stored.keys()

@@ -224,8 +224,7 @@ def test_help_names_and_documents_every_field(spec, capsys, monkeypatch):
     for part in (dataclasses.replace(sface.Config(), data=spec), configs.Run()):
         for path, *_ in leaves(part):
             text = help_of[path.replace("_", "-")]
-            if not path.startswith("data.variation."):  # its fields are explained together
-                assert len(re.findall("[a-z]+", text)) >= 1, (path, text)
+            assert len(re.findall("[a-z]+", text)) >= 1, (path, text)
 
 
 def test_methods_are_listed_without_being_imported():

@@ -185,6 +185,9 @@ FOLDER = (
             "another network: backbone/head_dense/bias is (16,)",
         ),
         (FOLDER + "--init-from {finished} --backbone iresnet_nano", "has another network: backbone/"),
+        (RENDERED + "--image-size 16 --init-from {finished}", "has another network: backbone/"),
+        (RENDERED + "--backbone vit_tiny", "image_size: needs a multiple of the patch, which has 16 pixels"),
+        (RENDERED + "--scale 0", "scale: needs a finite value in (0, inf], got 0"),
         ("sface --config {finished}/roc.png", "cannot be read as JSON"),
     ],
 )
@@ -214,6 +217,16 @@ def test_a_folder_with_a_broken_image_serves_unless_strict(tmp_path, photographs
     arguments += ["--steps", "2", "--quiet", "--data.held-out", "0.4", "--workdir", str(tmp_path / "run")]
     launch.main(arguments)
     assert (tmp_path / "run/results.json").is_file()
+
+
+def test_a_run_that_diverged_before_its_first_checkpoint_may_be_mended(tiny, tmp_path, capsys):
+    command = ["sface", *tiny, "--workdir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        launch.main([*command, "--optimizer.name", "sgd", "--optimizer.learning-rate", "1e30"])
+    assert "there is no checkpoint before it" in capsys.readouterr().err
+    launch.main(command)
+    rows = training.read_records(tmp_path / "run/metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 5] and np.isfinite(losses(tmp_path / "run")).all()
 
 
 def test_a_run_starts_from_the_network_of_another(tmp_path, photographs, finished):

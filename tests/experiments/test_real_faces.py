@@ -16,10 +16,10 @@ def short(monkeypatch):
     asked = []
     plan = real_faces.fine_tuning
 
-    def fine_tuning(config, run, faces):
-        tuned = plan(config, run, faces)
+    def fine_tuning(*arguments):
+        tuned = plan(*arguments)
         asked.append(tuned)
-        return dataclasses.replace(tuned, steps=3, batch_size=8)
+        return dataclasses.replace(tuned, steps=3)
 
     monkeypatch.setattr(real_faces, "fine_tuning", fine_tuning)
     return asked
@@ -44,6 +44,8 @@ def test_end_to_end(short, finished, photographs, tmp_path, capsys):
     assert tested[0].isdisjoint(tested[1]) and tested[0] | tested[1] == {f"s{i}" for i in range(6)}
     assert trained == tested[::-1]
     assert all(config.init_from == str(finished) for config in short)
+    assert [len(half.train) for half in halves] == [12, 12]  # too few for a batch of 32 on 8 devices
+    assert [config.batch_size for config in short] == [8, 8]
 
     # The row of the network as it was is the mean of two direct evaluations, over all pairs.
     model, backbone, extra, _ = evaluate.load_network(finished)
@@ -67,10 +69,11 @@ def test_end_to_end(short, finished, photographs, tmp_path, capsys):
 
 def test_fine_tuning_keeps_the_network(finished, photographs):
     _, _, _, config = evaluate.load_network(finished)
-    tuned = real_faces.fine_tuning(config, "there", data.Folder(root=str(photographs)))
+    tuned = real_faces.fine_tuning(config, "there", data.Folder(root=str(photographs)), 1000)
     for name in ("backbone", "embedding", "image_size", "loss", "seed"):
         assert getattr(tuned, name) == getattr(config, name)
-    assert tuned.init_from == "there" and tuned.optimizer.learning_rate < config.optimizer.learning_rate
+    assert tuned.batch_size == 32 and tuned.accumulate == 1
+    assert tuned.init_from == "there" and tuned.optimizer.learning_rate < training.Optimizer().learning_rate
 
 
 def test_pixels_as_embeddings(photographs):

@@ -7,6 +7,7 @@ import pytest
 
 from experiments import sface
 from jaxface import data, losses, training
+from jaxface.errors import UserError
 
 DIGITS = dataclasses.replace(sface.Config.digits(), steps=4)
 
@@ -88,6 +89,26 @@ def test_digits_are_learned():
     config = dataclasses.replace(sface.Config.digits(), loss="softmax", scale=16.0)
     outcome = training.run(sface.build(config), seed=0)
     assert outcome.metrics["classification/accuracy"] > 0.93  # 0.969 after the same 15 epochs
+
+
+@pytest.mark.parametrize(
+    ("wrong", "loss"),
+    [
+        ({"scale": 0.0}, "sface"),
+        ({"scale": -1.0}, "softmax"),
+        ({"scale": float("nan")}, "arcface"),
+        ({"sharpness": -1.0}, "sface"),
+        ({"intra_angle": 3.2}, "sface"),
+        ({"inter_angle": -0.1}, "sface"),
+        ({"margin": -0.1}, "arcface"),
+        ({"margin": -0.1}, "cosface"),
+    ],
+)
+def test_a_loss_out_of_its_range_is_refused_before_any_data_is_opened(monkeypatch, wrong, loss):
+    monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("the data was opened"))
+    with pytest.raises(UserError, match=rf"^{next(iter(wrong))}: needs a finite value") as caught:
+        sface.build(dataclasses.replace(DIGITS, loss=loss, **wrong))
+    assert "\n" not in str(caught.value)
 
 
 def test_protocol_and_best_checkpoint_follow_the_data():

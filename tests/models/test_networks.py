@@ -1,11 +1,14 @@
 """One real forward and backward pass of every family, on small planes and shallow stacks."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxface import models
+from jaxface.errors import UserError
 from jaxface.models.resnet import Block as ResidualBlock
 from jaxface.models.vit import Block as TransformerBlock
 
@@ -82,8 +85,24 @@ def test_vit_without_class_token_ignores_the_order_of_patches_but_for_positions(
     variables["params"]["positions"] = jnp.zeros((1, 4, 24))
     swapped = np.concatenate([x[:, 8:], x[:, :8]], axis=1)
     np.testing.assert_allclose(module.apply(variables, x), module.apply(variables, swapped), atol=1e-5)
-    with pytest.raises(ValueError, match="multiples of patch=8"):
+    with pytest.raises(ValueError, match="image_size: needs a multiple of the patch, which has 8"):
         module.apply(variables, images(2, 20))
+
+
+@pytest.mark.parametrize("size", [8, 24])
+@pytest.mark.parametrize(
+    "name", ["iresnet_pico", "iresnet18", "mobilefacenet", "resnet18", "cifar_resnet20", "vit_tiny", "mlp"]
+)
+def test_a_small_image_is_taken_or_refused_in_a_line(name, size):
+    module = models.create(name, embedding=8)
+    start = partial(module.init_with_output, train=False)
+    shapes = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((2, size, size, 3), np.float32)
+    if name == "vit_tiny":
+        with pytest.raises(UserError, match="image_size: needs a multiple of the patch") as caught:
+            jax.eval_shape(start, *shapes)
+        assert "\n" not in str(caught.value)
+    else:
+        assert jax.eval_shape(start, *shapes)[0].shape == (2, 8)
 
 
 def test_attention_against_its_equation():

@@ -201,5 +201,24 @@ def test_workdir_is_claimed_once(tmp_path):
         training.open_workdir(tmp_path / "foreign", config)
     with pytest.raises(UserError, match="cannot use"):
         training.open_workdir(tmp_path / "foreign/letter.txt", config)
-    with pytest.raises(UserError, match="holds no config.json"):
+    with pytest.raises(UserError, match=r"holds no config.json"):
         training.read_config(tmp_path / "foreign")
+
+
+def test_a_workdir_is_given_up_where_there_is_nothing_to_go_on_from(tmp_path):
+    rates = [{"rate": rate} for rate in (9.0, 0.1, 0.2)]
+    path = training.open_workdir(tmp_path / "run", rates[0])
+    with pytest.raises(training.Diverged, match=r"at step 6 .*there is no checkpoint before it"):
+        training.run([toy.stage(steps=11, step=diverging)], workdir=path)
+    (path / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match=r"rate is 9.0 there and 0.1 here"):
+        training.check_workdir(path, rates[1])  # it may still be running
+    training.give_up_workdir(path)
+    assert training.check_workdir(path, rates[1]) == path and list(path.glob("tensorboard/*"))
+    training.open_workdir(path, rates[1])
+    assert training.read_config(path) == rates[1]
+    assert sorted(entry.name for entry in path.iterdir()) == ["config.json", "letter.txt"]
+    training.run([toy.stage(steps=11)], cadence=CADENCE, workdir=path)
+    training.give_up_workdir(path)  # there is something to lose
+    with pytest.raises(UserError, match=r"rate is 0.1 there and 0.2 here"):
+        training.open_workdir(path, rates[2])
