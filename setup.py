@@ -1,12 +1,14 @@
 """Package metadata. Every dependency is here because it does a job better than our own code would."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
     name="jaxface",
     version="0.1.0",
     description="JAX/Flax library for efficient and robust face analysis on TPUs and GPUs",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],

@@ -17,6 +17,7 @@ import sys
 import types
 from typing import Annotated, Any
 
+import absl.logging
 import cattrs
 import tyro
 from cattrs.preconf.json import make_converter
@@ -267,6 +268,8 @@ def exit_on_user_error(main):
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
+        # orbax and grain say much through absl that is no news to a user; what we have to say goes through our own logger.
+        absl.logging.set_verbosity(absl.logging.ERROR)
         try:
             return main(*args, **kwargs)
         except UserError as error:
