@@ -30,7 +30,7 @@ real-faces: $(STAMP)  ## the demo's network on photographs: FACES=folder of one 
 	$(BIN)/python -m experiments.real_faces --run $(WORKDIR) --faces $(FACES) $(ARGS)
 
 test: $(STAMP)  ## the fast tests
-	$(BIN)/python -m pytest -q -m "not slow and not accelerator" $(ARGS)
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not accelerator" $(ARGS)
 
 test-all: $(STAMP)  ## all tests, the slow ones too
 	$(BIN)/python -m pytest -q $(ARGS)

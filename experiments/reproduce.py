@@ -173,9 +173,9 @@ def reproduce(
         np.array([row.low for row in rows]),
         np.array([row.high for row in rows]),
         workdir / f"{name}.png",
-        xlabel=f"difference in {study.metric}, 95 % interval over {seeds} seeds",
+        xlabel=f"difference with 95 % interval, {seeds} seeds",
         reference=0.0,
-        title=f"{study.method}: {name}",
+        title=f"{study.method}, {name}: {study.metric}",
     )
     return rows
 

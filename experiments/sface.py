@@ -6,12 +6,15 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from experiments.studies import Study
-from jaxface import axes, losses, models, training
+from jaxface import axes, losses, metrics, models, training
 from jaxface import data as inputs
 from jaxface.errors import UserError
+from jaxface.layers.prototypes import l2_normalize
+from jaxface.training import figures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +128,51 @@ def per_example_loss(config: Config):
     }[config.loss]
 
 
+class WrongLabels:
+    """Angles between training images and the prototypes of the labels they were given, right or wrong.
+
+    A loss is robust where the wrong ones stay at larger angles: the network was not bent to fit them.
+
+    Args:
+      model: the network.
+      source: training images.
+      labels: [N] int32 as given to the training.
+      flipped: [N] bool, which of them are wrong; at least one of each kind.
+      most: how many images to look at, evenly spread.
+    """
+
+    def __init__(self, model, source, labels: np.ndarray, flipped: np.ndarray, *, most: int = 2000):
+        chosen = np.arange(0, len(source), -(-len(source) // most))
+        self.model, self.source = model, inputs.Subset(source, chosen)
+        self.labels, self.flipped = labels[chosen], flipped[chosen]
+
+    def __call__(self, state) -> dict[str, float]:
+        params = state.averaged_params
+        embeddings = training.embed_source(
+            self.model, params["backbone"], state.extra, self.source, flip=False
+        )
+        given = np.asarray(params["prototypes"])[self.labels]
+        cosine = np.sum(np.asarray(l2_normalize(embeddings)) * np.asarray(l2_normalize(given)), axis=1)
+        angles = np.arccos(np.clip(cosine, -1, 1))
+        self._right, self._wrong = angles[~self.flipped], angles[self.flipped]
+        return {
+            "label_noise/angle_right": float(self._right.mean()),
+            "label_noise/angle_wrong": float(self._wrong.mean()),
+            "label_noise/auc": metrics.auc(self._wrong, self._right),
+        }
+
+    def figures(self, state) -> training.Figures:
+        """Both distributions of the state that was evaluated last."""
+        draw = functools.partial(
+            figures.save_score_histogram,
+            self._wrong,
+            self._right,
+            names=("wrong label", "right label"),
+            xlabel="angle to the prototype of the given label, radians",
+        )
+        return {"wrong_labels": draw}
+
+
 def build(config: Config) -> list[training.Stage]:
     """One stage: train the embedding network and its prototypes, verify on people it never saw."""
     if config.data_seed < 0:
@@ -134,7 +182,9 @@ def build(config: Config) -> list[training.Stage]:
     jax.eval_shape(loss, jax.ShapeDtypeStruct((1, 2), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32))
     split = inputs.load(config.data, image_size=config.image_size, seed=config.data_seed)
     classes = len(split.train.class_names)
-    labels, _ = inputs.corrupt_labels(split.train.labels, config.label_noise, classes, seed=config.data_seed)
+    labels, flipped = inputs.corrupt_labels(
+        split.train.labels, config.label_noise, classes, seed=config.data_seed
+    )
     batches = functools.partial(
         inputs.batches,
         split.train,
@@ -166,10 +216,11 @@ def build(config: Config) -> list[training.Stage]:
             params["backbone"], extra = start
         return training.create_state(rng, params, objective, extra=extra, ema=config.ema_decay is not None)
 
-    if split.protocol == "verification":
-        evaluate = training.Verification(model, split.held_out)
-    else:
-        evaluate = training.NearestPrototype(model, split.held_out)
+    protocol = training.Verification if split.protocol == "verification" else training.NearestPrototype
+    evaluations = [protocol(model, split.held_out)]
+    if 0 < flipped.sum() < len(flipped):
+        evaluations.append(WrongLabels(model, split.train, labels, flipped))
+    evaluate = training.Evaluations(*evaluations)
 
     return [
         training.Stage(
@@ -179,8 +230,8 @@ def build(config: Config) -> list[training.Stage]:
             batches=lambda state: batches(),
             steps=config.steps,
             evaluate=evaluate,
-            figures=getattr(evaluate, "figures", None),
-            best="verification/accuracy" if split.protocol == "verification" else "classification/accuracy",
+            figures=evaluate.figures,
+            best=f"{split.protocol}/accuracy",
             sharding={"prototypes": PartitionSpec(axes.MODEL)},
         )
     ]

@@ -5,6 +5,7 @@ from jaxface.training.loop import Cadence, Diverged, Interrupted, run
 from jaxface.training.optimizer import Optimizer, decay_mask
 from jaxface.training.parallel import JitParallel, Mode, PmapParallel, check_batch_size, make_parallel
 from jaxface.training.recognition import (
+    Evaluations,
     Figures,
     NearestPrototype,
     Recognizer,
@@ -29,6 +30,7 @@ __all__ = [
     "Cadence",
     "Checkpoints",
     "Diverged",
+    "Evaluations",
     "Figures",
     "Interrupted",
     "JitParallel",

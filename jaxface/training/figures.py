@@ -63,23 +63,26 @@ def save_score_histogram(
     *,
     threshold: float | None = None,
     bins: int = 80,
+    names: tuple[str, str] = ("genuine", "impostor"),
+    xlabel: str = "similarity",
     title: str = "",
 ) -> Path:
     """Distributions of genuine and impostor similarities, each of unit area, with the decision threshold.
 
     Args:
       genuine: [G] float. impostor: [I] float. bins: common bins over both.
+      names, xlabel: what the two sets and the scores are called.
       threshold: drawn as a dashed line where given.
 
     Raises:
       UserError: an empty set or a value that is not finite.
     """
     genuine, impostor = _finite("genuine", genuine), _finite("impostor", impostor)
-    figure, axes = _axes(title, "similarity", "density")
+    figure, axes = _axes(title, xlabel, "density")
     low, high = min(genuine.min(), impostor.min()), max(genuine.max(), impostor.max())
     margin = 0.0 if high > low else 0.5  # identical scores still need a bin of some width
     edges = np.linspace(low - margin, high + margin, bins + 1)
-    for name, values, color in (("impostor", impostor, IMPOSTOR), ("genuine", genuine, GENUINE)):
+    for name, values, color in ((names[1], impostor, IMPOSTOR), (names[0], genuine, GENUINE)):
         axes.hist(values, edges, density=True, alpha=0.6, color=color, label=f"{name} ({values.size:,})")
     if threshold is not None:
         axes.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.3f}")

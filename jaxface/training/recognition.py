@@ -142,6 +142,20 @@ def verification_figures(embeddings: np.ndarray, labels: np.ndarray, *, pairs=No
     }
 
 
+class Evaluations:
+    """Several evaluations of one state as one: their metrics and figures together, in `parts` one by one."""
+
+    def __init__(self, *parts):
+        self.parts = parts
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        return {key: value for part in self.parts for key, value in part(state).items()}
+
+    def figures(self, state: TrainState) -> Figures:
+        """The figures of all parts."""
+        return {name: draw for part in self.parts for name, draw in part.figures(state).items()}
+
+
 class NearestPrototype:
     """Evaluation of a state by closed-set classification: the class whose prototype is nearest.
 
@@ -160,6 +174,10 @@ class NearestPrototype:
             embeddings, np.asarray(params["prototypes"]), self.source.labels
         )
         return {"classification/accuracy": correct}
+
+    def figures(self, state: TrainState) -> Figures:
+        """None: one number says it all."""
+        return {}
 
 
 def backbone_checkpoint(workdir: str | pathlib.Path, *, best: bool = False) -> tuple[dict, dict]:

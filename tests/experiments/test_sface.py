@@ -34,7 +34,7 @@ def test_label_noise_replaces_that_fraction_of_the_training_labels_alone(orders,
     assert wrong.sum() == round(fraction * 1000)
     clean = data.load(data.Digits(), image_size=8, seed=3)
     np.testing.assert_array_equal(source.labels, clean.train.labels)
-    np.testing.assert_array_equal(stage.evaluate.source.labels, clean.held_out.labels)
+    np.testing.assert_array_equal(stage.evaluate.parts[0].source.labels, clean.held_out.labels)
     batch = next(stage.batches(None))
     assert batch["label"].shape == (128,) and batch["image"].shape == (128, 8, 8, 1)
     if fraction == 1.0:
@@ -113,13 +113,13 @@ def test_a_loss_out_of_its_range_is_refused_before_any_data_is_opened(monkeypatc
 
 def test_protocol_and_best_checkpoint_follow_the_data():
     (stage,) = sface.build(DIGITS)
-    assert isinstance(stage.evaluate, training.NearestPrototype)
-    assert stage.best == "classification/accuracy" and stage.figures is None
+    assert isinstance(stage.evaluate.parts[0], training.NearestPrototype)
+    assert stage.best == "classification/accuracy"
     faces = data.RenderedFaces(8, 4, held_out_identities=6, held_out_per_identity=4)
     (stage,) = sface.build(dataclasses.replace(DIGITS, data=faces, image_size=16, batch_size=16))
-    assert isinstance(stage.evaluate, training.Verification)
+    assert isinstance(stage.evaluate.parts[0], training.Verification)
     assert stage.best == "verification/accuracy" and callable(stage.figures)
-    assert len(stage.evaluate.source) == 24
+    assert len(stage.evaluate.parts[0].source) == 24
 
 
 def test_the_configuration_of_the_paper():
@@ -129,3 +129,14 @@ def test_the_configuration_of_the_paper():
     rate = paper.optimizer.learning_rates(paper.steps)
     rates = [float(rate(step)) for step in (0, 99_999, 100_001, 140_001, 160_001)]
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.001, 0.0001], rtol=1e-5)
+
+
+def test_wrong_labels_stay_at_larger_angles(tmp_path):
+    config = dataclasses.replace(sface.Config.digits(), label_noise=0.4)
+    outcome = training.run(sface.build(config), workdir=tmp_path)
+    right, wrong = (outcome.metrics[f"label_noise/angle_{kind}"] for kind in ("right", "wrong"))
+    assert 1.0 < right < 1.25 < wrong - 0.05
+    assert outcome.metrics["label_noise/auc"] > 0.9
+    assert (tmp_path / "wrong_labels.png").stat().st_size > 1000
+    clean = sface.build(sface.Config.digits())
+    assert not any(key.startswith("label_noise") for key in training.run(clean).metrics)
