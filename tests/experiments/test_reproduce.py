@@ -122,7 +122,7 @@ def small(monkeypatch):
 def test_a_study_end_to_end_and_resumed(small, runs, tmp_path, capsys):
     command = ["sface", "--study", "small", "--seeds", "2", "--workdir", str(tmp_path / "study")]
     reproduce.main(command)
-    assert runs == [0] * 4 + [1] * 4
+    assert runs == [1] * 4 + [2] * 4
     folder = tmp_path / "study"
     record = json.loads((folder / "small.json").read_text())
     assert record["metric"] == small.metric and record["seeds"] == 2 and record["claim"] == small.claim
@@ -132,10 +132,10 @@ def test_a_study_end_to_end_and_resumed(small, runs, tmp_path, capsys):
         assert set(by_arm) == {"sface", "softmax"} and condition in small.conditions
         for arm, values in by_arm.items():
             (there,) = (
-                p for p in kept if f"/{condition.split()[0]}-" in p and p.endswith(f"{arm}/seed-1.json")
+                p for p in kept if f"/{condition.split()[0]}-" in p and p.endswith(f"{arm}/seed-2.json")
             )
             one = json.loads((folder / there).read_text())
-            assert one["metrics"][small.metric] == values[1] and one["config"]["config"]["seed"] == 1
+            assert one["metrics"][small.metric] == values[1] and one["config"]["config"]["seed"] == 2
             assert one["config"]["config"]["label_noise"] == (0.4 if condition == "40 %" else 0.0)
     for row in record["effects"]:
         ours, theirs = (np.array(record["scores"][row["condition"]][arm]) for arm in ("sface", "softmax"))
@@ -154,7 +154,7 @@ def test_a_study_end_to_end_and_resumed(small, runs, tmp_path, capsys):
     assert json.loads((folder / "small.json").read_text())["scores"] == record["scores"]
     runs.clear()
     reproduce.main([*command[:-3], "3", *command[-2:]])
-    assert runs == [2] * 4
+    assert runs == [3] * 4
     assert "12/12" in capsys.readouterr().out
 
 
