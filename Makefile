@@ -9,7 +9,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo real-faces test test-all lint format bench reproduce clean
+.PHONY: help venv demo real-faces test test-all lint format bench tpu-aot reproduce clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -47,6 +47,10 @@ bench: $(STAMP)  ## all benchmarks on this device, into benchmarks/results/<devi
 	$(BIN)/python -m benchmarks.renderer
 	$(BIN)/python -m benchmarks.input_pipeline
 	$(BIN)/python -m benchmarks.train_step
+
+tpu-aot: $(STAMP)  ## compile a training step for a TPU slice without a TPU (minutes), print bytes per device
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[tpu]'
+	$(BIN)/python -m benchmarks.tpu_aot $(ARGS)
 
 reproduce: $(STAMP)  ## METHOD=sface against its baselines over seeds
 	$(BIN)/python -m experiments.reproduce $(METHOD) $(ARGS)
