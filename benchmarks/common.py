@@ -1,12 +1,13 @@
 """What every benchmark needs: timing, where it ran, and a JSON file that says so."""
 
+import functools
 import json
 import os
 import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -71,6 +72,89 @@ def summary(times: np.ndarray, *, items: int = 1) -> dict[str, float]:
     }
 
 
+def looped(function: Callable, iterations: int) -> Callable:
+    """`function` called `iterations` times in one jitted loop, so that dispatch is not what is timed.
+
+    Each call waits for the one before and none can be dropped or hoisted: inputs and outputs pass a barrier together.
+    """
+
+    @jax.jit
+    def run(*arguments):
+        def body(_, carry):
+            inputs, _ = carry
+            return jax.lax.optimization_barrier((inputs, function(*inputs)))
+
+        return jax.lax.fori_loop(0, iterations - 1, body, (arguments, function(*arguments)))[1]
+
+    return run
+
+
+def compare(
+    variants: Mapping[str, Callable],
+    arguments: Mapping[str, tuple] | tuple,
+    *,
+    ours: str,
+    peer: str,
+    repeats: int = 50,
+    warmup: int = 3,
+    iterations: int = 1,
+    budget: float = 20.0,
+) -> dict:
+    """Times variants of one computation in turns, in one process, so that a change of clocks meets them all.
+
+    Args:
+      variants: name -> function of arrays; each is jitted.
+      arguments: the arrays, or name -> the arrays of that variant where their layouts differ.
+      ours, peer: the two whose ratio is reported.
+      repeats: timed calls of each; fewer where `budget` seconds for all of them would not do, at least 5.
+      iterations: calls inside one jitted loop (see `looped`); give some 20 where a call takes microseconds.
+
+    Returns:
+      "seconds": name -> `summary` per call, and "speedup": the peer's median over ours, above 1 where ours is faster.
+    """
+    calls = {}
+    for name, function in variants.items():
+        given = arguments[name] if isinstance(arguments, Mapping) else arguments
+        jitted = looped(function, iterations) if iterations > 1 else jax.jit(function)
+        calls[name] = functools.partial(jitted, *given)
+    rounds = [
+        {name: float(seconds(call, repeats=1, warmup=0)[0]) for name, call in calls.items()}
+    ]  # compiles
+    started = time.perf_counter()
+    for done in range(warmup + repeats):
+        if done > warmup + 5 and time.perf_counter() - started > budget:
+            break
+        rounds.append({name: float(seconds(call, repeats=1, warmup=0)[0]) for name, call in calls.items()})
+    times = {name: np.array([turn[name] for turn in rounds[1 + warmup :]]) / iterations for name in calls}
+    report = {name: summary(values) for name, values in times.items()}
+    return {
+        "seconds": report,
+        "ours": ours,
+        "peer": peer,
+        "speedup": report[peer]["seconds_median"] / report[ours]["seconds_median"],
+    }
+
+
+def clocks() -> str | None:
+    """What the driver says of an NVIDIA GPU's clocks (SM, memory) and temperature now; None where there is none."""
+    query = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,temperature.gpu", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def memory(function: Callable, *arguments) -> dict[str, int]:
+    """Bytes that the compiled `jit(function)` holds on this device: arguments, outputs and temporaries."""
+    analysis = jax.jit(function).lower(*arguments).compile().memory_analysis()
+    return {
+        "argument_bytes": analysis.argument_size_in_bytes,
+        "output_bytes": analysis.output_size_in_bytes,
+        "temporary_bytes": analysis.temp_size_in_bytes,
+    }
+
+
 def write(
     name: str, measurements: object, *, packages: tuple[str, ...] = (), folder: Path | None = None
 ) -> Path:
@@ -83,6 +167,7 @@ def write(
         "platform": jax.devices()[0].platform,
         "device_count": jax.device_count(),
         "cpu_cores": len(os.sched_getaffinity(0)),
+        "clocks": clocks(),
         "versions": versions(*packages),
         "commit": commit(),
         "measurements": measurements,
