@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+COMPILERS := .cache/compilers
 WORKDIR ?= runs/demo
 METHOD ?= sface
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo real-faces test test-all lint format bench tpu-aot reproduce clean
+.PHONY: help venv demo real-faces test test-all test-aot lint format bench bench-kernels tpu-aot reproduce clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -30,10 +31,20 @@ real-faces: $(STAMP)  ## the demo's network on photographs: FACES=folder of one 
 	$(BIN)/python -m experiments.real_faces --run $(WORKDIR) --faces $(FACES) $(ARGS)
 
 test: $(STAMP)  ## the fast tests
-	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not accelerator" $(ARGS)
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not aot and not accelerator" $(ARGS)
 
 test-all: $(STAMP)  ## all tests, the slow ones too
 	$(BIN)/python -m pytest -q $(ARGS)
+
+# The TPU and CUDA compilers, apart from the environment: with a plugin in it JAX would look for its device at every start.
+$(COMPILERS)/.installed: $(STAMP)
+	rm -rf $(COMPILERS)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt --target $(COMPILERS) \
+		libtpu jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc
+	@touch $@
+
+test-aot: $(COMPILERS)/.installed  ## compile the kernels for TPUs v4 to v6e and Hopper GPUs, without either
+	PYTHONPATH=$(COMPILERS) $(BIN)/python -m pytest -q -m aot $(ARGS)
 
 lint: $(STAMP)  ## ruff: formatting and lint
 	$(BIN)/ruff format --check --quiet .
@@ -47,10 +58,16 @@ bench: $(STAMP)  ## all benchmarks on this device, into benchmarks/results/<devi
 	$(BIN)/python -m benchmarks.renderer
 	$(BIN)/python -m benchmarks.input_pipeline
 	$(BIN)/python -m benchmarks.train_step
+	$(MAKE) bench-kernels
 
-tpu-aot: $(STAMP)  ## compile a training step for a TPU slice without a TPU (minutes), print bytes per device
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[tpu]'
-	$(BIN)/python -m benchmarks.tpu_aot $(ARGS)
+bench-kernels: $(STAMP)  ## the kernels alone against their peers
+	$(BIN)/python -m benchmarks.binary_conv $(ARGS)
+	$(BIN)/python -m benchmarks.dilated_conv $(ARGS)
+	$(BIN)/python -m benchmarks.quantized_attention $(ARGS)
+	$(BIN)/python -m benchmarks.margin_softmax $(ARGS)
+
+tpu-aot: $(COMPILERS)/.installed  ## compile a training step for a TPU slice without a TPU (minutes), print bytes per device
+	PYTHONPATH=$(COMPILERS) $(BIN)/python -m benchmarks.tpu_aot $(ARGS)
 
 reproduce: $(STAMP)  ## METHOD=sface against its baselines over seeds
 	$(BIN)/python -m experiments.reproduce $(METHOD) $(ARGS)

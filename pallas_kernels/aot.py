@@ -1,19 +1,60 @@
-"""Looking at a kernel without its chip: CUDA lowering, and compilation by the real TPU compiler on any Linux machine."""
+"""Looking at a kernel without its chip: the real TPU and CUDA compilers run on any Linux machine."""
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels import common
 
 TPUS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 """Generation -> the smallest topology that the TPU compiler knows by name."""
+
+
+GPUS = {
+    "H100": ("NVIDIA H100 80GB HBM3", 85_520_809_984, 3_352_320_000_000),
+    "H200": ("NVIDIA H200 141GB HBM3e", 151_397_597_184, 4_800_000_000_000),
+}
+"""Name -> the device's kind, bytes of memory and bytes per second."""
+
+# What the GPU compiler asks of a device; the rest of XLA's description serves its own cost model alone.
+_GPU_TARGET = """
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  memory_bandwidth: {bandwidth} l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: {memory}
+  cuda_compute_capability {{ major: 9 feature_extension: ACCELERATED_FEATURES }}
+  device_vendor: "NVIDIA Corporation" platform_version: "Compute Capability 9.0a" device_address_bits: 64
+  name: "{name}" driver_version: "13.0.0" runtime_version: "12.8.0" compile_time_toolkit_version: "12.8.0"
+  dnn_version: "9.10.0"
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+device_description_str: "{name}"
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """What the assembler gave one Mosaic GPU kernel: registers per thread, and bytes per thread spilled to memory."""
+
+    kernel: str
+    registers: int
+    spill_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +66,7 @@ class Report:
     temporary_bytes: int
     flops: float
     bytes_accessed: float
+    kernels: tuple[Resources, ...] = ()
 
 
 def lower_for_gpu(function: Callable, *arguments: Any, device: str = "NVIDIA H200") -> str:
@@ -40,7 +82,7 @@ def lower_for_gpu(function: Callable, *arguments: Any, device: str = "NVIDIA H20
 
 
 def compile_for_tpu(function: Callable, *arguments: Any, tpu: str = "v5e") -> Report:
-    """Compiles `jit(function)(*arguments)` for one chip of a TPU generation. Needs libtpu (`pip install 'jaxface[tpu]'`), no TPU.
+    """Compiles `jit(function)(*arguments)` for one chip of a TPU generation. Needs libtpu, no TPU.
 
     A kernel whose blocks do not fit the vector memory fails here as it would on the chip.
 
@@ -51,13 +93,60 @@ def compile_for_tpu(function: Callable, *arguments: Any, tpu: str = "v5e") -> Re
     Raises:
       KernelError: an unknown generation, or libtpu is not installed.
     """
-    device = tpu_device(tpu)
+    return _compile(function, arguments, tpu_device(tpu), "tpu")
+
+
+def compile_for_gpu(function: Callable, *arguments: Any, gpu: str = "H200") -> Report:
+    """Compiles `jit(function)(*arguments)` for a Hopper GPU, Pallas kernels down to machine code, without a GPU.
+
+    Needs JAX's CUDA plugin and `ptxas` (the packages that the error names), no driver. A kernel that asks for too much shared
+    memory, or whose instructions the assembler refuses, fails here as it would on the chip.
+
+    Args:
+      function, arguments: as `lower_for_gpu`.
+      gpu: "H100" or "H200".
+
+    Returns:
+      A `Report` with the `Resources` of each Mosaic GPU kernel that this process had not compiled before; the CUDA compiler
+      counts no flops.
+
+    Raises:
+      KernelError: an unknown name, or the plugin is not installed.
+    """
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _environment(MOSAIC_GPU_DUMP_TO=folder, MOSAIC_GPU_DUMP_PTXAS="1"),
+    ):
+        report = _compile(function, arguments, gpu_device(gpu), "cuda")
+        kernels = tuple(_resources(path) for path in sorted(Path(folder).glob("*.ptxas")))
+    return dataclasses.replace(report, kernels=kernels)
+
+
+def gpu_device(gpu: str) -> Any:
+    """One Hopper device that the compiler can compile for; raises as `compile_for_gpu`."""
+    if gpu not in GPUS:
+        raise common.KernelError(f"gpu: needs one of {', '.join(GPUS)}; got {gpu!r}")
+    name, memory, bandwidth = GPUS[gpu]
+    target = _GPU_TARGET.format(name=name, memory=memory, bandwidth=bandwidth)
+    try:
+        return topologies.get_topology_desc(
+            gpu, platform="cuda", target_config=target, topology="1x1x1"
+        ).devices[0]
+    except (ImportError, RuntimeError) as error:
+        raise common.KernelError(
+            "gpu: the CUDA compiler did not start (pip install --no-deps jax-cuda13-plugin jax-cuda13-pjrt "
+            f"nvidia-cuda-nvcc): {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _compile(function: Callable, arguments: tuple, device: Any, platform: str) -> Report:
     mesh = jax.sharding.Mesh(np.array([device]), ("chip",))
     here = NamedSharding(mesh, PartitionSpec())
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), arguments)
     with common.assume_device(device.device_kind):
         traced = jax.jit(function).trace(*abstract)
-    compiled = traced.lower(lowering_platforms=("tpu",)).compile()
+    with _without_cache():  # what was compiled for an absent chip cannot be read back
+        compiled = traced.lower(lowering_platforms=(platform,)).compile()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     return Report(
         argument_bytes=memory.argument_size_in_bytes,
@@ -66,6 +155,39 @@ def compile_for_tpu(function: Callable, *arguments: Any, tpu: str = "v5e") -> Re
         flops=float(cost.get("flops", 0.0)),
         bytes_accessed=float(cost.get("bytes accessed", 0.0)),
     )
+
+
+def _resources(path: Path) -> Resources:
+    text = path.read_text()
+    spilled = sum(int(count) for count in re.findall(r"(\d+) bytes spill (?:stores|loads)", text))
+    registers = max(int(count) for count in re.findall(r"Used (\d+) registers", text))
+    return Resources(path.stem, registers, spilled)
+
+
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()  # it decides once per process whether it is on
+
+
+@contextlib.contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def tpu_device(tpu: str) -> Any:
@@ -78,5 +200,5 @@ def tpu_device(tpu: str) -> Any:
         return topologies.get_topology_desc(platform="tpu", topology_name=TPUS[tpu]).devices[0]
     except (ImportError, RuntimeError) as error:
         raise common.KernelError(
-            f"tpu: the TPU compiler did not start (pip install 'jaxface[tpu]'): {str(error).splitlines()[0]}"
+            f"tpu: the TPU compiler did not start (pip install libtpu): {str(error).splitlines()[0]}"
         ) from error
