@@ -126,10 +126,10 @@ def _obstacle(implementation: str, obstacles: Mapping[str, str | None], device: 
 
 
 def interpret(implementation: str) -> Any:
-    """What to pass as a kernel's `interpret`: False on the device, its interpreter's parameters under `_interpret`."""
+    """What to pass as a kernel's `interpret`: False on the device; under `_interpret` its interpreter, which raises on a race."""
     return {
-        "pallas_gpu_interpret": plgpu.InterpretGPUParams(),
-        "pallas_tpu_interpret": pltpu.InterpretParams(),
+        "pallas_gpu_interpret": plgpu.InterpretGPUParams(detect_races=True),
+        "pallas_tpu_interpret": pltpu.InterpretParams(detect_races=True),
     }.get(implementation, False)
 
 
