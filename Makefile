@@ -40,7 +40,7 @@ test-all: $(STAMP)  ## all tests, the slow ones too
 $(COMPILERS)/.installed: $(STAMP)
 	rm -rf $(COMPILERS)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt --target $(COMPILERS) \
-		libtpu jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc
+		libtpu jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-cuda-nvdisasm
 	@touch $@
 
 test-aot: $(COMPILERS)/.installed  ## compile the kernels for TPUs v4 to v6e and Hopper GPUs, without either

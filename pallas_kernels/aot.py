@@ -196,6 +196,8 @@ def tpu_device(tpu: str) -> Any:
         raise common.KernelError(f"tpu: needs one of {', '.join(TPUS)}; got {tpu!r}")
     # Outside Google's cloud the compiler would wait for a server that tells it which TPU this is.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # Compiling touches no chip, so several processes may do it at a time.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=TPUS[tpu]).devices[0]
     except (ImportError, RuntimeError) as error:

@@ -1,0 +1,254 @@
+"""Margin softmax: loss and both gradients of a step, ours against the materialised [B, C] matrix, in time and in memory.
+
+python -m benchmarks.margin_softmax            # on whatever device there is
+python -m benchmarks.margin_softmax --quick    # small shapes, to see that it runs
+
+"materialised" is XLA's autodiff of the definition with float32 rows at the device's default precision, "materialised_bf16"
+the same with the product's operands in bfloat16, "torch" PyTorch's autograd of it under bfloat16 autocast. "xla" and
+"xla_bf16" are the chunks of `pallas_kernels.margin_softmax` with float32 and bfloat16 embeddings.
+"""
+
+import argparse
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import common
+from pallas_kernels import margin_softmax as ms
+from pallas_kernels.margin_softmax import reference
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+# Random rows are nearly orthogonal; with the default inter_angle of 1.2 every push would be 0 and the check see nothing of it.
+HEADS = {"sface": ms.SFace(inter_angle=1.5), "arcface": ms.arcface()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    head: str
+    batch: int
+    classes: int
+    features: int = 512
+    timed: bool = True  # else memory only, which needs no run
+
+    def shapes(self) -> list[jax.ShapeDtypeStruct]:
+        rows = [jax.ShapeDtypeStruct((n, self.features), jnp.float32) for n in (self.batch, self.classes)]
+        return [*rows, jax.ShapeDtypeStruct((self.batch,), jnp.int32)]
+
+    def arrays(self) -> list[jax.Array]:
+        keys = jax.random.split(jax.random.key(0), 3)
+        labels = jax.random.randint(keys[0], (self.batch,), 0, self.classes)
+        prototypes = jax.random.normal(keys[1], (self.classes, self.features))
+        embeddings = jax.random.normal(keys[2], (self.batch, self.features)) + 0.5 * prototypes[labels]
+        return [embeddings, prototypes, labels]
+
+
+def cases(platform: str, *, quick: bool) -> list[Case]:
+    if quick:
+        return [Case(head, 32, 3000, 64) for head in HEADS]
+    if platform == "cpu":
+        timed = [Case("sface", 256, 10_000), Case("sface", 256, 100_000), Case("arcface", 256, 100_000)]
+        return [*timed, Case("sface", 1024, 1_000_000, timed=False)]
+    sizes = (10_000, 100_000, 1_000_000)
+    return [*(Case("sface", 1024, size) for size in sizes), Case("arcface", 1024, 1_000_000)]
+
+
+def materialised(head: ms.Head, dtype: jnp.dtype, x, prototypes, labels):
+    def loss(x, prototypes):
+        if dtype == jnp.float32:
+            return jnp.mean(reference.row_losses(x, prototypes, labels, head))
+        unit = [a * jax.lax.rsqrt(jnp.sum(a * a, axis=1, keepdims=True)) for a in (x, prototypes)]
+        cosines = jnp.dot(
+            *(a.astype(dtype) for a in (unit[0], unit[1].T)), preferred_element_type=jnp.float32
+        )
+        return jnp.mean(reference.losses_of_cosines(cosines, labels, head))
+
+    return jax.value_and_grad(loss, (0, 1))(x, prototypes)
+
+
+def ours(head: ms.Head, dtype: jnp.dtype, implementation: str, x, prototypes, labels):
+    def loss(x, prototypes):
+        return ms.margin_softmax(x.astype(dtype), prototypes, labels, head, implementation=implementation)[0]
+
+    return jax.value_and_grad(loss, (0, 1))(x, prototypes)
+
+
+def variants(head: ms.Head, platform: str) -> dict[str, Callable]:
+    found = {
+        "materialised": functools.partial(materialised, head, jnp.float32),
+        "xla": functools.partial(ours, head, jnp.float32, "xla"),
+    }
+    if platform != "cpu":
+        found["materialised_bf16"] = functools.partial(materialised, head, jnp.bfloat16)
+        found["xla_bf16"] = functools.partial(ours, head, jnp.bfloat16, "xla")
+        found["pallas"] = functools.partial(ours, head, jnp.float32, f"pallas_{platform}")
+    return found
+
+
+def torch_step(head: ms.Head, x, prototypes, labels) -> Callable:
+    """The materialised loss in PyTorch, on the same memory."""
+    x, prototypes = (torch.from_dlpack(a).detach().requires_grad_() for a in (x, prototypes))
+    labels = torch.from_dlpack(labels).long()
+    rows = torch.arange(len(labels), device=labels.device)
+
+    def loss():
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            cosines = torch.nn.functional.linear(
+                torch.nn.functional.normalize(x), torch.nn.functional.normalize(prototypes)
+            )
+        cosines = cosines.float()
+        if isinstance(head, ms.SFace):
+            with torch.no_grad():
+                angles = torch.acos(cosines.clamp(-1 + 1e-7, 1 - 1e-7))
+                weights = head.scale * torch.sigmoid(head.sharpness * (head.inter_angle - angles))
+                mine = torch.sigmoid(head.sharpness * (angles[rows, labels] - head.intra_angle))
+                weights[rows, labels] = -head.scale * mine
+            return (weights * cosines).sum(dim=1).mean()
+        target = cosines[rows, labels]
+        sine = (1 - target**2).clamp_min(1e-7).sqrt()
+        moved = target * np.cos(head.angular_margin) - sine * np.sin(head.angular_margin)
+        logits = head.scale * cosines.index_put((rows, labels), moved)
+        return torch.nn.functional.cross_entropy(logits, labels)
+
+    def run():
+        x.grad = prototypes.grad = None
+        value = loss()
+        value.backward()
+        torch.cuda.synchronize()
+        return value.detach(), (x.grad, prototypes.grad)
+
+    return run
+
+
+@jax.jit
+def distance(found, expected) -> list[jax.Array]:
+    """‖a - b‖ / ‖b‖ of the loss and of each gradient."""
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    return [jnp.linalg.norm((a - b).ravel()) / jnp.linalg.norm(b.ravel()) for a, b in pairs]
+
+
+def check(name: str, found, expected, *, tolerance: float) -> list[float]:
+    distances = [float(d) for d in distance(found, expected)]
+    if not max(distances) < tolerance:
+        raise AssertionError(f"{name}: loss and gradients are {distances} off the materialised ones")
+    return distances
+
+
+def measure(case: Case, *, repeats: int, budget: float) -> dict:
+    platform = jax.devices()[0].platform
+    platform = "gpu" if platform in ("cuda", "rocm") else platform
+    head = HEADS[case.head]
+    functions = variants(head, platform)
+    result = {**dataclasses.asdict(case), "memory": {}, "errors": {}}
+    for name, function in list(functions.items()):
+        try:
+            result["memory"][name] = common.memory(function, *case.shapes())
+        except Exception as error:  # what the device refuses must not stop the rest
+            result["errors"][name] = first_line(error)
+            del functions[name]
+    if case.timed:
+        result |= time_all(case, functions, platform, result["errors"], repeats=repeats, budget=budget)
+    held = {name: memory["temporary_bytes"] for name, memory in result["memory"].items()}
+    result["memory_ratio"] = {name: held["materialised"] / max(held[name], 1) for name in held}
+    return result
+
+
+def time_all(case, functions, platform, errors, *, repeats, budget) -> dict:
+    arrays = case.arrays()
+    # float32 products of a GPU or TPU are rounded to some ten bits, and a slope of 80 per radian magnifies that.
+    tolerance = 1e-3 if platform == "cpu" else 5e-2
+    expected, distances = jax.jit(functions["materialised"])(*arrays), {}
+    for name, function in list(functions.items()):
+        try:
+            distances[name] = check(name, jax.jit(function)(*arrays), expected, tolerance=tolerance)
+        except AssertionError:
+            raise
+        except Exception as error:
+            errors[name] = first_line(error)
+            del functions[name]
+    small = platform != "cpu" and case.batch * case.classes < 50_000_000
+    ours = "pallas" if "pallas" in functions else "xla"
+    report = common.compare(
+        functions,
+        tuple(arrays),
+        ours=ours,
+        peer="materialised",
+        repeats=repeats,
+        iterations=20 if small else 1,
+        budget=budget,
+    )
+    if torch is not None and platform == "gpu":
+        try:
+            step = torch_step(HEADS[case.head], *arrays)
+            found = jax.tree.map(jnp.from_dlpack, step())
+            distances["torch"] = check("torch", found, expected, tolerance=tolerance)
+            report["seconds"]["torch"] = common.summary(common.seconds(step, repeats=10))
+            report["torch_peak_bytes"] = torch.cuda.max_memory_allocated()
+        except AssertionError:
+            raise
+        except Exception as error:
+            errors["torch"] = first_line(error)
+        finally:
+            torch.cuda.empty_cache()
+    base = report["seconds"]["materialised"]["seconds_median"]
+    times = {name: entry["seconds_median"] for name, entry in report["seconds"].items()}
+    return report | {
+        "distance": distances,
+        "speedup_over_materialised": {name: base / seconds for name, seconds in times.items()},
+    }
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
+
+
+def show(result: dict) -> None:
+    print(f"{result['head']}  B={result['batch']} C={result['classes']} D={result['features']}")
+    for name in {**result["memory"], **result.get("seconds", {}), **result["errors"]}:
+        if name in result["errors"]:
+            print(f"  {name:18s} {result['errors'][name]}")
+            continue
+        line = f"  {name:18s}"
+        if name in result.get("seconds", {}):
+            entry = result["seconds"][name]
+            low, high = entry["seconds_quartiles"]
+            line += f" {entry['seconds_median'] * 1e3:9.2f} ms ({low * 1e3:.2f}-{high * 1e3:.2f})"
+            line += f"  {result['speedup_over_materialised'][name]:5.2f}x"
+        if name in result["memory"]:
+            line += (
+                f"  {result['memory'][name]['temporary_bytes'] / 1e6:9.1f} MB beside arguments and outputs"
+            )
+            line += f"  1/{result['memory_ratio'][name]:.0f}"
+        print(line, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="small shapes, few repeats")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the JSON, instead of benchmarks/results/<device>"
+    )
+    arguments = parser.parse_args()
+
+    platform = jax.devices()[0].platform
+    results = []
+    for case in cases(platform, quick=arguments.quick):
+        results.append(
+            measure(case, repeats=3 if arguments.quick else 20, budget=2.0 if arguments.quick else 10.0)
+        )
+        show(results[-1])
+    print(common.write("margin_softmax", results, packages=("torch",), folder=arguments.out))
+
+
+if __name__ == "__main__":
+    main()
