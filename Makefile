@@ -44,7 +44,7 @@ $(COMPILERS)/.installed: $(STAMP)
 	@touch $@
 
 test-aot: $(COMPILERS)/.installed  ## compile the kernels for TPUs v4 to v6e and Hopper GPUs, without either
-	PYTHONPATH=$(COMPILERS) $(BIN)/python -m pytest -q -m aot $(ARGS)
+	PYTHONPATH=$(COMPILERS) $(BIN)/python -m pytest -q -n auto --dist load -m aot $(ARGS)
 
 lint: $(STAMP)  ## ruff: formatting and lint
 	$(BIN)/ruff format --check --quiet .
@@ -57,6 +57,7 @@ format: $(STAMP)  ## let ruff format the code
 bench: $(STAMP)  ## all benchmarks on this device, into benchmarks/results/<device>/
 	$(BIN)/python -m benchmarks.renderer
 	$(BIN)/python -m benchmarks.input_pipeline
+	$(BIN)/python -m benchmarks.record_reading
 	$(BIN)/python -m benchmarks.train_step
 	$(MAKE) bench-kernels
 

@@ -50,11 +50,19 @@ device_description_str: "{name}"
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What the assembler gave one Mosaic GPU kernel: registers per thread, and bytes per thread spilled to memory."""
+    """What the assembler made of one Mosaic GPU kernel.
+
+    Attributes:
+      kernel: its name.
+      registers: per thread.
+      spill_bytes: per thread, to memory and back.
+      matrix_instructions: tensor-core instructions in the machine code, such as "IGMMA.64x64x32.S8.S8".
+    """
 
     kernel: str
     registers: int
     spill_bytes: int
+    matrix_instructions: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +107,7 @@ def compile_for_tpu(function: Callable, *arguments: Any, tpu: str = "v5e") -> Re
 def compile_for_gpu(function: Callable, *arguments: Any, gpu: str = "H200") -> Report:
     """Compiles `jit(function)(*arguments)` for a Hopper GPU, Pallas kernels down to machine code, without a GPU.
 
-    Needs JAX's CUDA plugin and `ptxas` (the packages that the error names), no driver. A kernel that asks for too much shared
+    Needs JAX's CUDA plugin, `ptxas` and `nvdisasm` (the packages that the error names), no driver. A kernel that asks for too much shared
     memory, or whose instructions the assembler refuses, fails here as it would on the chip.
 
     Args:
@@ -115,7 +123,7 @@ def compile_for_gpu(function: Callable, *arguments: Any, gpu: str = "H200") -> R
     """
     with (
         tempfile.TemporaryDirectory() as folder,
-        _environment(MOSAIC_GPU_DUMP_TO=folder, MOSAIC_GPU_DUMP_PTXAS="1"),
+        _environment(MOSAIC_GPU_DUMP_TO=folder, MOSAIC_GPU_DUMP_PTXAS="1", MOSAIC_GPU_DUMP_SASS="1"),
     ):
         report = _compile(function, arguments, gpu_device(gpu), "cuda")
         kernels = tuple(_resources(path) for path in sorted(Path(folder).glob("*.ptxas")))
@@ -135,7 +143,7 @@ def gpu_device(gpu: str) -> Any:
     except (ImportError, RuntimeError) as error:
         raise common.KernelError(
             "gpu: the CUDA compiler did not start (pip install --no-deps jax-cuda13-plugin jax-cuda13-pjrt "
-            f"nvidia-cuda-nvcc): {str(error).splitlines()[0]}"
+            f"nvidia-cuda-nvcc nvidia-cuda-nvdisasm): {str(error).splitlines()[0]}"
         ) from error
 
 
@@ -161,7 +169,9 @@ def _resources(path: Path) -> Resources:
     text = path.read_text()
     spilled = sum(int(count) for count in re.findall(r"(\d+) bytes spill (?:stores|loads)", text))
     registers = max(int(count) for count in re.findall(r"Used (\d+) registers", text))
-    return Resources(path.stem, registers, spilled)
+    code = "".join(file.read_text() for file in path.parent.glob(f"{path.stem}.sass*"))
+    matrix = tuple(sorted(set(re.findall(r"\b[A-Z]GMMA\.\d[\w.]*", code))))
+    return Resources(path.stem, registers, spilled, matrix)
 
 
 @contextlib.contextmanager

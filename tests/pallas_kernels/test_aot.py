@@ -79,6 +79,7 @@ def test_a_gpu_kernel_is_assembled(gpu):
     (kernel,) = report.kernels
     assert 0 < kernel.registers < 256
     assert kernel.spill_bytes == 0
+    assert kernel.matrix_instructions == ()
 
 
 def test_a_gpu_kernel_that_does_not_fit_fails():

@@ -80,6 +80,7 @@ def test_a_million_classes_on_a_gpu(implementation, name):
     assert bool(report.kernels) == (implementation == "pallas_gpu")
     # Registers that do not suffice go to memory and back; a few words of them cost nothing that matters.
     assert all(kernel.spill_bytes <= 512 for kernel in report.kernels)
+    assert all("HGMMA.64x256x16.F32.BF16" in kernel.matrix_instructions for kernel in report.kernels)
 
 
 @pytest.mark.parametrize(("batch", "classes", "features"), [(1000, 93_431, 512), (100, 10_575, 200)])

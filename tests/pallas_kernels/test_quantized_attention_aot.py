@@ -98,6 +98,7 @@ def test_forward_on_a_gpu(name):
         steps = qa.AttnSteps(head, head, head, head) if mode == "lsq" else None
         report = aot.compile_for_gpu(attend, x, x, x, steps)
         print(name, mode, bits, report)  # noqa: T201
-        assert report.kernels
+        assert report.kernels and all(kernel.matrix_instructions for kernel in report.kernels)
         assert all(kernel.spill_bytes == 0 for kernel in report.kernels)
+        assert all("S8.S8" in name for kernel in report.kernels for name in kernel.matrix_instructions)
         assert report.temporary_bytes < report.argument_bytes
