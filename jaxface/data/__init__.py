@@ -17,17 +17,21 @@ from jaxface.data.augment import Augment, Augmentation
 from jaxface.data.bundled import ArraySource, digits, lfw_people, lfw_subset, olivetti
 from jaxface.data.folder import FolderSource
 from jaxface.data.images import CorruptImage, decode_image, encode_image, fit_square
+from jaxface.data.packs import PackSource, read_bin, write_bin
 from jaxface.data.pipeline import Batches, Relabelled, batches, corrupt_labels, evaluation_batches
+from jaxface.data.recordio import IRHeader, RecordFile, RecordIOFaces, RecordWriter, write_record
 from jaxface.data.rendered import RenderedSource
 from jaxface.data.sources import Record, Source, Subset, split_identities
 from jaxface.data.specs import (
     AnyFaces,
+    Bin,
     Digits,
     Faces,
     Folder,
     Lfw,
     LfwSubset,
     Olivetti,
+    RecordIO,
     RenderedFaces,
     Split,
     Tfds,
@@ -43,15 +47,22 @@ __all__ = [
     "Augment",
     "Augmentation",
     "Batches",
+    "Bin",
     "CorruptImage",
     "Digits",
     "Faces",
     "Folder",
     "FolderSource",
+    "IRHeader",
     "Lfw",
     "LfwSubset",
     "Olivetti",
+    "PackSource",
     "Record",
+    "RecordFile",
+    "RecordIO",
+    "RecordIOFaces",
+    "RecordWriter",
     "Relabelled",
     "RenderedFaces",
     "RenderedSource",
@@ -76,8 +87,11 @@ __all__ = [
     "load",
     "load_all",
     "olivetti",
+    "read_bin",
     "split_identities",
     "template",
     "umeyama",
     "warp_affine",
+    "write_bin",
+    "write_record",
 ]

@@ -15,6 +15,8 @@ import numpy as np
 from jaxface.data import bundled
 from jaxface.data.folder import FolderSource
 from jaxface.data.images import Fit
+from jaxface.data.packs import PackSource
+from jaxface.data.recordio import RecordIOFaces
 from jaxface.data.rendered import RenderedSource
 from jaxface.data.sources import Source, Subset, split_identities
 from jaxface.data.tfds_source import TfdsSource
@@ -174,6 +176,58 @@ class Tfds(Faces):
 
 
 @dataclasses.dataclass(frozen=True)
+class RecordIO(Faces):
+    """An InsightFace training set: train.rec, train.idx and property."""
+
+    path: str
+    """The .rec, or the folder that holds it."""
+    held_out: float = 0.02
+    """Fraction of the people to evaluate on."""
+    verification: str | None = None
+    """A .bin pack to evaluate on instead; then everybody is trained on."""
+    fit: Fit = "pad"
+    """How a rectangle becomes a square: pad repeats the border, crop keeps the middle, stretch distorts."""
+
+    @property
+    def title(self) -> str:
+        path = pathlib.Path(self.path).expanduser().resolve()
+        return f"recordio {path.parent.name if path.suffix == '.rec' else path.name}"
+
+    def source(self, *, image_size: int, seed: int) -> RecordIOFaces:
+        return RecordIOFaces(self.path, image_size=image_size, fit=self.fit)
+
+    def divide(self, *, image_size: int, seed: int) -> Split:
+        # The pack first: it is opened in seconds, and may be refused.
+        pack = PackSource(self.verification, image_size=image_size) if self.verification else None
+        source = self.source(image_size=image_size, seed=seed)
+        parts = (source, pack) if pack else split_identities(source, self.held_out, seed=seed)
+        return Split(*parts, self.title, "verification")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bin(Faces):
+    """An InsightFace verification pack: pairs of images to evaluate on, not to learn from."""
+
+    path: str
+    """The .bin."""
+    fit: Fit = "crop"
+    """How a rectangle becomes a square: crop resizes the short side and keeps the middle."""
+
+    @property
+    def title(self) -> str:
+        return f"bin {pathlib.Path(self.path).stem}"
+
+    def source(self, *, image_size: int, seed: int) -> PackSource:
+        return PackSource(self.path, image_size=image_size, fit=self.fit)
+
+    def divide(self, *, image_size: int, seed: int) -> Split:
+        raise UserError(
+            f"data: needs people to learn from; got pairs, {self.path}: evaluate on them with experiments.evaluate, "
+            "or with --data recordio --data.verification"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Olivetti(Faces):
     """The Olivetti faces, 40 people x 10, which scikit-learn downloads once (4 MB)."""
 
@@ -253,7 +307,7 @@ class LfwSubset(Faces):
         return _split_samples(self.source(image_size=image_size, seed=seed), 140, self.title, seed)
 
 
-AnyFaces = RenderedFaces | Folder | Tfds | Olivetti | Lfw | Digits | LfwSubset
+AnyFaces = RenderedFaces | Folder | Tfds | RecordIO | Bin | Olivetti | Lfw | Digits | LfwSubset
 """The type of a configuration's field that takes any of them on the command line."""
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -150,7 +151,7 @@ def test_every_spec_and_field_is_documented_on_the_command_line(capsys):
     assert chosen.identities == 7 and chosen.variation.yaw == 5
     for kind in specs.AnyFaces.__args__:
         assert kind.__doc__ and not kind.__doc__.startswith(kind.__name__ + "(")
-        command = "".join("-" + c.lower() if c.isupper() else c for c in kind.__name__).lstrip("-")
+        command = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", kind.__name__).lower()
         with pytest.raises(SystemExit):
             tyro.cli(Config, args=[f"data:{command}", "--help"])
         shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
