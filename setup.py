@@ -4,6 +4,12 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+_INTEROP = [
+    "safetensors>=0.5",  # weights to and from PyTorch
+    "onnx>=1.17",  # ONNX graphs read and written
+    "flatbuffers>=24",  # jax.export serialises with it and does not require it
+]
+
 setup(
     name="jaxface",
     version="0.1.0",
@@ -38,7 +44,8 @@ setup(
         "numpy>=2",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.8"],
+        "interop": _INTEROP,
+        "test": [*_INTEROP, "pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.8"],
         "cuda": ["jax[cuda13]>=0.11,<0.13"],
         "tpu": ["jax[tpu]>=0.11,<0.13"],
         "bench": ["torch>=2.4"],

@@ -9,6 +9,7 @@ _ROOMS = (
     "axes",
     "data",
     "errors",
+    "interop",
     "layers",
     "losses",
     "metrics",

@@ -1,0 +1,20 @@
+"""Weights in and out: PyTorch, safetensors and ONNX files of the same architectures, and StableHLO programs."""
+
+from jaxface.interop.onnx_graph import read_onnx, save_onnx
+from jaxface.interop.program import load_stablehlo, save_stablehlo
+from jaxface.interop.state_dict import from_state_dict, read_safetensors, save_safetensors, to_state_dict
+from jaxface.interop.torch_file import read_torch
+from jaxface.interop.weights import load_weights
+
+__all__ = [
+    "from_state_dict",
+    "load_stablehlo",
+    "load_weights",
+    "read_onnx",
+    "read_safetensors",
+    "read_torch",
+    "save_onnx",
+    "save_safetensors",
+    "save_stablehlo",
+    "to_state_dict",
+]

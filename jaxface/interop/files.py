@@ -1,0 +1,49 @@
+"""Files that are there whole or not at all, and packages that may not be there."""
+
+import contextlib
+import importlib
+import os
+import pathlib
+import tempfile
+import types
+from collections.abc import Iterator
+
+from jaxface.errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary file beside `path` to write to, which takes its place once the block ends without an exception.
+
+    Raises:
+      UserError: the folder cannot be written to.
+    """
+    path = pathlib.Path(path).expanduser()
+    temporary = None
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = pathlib.Path(name)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"out: cannot write {path}: {error.strerror or error}") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def optional(name: str) -> types.ModuleType:
+    """A module of the extra `interop`, imported when it is needed.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        package = name.partition(".")[0]
+        raise UserError(f"format: needs the package {package}; pip install 'jaxface[interop]'") from None

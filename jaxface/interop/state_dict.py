@@ -1,0 +1,175 @@
+"""PyTorch state dicts of iResNet and MobileFaceNet into our variables and back."""
+
+import pathlib
+from collections.abc import Mapping
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import numpy as np
+
+from jaxface.errors import UserError
+from jaxface.interop.architecture import EPSILON, Dense, Norm, abstract_variables, architecture, plain_layers
+from jaxface.interop.files import optional, replacing
+
+StateDict = Mapping[str, np.ndarray]
+
+
+def from_state_dict(
+    state: StateDict, module: nn.Module, image_shape: tuple[int, int, int], *, source: str = "state dict"
+) -> dict:
+    """Variables of a network from tensors under PyTorch's names.
+
+        convolution   [O, I, H, W] -> [H, W, I, O]
+        linear        [E, C·H·W]   -> [H·W·C, E]: PyTorch flattens a plane channel first, ours channel last
+
+    `num_batches_tracked` is passed over, and so is a `module.` before every name (DistributedDataParallel). A frozen weight
+    of the last norm must be one, since ours has none. A MobileFaceNet's linear layer whose bias the tensors lack has a
+    bias of zero, which is what a layer without one computes.
+
+    Args:
+      state: name -> array of any float type.
+      module: an `IResNet` with insightface blocks, or a `MobileFaceNet`.
+      image_shape: (H, W, C) of its images.
+      source: what to call the tensors in a refusal.
+
+    Returns:
+      {"params", "batch_stats"} of float32 numpy arrays.
+
+    Raises:
+      UserError: another architecture (names the first tensor that differs and both shapes), or values that no network has.
+    """
+    layers = architecture(module, image_shape)
+    state = {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
+    if state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): array for name, array in state.items()}
+    found = {}
+    for layer in plain_layers(layers):
+        if isinstance(layer, Norm) and not layer.scaled:
+            frozen = _checked(state, f"{layer.name}.weight", (layer.features,), source)
+            if np.any(frozen != 1):
+                raise UserError(
+                    f"weights: {source}: {layer.name}.weight needs ones, at which this network freezes it; "
+                    f"got {frozen[frozen != 1][0]:.6g}"
+                )
+        for leaf in layer.leaves():
+            lacks_bias = leaf.name.endswith(".bias") and leaf.name not in state
+            if isinstance(layer, Dense) and layer.lenient and lacks_bias:
+                found[leaf.path] = np.zeros(leaf.shape, np.float32)
+                continue
+            array = _checked(state, leaf.name, leaf.shape, source)
+            if leaf.path[-1] == "var" and np.any(array <= -EPSILON):
+                raise UserError(f"weights: {source}: {leaf.name} needs variances; got {array.min():.6g}")
+            found[leaf.path] = _to_flax(array, layer)
+    known = {name for layer in plain_layers(layers) for name in _names(layer)}
+    if surplus := [name for name in state if name not in known]:
+        raise difference(source, surplus[0], np.shape(state[surplus[0]]), "nothing")
+    return flax.traverse_util.unflatten_dict(found)
+
+
+def to_state_dict(variables: Mapping, module: nn.Module, image_shape: tuple[int, int, int]) -> dict:
+    """The inverse of `from_state_dict`: name -> array, in PyTorch's order, ready for a strict `load_state_dict`.
+
+    Raises:
+      UserError: the variables are of another network.
+    """
+    check_variables(variables, module, image_shape)
+    flat = flax.traverse_util.flatten_dict(dict(variables))
+    state = {}
+    for layer in plain_layers(architecture(module, image_shape)):
+        if isinstance(layer, Norm) and not layer.scaled:
+            state[f"{layer.name}.weight"] = np.ones(layer.features, np.float32)
+        for leaf in layer.leaves():
+            array = _to_torch(np.asarray(flat[leaf.path], np.float32), layer)
+            state[leaf.name] = np.ascontiguousarray(array)
+        if isinstance(layer, Norm):
+            state[f"{layer.name}.num_batches_tracked"] = np.zeros((), np.int64)
+    return state
+
+
+def check_variables(variables: Mapping, module: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """Whether variables are of a network.
+
+    Raises:
+      UserError: they are not; names the first leaf that differs and both shapes.
+    """
+    there, here = (
+        {path: np.shape(leaf) for path, leaf in flax.traverse_util.flatten_dict(dict(tree)).items()}
+        for tree in (variables, abstract_variables(module, image_shape))
+    )
+    for path in [*here, *there]:
+        if there.get(path) != here.get(path):
+            name, shapes = "/".join(path), (there.get(path, "nothing"), here.get(path, "nothing"))
+            raise difference("variables", name, *shapes)
+
+
+def save_safetensors(
+    path: str | pathlib.Path, module: nn.Module, variables: Mapping, image_shape: tuple[int, int, int]
+) -> None:
+    """Writes the weights of a network as safetensors under PyTorch's names.
+
+    In PyTorch: `backbone.load_state_dict(safetensors.torch.load_file(path))`.
+
+    Raises:
+      UserError: variables of another network, or a file that cannot be written.
+    """
+    safetensors = optional("safetensors.numpy")
+    state = to_state_dict(jax.device_get(variables), module, image_shape)
+    with replacing(path) as temporary:
+        safetensors.save_file(state, temporary, metadata={"format": "pt"})
+
+
+def read_safetensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file.
+
+    Raises:
+      UserError: it cannot be read as one.
+    """
+    failure = optional("safetensors").SafetensorError
+    safetensors = optional("safetensors.numpy")
+    try:
+        return safetensors.load_file(path)
+    except (OSError, ValueError, KeyError, TypeError, failure) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"weights: {path} cannot be read as safetensors ({reason})") from None
+
+
+def difference(source: str, name: str, there: object, here: object) -> UserError:
+    """The refusal of another architecture: what `name` is in the file and in the network."""
+    text = f"{name} is {there} there and {here} here"
+    # Names come from the file: none of them breaks the line or speaks to the terminal.
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return UserError(f"weights: {source} has another architecture: {text}")
+
+
+def _names(layer) -> list[str]:
+    """Every name that a layer may have in a state dict."""
+    names = [leaf.name for leaf in layer.leaves()]
+    if isinstance(layer, Norm) and not layer.scaled:
+        names.append(f"{layer.name}.weight")
+    return names
+
+
+def _checked(state: StateDict, name: str, shape: tuple[int, ...], source: str) -> np.ndarray:
+    if name not in state or np.shape(state[name]) != shape:
+        there = np.shape(state[name]) if name in state else "nothing"
+        raise difference(source, name, there, shape)
+    array = np.asarray(state[name]).astype(np.float32)
+    if not np.all(np.isfinite(array)):
+        raise UserError(f"weights: {source}: {name} needs finite numbers; it holds NaN or infinity")
+    return array
+
+
+def _to_flax(array: np.ndarray, layer) -> np.ndarray:
+    if isinstance(layer, Dense) and array.ndim == 2:
+        plane = array.reshape(array.shape[0], *layer.plane)
+        return np.ascontiguousarray(plane.transpose(2, 3, 1, 0)).reshape(-1, array.shape[0])
+    return np.ascontiguousarray(array.transpose(2, 3, 1, 0)) if array.ndim == 4 else array
+
+
+def _to_torch(array: np.ndarray, layer) -> np.ndarray:
+    if isinstance(layer, Dense) and array.ndim == 2:
+        channels, height, width = layer.plane
+        plane = array.reshape(height, width, channels, -1)
+        return plane.transpose(3, 2, 0, 1).reshape(array.shape[1], -1)
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array

@@ -1,0 +1,42 @@
+"""Published weights of whatever format."""
+
+import pathlib
+
+import flax.linen as nn
+
+from jaxface.errors import UserError
+from jaxface.interop.onnx_graph import read_onnx
+from jaxface.interop.state_dict import from_state_dict, read_safetensors
+from jaxface.interop.torch_file import read_torch
+
+
+def load_weights(path: str | pathlib.Path, module: nn.Module, image_shape: tuple[int, int, int]) -> dict:
+    """Variables of a network from a file of PyTorch (`torch.save` of a state dict), safetensors or ONNX.
+
+    PyTorch and safetensors hold tensors under InsightFace's names (`jaxface.interop.architecture`), ONNX a graph under any.
+    None of them is run.
+
+    Args:
+      path: the file; `.onnx` is read as ONNX, any other by what it begins with.
+      module: an `IResNet` with insightface blocks, or a `MobileFaceNet`.
+      image_shape: (H, W, C) of its images; 112 x 112 x 3 for all published ones.
+
+    Returns:
+      {"params", "batch_stats"} of float32 numpy arrays.
+
+    Raises:
+      UserError: a file that cannot be read, or weights of another architecture (names the first tensor that differs and both
+        shapes).
+    """
+    path = pathlib.Path(path).expanduser()
+    if path.suffix == ".onnx":
+        state = read_onnx(path, module, image_shape)
+    else:
+        try:
+            with path.open("rb") as file:
+                start = file.read(9)
+        except OSError as error:
+            raise UserError(f"weights: cannot read {path}: {error.strerror or error}") from None
+        # safetensors: eight bytes of length, then JSON.
+        state = read_safetensors(path) if start[8:] == b"{" else read_torch(path)
+    return from_state_dict(state, module, image_shape, source=str(path))
