@@ -28,11 +28,15 @@ from jaxface import data, training
 from jaxface.errors import UserError
 
 _HERE = pathlib.Path(__file__).parent
-_TOOLS = {"__init__", "configs", "evaluate", "launch", "real_faces", "reproduce", "studies"}
+_TOOLS = {
+    "__init__", "configs", "convert", "evaluate", "launch", "real_faces", "reproduce", "studies", "weights",
+}  # fmt: skip
 DATA = {
     "rendered": data.RenderedFaces,
     "folder": data.Folder,
     "tfds": data.Tfds,
+    "recordio": data.RecordIO,
+    "bin": data.Bin,
     "olivetti": data.Olivetti,
     "lfw": data.Lfw,
     "digits": data.Digits,
@@ -54,6 +58,12 @@ class Run:
     """How often to log, evaluate and save."""
     quiet: bool = False
     """No progress bar and no table."""
+    coordinator: str | None = None
+    """Several processes as one run: HOST:PORT of process 0. Slurm, MPI, Kubernetes and TPU pods are recognised without."""
+    processes: int | None = None
+    """Number of processes, with `coordinator`."""
+    process: int | None = None
+    """Index of this process, from 0, with `coordinator`."""
 
 
 def methods() -> dict[str, str]:
@@ -111,8 +121,15 @@ class Arguments(argparse.ArgumentParser):
 
 def to_dict(method: str, config: Any, run: Run) -> dict:
     """What is written to `config.json`: all that the result depends on."""
-    written = _converter().unstructure(dataclasses.replace(run, workdir=None, quiet=False), Run)
-    del written["workdir"], written["quiet"]
+    written = _converter().unstructure(run, Run)
+    for name in (
+        "workdir",
+        "quiet",
+        "coordinator",
+        "processes",
+        "process",
+    ):  # where it runs, not what it does
+        del written[name]
     return {"method": method, "config": _converter().unstructure(config, type(config)), "run": written}
 
 

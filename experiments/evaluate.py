@@ -39,6 +39,10 @@ def evaluate(
     """
     if seed < 0:
         raise UserError(f"seed: needs a number from 0, got {seed}")
+    if official := getattr(source, "pairs", None):
+        if pairs is not None:
+            raise UserError(f"pairs: needs 'balanced' for data that comes with its own pairs, got {pairs!r}")
+        pairs = official
     model, backbone, extra, _ = load_network(run, best=best)
     shape = source.image_shape
     try:

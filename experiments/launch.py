@@ -99,7 +99,9 @@ def main(arguments: list[str] | None = None) -> None:
     method = arguments[0].replace("-", "_")
     config, run = configs.parse(method, arguments[1:])
     use_compilation_cache()
-    launch(method, config, run)
+    training.start_processes(run.coordinator, run.processes, run.process)
+    with training.together():
+        launch(method, config, run)
 
 
 if __name__ == "__main__":

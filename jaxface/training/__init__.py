@@ -1,6 +1,7 @@
 """State, stages, the loop, parallelism, checkpoints and records of a run."""
 
 from jaxface.training.checkpoints import Checkpoints, restore_params
+from jaxface.training.distributed import start_processes, together
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
 from jaxface.training.optimizer import Optimizer, decay_mask
 from jaxface.training.parallel import JitParallel, Mode, PmapParallel, check_batch_size, make_parallel
@@ -60,6 +61,8 @@ __all__ = [
     "read_records",
     "restore_params",
     "run",
+    "start_processes",
+    "together",
     "verification_figures",
     "write_atomically",
 ]

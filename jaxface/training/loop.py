@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxface.errors import UserError
 from jaxface.training.checkpoints import Checkpoints
@@ -73,6 +74,19 @@ class _StopSignal:
     def __exit__(self, *_):
         for number, handler in self._old.items():
             signal.signal(number, handler)
+
+    def agreed(self, *, meeting: bool) -> int | None:
+        """The signal to act on now: one that any process received, so that all stop after the same step.
+
+        Args:
+          meeting: whether every process makes this call after the same step; only then do several processes tell each other.
+        """
+        if jax.process_count() == 1:
+            return self.received
+        if not meeting:
+            return None
+        received = multihost_utils.process_allgather(np.int32(self.received or 0))
+        return int(received.max()) or None
 
 
 class _Pending:
@@ -177,20 +191,22 @@ class _StageRun:
 
     def after_step(self, state, done: int, stop: _StopSignal) -> None:
         cadence, last = self.cadence, done == self.stage.steps
-        if done % cadence.log_every == 0 or last:
+        logged = done % cadence.log_every == 0 or last
+        if logged:
             self.log(done)
         if last:
             return
+        asked = stop.agreed(meeting=logged)
         evaluated = cadence.evaluate_every and done % cadence.evaluate_every == 0
         if evaluated:
             self.evaluate(state, done)
-        if stop.received is not None or done % cadence.checkpoint_every == 0:
+        if asked is not None or done % cadence.checkpoint_every == 0:
             self.save(state, done, scored=bool(evaluated))
-        if stop.received is not None:
+        if asked is not None:
             self.progress.note(
                 f"stopped at step {done} of {self.stage.name}; the same command goes on from here"
             )
-            raise Interrupted(0 if stop.received == signal.SIGTERM else 130)
+            raise Interrupted(0 if asked == signal.SIGTERM else 130)
 
     def log(self, done: int) -> None:
         try:

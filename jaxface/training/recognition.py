@@ -109,11 +109,12 @@ class Verification:
     Args:
       model: the network.
       source: labelled records.
-      pairs: as in `jaxface.metrics.verify`.
+      pairs: as in `jaxface.metrics.verify`; those that the source comes with (a verification pack) unless given.
       seed: of the pairs drawn.
     """
 
     def __init__(self, model: nn.Module, source: Source, *, pairs=None, seed: int = 0):
+        pairs = getattr(source, "pairs", None) if pairs is None else pairs
         self.model, self.source, self.pairs, self.seed = model, source, pairs, seed
 
     def embeddings(self, state: TrainState) -> np.ndarray:

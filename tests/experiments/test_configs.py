@@ -16,11 +16,14 @@ DATA = [
     data.RenderedFaces(identities=8, variation=data.Variation(yaw=5.0, ambient=(0.2, 0.3))),
     data.Folder(root="photographs", swap=True, fit="crop"),
     data.Tfds(name="faces", data_dir="there"),
+    data.RecordIO(path="ms1mv3", verification="lfw.bin"),
+    data.Bin(path="lfw.bin"),
     data.Olivetti(held_out=0.25),
     data.Lfw(min_faces=3),
     data.Digits(),
     data.LfwSubset(),
 ]
+REQUIRED = {"folder": "root", "recordio": "path", "bin": "path"}
 PRESETS = [sface.Config, *(getattr(sface.Config, name) for name in configs.presets(sface.Config))]
 
 
@@ -150,7 +153,7 @@ def test_presets_and_kinds_of_data():
     )[0]
     assert config == dataclasses.replace(sface.Config.digits(), data=data.Folder(root="here"), seed=3)
     for kind, spec in configs.DATA.items():
-        root = ["--data.root", "x"] if kind == "folder" else []
+        root = [f"--data.{REQUIRED[kind]}", "x"] if kind in REQUIRED else []
         assert type(configs.parse("sface", ["--data", kind, *root])[0].data) is spec
     assert configs.parse_data("folder", ["--data.root", "x"], prog="p") == data.Folder(root="x")
 
@@ -170,7 +173,7 @@ def another(hint, value):
     """A value of the same type that differs, small enough for every check."""
     if typing.get_origin(hint) is types.UnionType:
         (hint,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
-        value = hint(0.5) if value is None and hint is float else value
+        value = hint(0.5) if value is None and hint in (int, float) else value
     if typing.get_origin(hint) is typing.Literal:
         return next(choice for choice in typing.get_args(hint) if choice != value)
     if typing.get_origin(hint) is tuple:
@@ -193,7 +196,9 @@ def at(value, path):
 def test_every_field_has_a_flag(spec):
     kind = next(name for name, cls in configs.DATA.items() if cls is type(spec))
     flags, expected = ["--data", kind], {}
-    start = dataclasses.replace(sface.Config(), data=type(spec)(**{"root": "x"} if kind == "folder" else {}))
+    start = dataclasses.replace(
+        sface.Config(), data=type(spec)(**{REQUIRED[kind]: "x"} if kind in REQUIRED else {})
+    )
     for base, part in enumerate((start, configs.Run())):
         for path, hint, value in leaves(part):
             expected[base, path] = wanted = another(hint, value)
