@@ -107,8 +107,8 @@ def compile_for_tpu(function: Callable, *arguments: Any, tpu: str = "v5e") -> Re
 def compile_for_gpu(function: Callable, *arguments: Any, gpu: str = "H200") -> Report:
     """Compiles `jit(function)(*arguments)` for a Hopper GPU, Pallas kernels down to machine code, without a GPU.
 
-    Needs JAX's CUDA plugin, `ptxas` and `nvdisasm` (the packages that the error names), no driver. A kernel that asks for too much shared
-    memory, or whose instructions the assembler refuses, fails here as it would on the chip.
+    Needs JAX's CUDA plugin, `ptxas` and `nvdisasm` (the packages that the error names), no driver. A kernel that asks for too
+    much shared memory, or whose instructions the assembler refuses, fails here as it would on the chip.
 
     Args:
       function, arguments: as `lower_for_gpu`.
