@@ -283,9 +283,7 @@ class TfdsTarget:
                 "label": tfds.features.ClassLabel(names=names),
             }
         )
-        self._serialize = example_serializer.ExampleSerializer(
-            self._features.get_serialized_info()
-        ).serialize_example
+        self._serializer = example_serializer.ExampleSerializer(self._features.get_serialized_info())
 
     def order(self, labels: np.ndarray) -> np.ndarray:
         return np.arange(len(labels))
@@ -297,7 +295,9 @@ class TfdsTarget:
 
     def write(self, position: int, label: int, encoded: bytes, ending: str) -> None:
         example = {"image": io.BytesIO(encoded), "label": label}
-        self._examples.append(self._serialize(self._features.encode_example(example)))
+        message = self._serializer.get_tf_example(self._features.encode_example(example))
+        # A message's map has another order in every process unless it is asked for one.
+        self._examples.append(message.SerializeToString(deterministic=True))
 
     def commit(self) -> dict:
         from array_record.python import array_record_module
