@@ -40,7 +40,7 @@ def compile_step(topology: str, *, backbone: str, identities: int, batch: int, m
     training.check_batch_size(parallel, batch)
     state = jax.eval_shape(stage.init, jax.eval_shape(lambda: jax.random.key(0)), None)
     shardings = parallel.shardings(state, stage.sharding)
-    rows = NamedSharding(parallel.mesh, PartitionSpec(axes.DATA))
+    rows = NamedSharding(parallel.mesh, PartitionSpec((axes.DATA, axes.MODEL)))
     inputs = {
         "image": jax.ShapeDtypeStruct(
             (batch, config.image_size, config.image_size, 3), jnp.uint8, sharding=rows
@@ -56,12 +56,13 @@ def compile_step(topology: str, *, backbone: str, identities: int, batch: int, m
     jitted = jax.jit(
         step, donate_argnums=0, out_shardings=(shardings, NamedSharding(parallel.mesh, PartitionSpec()))
     )
-    compiled = jitted.trace(state, inputs).lower(lowering_platforms=("tpu",)).compile()
+    with jax.set_mesh(parallel.mesh):
+        compiled = jitted.trace(state, inputs).lower(lowering_platforms=("tpu",)).compile()
     memory = compiled.memory_analysis()
     return {
         "topology": topology,
         "devices": len(devices),
-        "mesh": {"data": parallel.replicas, "model": model_shards},
+        "mesh": dict(parallel.mesh.shape),
         "backbone": backbone,
         "identities": identities,
         "batch": batch,

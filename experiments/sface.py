@@ -15,6 +15,7 @@ from jaxface import data as inputs
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import l2_normalize
 from jaxface.training import figures
+from pallas_kernels import margin_softmax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Config:
         name="adam", learning_rate=3e-3, schedule="cosine", weight_decay=0.0
     )
     """Optimizer and learning-rate schedule."""
+    sample_rate: float = 1.0
+    """Fraction of the classes that take part in a step (PartialFC), in (0, 1]; those of the batch always do."""
     accumulate: int = 1
     """Micro-batches in which a step is computed; saves memory."""
     ema_decay: float | None = None
@@ -109,6 +112,20 @@ def network(config: Config):
     """The embedding network."""
     dtype = jnp.bfloat16 if config.bfloat16 else jnp.float32
     return models.create(config.backbone, embedding=config.embedding, dtype=dtype)
+
+
+LARGE = 16_384
+"""From so many classes on, or with sampled ones, the loss makes no [B, C]; below, whole cosines are faster."""
+
+
+def large_head(config: Config) -> margin_softmax.Head:
+    """The configured loss for `training.prototype_loss`."""
+    return {
+        "sface": margin_softmax.SFace(config.scale, config.sharpness, config.intra_angle, config.inter_angle),
+        "softmax": margin_softmax.softmax(config.scale),
+        "cosface": margin_softmax.cosface(config.scale, config.margin),
+        "arcface": margin_softmax.arcface(config.scale, config.margin),
+    }[config.loss]
 
 
 def per_example_loss(config: Config):
@@ -177,6 +194,8 @@ def build(config: Config) -> list[training.Stage]:
     """One stage: train the embedding network and its prototypes, verify on people it never saw."""
     if config.data_seed < 0:
         raise UserError(f"data_seed: needs a number from 0, got {config.data_seed}")
+    if not 0 < config.sample_rate <= 1:
+        raise UserError(f"sample_rate: needs a fraction in (0, 1], got {config.sample_rate}")
     loss = per_example_loss(config)
     # Refuses a scale, slope, angle or margin out of its range before any data is opened.
     jax.eval_shape(loss, jax.ShapeDtypeStruct((1, 2), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32))
@@ -200,6 +219,19 @@ def build(config: Config) -> list[training.Stage]:
     optimizer = config.optimizer.build(config.steps)
     recognizer = training.Recognizer(model, classes, split.train.image_shape)
 
+    def large_loss_fn(params, extra, batch, rng):
+        embeddings, extra = recognizer.train_embeddings(params, extra, batch["image"], rng)
+        value, terms = training.prototype_loss(
+            embeddings.astype(model.dtype),
+            params["prototypes"],
+            batch["label"],
+            large_head(config),
+            classes=classes,
+            rate=config.sample_rate,
+            rng=jax.random.fold_in(rng, 1),
+        )
+        return value, (extra, {"target_cosine": terms.target_cosines.mean()})
+
     def loss_fn(params, extra, batch, rng):
         cosines, extra = recognizer.train_cosines(params, extra, batch["image"], rng)
         values = loss(cosines, batch["label"])
@@ -207,7 +239,8 @@ def build(config: Config) -> list[training.Stage]:
         correct = cosines.argmax(axis=1) == batch["label"]
         return values.mean(), (extra, {"accuracy": correct.mean(), "target_cosine": target.mean()})
 
-    objective = training.Objective(loss_fn, optimizer)
+    large = classes >= LARGE or config.sample_rate < 1
+    objective = training.Objective(large_loss_fn if large else loss_fn, optimizer)
     start = None if config.init_from is None else training.pretrained_backbone(config.init_from, recognizer)
 
     def init(rng, previous):

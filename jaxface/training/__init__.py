@@ -5,6 +5,7 @@ from jaxface.training.distributed import start_processes, together
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
 from jaxface.training.optimizer import Optimizer, decay_mask
 from jaxface.training.parallel import JitParallel, Mode, PmapParallel, check_batch_size, make_parallel
+from jaxface.training.prototypes import prototype_loss, prototype_rows
 from jaxface.training.recognition import (
     Evaluations,
     Figures,
@@ -57,6 +58,8 @@ __all__ = [
     "make_parallel",
     "open_workdir",
     "pretrained_backbone",
+    "prototype_loss",
+    "prototype_rows",
     "read_config",
     "read_records",
     "restore_params",

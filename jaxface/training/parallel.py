@@ -27,7 +27,10 @@ def _named(path, name: str) -> bool:
 
 
 class JitParallel:
-    """`jit` over a mesh of `data × model` devices: batches are split over `data`, what a stage names over `model`."""
+    """`jit` over a mesh of `data × model` devices: batches are split over all of them, what a stage names over `model`.
+
+    The step sees the mesh (`jax.sharding.get_abstract_mesh`), so that a part of it may be written for each device.
+    """
 
     def __init__(self, *, model_shards: int = 1, devices: list | None = None):
         devices = jax.devices() if devices is None else devices
@@ -36,8 +39,8 @@ class JitParallel:
                 f"model_shards: needs a divisor of the {len(devices)} devices, got {model_shards}"
             )
         self.mesh = Mesh(np.array(devices).reshape(-1, model_shards), (axes.DATA, axes.MODEL))
-        self.replicas = len(devices) // model_shards
-        self._batch = NamedSharding(self.mesh, PartitionSpec(axes.DATA))
+        self.replicas = len(devices)
+        self._batch = NamedSharding(self.mesh, PartitionSpec((axes.DATA, axes.MODEL)))
 
     def shardings(self, abstract: State, rules: Mapping[str, PartitionSpec]) -> State:
         """A NamedSharding for every leaf: that of the first rule whose name is in its path, else replicated."""
@@ -76,7 +79,8 @@ class JitParallel:
 
         def run(state, batch):
             leaves, treedef = jax.tree.flatten(state)
-            return compiled(treedef, tuple(leaf.sharding for leaf in leaves))(state, self._place(batch))
+            with jax.set_mesh(self.mesh):
+                return compiled(treedef, tuple(leaf.sharding for leaf in leaves))(state, self._place(batch))
 
         return run
 

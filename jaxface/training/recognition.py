@@ -19,6 +19,7 @@ from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines, init_prototypes
 from jaxface.training import figures
 from jaxface.training.checkpoints import restore_params
+from jaxface.training.prototypes import prototype_rows
 from jaxface.training.step import TrainState
 
 Figures = Mapping[str, Callable[[pathlib.Path], pathlib.Path]]
@@ -27,6 +28,8 @@ Figures = Mapping[str, Callable[[pathlib.Path], pathlib.Path]]
 @dataclasses.dataclass(frozen=True)
 class Recognizer:
     """An embedding network and one prototype per class; the parameters are {"backbone", "prototypes"}.
+
+    There are `prototype_rows(classes)` prototypes, those past the last class without a meaning.
 
     Attributes:
       model: module with `(image [B, H, W, C], train=) -> [B, D]`.
@@ -43,21 +46,27 @@ class Recognizer:
         backbone_rng, prototype_rng = jax.random.split(rng)
         variables = dict(self.model.init(backbone_rng, jnp.zeros((1, *self.image_shape)), train=False))
         backbone = variables.pop("params")
-        prototypes = init_prototypes(prototype_rng, self.classes, self.model.embedding)
+        prototypes = init_prototypes(prototype_rng, prototype_rows(self.classes), self.model.embedding)
         return {"backbone": backbone, "prototypes": prototypes}, variables
 
-    def train_cosines(
+    def train_embeddings(
         self, params: dict, extra: dict, images: jax.Array, rng: jax.Array
     ) -> tuple[jax.Array, dict]:
-        """Cosines [B, C] of images with the prototypes, in training mode, and the new `extra`."""
-        embeddings, extra = self.model.apply(
+        """Embeddings [B, D] of images in training mode, not normalised, and the new `extra`."""
+        return self.model.apply(
             {"params": params["backbone"], **extra},
             images,
             train=True,
             mutable=list(extra),
             rngs={"dropout": rng},
         )
-        return cosines(embeddings, params["prototypes"]), extra
+
+    def train_cosines(
+        self, params: dict, extra: dict, images: jax.Array, rng: jax.Array
+    ) -> tuple[jax.Array, dict]:
+        """Cosines [B, C] of images with the prototypes, in training mode, and the new `extra`."""
+        embeddings, extra = self.train_embeddings(params, extra, images, rng)
+        return cosines(embeddings, params["prototypes"][: self.classes]), extra
 
 
 @functools.partial(jax.jit, static_argnames=("model", "flip"))
@@ -76,7 +85,7 @@ def embed_source(
 
     Args:
       model: the network.
-      backbone: its parameters; where they live on a mesh, the images are spread over its `data` axis.
+      backbone: its parameters; where they live on a mesh, the images are spread over it.
       extra: its other collections (`batch_stats`).
       source: the records.
       batch_size: images at a time; the last batch is padded, so that one compile serves all.
@@ -89,9 +98,8 @@ def embed_source(
     sharding = getattr(home, "sharding", None)
     rows = None
     if isinstance(sharding, NamedSharding) and axes.DATA in sharding.mesh.axis_names:
-        replicas = sharding.mesh.shape[axes.DATA]
-        batch_size = -(-batch_size // replicas) * replicas
-        rows = NamedSharding(sharding.mesh, PartitionSpec(axes.DATA))
+        batch_size = -(-batch_size // sharding.mesh.size) * sharding.mesh.size
+        rows = NamedSharding(sharding.mesh, PartitionSpec(sharding.mesh.axis_names))
         everywhere = NamedSharding(sharding.mesh, PartitionSpec())
     parts = []
     for batch in evaluation_batches(source, batch_size):
@@ -172,7 +180,7 @@ class NearestPrototype:
         params = state.averaged_params
         embeddings = embed_source(self.model, params["backbone"], state.extra, self.source, flip=False)
         correct = metrics.nearest_prototype_accuracy(
-            embeddings, np.asarray(params["prototypes"]), self.source.labels
+            embeddings, np.asarray(params["prototypes"])[: len(self.source.class_names)], self.source.labels
         )
         return {"classification/accuracy": correct}
 

@@ -25,7 +25,7 @@ def one_device():
 )
 def test_eight_devices_equal_one(one_device, mode, model_shards):
     parallel = training.make_parallel(mode, model_shards=model_shards)
-    assert parallel.replicas == 8 // model_shards
+    assert parallel.replicas == 8
     rules = {"hidden": P(None, "model")} if model_shards > 1 else {}
     metrics, state = train(parallel, sharding=rules)
     np.testing.assert_allclose(metrics["norm"], one_device[0]["norm"], rtol=1e-5)

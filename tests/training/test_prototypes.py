@@ -1,0 +1,141 @@
+"""The loss over prototypes that a mesh shares, inside a step as the loop compiles it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from experiments import sface
+from jaxface import data, training
+from jaxface.errors import UserError
+from pallas_kernels import margin_softmax as ms
+
+BATCH, FEATURES, CLASSES = 16, 12, 500
+HEADS = {"sface": ms.SFace(inter_angle=1.5), "arcface": ms.arcface()}
+
+
+@pytest.mark.parametrize(
+    ("classes", "rows"),
+    [(1, 1), (10, 10), (127, 127), (500, 500), (513, 520), (93_431, 94_208), (10**8, 100_663_296)],
+)
+def test_rows(classes, rows):
+    assert training.prototype_rows(classes) == rows
+    assert rows < classes * (1 + 1 / 64) + 1
+
+
+def test_any_power_of_two_up_to_a_64th_splits_them():
+    for classes in (1000, 85_742, 360_232, 2_059_906):
+        rows = training.prototype_rows(classes)
+        assert all(rows % shards == 0 for shards in (2, 4, 8) if shards <= classes // 64)
+    assert training.prototype_rows(2_059_906) % 16_384 == 0
+
+
+@dataclasses.dataclass
+class Fixed:
+    """The same batch again and again."""
+
+    batch: dict
+
+    def __next__(self):
+        return self.batch
+
+    def get_state(self):
+        return {}
+
+    def set_state(self, state):
+        pass
+
+
+def run(parallel, head, *, rate=1.0, classes=CLASSES):
+    """(state, metrics) after three steps of gradient descent on embeddings that are parameters themselves."""
+    rows = training.prototype_rows(classes)
+    keys = jax.random.split(jax.random.key(0), 3)
+    features = np.asarray(jax.random.normal(keys[0], (BATCH, FEATURES)), np.float32)
+    labels = np.asarray(jax.random.randint(keys[1], (BATCH,), 0, classes), np.int32)
+
+    def loss(params, extra, batch, rng):
+        value, terms = training.prototype_loss(
+            batch["depth"] @ params["mix"],
+            params["prototypes"],
+            batch["label"],
+            head,
+            classes=classes,
+            rate=rate,
+            rng=rng,
+        )
+        return value, (extra, {"target": terms.target_cosines.mean()})
+
+    import optax
+
+    objective = training.Objective(loss, optax.sgd(0.05))
+
+    def init(rng, previous):
+        params = {
+            "mix": jnp.eye(FEATURES),
+            "prototypes": jax.random.normal(keys[2], (rows, FEATURES)),
+        }
+        return training.create_state(rng, params, objective)
+
+    stage = training.Stage(
+        name="fixed",
+        init=init,
+        step=training.gradient_step(objective),
+        batches=lambda state: Fixed({"depth": features, "label": labels}),
+        steps=3,
+        sharding={"prototypes": PartitionSpec("model")},
+    )
+    rows_of_metrics = []
+    state = parallel.create(lambda: init(jax.random.key(1), None), stage.sharding)
+    step = parallel.compile(stage.step)
+    for _ in range(3):
+        state, metrics = step(state, next(stage.batches(None)))
+        rows_of_metrics.append({key: float(value) for key, value in metrics.items()})
+    return parallel.single(state), rows_of_metrics
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_mesh_gives_the_same_steps(name):
+    alone, expected = run(training.make_parallel("jit", devices=jax.devices()[:1]), HEADS[name], classes=513)
+    for shards in (1, 2, 4, 8):
+        state, found = run(training.make_parallel("jit", model_shards=shards), HEADS[name], classes=513)
+        for got, want in zip(found, expected, strict=True):
+            assert got == pytest.approx(want, rel=2e-4, abs=1e-6)
+        for part in ("mix", "prototypes"):
+            np.testing.assert_allclose(state.params[part], alone.params[part], rtol=1e-3, atol=1e-5)
+        sizes = {shard.data.shape for shard in state.params["prototypes"].addressable_shards}
+        assert sizes == {(520 // shards, FEATURES)}
+
+
+def test_padding_and_classes_that_were_not_drawn_stay_as_they_are():
+    before = np.asarray(jax.random.normal(jax.random.split(jax.random.key(0), 3)[2], (520, FEATURES)))
+    state, _ = run(training.make_parallel("jit", model_shards=4), HEADS["arcface"], rate=0.1, classes=513)
+    moved = np.flatnonzero(np.abs(np.asarray(state.params["prototypes"]) - before).sum(1) > 0)
+    assert (moved < 513).all()
+    assert BATCH / 2 < len(moved) < 4 * 0.1 * 520
+
+
+def test_pmap_is_the_loss_of_each_device():
+    alone, expected = run(training.make_parallel("jit", devices=jax.devices()[:1]), HEADS["arcface"])
+    state, found = run(training.make_parallel("pmap"), HEADS["arcface"])
+    assert found[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-4)
+    np.testing.assert_allclose(state.params["mix"], alone.params["mix"], rtol=1e-3, atol=1e-5)
+
+
+def test_the_experiment_takes_it_for_sampled_classes(monkeypatch):
+    config = sface.Config(
+        data=data.RenderedFaces(identities=24, held_out_identities=8, per_identity=4),
+        image_size=32,
+        batch_size=16,
+        steps=2,
+        sample_rate=0.5,
+    )
+    with pytest.raises(UserError, match=r"sample_rate: needs a fraction in \(0, 1\], got 2"):
+        sface.build(dataclasses.replace(config, sample_rate=2))
+    outcome = training.run(sface.build(config), parallel=training.make_parallel("jit", model_shards=2))
+    assert 0 <= outcome.metrics["verification/accuracy"] <= 1
+    for loss in ("sface", "softmax", "cosface", "arcface"):
+        head = sface.large_head(dataclasses.replace(config, loss=loss))
+        assert head.scale == config.scale
