@@ -2,9 +2,8 @@
 
 import contextlib
 import dataclasses
-import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -141,8 +140,3 @@ def cdiv(numerator: int, denominator: int) -> int:
 def round_up(value: int, multiple: int) -> int:
     """The smallest multiple of `multiple` that is not below `value`."""
     return cdiv(value, multiple) * multiple
-
-
-def static_jit(*names: str, **options: Any) -> Callable:
-    """`jax.jit` whose keyword arguments `names` are static, as a decorator."""
-    return functools.partial(jax.jit, static_argnames=names, **options)

@@ -8,6 +8,7 @@ import pytest
 
 from pallas_kernels import aot
 from pallas_kernels import margin_softmax as ms
+from pallas_kernels.margin_softmax import reference
 
 pytest.importorskip("libtpu", reason="the TPU compiler; `make test-aot` installs it")
 pytest.importorskip("jax_plugins.xla_cuda13", reason="the CUDA compiler; `make test-aot` installs it")
@@ -81,6 +82,17 @@ def test_a_million_classes_on_a_gpu(implementation, name):
     # Registers that do not suffice go to memory and back; a few words of them cost nothing that matters.
     assert all(kernel.spill_bytes <= 512 for kernel in report.kernels)
     assert all("HGMMA.64x256x16.F32.BF16" in kernel.matrix_instructions for kernel in report.kernels)
+
+
+def test_materialised_they_take_a_hundred_times_as_much():
+    def materialised(x, prototypes, labels):
+        rows = (x.astype(jnp.bfloat16), prototypes.astype(jnp.bfloat16))
+        return reference.row_losses(*rows, labels, HEADS["sface"]).mean()
+
+    given = arguments(1024, 1_000_000, 512)
+    report = aot.compile_for_gpu(jax.value_and_grad(materialised, (0, 1)), *given)
+    print("materialised", report)  # noqa: T201
+    assert report.temporary_bytes > 4e9
 
 
 @pytest.mark.parametrize(("batch", "classes", "features"), [(1000, 93_431, 512), (100, 10_575, 200)])

@@ -5,12 +5,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec
 
 from experiments import sface
-from jaxface import data, training
+from jaxface import axes, data, training
 from jaxface.errors import UserError
+from jaxface.layers.prototypes import cosines
 from pallas_kernels import margin_softmax as ms
 
 BATCH, FEATURES, CLASSES = 16, 12, 500
@@ -33,22 +35,6 @@ def test_any_power_of_two_up_to_a_64th_splits_them():
     assert training.prototype_rows(2_059_906) % 16_384 == 0
 
 
-@dataclasses.dataclass
-class Fixed:
-    """The same batch again and again."""
-
-    batch: dict
-
-    def __next__(self):
-        return self.batch
-
-    def get_state(self):
-        return {}
-
-    def set_state(self, state):
-        pass
-
-
 def run(parallel, head, *, rate=1.0, classes=CLASSES):
     """(state, metrics) after three steps of gradient descent on embeddings that are parameters themselves."""
     rows = training.prototype_rows(classes)
@@ -68,8 +54,6 @@ def run(parallel, head, *, rate=1.0, classes=CLASSES):
         )
         return value, (extra, {"target": terms.target_cosines.mean()})
 
-    import optax
-
     objective = training.Objective(loss, optax.sgd(0.05))
 
     def init(rng, previous):
@@ -79,19 +63,11 @@ def run(parallel, head, *, rate=1.0, classes=CLASSES):
         }
         return training.create_state(rng, params, objective)
 
-    stage = training.Stage(
-        name="fixed",
-        init=init,
-        step=training.gradient_step(objective),
-        batches=lambda state: Fixed({"depth": features, "label": labels}),
-        steps=3,
-        sharding={"prototypes": PartitionSpec("model")},
-    )
     rows_of_metrics = []
-    state = parallel.create(lambda: init(jax.random.key(1), None), stage.sharding)
-    step = parallel.compile(stage.step)
+    state = parallel.create(lambda: init(jax.random.key(1), None), {"prototypes": PartitionSpec(axes.MODEL)})
+    step = parallel.compile(training.gradient_step(objective))
     for _ in range(3):
-        state, metrics = step(state, next(stage.batches(None)))
+        state, metrics = step(state, {"depth": features, "label": labels})
         rows_of_metrics.append({key: float(value) for key, value in metrics.items()})
     return parallel.single(state), rows_of_metrics
 
@@ -136,6 +112,14 @@ def test_the_experiment_takes_it_for_sampled_classes(monkeypatch):
         sface.build(dataclasses.replace(config, sample_rate=2))
     outcome = training.run(sface.build(config), parallel=training.make_parallel("jit", model_shards=2))
     assert 0 <= outcome.metrics["verification/accuracy"] <= 1
-    for loss in ("sface", "softmax", "cosface", "arcface"):
-        head = sface.large_head(dataclasses.replace(config, loss=loss))
-        assert head.scale == config.scale
+
+
+@pytest.mark.parametrize("loss", ["sface", "softmax", "cosface", "arcface"])
+def test_both_paths_of_the_experiment_have_the_same_loss(loss):
+    config = sface.Config(loss=loss, scale=20.0, sharpness=10.0, margin=0.2)
+    keys = jax.random.split(jax.random.key(2), 2)
+    embeddings, prototypes = (jax.random.normal(key, (n, 8)) for key, n in zip(keys, (4, 30), strict=True))
+    labels = jnp.arange(4)
+    expected = sface.per_example_loss(config)(cosines(embeddings, prototypes), labels)
+    _, terms = training.prototype_loss(embeddings, prototypes, labels, sface.large_head(config), classes=30)
+    np.testing.assert_allclose(terms.losses, expected, rtol=1e-4, atol=1e-4)
