@@ -59,6 +59,8 @@ bench: $(STAMP)  ## all benchmarks on this device, into benchmarks/results/<devi
 	$(BIN)/python -m benchmarks.input_pipeline
 	$(BIN)/python -m benchmarks.record_reading
 	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.loop_overhead
+	$(BIN)/python -m benchmarks.faults
 	$(MAKE) bench-kernels
 
 bench-kernels: $(STAMP)  ## the kernels alone against their peers

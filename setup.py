@@ -37,7 +37,7 @@ setup(
         "tensorboardX>=2.6",  # TensorBoard events without TensorFlow
         "matplotlib>=3.9",  # ROC curves and histograms
         "pillow>=10",  # image decoding, PGM and JPEG augmentation
-        "opencv-python-headless>=4.10",  # similarity warps, resizing, JPEG
+        "opencv-python-headless>=4.11",  # similarity warps, resizing, JPEG
         "scikit-learn>=1.5",  # digits, Olivetti and LFW sources; folds
         "scikit-image>=0.24",  # lfw_subset
         "scipy>=1.14",  # Student's interval
@@ -45,7 +45,7 @@ setup(
     ],
     extras_require={
         "interop": _INTEROP,
-        "test": [*_INTEROP, "pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "ruff>=0.8"],
+        "test": [*_INTEROP, "pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "pyyaml>=6", "ruff>=0.8"],
         "cuda": ["jax[cuda13]>=0.11,<0.13"],
         "tpu": ["jax[tpu]>=0.11,<0.13"],
         "bench": ["torch>=2.4"],

@@ -1,15 +1,18 @@
-"""Images per second of the input pipeline, against plain Pillow decoding of the same JPEG bytes.
+"""Images per second of the input pipeline by worker processes, against bare loops of Pillow and OpenCV over the same JPEG bytes.
 
-Both run in turn in one process, on the same bytes in memory. `per_core` divides by the CPU seconds of all threads, not by the
-wall clock; `ratio` is that rate over Pillow's. Run with `python -m benchmarks.input_pipeline`.
+A RecordIO set in the page cache is read, decoded, augmented and batched; 0 workers are threads of this process. The loops
+decode the same bytes out of memory, one after the other, and keep nothing. `per_core` divides by the CPU seconds of all
+threads and worker processes, `ratio` is that rate over `cv2.imdecode`'s. Workers beyond the cores (`cpu_cores` in the JSON)
+cannot add speed; they show what it costs to have them. Run with `python -m benchmarks.input_pipeline`.
 """
 
 import argparse
-import functools
 import io
+import multiprocessing
 import os
 import pathlib
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -18,34 +21,21 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import common
+from jaxface import data
 from jaxface.data.augment import Augment
-from jaxface.data.images import decode_image, encode_image
-from jaxface.data.pipeline import Batches, batches
-from jaxface.data.sources import Record
+from jaxface.data.images import encode_image
+from jaxface.data.pipeline import batches
+from jaxface.data.sources import Source
 
 SETTINGS = {
-    "decode and batch": None,
-    "decode, flip, batch": Augment(),
-    "decode, every change at a half, batch": Augment(
+    "no augmentation": None,
+    "default augmentation": Augment(),
+    "every change at a half": Augment(
         flip=0.5, crop=0.5, color=0.5, blur=0.5, jpeg=0.5, occlusion=0.5, low_resolution=0.5
     ),
 }
-
-
-class EncodedSource:
-    """JPEG bytes in memory, of 16 people, decoded when asked for: as `FolderSource`, without the disk."""
-
-    def __init__(self, files: list[bytes]):
-        self._files = files
-        self.image_shape = decode_image(files[0]).shape
-        self.labels = (np.arange(len(files)) % 16).astype(np.int32)
-        self.class_names = [f"person-{k}" for k in range(16)]
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> Record:
-        return {"image": decode_image(self._files[index]), "label": self.labels[index]}
+THREADS_ONLY = {"every change at a half"}
+PREFETCH = 2  # batches ahead, for each worker
 
 
 def photographs(count: int, size: int) -> list[bytes]:
@@ -61,45 +51,100 @@ def photographs(count: int, size: int) -> list[bytes]:
     return files
 
 
-def measure(function: Callable[[], int], repeats: int) -> dict[str, float]:
-    """Images per second of wall clock and of CPU time, medians over `repeats`; `function` returns how many it made."""
-    function()
+def cpu_seconds() -> float:
+    """CPU time of this process, its threads and its living worker processes."""
+    seconds = time.process_time()
+    for worker in multiprocessing.active_children():
+        try:
+            fields = pathlib.Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended, or there is no /proc here
+            continue
+        seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return seconds
+
+
+def measure(take: Callable[[], int], *, repeats: int, seconds: float) -> dict[str, float]:
+    """Images per second of wall clock and of CPU time, medians over `repeats` of so many seconds.
+
+    `take` gives the next images and returns how many.
+    """
     wall, cores = [], []
     for _ in range(repeats):
-        clock, cpu = time.perf_counter(), time.process_time()
-        images = function()
+        clock, cpu, images = time.perf_counter(), cpu_seconds(), 0
+        while time.perf_counter() - clock < seconds:
+            images += take()
         wall.append(images / (time.perf_counter() - clock))
-        cores.append(images / (time.process_time() - cpu))
+        cores.append(images / (cpu_seconds() - cpu))
     return {"per_second": float(np.median(wall)), "per_core": float(np.median(cores)), "repeats": repeats}
 
 
-def run(*, count: int, size: int, batch_size: int, repeats: int, workers: int) -> list[dict]:
-    """One row per setting; the first is Pillow."""
-    files = photographs(count, size)
-    source = EncodedSource(files)
+def loop(decode: Callable[[bytes], np.ndarray], files: list[bytes]) -> Callable[[], int]:
+    """All files once for each call."""
 
-    def pillow() -> int:
+    def take() -> int:
         for encoded in files:
-            np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
-        return count
+            decode(encoded)
+        return len(files)
 
-    def ours(stream: Batches) -> int:
-        return sum(len(next(stream)["image"]) for _ in range(count // batch_size))
+    return take
 
-    rows = [{"setting": "Pillow", "threads": 1, "bytes_per_image": sum(map(len, files)) // count}]
-    rows[0] |= measure(pillow, repeats)
-    for name, augment in SETTINGS.items():
-        for threads in sorted({1, len(os.sched_getaffinity(0))}):
-            stream = batches(source, batch_size=batch_size, seed=0, augment=augment, prefetch=threads)
-            row = {"setting": name, "threads": threads} | measure(functools.partial(ours, stream), repeats)
-            rows.append(row | {"ratio": row["per_core"] / rows[0]["per_core"]})
-            stream.close()
-    if workers:
-        stream = batches(source, batch_size=batch_size, seed=0, augment=augment, prefetch=2, workers=workers)
-        row = measure(functools.partial(ours, stream), repeats)
-        del row["per_core"]  # the CPU time of other processes is not this one's
-        rows.append({"setting": name, "processes": workers} | row)
-        stream.close()
+
+def stream(source: Source, augment: Augment | None, workers: int, arguments: argparse.Namespace) -> dict:
+    """The pipeline with so many workers, once what it worked ahead while it started is used up."""
+    ahead = PREFETCH if workers else len(os.sched_getaffinity(0))
+    began = time.perf_counter()
+    taken = batches(
+        source,
+        batch_size=arguments.batch_size,
+        seed=0,
+        augment=augment,
+        workers=workers,
+        prefetch=ahead,
+    )
+    next(taken)
+    started = time.perf_counter() - began
+    for _ in range(2 * ahead * max(workers, 1)):
+        next(taken)
+    row = measure(lambda: len(next(taken)["image"]), repeats=arguments.repeats, seconds=arguments.seconds)
+    taken.close()
+    return row | {"first_batch_seconds": started}
+
+
+def run(arguments: argparse.Namespace) -> list[dict]:
+    """One row per setting and number of workers; the first two are the loops."""
+    files = photographs(arguments.count, arguments.size)
+    bare = {
+        "cv2.imdecode": lambda encoded: cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR),
+        "Pillow": lambda encoded: np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")),
+    }
+    rows = []
+
+    def add(row: dict) -> None:
+        row["ratio"] = row["per_core"] / (rows[0] if rows else row)["per_core"]
+        rows.append(row)
+        how = (
+            "a loop" if "workers" not in row else f"{row['workers']} workers" if row["workers"] else "threads"
+        )
+        started = f"  first batch after {row['first_batch_seconds']:4.1f} s" if "workers" in row else ""
+        sys.stdout.write(
+            f"{row['setting']:24s} {how:12s} {row['per_second']:7.0f} images/s  {row['per_core']:7.0f} per core"
+            f"  {row['ratio']:5.2f} x OpenCV{started}\n"
+        )
+        sys.stdout.flush()
+
+    for name, decode in bare.items():
+        take = loop(decode, files)
+        take()
+        add({"setting": name} | measure(take, repeats=arguments.repeats, seconds=arguments.seconds))
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "train.rec")
+        with data.RecordWriter(path) as writer:
+            for number, encoded in enumerate(files):
+                writer.write(number // 32, encoded)
+        source = data.RecordIOFaces(path)
+        for name, augment in SETTINGS.items():
+            for workers in [0] if name in THREADS_ONLY else arguments.workers:
+                add({"setting": name, "workers": workers} | stream(source, augment, workers, arguments))
     return rows
 
 
@@ -108,21 +153,21 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=512, help="images")
     parser.add_argument("--size", type=int, default=112, help="side of an image, pixels")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--workers", type=int, default=0, help="also time this many worker processes")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each repeat")
     parser.add_argument(
-        "--folder", type=pathlib.Path, default=None, help="where to write, instead of results/<device>"
+        "--workers", type=int, nargs="+", default=[0, 1, 2, 4, 8, 16], help="worker processes; 0 for threads"
     )
+    parser.add_argument("--folder", type=pathlib.Path, help="where to write, instead of results/<device>")
     arguments = parser.parse_args()
-    if not 1 <= arguments.batch_size <= arguments.count or arguments.count < 32 or arguments.size < 16:
-        parser.error("needs count >= 32, batch-size from 1 to count, and size >= 16")
-    options = {k: v for k, v in vars(arguments).items() if k != "folder"}
-    rows = run(**options)
-    for row in rows:
-        how = f"{row.get('threads') or row.get('processes') or 1} {'processes' if 'processes' in row else 'threads'}"
-        core = f"{row['per_core']:8.0f} per core" if "per_core" in row else ""
-        ratio = f"{row['ratio']:6.2f} x Pillow" if "ratio" in row else ""
-        sys.stdout.write(f"{row['setting']:40s} {how:12s} {row['per_second']:8.0f} images/s {core} {ratio}\n")
+    if not 1 <= arguments.batch_size <= arguments.count or arguments.count < 64 or arguments.size < 16:
+        parser.error("needs count >= 64, batch-size from 1 to count, and size >= 16")
+    if min(arguments.workers) < 0 or arguments.repeats < 1 or arguments.seconds <= 0:
+        parser.error("needs workers >= 0, repeats >= 1 and seconds > 0")
+    cv2.setNumThreads(1)
+    sys.stdout.write(f"on {len(os.sched_getaffinity(0))} cores\n")
+    rows = run(arguments)
+    options = {key: value for key, value in vars(arguments).items() if key != "folder"}
     path = common.write(
         "input_pipeline",
         {"options": options, "rows": rows},

@@ -1,7 +1,7 @@
 """Images per second per core out of RecordIO sets and `.bin` packs, against bare `cv2.imdecode` of the same JPEG bytes.
 
 All run in turns in one process, over files in the page cache. `per_core` divides by CPU seconds; `slower` is the CPU time over
-OpenCV's in the same turn, 1.3 at most is the aim. `--fuzz N` then damages N files of either kind and reads what is left of
+OpenCV's in the same turn, 1.3 at most is the aim. `--fuzz N` then damages N files of each kind and reads what is left of
 them: crashes, the slowest case, and how much memory the process took at its peak over what it had before.
 Run with `python -m benchmarks.record_reading --fuzz 100000`.
 """
@@ -9,6 +9,7 @@ Run with `python -m benchmarks.record_reading --fuzz 100000`.
 import argparse
 import collections
 import contextlib
+import io
 import logging
 import os
 import pathlib
@@ -20,11 +21,12 @@ import time
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from benchmarks import common
 from benchmarks.input_pipeline import photographs
 from jaxface import data
-from jaxface.data import packs, recordio
+from jaxface.data import packs
 from jaxface.data.images import decode_image, encode_image
 from jaxface.errors import UserError
 
@@ -44,15 +46,16 @@ def run(*, count: int, size: int, repeats: int) -> list[dict]:
         def opencv(encoded: bytes) -> np.ndarray:
             return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
 
-        def pillow(index: int) -> np.ndarray:
-            return decode_image(files[index])
+        def pillow(encoded: bytes) -> np.ndarray:
+            return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
 
         ways = {
             "cv2.imdecode (BGR)": lambda index: opencv(files[index]),
             "cv2.imdecode and cv2.cvtColor": lambda index: cv2.cvtColor(
                 opencv(files[index]), cv2.COLOR_BGR2RGB
             ),
-            "jaxface.data.decode_image (Pillow)": pillow,
+            "Pillow": lambda index: pillow(files[index]),
+            "jaxface.data.decode_image": lambda index: decode_image(files[index]),
             "RecordIOFaces": records.__getitem__,
             "PackSource": pack.__getitem__,
             "RecordIOFaces.encoded, no decoding": records.encoded,
@@ -149,10 +152,31 @@ class _Packs:
         outcome = "whole"
         for encoded in images:
             with contextlib.suppress(data.CorruptImage):
-                recordio.decode_face(encoded)
+                decode_image(encoded)
                 continue
             outcome = "with images that do not decode"
         return outcome
+
+
+class _Images:
+    """Small images of every format that is read, with some bytes damaged."""
+
+    def __init__(self, files: list[bytes]):
+        self._written = list(files)
+        for kind in ("PNG", "BMP", "WEBP", "PPM"):
+            buffer = io.BytesIO()
+            Image.fromarray(decode_image(files[0])).save(buffer, kind)
+            self._written.append(buffer.getvalue())
+
+    def damage(self, rng: np.random.Generator) -> None:
+        self._encoded = _damaged(rng, self._written[int(rng.integers(len(self._written)))])
+
+    def read(self) -> str:
+        try:
+            decode_image(self._encoded)
+        except data.CorruptImage:
+            return "refused"
+        return "decoded"
 
 
 def _peak() -> int:
@@ -160,7 +184,7 @@ def _peak() -> int:
 
 
 def fuzz(cases: int, *, seed: int) -> list[dict]:
-    """Reads so many damaged files of either kind; one row each."""
+    """Reads so many damaged files of each kind; one row each."""
     files = [encode_image(decode_image(encoded)[:16, :16], encoding="jpeg") for encoded in photographs(6, 32)]
     logging.getLogger("jaxface.data").setLevel(logging.ERROR)
     rows = []
@@ -168,6 +192,7 @@ def fuzz(cases: int, *, seed: int) -> list[dict]:
         for name, reader in (
             ("RecordIOFaces", _Sets(pathlib.Path(folder), files)),
             ("read_bin", _Packs(files)),
+            ("decode_image", _Images(files)),
         ):
             rng, outcomes, crashes = np.random.default_rng(seed), collections.Counter(), []
             reader.damage(rng)
@@ -217,7 +242,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=112, help="side of an image, pixels")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument(
-        "--fuzz", type=int, nargs="?", const=100_000, default=0, help="damaged files of either kind"
+        "--fuzz", type=int, nargs="?", const=100_000, default=0, help="damaged files of each kind"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the damage")
     parser.add_argument("--folder", type=pathlib.Path, help="where to write, instead of results/<device>")

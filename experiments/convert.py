@@ -30,8 +30,8 @@ from rich.console import Console
 from experiments import configs
 from jaxface import data, training
 from jaxface.data.folder import natural_key
-from jaxface.data.images import SUFFIXES
-from jaxface.data.recordio import EXACT, MAX_RECORD, CorruptRecord, decode_face, record_path
+from jaxface.data.images import SUFFIXES, decode_image
+from jaxface.data.recordio import EXACT, MAX_RECORD, CorruptRecord, record_path
 from jaxface.data.tfds_source import open_builder
 from jaxface.errors import UserError
 
@@ -159,7 +159,7 @@ def passable(encoded: bytes) -> tuple[bytes, str]:
     Raises:
       CorruptImage: they do not decode.
     """
-    pixels = decode_face(encoded)
+    pixels = decode_image(encoded)
     if encoded[:2] == b"\xff\xd8":
         return encoded, "jpg"
     return (encoded if encoded[:4] == b"\x89PNG" else data.encode_image(pixels)), "png"

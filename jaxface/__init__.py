@@ -14,6 +14,7 @@ _ROOMS = (
     "losses",
     "metrics",
     "models",
+    "optimizers",
     "training",
 )
 

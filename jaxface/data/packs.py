@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxface.data.images import CorruptImage, Fit, fit_square
-from jaxface.data.recordio import decode_face
+from jaxface.data.images import CorruptImage, Fit, decode_image, fit_square
 from jaxface.data.sources import Record
 from jaxface.errors import UserError
 from jaxface.metrics.pairs import Pairs
@@ -507,7 +506,7 @@ class PackSource:
         reasons: collections.Counter[str] = collections.Counter()
         for index, image in enumerate(images):
             try:
-                decode_face(image)
+                decode_image(image)
             except CorruptImage as error:
                 good[index] = False
                 reasons[str(error)] += 1
@@ -537,5 +536,5 @@ class PackSource:
         return len(self._images)
 
     def __getitem__(self, index: int) -> Record:
-        image = fit_square(decode_face(self._images[index]), self._size, fit=self._fit)
+        image = fit_square(decode_image(self._images[index]), self._size, fit=self._fit)
         return {"image": image, "label": self.labels[index]}

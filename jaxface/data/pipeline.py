@@ -6,7 +6,8 @@ number, and neither threads nor worker processes nor the number of shards change
 """
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import grain
@@ -22,19 +23,31 @@ Batch = dict[str, np.ndarray]
 _ENDLESS = 1 << 40  # steps; more than any run takes
 
 
-def stack(records: list[Record]) -> Batch:
-    """Stacks flat records field by field: [...] becomes [B, ...].
+def stack(records: Iterable[Record], count: int) -> Batch:
+    """Stacks flat records field by field: [...] becomes [count, ...].
+
+    Each record is copied as it comes, so that from an iterator the memory of one image serves all: images of a batch kept
+    until the last one is decoded cost more in page faults than a third of the decoding.
+
+    Args:
+      records: `count` of them, at least one; the first one says which fields there are.
 
     Raises:
-      ValueError: records that differ in their fields or shapes; the message names the field.
+      ValueError: records that differ in their fields, shapes or dtypes; the message names the field.
     """
-    batch = {}
-    for name in records[0]:
-        values = [np.asarray(record[name]) for record in records if name in record]
-        if len(values) < len(records) or any(value.shape != values[0].shape for value in values):
-            shapes = sorted({value.shape for value in values})
-            raise ValueError(f"{name}: every record of a batch needs it in one shape, got {shapes}")
-        batch[name] = np.stack(values)
+    batch: Batch = {}
+    for row, record in enumerate(records):
+        if not row:
+            first = {name: np.asarray(value) for name, value in record.items()}
+            batch = {name: np.empty((count, *value.shape), value.dtype) for name, value in first.items()}
+        for name, array in batch.items():
+            value = np.asarray(record[name]) if name in record else None
+            if value is None or value.shape != array.shape[1:] or value.dtype != array.dtype:
+                found = "none" if value is None else f"{value.dtype} {value.shape}"
+                raise ValueError(
+                    f"{name}: every record of a batch needs it in one shape, got {array.dtype} {array.shape[1:]} and {found}"
+                )
+            array[row] = value
     return batch
 
 
@@ -147,7 +160,9 @@ class _Assemble:
         index, count = self.shard
         rows = self.batch_size // count
         positions = range(start + index * rows, start + (index + 1) * rows)
-        return stack([self.elements[i] for i in positions if self.last is None or i < self.last])
+        if self.last is not None:
+            positions = positions[: max(self.last - positions.start, 0)]
+        return stack((self.elements[i] for i in positions), len(positions))
 
 
 class Batches(Iterator[Batch]):
@@ -292,6 +307,13 @@ def batches(
     return Batches(assemble, steps=steps, identity=identity, workers=workers, prefetch=prefetch)
 
 
+def _filled_up(records: Iterable[Record], missing: int) -> Iterator[Record]:
+    """The records, at least one, and the last one `missing` times more."""
+    for record in records:
+        yield record
+    yield from itertools.repeat(record, missing)
+
+
 def evaluation_batches(source: Source, batch_size: int, *, prefetch: int = 4) -> Iterator[Batch]:
     """Every record once, in order, in batches of one size.
 
@@ -310,8 +332,8 @@ def evaluation_batches(source: Source, batch_size: int, *, prefetch: int = 4) ->
     def assemble(step: int) -> Batch:
         positions = np.arange(step * batch_size, (step + 1) * batch_size)
         valid = positions < records
-        rows = [source[int(i)] for i in positions[valid]]
-        return stack(rows + rows[-1:] * int((~valid).sum())) | {"valid": valid}
+        rows = (source[int(i)] for i in positions[valid])
+        return stack(_filled_up(rows, int((~valid).sum())), batch_size) | {"valid": valid}
 
     ahead = grain.ReadOptions(num_threads=min(prefetch, 16), prefetch_buffer_size=prefetch)
     steps = grain.MapDataset.range(-(-records // batch_size)).map(assemble).to_iter_dataset(ahead)

@@ -24,7 +24,6 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
-import cv2
 import numpy as np
 
 from jaxface.data.images import MAX_SIDE, CorruptImage, Fit, decode_image, fit_square
@@ -332,47 +331,6 @@ class RecordFile:
         self._open()
 
 
-def jpeg_size(encoded: bytes) -> tuple[int, int] | None:
-    """(height, width) in the header of a JPEG; None where it is none, or one that is not written plainly."""
-    if encoded[:2] != b"\xff\xd8":
-        return None
-    at, end = 2, len(encoded) - 9
-    while at < end and encoded[at] == 0xFF:
-        marker = encoded[at + 1]
-        if 0xC0 <= marker <= 0xC2:  # baseline, extended, progressive
-            return encoded[at + 5] << 8 | encoded[at + 6], encoded[at + 7] << 8 | encoded[at + 8]
-        length = encoded[at + 2] << 8 | encoded[at + 3]
-        if length < 2 or not (marker in (0xC4, 0xDB, 0xDD, 0xFE) or 0xE0 <= marker <= 0xEF):
-            return None
-        at += 2 + length
-    return None
-
-
-def decode_face(encoded: bytes) -> np.ndarray:
-    """`images.decode_image` through OpenCV for JPEG, the same pixels in half the time: RGB uint8 [H, W, 3].
-
-    Raises:
-      CorruptImage: not an image, truncated, a side longer than `MAX_SIDE`, or a JPEG header that claims more pixels
-        than so few bytes can hold.
-    """
-    size = jpeg_size(encoded)
-    if (
-        size is None or b"\xff\xd9" not in encoded[-64:]
-    ):  # truncated, or with something of a camera's behind it
-        return decode_image(encoded)
-    height, width = size
-    # A block of 8x8 pixels takes a bit at least.
-    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and height * width <= 512 * len(encoded) + 4096):
-        raise CorruptImage(f"its header claims {width}x{height} pixels in {len(encoded)} bytes")
-    try:
-        pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise CorruptImage(f"OpenCV: {' '.join(str(error).split())[:160]}") from error
-    if pixels is None:
-        raise CorruptImage("not a whole JPEG")
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
-
-
 def record_path(path: str | os.PathLike) -> pathlib.Path:
     """The `.rec` that is meant by itself, or by the folder that holds it (`train.rec`, or the only one).
 
@@ -540,7 +498,7 @@ class RecordIOFaces(StandInSource):
         shapes = []
         for index in range(min(len(self), 1000)):
             with contextlib.suppress(CorruptImage):
-                shapes.append(decode_face(self.encoded(index)).shape)
+                shapes.append(decode_image(self.encoded(index)).shape)
             if len(shapes) == 5:
                 break
         if not shapes:
@@ -565,7 +523,7 @@ class RecordIOFaces(StandInSource):
         return self.class_names[self.labels[index]]
 
     def _read(self, index: int) -> Record:
-        image = decode_face(self.encoded(index))
+        image = decode_image(self.encoded(index))
         if self._size:
             image = fit_square(image, self._size, fit=self._fit)
         elif image.shape != self.image_shape:
@@ -664,7 +622,7 @@ class RecordWriter:
         for position in range(int(self._identities), len(written)):
             label = int(written.header(position)[0].label)
             if self._shape is None:
-                self._shape = decode_face(unpack(written[position])[1]).shape
+                self._shape = decode_image(unpack(written[position])[1]).shape
             self._note(label, position)
         self._key = len(written)
 
@@ -697,7 +655,7 @@ class RecordWriter:
         if self._identities and self._key + len(self._ranges) + 2 > EXACT:
             raise ValueError(f"identities: the keys of more than {EXACT} records are not exact")
         if self._shape is None:
-            self._shape = decode_face(image).shape
+            self._shape = decode_image(image).shape
         self._note(label, self._key)
         return self._append(pack(IRHeader(0, float(label), self._key, 0), image))
 

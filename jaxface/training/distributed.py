@@ -3,12 +3,16 @@
 import contextlib
 import glob
 import importlib.util
+import itertools
 import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxface.errors import UserError
 
@@ -85,6 +89,34 @@ def start_processes(
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **options)
     except (RuntimeError, ValueError, ImportError) as error:
         raise UserError(f"processes: cannot join the run: {_first_line(error)}") from None
+    if _several():
+        with together():
+            connect(Mesh(np.array(jax.devices()), ("all",)))
+
+
+def connect(mesh: Mesh) -> None:
+    """Lets CPU devices of several processes find each other now, along every axis of a mesh; elsewhere it does nothing.
+
+    The first sum over a group of devices connects them, and on CPUs fails where one process comes to it more than 30 seconds
+    after another: a limit of Gloo that XLA does not let us raise. Compiling a training step may well make such a
+    difference. Once connected they wait for each other, half an hour unless XLA_FLAGS has another
+    `--xla_cpu_collective_timeout_seconds`. So all processes call this at the same place, before the first long compilation.
+
+    Args:
+      mesh: of all devices; its groups are those along each axis and along each combination of them.
+    """
+    if not _several() or mesh.devices.flat[0].platform != "cpu":
+        return
+    names = [name for name in mesh.axis_names if mesh.shape[name] > 1]
+    for count in range(1, len(names) + 1):
+        for axes in itertools.combinations(names, count):
+
+            def total(axes=axes):
+                return jax.lax.psum(jax.lax.axis_index(axes), axes)
+
+            summed = jax.shard_map(total, mesh=mesh, in_specs=(), out_specs=PartitionSpec())
+            jax.block_until_ready(jax.jit(summed)())
+    multihost_utils.sync_global_devices("connected")  # the groups that messages between processes use
 
 
 @contextlib.contextmanager

@@ -247,9 +247,11 @@ def test_corrupt_labels_is_uniform_over_the_other_classes():
 
 def test_stack_names_the_field_that_differs():
     with pytest.raises(ValueError, match="image"):
-        stack([{"image": np.zeros((2, 2))}, {"image": np.zeros((3, 2))}])
+        stack([{"image": np.zeros((2, 2))}, {"image": np.zeros((3, 2))}], 2)
     with pytest.raises(ValueError, match="depth"):
-        stack([{"depth": np.zeros(2)}, {}])
+        stack([{"depth": np.zeros(2)}, {}], 2)
+    with pytest.raises(ValueError, match="spoof"):
+        stack([{"spoof": np.int32(1)}, {"spoof": 0.5}], 2)
 
 
 def test_data_that_vanishes_is_one_line_from_the_stream_too(faces_folder):
@@ -259,3 +261,18 @@ def test_data_that_vanishes_is_one_line_from_the_stream_too(faces_folder):
     with pytest.raises(UserError, match="s2") as caught:
         next(stream)
     assert "\n" not in str(caught.value)
+
+
+def test_stack_takes_records_as_they_come():
+    """One image's memory may serve all of them."""
+    image = np.zeros((2, 3), np.uint8)
+
+    def records():
+        for number in range(5):
+            image[:] = number
+            yield {"image": image, "label": np.int32(number)}
+
+    batch = stack(records(), 5)
+    np.testing.assert_array_equal(batch["image"], np.broadcast_to(np.arange(5)[:, None, None], (5, 2, 3)))
+    np.testing.assert_array_equal(batch["label"], np.arange(5))
+    assert batch["image"].dtype == np.uint8 and batch["label"].dtype == np.int32

@@ -10,6 +10,7 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 
 from jaxface import training
@@ -106,6 +107,47 @@ def test_alone_a_failure_passes_through():
         raise UserError("as it is")
 
 
+def test_alone_there_is_nothing_to_connect(monkeypatch):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("all",))
+    monkeypatch.setattr(jax, "jit", None)
+    distributed.connect(mesh)
+
+
+LATE = """
+import sys, time
+import jax, numpy as np
+from jaxface.training import distributed
+
+distributed.start_processes(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
+mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2).T, ("data", "model"))
+distributed.connect(mesh)
+time.sleep(35 * int(sys.argv[2]))  # as if this process compiled for so long
+for axes in (("data",), ("model",), ("data", "model")):
+    total = lambda: jax.lax.psum(2 * jax.lax.axis_index(axes), axes)
+    summed = jax.shard_map(total, mesh=mesh, in_specs=(), out_specs=jax.sharding.PartitionSpec())
+    print(int(jax.jit(summed)()), end=" ")
+"""
+
+
+@pytest.mark.slow
+def test_one_process_may_compile_longer_than_gloo_waits():
+    port = free_port()
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", LATE, str(port), str(index)],
+            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=300) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], said
+    assert all(out.endswith("2 2 12 ") for out, _ in said), said  # behind what Gloo says of its connections
+
+
 def start(workdir, index, count, port, *flags):
     """One of several processes, each with 8 / count devices."""
     environment = os.environ | {
@@ -144,6 +186,25 @@ def test_two_processes_are_one_and_one_goes_on_where_two_stopped(tmp_path):
     again = start(tmp_path / "two", 0, 1, None, "--steps", "20")
     assert again.wait(300) == 0, again.stderr.read()
     assert losses(tmp_path / "two") == two
+
+
+@pytest.mark.slow
+def test_one_process_that_is_asked_to_stop_stops_both(tmp_path):
+    port = free_port()
+    pair = [start(tmp_path, i, 2, port, "--steps", "5000") for i in range(2)]
+    metrics = tmp_path / "metrics.jsonl"
+    for _ in range(1000):
+        if metrics.exists() and metrics.read_text().count("\n") > 3:
+            break
+        time.sleep(0.5)
+        assert [process.poll() for process in pair] == [None, None], pair[0].stderr.read()
+    else:
+        pytest.fail("no steps in 500 s")
+    pair[1].send_signal(signal.SIGTERM)
+    codes = [(process.wait(400), process.stderr.read()) for process in pair]
+    assert [code for code, _ in codes] == [0, 0], codes
+    saved = [int(path.name) for path in tmp_path.glob("checkpoints/*/*") if path.name.isdigit()]
+    assert max(saved) == max(losses(tmp_path)) and not (tmp_path / "results.json").exists()
 
 
 @pytest.mark.slow
