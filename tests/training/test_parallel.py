@@ -46,6 +46,29 @@ def test_named_leaves_and_their_momentum_are_sharded():
     assert outcome.state.params["prototypes"]["kernel"].is_fully_replicated
 
 
+def test_a_compiled_step_leaves_every_state_where_it_was():
+    parallel = training.make_parallel("jit", model_shards=4)
+    step = parallel.compile(
+        lambda state, batch: ({"w": state["w"] + batch["x"].sum()}, {"loss": state["w"][0]})
+    )
+    batch = {"x": np.ones(8, np.float32)}
+    for spec, again in ((P("model"), True), (P(), True), (P("model"), False)):
+        state = parallel.create(lambda: {"w": np.zeros(8, np.float32)}, {"w": spec})
+        before = state["w"].sharding
+        for expected in (8.0, 16.0)[: 1 + again]:
+            state, metrics = step(state, batch)
+            assert state["w"].sharding.is_equivalent_to(before, 1)
+            np.testing.assert_array_equal(state["w"], expected)
+        assert metrics["loss"].shape == ()
+
+
+def test_pmap_reports_the_first_replica():
+    step = training.make_parallel("pmap").compile(lambda state, batch: (state, {"sum": batch["x"].sum()}))
+    state = training.make_parallel("pmap").spread({"w": np.zeros(2)})
+    _, metrics = step(state, {"x": np.arange(16.0, dtype=np.float32)})
+    assert metrics["sum"].shape == () and float(metrics["sum"]) == 1.0
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
