@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from experiments.studies import Study
-from jaxface import axes, losses, metrics, models, training
+from jaxface import axes, losses, metrics, models, optimizers, training
 from jaxface import data as inputs
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import l2_normalize
@@ -54,6 +54,8 @@ class Config:
     """Optimizer and learning-rate schedule."""
     sample_rate: float = 1.0
     """Fraction of the classes that take part in a step (PartialFC), in (0, 1]; those of the batch always do."""
+    unsampled: Literal["move", "stay"] = "move"
+    """Prototypes that a step did not sample: momentum and weight decay move them, or they and their momentum stay as they are."""
     accumulate: int = 1
     """Micro-batches in which a step is computed; saves memory."""
     ema_decay: float | None = None
@@ -190,34 +192,20 @@ class WrongLabels:
         return {"wrong_labels": draw}
 
 
-def build(config: Config) -> list[training.Stage]:
-    """One stage: train the embedding network and its prototypes, verify on people it never saw."""
-    if config.data_seed < 0:
-        raise UserError(f"data_seed: needs a number from 0, got {config.data_seed}")
-    if not 0 < config.sample_rate <= 1:
-        raise UserError(f"sample_rate: needs a fraction in (0, 1], got {config.sample_rate}")
+def training_stage(config: Config, classes: int, image_shape: tuple[int, int, int]) -> training.Stage:
+    """How to train the embedding network and its prototypes: the stage of `build` without its data and evaluation.
+
+    Args:
+      config: the experiment; of its fields those of the data count for nothing here.
+      classes: C, labels being int32 in [0, C).
+      image_shape: (H, W, channels).
+    """
     loss = per_example_loss(config)
-    # Refuses a scale, slope, angle or margin out of its range before any data is opened.
-    jax.eval_shape(loss, jax.ShapeDtypeStruct((1, 2), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32))
-    split = inputs.load(config.data, image_size=config.image_size, seed=config.data_seed)
-    classes = len(split.train.class_names)
-    labels, flipped = inputs.corrupt_labels(
-        split.train.labels, config.label_noise, classes, seed=config.data_seed
-    )
-    batches = functools.partial(
-        inputs.batches,
-        split.train,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        augment=config.augment,
-        shard=(jax.process_index(), jax.process_count()),
-        workers=config.workers,
-        label_override=labels,
-    )
-    batches()  # reads nothing yet, but refuses what cannot be used
     model = network(config)
     optimizer = config.optimizer.build(config.steps)
-    recognizer = training.Recognizer(model, classes, split.train.image_shape)
+    if config.unsampled == "stay":
+        optimizer = optimizers.sampled_rows(optimizer, {"backbone": False, "prototypes": True})
+    recognizer = training.Recognizer(model, classes, image_shape)
 
     def large_loss_fn(params, extra, batch, rng):
         embeddings, extra = recognizer.train_embeddings(params, extra, batch["image"], rng)
@@ -249,23 +237,60 @@ def build(config: Config) -> list[training.Stage]:
             params["backbone"], extra = start
         return training.create_state(rng, params, objective, extra=extra, ema=config.ema_decay is not None)
 
+    return training.Stage(
+        name="recognition",
+        init=init,
+        step=training.gradient_step(objective, accumulate=config.accumulate, ema_decay=config.ema_decay),
+        steps=config.steps,
+        sharding={"prototypes": PartitionSpec(axes.MODEL)},
+    )
+
+
+def build(config: Config) -> list[training.Stage]:
+    """One stage: train the embedding network and its prototypes, verify on people it never saw."""
+    if config.data_seed < 0:
+        raise UserError(f"data_seed: needs a number from 0, got {config.data_seed}")
+    if not 0 < config.sample_rate <= 1:
+        raise UserError(f"sample_rate: needs a fraction in (0, 1], got {config.sample_rate}")
+    if config.unsampled == "stay" and config.sample_rate == 1:
+        raise UserError("unsampled: 'stay' needs sample_rate below 1; got 1, which samples every class")
+    # Refuses a scale, slope, angle or margin out of its range before any data is opened.
+    jax.eval_shape(
+        per_example_loss(config),
+        jax.ShapeDtypeStruct((1, 2), jnp.float32),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+    )
+    split = inputs.load(config.data, image_size=config.image_size, seed=config.data_seed)
+    classes = len(split.train.class_names)
+    labels, flipped = inputs.corrupt_labels(
+        split.train.labels, config.label_noise, classes, seed=config.data_seed
+    )
+    batches = functools.partial(
+        inputs.batches,
+        split.train,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        augment=config.augment,
+        shard=(jax.process_index(), jax.process_count()),
+        workers=config.workers,
+        label_override=labels,
+    )
+    batches()  # reads nothing yet, but refuses what cannot be used
+    stage = training_stage(config, classes, split.train.image_shape)
+
+    model = network(config)
     protocol = training.Verification if split.protocol == "verification" else training.NearestPrototype
     evaluations = [protocol(model, split.held_out)]
     if 0 < flipped.sum() < len(flipped):
         evaluations.append(WrongLabels(model, split.train, labels, flipped))
     evaluate = training.Evaluations(*evaluations)
-
     return [
-        training.Stage(
-            name="recognition",
-            init=init,
-            step=training.gradient_step(objective, accumulate=config.accumulate, ema_decay=config.ema_decay),
+        dataclasses.replace(
+            stage,
             batches=lambda state: batches(),
-            steps=config.steps,
             evaluate=evaluate,
             figures=evaluate.figures,
             best=f"{split.protocol}/accuracy",
-            sharding={"prototypes": PartitionSpec(axes.MODEL)},
         )
     ]
 

@@ -1,6 +1,6 @@
 """The loss over prototypes that a mesh shares, inside a step as the loop compiles it."""
 
-import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from experiments import sface
 from jaxface import axes, data, training
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines
+from jaxface.optimizers import sampled_rows
 from pallas_kernels import margin_softmax as ms
 
 BATCH, FEATURES, CLASSES = 16, 12, 500
@@ -35,8 +36,11 @@ def test_any_power_of_two_up_to_a_64th_splits_them():
     assert training.prototype_rows(2_059_906) % 16_384 == 0
 
 
-def run(parallel, head, *, rate=1.0, classes=CLASSES):
-    """(state, metrics) after three steps of gradient descent on embeddings that are parameters themselves."""
+def run(parallel, head, *, rate=1.0, classes=CLASSES, optimizer=None, states=None):
+    """(state, metrics) after three steps of gradient descent on embeddings that are parameters themselves.
+
+    The states before the first step and after each go to the list `states`.
+    """
     rows = training.prototype_rows(classes)
     keys = jax.random.split(jax.random.key(0), 3)
     features = np.asarray(jax.random.normal(keys[0], (BATCH, FEATURES)), np.float32)
@@ -54,7 +58,7 @@ def run(parallel, head, *, rate=1.0, classes=CLASSES):
         )
         return value, (extra, {"target": terms.target_cosines.mean()})
 
-    objective = training.Objective(loss, optax.sgd(0.05))
+    objective = training.Objective(loss, optimizer or optax.sgd(0.05))
 
     def init(rng, previous):
         params = {
@@ -66,8 +70,11 @@ def run(parallel, head, *, rate=1.0, classes=CLASSES):
     rows_of_metrics = []
     state = parallel.create(lambda: init(jax.random.key(1), None), {"prototypes": PartitionSpec(axes.MODEL)})
     step = parallel.compile(training.gradient_step(objective))
+    states = [] if states is None else states
+    states.append(jax.device_get(parallel.single(state)))
     for _ in range(3):
         state, metrics = step(state, {"depth": features, "label": labels})
+        states.append(jax.device_get(parallel.single(state)))
         rows_of_metrics.append({key: float(value) for key, value in metrics.items()})
     return parallel.single(state), rows_of_metrics
 
@@ -93,6 +100,41 @@ def test_padding_and_classes_that_were_not_drawn_stay_as_they_are():
     assert BATCH / 2 < len(moved) < 4 * 0.1 * 520
 
 
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("shards", [1, 2])
+def test_only_sampled_rows_and_their_momentum_move(name, shards):
+    """PartialFC's first version from end to end, on eight devices and on as many as there are shards."""
+    plain = training.Optimizer(learning_rate=0.05, schedule="constant", weight_decay=0.01).build(3)
+    optimizer = sampled_rows(plain, {"mix": False, "prototypes": True})
+    options = {"rate": 0.3, "classes": 513, "optimizer": optimizer}
+    states, few = [], []
+    run(training.make_parallel("jit", model_shards=shards), HEADS[name], states=states, **options)
+    parallel = training.make_parallel("jit", model_shards=shards, devices=jax.devices()[:shards])
+    run(parallel, HEADS[name], states=few, **options)
+    labels = np.asarray(jax.random.randint(jax.random.split(jax.random.key(0), 3)[1], (BATCH,), 0, 513))
+    tables = [
+        np.stack([state.params["prototypes"], state.opt_state[0][1].trace["prototypes"]]) for state in states
+    ]
+    sets = []
+    for before, after in itertools.pairwise(tables):
+        moved = (before.view(np.int32) != after.view(np.int32)).any(axis=2)
+        np.testing.assert_array_equal(moved[0], moved[1])
+        assert moved[0].sum() == shards * int(0.3 * 520 / shards)
+        assert moved[0][labels].all() and not moved[0][513:].any()
+        sets.append(moved[0])
+    assert (sets[0] != sets[1]).any() and (sets[1] != sets[2]).any()
+    for state, other in zip(states, few, strict=True):
+        for part in ("mix", "prototypes"):
+            np.testing.assert_allclose(state.params[part], other.params[part], rtol=1e-3, atol=1e-5)
+
+
+def test_without_it_the_other_rows_decay_too():
+    plain = training.Optimizer(learning_rate=0.05, schedule="constant", weight_decay=0.01).build(3)
+    states = []
+    run(training.make_parallel("jit"), HEADS["sface"], rate=0.3, optimizer=plain, states=states)
+    assert (states[0].params["prototypes"] != states[1].params["prototypes"]).any(axis=1).all()
+
+
 def test_pmap_is_the_loss_of_each_device():
     alone, expected = run(training.make_parallel("jit", devices=jax.devices()[:1]), HEADS["arcface"])
     state, found = run(training.make_parallel("pmap"), HEADS["arcface"])
@@ -100,18 +142,35 @@ def test_pmap_is_the_loss_of_each_device():
     np.testing.assert_allclose(state.params["mix"], alone.params["mix"], rtol=1e-3, atol=1e-5)
 
 
-def test_the_experiment_takes_it_for_sampled_classes(monkeypatch):
+@pytest.mark.parametrize("unsampled", ["move", "stay"])
+def test_the_experiment_takes_it_for_sampled_classes(unsampled):
     config = sface.Config(
         data=data.RenderedFaces(identities=24, held_out_identities=8, per_identity=4),
         image_size=32,
-        batch_size=16,
-        steps=2,
-        sample_rate=0.5,
+        batch_size=8,
+        steps=1,
+        optimizer=training.Optimizer(weight_decay=0.01),
+        sample_rate=0.25,
+        unsampled=unsampled,
     )
-    with pytest.raises(UserError, match=r"sample_rate: needs a fraction in \(0, 1\], got 2"):
-        sface.build(dataclasses.replace(config, sample_rate=2))
     outcome = training.run(sface.build(config), parallel=training.make_parallel("jit", model_shards=2))
     assert 0 <= outcome.metrics["verification/accuracy"] <= 1
+    momentum = np.asarray(outcome.state.opt_state[0][1].trace["prototypes"])
+    still = (momentum == 0).all(axis=1).sum()
+    assert 24 - 8 <= still <= 24 - 6 if unsampled == "stay" else still == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"sample_rate": 2}, r"sample_rate: needs a fraction in \(0, 1\], got 2"),
+        ({"unsampled": "stay"}, "unsampled: 'stay' needs sample_rate below 1; got 1"),
+    ],
+)
+def test_the_experiment_refuses_before_any_data_is_opened(monkeypatch, wrong, words):
+    monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("the data was opened"))
+    with pytest.raises(UserError, match=words):
+        sface.build(sface.Config(**wrong))
 
 
 @pytest.mark.parametrize("loss", ["sface", "softmax", "cosface", "arcface"])
