@@ -1,105 +1,211 @@
-"""Compiles a whole SFace training step for a TPU slice without a TPU: `python -m benchmarks.tpu_aot --topology v5e:2x2`.
+"""Compiles whole SFace training steps for TPU slices without a TPU: `python -m benchmarks.tpu_aot`.
 
-The real TPU compiler (libtpu, `pip install 'jaxface[tpu]'`) runs on any Linux machine. What it prints is what one device of the
-slice would hold: arguments (parameters, optimizer state, its share of the batch), temporaries and their sum.
+The real TPU compiler (libtpu) runs on any Linux machine; `make tpu-aot` installs it. By default iResNet-50 with a global batch
+of 8192 is compiled for 10^9 identities on 256 chips of v5p and for 10^8 on 64, there with a sample of a tenth too. What is
+printed is what one chip would hold: arguments (parameters, optimizer state, its share of the batch), temporaries, outputs,
+what of them is written in place, and all that has to fit at a time. Nothing of the size of the prototypes is made on the host.
 """
 
 import argparse
 import dataclasses
-import os
+import sys
 import time
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import common
 from experiments import sface
-from jaxface import axes, data, training
+from jaxface import axes, training
 from jaxface.data.pixels import device_batch
+from pallas_kernels import aot
 
 GIGABYTE = 1e9
+MEMORY = {"v4": 32e9, "v5e": 16e9, "v5p": 95e9, "v6e": 32e9}
+"""Generation -> bytes of memory of a chip (cloud.google.com/tpu/docs/system-architecture-tpu-vm)."""
+SHARE = 0.8
+"""How much of it a step may take: the rest is for the runtime, fragmentation and the next batch."""
 
 
-def compile_step(topology: str, *, backbone: str, identities: int, batch: int, model_shards: int) -> dict:
-    """Compiles one step for the slice and returns its bytes per device and the seconds it took."""
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One slice and what is trained on it, by the paper's recipe else."""
+
+    topology: str = "v5p:4x4x4"
+    """Generation and chips along each axis."""
+    identities: int = 10**8
+    """Classes."""
+    sample_rate: float = 1.0
+    """Fraction of the classes that take part in a step."""
+    model_shards: int | None = None
+    """Chips over which the prototypes are split; all of the slice by default."""
+    backbone: str = "iresnet50"
+    """Network."""
+    batch: int = 8192
+    """Images per step over all chips."""
+    loss: str = "sface"
+    """Loss."""
+
+
+CASES = (
+    Case("v5p:4x8x8", 10**9),
+    Case("v5p:4x4x4", 10**8),
+    Case("v5p:4x4x4", 10**8, sample_rate=0.1),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one chip holds.
+
+    Attributes:
+      mesh: axis -> chips.
+      rows: prototypes on a chip.
+      state_bytes: the chip's part of the state (parameters, optimizer state, statistics), without padding.
+      report: the compiler's word.
+      seconds: that tracing and compiling took.
+    """
+
+    mesh: dict[str, int]
+    rows: int
+    state_bytes: int
+    report: aot.Report
+    seconds: float
+
+
+def compile_case(case: Case, config: sface.Config | None = None, *, init: bool = False) -> Result:
+    """Compiles one training step.
+
+    Args:
+      case: what and for which slice.
+      config: replaces the paper's recipe where the case says nothing.
+      init: compile what makes the first state instead; for a large network that takes longer than the step.
+    """
     config = dataclasses.replace(
-        sface.Config.paper(),
-        data=data.RenderedFaces(identities=identities, per_identity=1),
-        backbone=backbone,
-        batch_size=batch,
-        workers=0,
+        config or sface.Config.paper(),
+        backbone=case.backbone,
+        loss=case.loss,
+        sample_rate=case.sample_rate,
+        batch_size=case.batch,
     )
-    (stage,) = sface.build(config)
-    parallel = training.make_parallel("jit", model_shards=model_shards, devices=list(devices))
-    training.check_batch_size(parallel, batch)
-    state = jax.eval_shape(stage.init, jax.eval_shape(lambda: jax.random.key(0)), None)
-    shardings = parallel.shardings(state, stage.sharding)
-    rows = NamedSharding(parallel.mesh, PartitionSpec((axes.DATA, axes.MODEL)))
-    inputs = {
-        "image": jax.ShapeDtypeStruct(
-            (batch, config.image_size, config.image_size, 3), jnp.uint8, sharding=rows
-        ),
-        "label": jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=rows),
-    }
-    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+    image_shape = (config.image_size, config.image_size, 3)
+    stage = sface.training_stage(config, case.identities, image_shape)
+    devices = aot.tpu_devices(case.topology)
+    parallel = training.make_parallel("jit", model_shards=case.model_shards or len(devices), devices=devices)
+    training.check_batch_size(parallel, case.batch)
+    everywhere = NamedSharding(parallel.mesh, PartitionSpec())
+    spread = NamedSharding(parallel.mesh, PartitionSpec((axes.DATA, axes.MODEL)))
+
+    def make(rng):
+        return stage.init(rng, None)
 
     def step(state, batch):
         return stage.step(state, device_batch(batch))
 
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
+    state = jax.eval_shape(make, key)
+    shardings = parallel.shardings(state, stage.sharding)
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+    batch = {
+        "image": jax.ShapeDtypeStruct((case.batch, *image_shape), jnp.uint8, sharding=spread),
+        "label": jax.ShapeDtypeStruct((case.batch,), jnp.int32, sharding=spread),
+    }
     started = time.perf_counter()
-    jitted = jax.jit(
-        step, donate_argnums=0, out_shardings=(shardings, NamedSharding(parallel.mesh, PartitionSpec()))
+    if init:
+        report = aot.compile_for_mesh(make, key, mesh=parallel.mesh, out_shardings=shardings)
+    else:
+        # As `JitParallel.compile` does it: the state is consumed and leaves as it came.
+        out = (shardings, everywhere)
+        report = aot.compile_for_mesh(
+            step, state, batch, mesh=parallel.mesh, donate_argnums=0, out_shardings=out
+        )
+    return Result(
+        mesh=dict(parallel.mesh.shape),
+        rows=shardings.params["prototypes"].shard_shape(state.params["prototypes"].shape)[0],
+        state_bytes=sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(state)),
+        report=report,
+        seconds=time.perf_counter() - started,
     )
-    with jax.set_mesh(parallel.mesh):
-        compiled = jitted.trace(state, inputs).lower(lowering_platforms=("tpu",)).compile()
-    memory = compiled.memory_analysis()
+
+
+def _shard_bytes(leaf) -> int:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+        return leaf.size * leaf.dtype.itemsize
+    return int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+
+
+def problems(case: Case, result: Result) -> list[str]:
+    """What is wrong with a step: it does not fit with room, does not update the state in place, or makes a [B, C]."""
+    found, report = [], result.report
+    limit = SHARE * MEMORY[case.topology.partition(":")[0]]
+    if report.total_bytes > limit:
+        found.append(f"it takes {report.total_bytes / GIGABYTE:.1f} GB, more than {limit / GIGABYTE:.1f} GB")
+    fresh = report.output_bytes - report.aliased_bytes
+    if fresh > 1 << 20:
+        found.append(f"{fresh / GIGABYTE:.3f} GB of the new state are not written in place")
+    cosines = case.batch * int(case.sample_rate * result.rows)
+    # Below that an activation of the network may be as large.
+    if cosines > 10**9 and report.largest_array >= cosines:
+        found.append(
+            f"an array has {report.largest_array} elements, as many as the cosines [B, C] ({cosines})"
+        )
+    return found
+
+
+def record(case: Case, result: Result) -> dict:
+    """What the JSON file says of a case."""
+    report = result.report
     return {
-        "topology": topology,
-        "devices": len(devices),
-        "mesh": dict(parallel.mesh.shape),
-        "backbone": backbone,
-        "identities": identities,
-        "batch": batch,
-        "argument_gb": memory.argument_size_in_bytes / GIGABYTE,
-        "temporary_gb": memory.temp_size_in_bytes / GIGABYTE,
-        "total_gb": (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / GIGABYTE,
-        "compile_seconds": time.perf_counter() - started,
+        **dataclasses.asdict(case),
+        "mesh": result.mesh,
+        "prototypes_per_chip": result.rows,
+        "state_gb": result.state_bytes / GIGABYTE,
+        "argument_gb": report.argument_bytes / GIGABYTE,
+        "temporary_gb": report.temporary_bytes / GIGABYTE,
+        "output_gb": report.output_bytes / GIGABYTE,
+        "in_place_gb": report.aliased_bytes / GIGABYTE,
+        "total_gb": report.total_bytes / GIGABYTE,
+        "largest_array_elements": report.largest_array,
+        "compile_seconds": result.seconds,
+        "problems": problems(case, result),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--topology", default="v5e:2x2", help="such as v5e:2x2, v4:2x2x1, v5p:2x2x1, v6e:2x2")
-    parser.add_argument("--backbone", default="iresnet_pico", help="larger ones take many minutes to compile")
-    parser.add_argument("--identities", type=int, default=100_000)
-    parser.add_argument("--batch", type=int, default=512, help="global batch")
     parser.add_argument(
-        "--model-shards", type=int, default=2, help="devices over which the prototypes are split"
+        "--topology", help="compile for this slice alone, such as v5e:2x2, v4:2x2x1, v5p:4x4x4"
     )
-    chosen = parser.parse_args()
-    report = compile_step(
-        chosen.topology,
-        backbone=chosen.backbone,
-        identities=chosen.identities,
-        batch=chosen.batch,
-        model_shards=chosen.model_shards,
+    parser.add_argument("--identities", type=int, default=Case.identities)
+    parser.add_argument("--sample-rate", type=float, default=Case.sample_rate)
+    parser.add_argument(
+        "--model-shards", type=int, help="chips over which the prototypes are split; all by default"
     )
-    for name, value in report.items():
-        print(f"{name:16} {value:.3f}" if isinstance(value, float) else f"{name:16} {value}")
-    print(
-        common.write(
-            "tpu_aot",
-            report,
-            packages=("libtpu",),
-            folder=common.RESULTS / f"aot-{chosen.topology.partition(':')[0]}",
-        )
-    )
+    parser.add_argument("--backbone", default=Case.backbone)
+    parser.add_argument("--batch", type=int, default=Case.batch, help="global batch")
+    parser.add_argument("--loss", default=Case.loss, choices=("sface", "softmax", "cosface", "arcface"))
+    chosen = vars(parser.parse_args())
+    cases = CASES if chosen["topology"] is None else (Case(**chosen),)
+    if cases is CASES and Case(**chosen | {"topology": Case.topology}) != Case():
+        parser.error("--topology: needed with the other options, which are for one slice")
+
+    folder = common.RESULTS / f"aot-{cases[0].topology.partition(':')[0]}"
+    jax.config.update("jax_platforms", "cpu")
+    numbers = ("argument_gb", "temporary_gb", "output_gb", "in_place_gb", "total_gb", "compile_seconds")
+    print(f"{'one chip of':<12}{'identities':>14}{'rate':>6}" + "".join(f"{name:>16}" for name in numbers))
+    records = []
+    for case in cases:
+        records.append(record(case, compile_case(case)))
+        written = common.write("tpu_aot", records, packages=("libtpu",), folder=folder)
+        values = "".join(f"{records[-1][name]:16.2f}" for name in numbers)
+        print(f"{case.topology:<12}{case.identities:14,d}{case.sample_rate:6.2f}{values}", flush=True)
+    print(written)
+    if wrong := [f"{one['topology']}: {problem}" for one in records for problem in one["problems"]]:
+        sys.exit("\n".join(wrong))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import re
 import tempfile
@@ -67,7 +68,15 @@ class Resources:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What one device holds while a compiled function runs, in bytes, and what it computes."""
+    """What one device holds while a compiled function runs, in bytes, and what it computes.
+
+    Attributes:
+      argument_bytes, output_bytes, temporary_bytes: as the compiler lays them out, padding included.
+      flops, bytes_accessed: of one call; a loop's body is counted once.
+      kernels: the Mosaic GPU kernels.
+      aliased_bytes: the part of the output that is written where a donated argument was.
+      largest_array: elements of the largest array that the compiled program names, inside of fusions too.
+    """
 
     argument_bytes: int
     output_bytes: int
@@ -75,6 +84,13 @@ class Report:
     flops: float
     bytes_accessed: float
     kernels: tuple[Resources, ...] = ()
+    aliased_bytes: int = 0
+    largest_array: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """All that has to fit in the device's memory at a time."""
+        return self.argument_bytes + self.output_bytes - self.aliased_bytes + self.temporary_bytes
 
 
 def lower_for_gpu(function: Callable, *arguments: Any, device: str = "NVIDIA H200") -> str:
@@ -102,6 +118,23 @@ def compile_for_tpu(function: Callable, *arguments: Any, tpu: str = "v5e") -> Re
       KernelError: an unknown generation, or libtpu is not installed.
     """
     return _compile(function, arguments, tpu_device(tpu), "tpu")
+
+
+def compile_for_mesh(function: Callable, *arguments: Any, mesh: jax.sharding.Mesh, **options: Any) -> Report:
+    """Compiles `jit(function, **options)(*arguments)` for the devices of a mesh that need not be here.
+
+    Args:
+      function: to be traced with the mesh in scope (`jax.set_mesh`).
+      arguments: trees of `jax.ShapeDtypeStruct`s that carry their shardings.
+      mesh: of devices such as `tpu_devices` gives.
+      options: of `jax.jit`, such as `donate_argnums` and `out_shardings`.
+
+    Returns:
+      A `Report` of what one of the devices holds.
+    """
+    with jax.set_mesh(mesh):
+        traced = jax.jit(function, **options).trace(*arguments)
+        return _report(traced, mesh.devices.flat[0].platform)
 
 
 def compile_for_gpu(function: Callable, *arguments: Any, gpu: str = "H200") -> Report:
@@ -153,6 +186,10 @@ def _compile(function: Callable, arguments: tuple, device: Any, platform: str) -
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), arguments)
     with common.assume_device(device.device_kind):
         traced = jax.jit(function).trace(*abstract)
+    return _report(traced, platform)
+
+
+def _report(traced: Any, platform: str) -> Report:
     with _without_cache():  # what was compiled for an absent chip cannot be read back
         compiled = traced.lower(lowering_platforms=(platform,)).compile()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
@@ -162,7 +199,15 @@ def _compile(function: Callable, arguments: tuple, device: Any, platform: str) -
         temporary_bytes=memory.temp_size_in_bytes,
         flops=float(cost.get("flops", 0.0)),
         bytes_accessed=float(cost.get("bytes accessed", 0.0)),
+        aliased_bytes=memory.alias_size_in_bytes,
+        largest_array=_largest_array(compiled.as_text()),
     )
+
+
+def _largest_array(text: str) -> int:
+    """Elements of the largest array of a program in HLO's textual form."""
+    shapes = set(re.findall(r"\b(?:pred|[sucfb]f?\d\w*)\[([\d,]+)\]", text))
+    return max((math.prod(map(int, shape.split(","))) for shape in shapes), default=0)
 
 
 def _resources(path: Path) -> Resources:
@@ -204,13 +249,25 @@ def tpu_device(tpu: str) -> Any:
     """One device of a TPU generation that the compiler can compile for; raises as `compile_for_tpu`."""
     if tpu not in TPUS:
         raise common.KernelError(f"tpu: needs one of {', '.join(TPUS)}; got {tpu!r}")
+    return tpu_devices(TPUS[tpu])[0]
+
+
+def tpu_devices(topology: str) -> list[Any]:
+    """The devices of a TPU slice that the compiler can compile for.
+
+    Args:
+      topology: generation and chips along each axis, such as "v5p:4x4x4" or "v5e:4x4".
+
+    Raises:
+      KernelError: no such slice, or libtpu is not installed.
+    """
     # Outside Google's cloud the compiler would wait for a server that tells it which TPU this is.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     # Compiling touches no chip, so several processes may do it at a time.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=TPUS[tpu]).devices[0]
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
     except (ImportError, RuntimeError) as error:
         raise common.KernelError(
-            f"tpu: the TPU compiler did not start (pip install libtpu): {str(error).splitlines()[0]}"
+            f"tpu: the TPU compiler did not start for {topology} (pip install libtpu): {str(error).splitlines()[0]}"
         ) from error

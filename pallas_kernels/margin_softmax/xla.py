@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from pallas_kernels import common
 from pallas_kernels.margin_softmax import shards
@@ -84,6 +85,8 @@ def gradient(
         dx = dx + jnp.dot(by_product, w.astype(x.dtype), preferred_element_type=jnp.float32)
         dw_raw = jnp.dot(by_product.T, x, preferred_element_type=jnp.float32)
         dw_chunk = through_norms(dw_raw, w, inverse_w).astype(dw.dtype)
+        # The TPU compiler would keep the whole gradient transposed, as this product leaves it, and copy it after the loop.
+        dw_chunk = with_layout_constraint(dw_chunk, Layout((0, 1)))
         return dx, jax.lax.dynamic_update_slice_in_dim(dw, dw_chunk, start, 0), sums
 
     start = (
