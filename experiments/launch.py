@@ -13,6 +13,8 @@ from rich.table import Table
 from experiments import configs
 from jaxface import training
 from jaxface.errors import UserError
+from jaxface.training.workdir import writing
+from pallas_kernels.common import KernelError
 
 USAGE = "usage: python -m experiments.launch METHOD [--help | flags], or --list"
 
@@ -42,8 +44,10 @@ def launch(method: str, config, run: configs.Run) -> training.Outcome:
 
     Raises:
       UserError: data, batch size, work directory or configuration that cannot be used.
-      Diverged: a loss became NaN or infinite. Before the first checkpoint the work directory is let go then, so that the
-        mended command may have it.
+      Diverged: a loss became NaN or infinite.
+      KernelError: a kernel cannot do what the configuration asks for.
+
+    Before the first checkpoint these two let the work directory go, so that the mended command may have it.
     """
     parallel = training.make_parallel(run.parallel, model_shards=run.model_shards)
     run.cadence.check()
@@ -66,7 +70,7 @@ def launch(method: str, config, run: configs.Run) -> training.Outcome:
             workdir=workdir,
             progress=not run.quiet,
         )
-    except training.Diverged:
+    except (training.Diverged, KernelError):
         if jax.process_index() == 0:
             training.give_up_workdir(workdir)
         raise
@@ -77,7 +81,8 @@ def launch(method: str, config, run: configs.Run) -> training.Outcome:
             "devices": jax.device_count(),
         }
         results = {"method": method, "metrics": outcome.metrics, **versions}
-        training.write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+        with writing(workdir / "results.json"):
+            training.write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
         if not run.quiet:
             show(outcome.metrics, f"{method}: {workdir}")
     return outcome
@@ -101,7 +106,10 @@ def main(arguments: list[str] | None = None) -> None:
     use_compilation_cache()
     training.start_processes(run.coordinator, run.processes, run.process)
     with training.together():
-        launch(method, config, run)
+        try:
+            launch(method, config, run)
+        except KernelError as error:
+            raise UserError(str(error)) from None
 
 
 if __name__ == "__main__":

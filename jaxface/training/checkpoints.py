@@ -1,19 +1,39 @@
 """Checkpoints: the state, the position in the data and the numbers not yet logged, written asynchronously and atomically."""
 
+import contextlib
+import errno
 import json
 import logging
+import math
+import os
 import pathlib
+import shutil
+import traceback
+import zlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
+from jax.experimental import multihost_utils
 
 from jaxface.errors import UserError
+from jaxface.training.workdir import writing
 
 logger = logging.getLogger(__name__)
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    files = [record.pathname]
+    if record.exc_info and record.exc_info[2]:
+        files += [frame.filename for frame in traceback.extract_tb(record.exc_info[2])]
+    return record.levelno < logging.ERROR or not any(f"{os.sep}orbax{os.sep}" in file for file in files)
+
+
+# Orbax raises every failure here too; pages of tracebacks from each of its threads would bury the line that says what is wrong.
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(_not_of_orbax)
 
 
 class Saved(NamedTuple):
@@ -37,74 +57,201 @@ def _from_plain(state, abstract):
     return jax.tree.map(lambda x, a: jax.random.wrap_key_data(x) if _is_key(a) else x, state, abstract)
 
 
+def _sum(x: jax.Array) -> jax.Array:
+    """Two sums over the 32-bit words of an array, modulo 2^32, in which every word has an odd weight of its own.
+
+    An odd weight cannot hide a change of one word, and two unlike weights hide a change of several once in 2^64. Integers
+    add up to the same in any order, so it does not matter how the array is sharded.
+    """
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.uint8)
+    words = jax.lax.bitcast_convert_type(x, _word(x)).astype(jnp.uint32)
+    place, stride = jnp.zeros(words.shape, jnp.uint32), 1
+    for axis in reversed(range(words.ndim)):
+        along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        place, stride = place + along * np.uint32(stride % 2**32), stride * words.shape[axis]
+    return jnp.stack([jnp.sum(words * weight, dtype=jnp.uint32) for weight in _weights(place)])
+
+
+def _sum_on_host(x: np.ndarray) -> list[int]:
+    """`_sum` of an array that is on the host, which needs no compilation."""
+    words = np.ravel(x).view(_word(x)).astype(np.uint32)
+    place = np.arange(words.size, dtype=np.uint32)
+    return [int(np.sum(words * weight, dtype=np.uint32)) for weight in _weights(place)]
+
+
+def _word(x) -> type:
+    return {1: np.uint8, 2: np.uint16}.get(x.dtype.itemsize, np.uint32)
+
+
+def _weights(place):
+    for factor in (0x9E3779B1, 0x85EBCA6B):
+        weight = (place ^ (place >> 15)) * np.uint32(factor)
+        yield (weight ^ (weight >> 13)) * np.uint32(0xC2B2AE35) | np.uint32(1)
+
+
+@jax.jit
+def _sums(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([_sum(leaf) for leaf in leaves])
+
+
+def _checksums(plain) -> dict[str, list[int]]:
+    """Path of each array -> its checksums."""
+    names, leaves = [], []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(plain):
+        names.append(jax.tree_util.keystr(path, simple=True, separator="/"))
+        leaves.append(leaf)
+    if all(isinstance(leaf, np.ndarray) for leaf in leaves):
+        sums = map(_sum_on_host, leaves)
+    else:
+        sums = np.asarray(_sums(leaves)).tolist()
+    return dict(zip(names, sums, strict=True))
+
+
+def _check(plain, position: dict) -> None:
+    there = position["checksums"]
+    for name, pair in _checksums(plain).items():
+        if there.get(name) != pair:
+            raise ValueError(f"{name} is not what was saved")
+
+
+def _seal(position: dict) -> int:
+    return zlib.crc32(json.dumps({k: v for k, v in position.items() if k != "seal"}).encode())
+
+
+def _read_position(folder: pathlib.Path) -> dict:
+    """The position in a checkpoint's folder; ValueError, OSError or KeyError where it is damaged."""
+    position = json.loads((folder / "position" / "metadata").read_bytes())
+    if position["seal"] != _seal(position):
+        raise ValueError("the position is not what was saved")
+    return position
+
+
+def _score(folder: pathlib.Path) -> float | None:
+    """The value by which a checkpoint may be the best; None where it has none or cannot be read."""
+    try:
+        score = _read_position(folder)["score"]
+    except (ValueError, OSError, KeyError, TypeError):
+        return None
+    return None if score is None or math.isnan(score) else score
+
+
+def _best(scores: dict[int, float | None]) -> int | None:
+    """The step with the largest score, the first of equals."""
+    return max((s for s in sorted(scores) if scores[s] is not None), key=scores.get, default=None)
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _need_room(folder: pathlib.Path, plain) -> None:
+    """Refuses what cannot fit, with a MiB for what lies beside the arrays, before anything of it is written."""
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(plain)) // jax.process_count() + 2**20
+    disk = shutil.disk_usage(folder)
+    if disk.total and disk.free < needed:  # some network file systems say 0 of 0
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({needed >> 20} MiB are needed)")
+
+
+class _Kept:
+    """Orbax asks it which checkpoints to keep: the newest, and the best of those that an earlier process wrote too."""
+
+    def __init__(self, newest: int):
+        self.newest, self.scores = newest, {}
+
+    def among(self, steps: list[int]) -> set[int]:
+        """Those of the steps, in rising order, that are kept."""
+        return {*steps[-self.newest :], _best({step: self.scores.get(step) for step in steps})} - {None}
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        kept = self.among([info.step for info in checkpoints])
+        return [info.step in kept for info in checkpoints]
+
+
 class Checkpoints:
-    """The checkpoints of one stage: the newest `keep`, and the best by a metric.
+    """The checkpoints of one stage: the newest `keep`, and the best of those that were saved with a score.
 
     Args:
       directory: made where it does not exist.
       keep: how many of the newest to keep, ≥ 1.
-      best: key of the metrics whose largest value is kept besides.
+
+    Raises:
+      UserError: the folder cannot be written.
     """
 
-    def __init__(self, directory: pathlib.Path, *, keep: int = 2, best: str | None = None):
+    def __init__(self, directory: pathlib.Path, *, keep: int = 2):
         self.directory = pathlib.Path(directory).absolute()
-        policies = [preserve.LatestN(keep)]
-        if best is not None:
-            policies.append(
-                preserve.BestN(get_metric_fn=lambda m: m[best], n=1, keep_checkpoints_without_metrics=False)
-            )
+        self._kept = _Kept(keep)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=preserve.AnyPreservationPolicy(policies),
-            cleanup_tmp_directories=True,
-            enable_async_checkpointing=True,
+            preservation_policy=self._kept, cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
-        self._best = best
-        self._manager = ocp.CheckpointManager(
-            self.directory, options=options, item_names=("state", "position")
-        )
+        with writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(
+                self.directory, options=options, item_names=("state", "position")
+            )
+        self._kept.scores = {s: _score(self.directory / str(s)) for s in self._manager.all_steps()}
 
-    def save(self, step: int, state, position: dict, metrics: dict[str, float] | None = None) -> None:
+    def save(self, step: int, state, position: dict) -> None:
         """Starts writing a checkpoint and returns once the device may go on; a half-written one is never taken for whole.
+
+        Checksums of all arrays go with it: what was written is not what is read where a disk fails.
 
         Args:
           step: of the stage.
           state: pytree of arrays.
-          position: JSON-like; whatever else the run needs to go on.
-          metrics: evaluation results at this step, if it was evaluated.
+          position: JSON-like; whatever else the run needs to go on. Its "score" is the value by which a checkpoint is the
+            best, larger is better, or None.
+
+        Raises:
+          UserError: this checkpoint, or the one before it, could not be written.
         """
         if self._manager.latest_step() == step:
             return
         plain = _to_plain(state)
+        with writing(self.directory):
+            self._manager.wait_until_finished()
+            _need_room(self.directory, plain)
+        position = {**position, "checksums": _checksums(plain)}
+        position["seal"] = _seal(position)
         if jax.default_backend() == "cpu":
             # On the CPU a host view shares the buffer that the next step is free to reuse.
             plain = jax.tree.map(jnp.copy, plain)
-        scored = metrics if metrics and (self._best is None or self._best in metrics) else None
+        self._kept.scores[step] = position["score"]
         args = ocp.args.Composite(state=ocp.args.StandardSave(plain), position=ocp.args.JsonSave(position))
-        self._manager.save(step, args=args, metrics=scored, force=True)
+        with writing(self.directory):
+            self._manager.save(step, args=args, force=True)
 
     def restore(self, abstract, shardings) -> Saved | None:
-        """The newest checkpoint that can be read, or None where there is none.
+        """The newest checkpoint that can be read and holds what was saved, or None where there is none.
+
+        Newer ones that are damaged are set aside as `<step>.damaged`, with a line that says so.
 
         Args:
           abstract: pytree of ShapeDtypeStruct, what the state looks like.
           shardings: pytree of shardings, where its leaves go.
 
         Raises:
-          UserError: there are checkpoints but none can be read.
+          UserError: there are checkpoints but none is good; they are left as they are.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged: dict[int, str] = {}
         for step in steps:
+            saved = None
             try:
-                return self._read(step, abstract, shardings)
+                saved = self._read(step, abstract, shardings)
             except Exception as error:  # any damage to the files may surface as any exception
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                logger.warning(
-                    "checkpoint %s cannot be read (%s); trying the one before",
-                    self.directory / str(step),
-                    reason,
-                )
+                damaged[step] = _reason(error)
+            if _all_agree(saved is not None):
+                self._set_aside(damaged, step)
+                self._tidy()
+                return saved
+            damaged.setdefault(step, "another process cannot read it")
         if steps:
-            raise UserError(f"workdir: none of the {len(steps)} checkpoints in {self.directory} can be read")
+            raise UserError(
+                f"workdir: none of the {len(steps)} checkpoints in {self.directory} can be read "
+                f"({damaged[steps[0]]}); move {self.directory.name} away to start afresh"
+            )
         return None
 
     def _read(self, step: int, abstract, shardings) -> Saved:
@@ -112,9 +259,34 @@ class Checkpoints:
         target = jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), plain, shardings
         )
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(target), position=ocp.args.JsonRestore())
-        read = self._manager.restore(step, args=args)
-        return Saved(step, _from_plain(read["state"], abstract), read["position"])
+        position = _read_position(self.directory / str(step))
+        read = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
+        _check(read["state"], position)
+        return Saved(step, _from_plain(read["state"], abstract), position)
+
+    def _set_aside(self, damaged: dict[int, str], used: int) -> None:
+        for step, reason in damaged.items():
+            folder = self.directory / str(step)
+            logger.warning(
+                "checkpoint %s is damaged (%s): it is set aside, and %d is used", folder, reason, used
+            )
+            if jax.process_index() == 0:
+                aside = (
+                    folder.with_name(f"{step}.damaged{n}") for n in ("", *(f"-{k}" for k in range(2, 1000)))
+                )
+                with writing(self.directory):
+                    os.rename(folder, next(path for path in aside if not path.exists()))
+        if damaged:
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+            self._manager.reload()
+
+    def _tidy(self) -> None:
+        """Removes what a process killed after its last save had not come to remove, the whole or the rest of it."""
+        steps = sorted(self._manager.all_steps())
+        with writing(self.directory):
+            for step in sorted(set(steps) - self._kept.among(steps)):
+                self._manager.delete(step)
 
     def latest_step(self) -> int | None:
         """Step of the newest whole checkpoint."""
@@ -126,13 +298,24 @@ class Checkpoints:
         return None if step is None else self.directory / str(step)
 
     def wait(self) -> None:
-        """Returns once everything is on disk."""
-        self._manager.wait_until_finished()
+        """Returns once everything is on disk.
+
+        Raises:
+          UserError: something could not be written.
+        """
+        with writing(self.directory):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and lets go of the folder."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits and lets go of the folder. Raises as `wait`."""
+        with contextlib.closing(self._manager):
+            self.wait()
+
+
+def _all_agree(yes: bool) -> bool:
+    if jax.process_count() == 1:
+        return yes
+    return bool(multihost_utils.process_allgather(np.bool_(yes)).all())
 
 
 def restore_params(directory: pathlib.Path, *, best: bool = False) -> dict:
@@ -146,26 +329,26 @@ def restore_params(directory: pathlib.Path, *, best: bool = False) -> dict:
       {"params": …, "extra": …} as nested dicts of numpy arrays; the moving average of the parameters where there is one.
 
     Raises:
-      UserError: no checkpoint there.
+      UserError: no checkpoint there, or it is damaged.
     """
     directory = pathlib.Path(directory).absolute()
     steps = sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit()) if directory.is_dir() else []
     if not steps:
         raise UserError(f"checkpoint: no checkpoint in {directory}")
-    step = steps[-1]
-    if best:
-        scores = {
-            s: json.loads((directory / str(s) / "position" / "metadata").read_text())["score"] for s in steps
-        }
-        step = max((s for s in steps if scores[s] is not None), key=scores.get, default=step)
-    reader = ocp.PyTreeCheckpointer()
-    path = directory / str(step) / "state"
-    wanted = {
-        k: v for k, v in reader.metadata(path).item_metadata.tree.items() if k in ("params", "extra", "ema")
-    }
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    state = reader.restore(
-        path, args=ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
-    )
+    step = _best({s: _score(directory / str(s)) for s in steps}) if best else None
+    folder = directory / str(steps[-1] if step is None else step)
+    try:
+        position = _read_position(folder)
+        reader = ocp.PyTreeCheckpointer()
+        tree = reader.metadata(folder / "state").item_metadata.tree
+        wanted = {k: v for k, v in tree.items() if k in ("params", "extra", "ema")}
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        state = reader.restore(
+            folder / "state",
+            args=ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True),
+        )
+        _check(state, position)
+    except Exception as error:  # any damage to the files may surface as any exception
+        raise UserError(f"checkpoint: {folder} is damaged ({_reason(error)})") from error
     average = state.get("ema")
     return {"params": average or state["params"], "extra": state.get("extra") or {}}

@@ -21,6 +21,7 @@ from jaxface.training.parallel import JitParallel, Parallel
 from jaxface.training.progress import Progress
 from jaxface.training.records import Records
 from jaxface.training.stages import Outcome, Stage, Stages
+from jaxface.training.workdir import writing
 
 IN_FLIGHT = 2  # steps that may be queued on the device: enough to hide the host, too few to fill the memory
 
@@ -131,7 +132,7 @@ class _StageRun:
     ):
         self.stage, self.parallel, self.cadence = stage, parallel, cadence
         self.records, self.progress, self.offset = records, progress, offset
-        self.checkpoints = None if folder is None else Checkpoints(folder, keep=cadence.keep, best=stage.best)
+        self.checkpoints = None if folder is None else Checkpoints(folder, keep=cadence.keep)
         self.batches = None
         self.pending = _Pending()
         self.metrics: dict[str, float] = {}
@@ -253,7 +254,7 @@ class _StageRun:
             "records": 0 if self.records is None else self.records.sync(),
             "score": self.metrics.get(self.stage.best) if scored else None,
         }
-        self.checkpoints.save(done, self.parallel.single(state), position, self.metrics if scored else None)
+        self.checkpoints.save(done, self.parallel.single(state), position)
 
 
 def run(
@@ -284,7 +285,7 @@ def run(
     Raises:
       Diverged: a loss became NaN or infinite; names the step, the metric and the last good checkpoint.
       Interrupted: a signal asked to stop; everything is saved.
-      UserError: no stage, or two stages of one name.
+      UserError: no stage, or two stages of one name; a full or read-only work directory; no good checkpoint among those there.
     """
     cadence.check()
     parallel = JitParallel() if parallel is None else parallel
@@ -292,7 +293,8 @@ def run(
     started = time.monotonic()
     if workdir is not None:
         workdir = pathlib.Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
+        with writing(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
     writes = workdir is not None and jax.process_index() == 0
     records = Records(workdir) if writes else None
     outcomes: list[Outcome] = []

@@ -1,15 +1,51 @@
 """The folder of a run: claimed before anything is computed, never shared by two configurations."""
 
+import contextlib
+import errno
 import json
 import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 from jaxface.errors import UserError
 
 CONFIG = "config.json"
 GIVEN_UP = "given_up.json"  # CONFIG of a run that failed and left nothing to go on from
+
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """What is written inside goes to the work directory: a disk that is full or read-only is the user's to mend.
+
+    Args:
+      path: what is written, for the message.
+
+    Raises:
+      UserError: an OSError, or the failure of a library that reports one in its own words. Other errors pass as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = _disk_failure(error)
+        if reason is None:
+            raise
+        raise UserError(
+            f"workdir: cannot write to {path}: {reason}; "
+            "nothing saved is lost, and once this is mended the same command goes on"
+        ) from error
+
+
+def _disk_failure(error: BaseException) -> str | None:
+    if isinstance(error, OSError):
+        return error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
+    # TensorStore writes the arrays and raises ValueError with the system's words in the middle of a long message.
+    said = [os.strerror(number) for number in _DISK if os.strerror(number) in str(error)]
+    return None if isinstance(error, UserError) else next(iter(said), None)
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

@@ -130,29 +130,66 @@ def test_an_interrupted_build_leaves_nothing_that_passes_for_whole(tmp_path):
 
 
 _KILLED = """
-import os, sys
+import os, pathlib, sys
 import numpy as np
+from tensorflow_datasets.core.utils import shard_utils
 from jaxface.data.bundled import ArraySource
 from jaxface.data.faces_builder import build_faces
 
-class Killed(ArraySource):
-    def __getitem__(self, index):
-        if index == 15:
-            os._exit(9)
-        return super().__getitem__(index)
+shard_utils.ShardConfig.get_number_shards = lambda *_: 4
+source = ArraySource(np.arange(24 * 192).reshape(24, 8, 8, 3).astype(np.uint8), np.arange(24) % 2, ["a", "b"])
+CHANGES = ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree")
 
-build_faces(Killed(np.zeros((24, 8, 8, 3), np.uint8), np.arange(24) % 2, ["a", "b"]), sys.argv[1])
+def build(directory, at):
+    steps = iter(range(10**6))
+    def count(event, arguments):
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if (event in CHANGES or writes) and str(directory) in str(arguments[0]) and next(steps) == at:
+            os._exit(9)
+    sys.addaudithook(count)
+    build_faces(source, directory)
+
+for at in range(1000):
+    child = os.fork()
+    if child == 0:
+        try:
+            build(pathlib.Path(sys.argv[1]) / str(at), at)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with open(sys.argv[1] + "/statuses", "a") as file:
+        file.write(f"{status}\\n")
+    if status != 9:
+        break
 """
 
 
 @pytest.mark.slow
-def test_a_killed_build_leaves_nothing_that_passes_for_whole(tmp_path):
-    done = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path)], env=os.environ, capture_output=True)
-    assert done.returncode == 9
-    with pytest.raises(UserError, match=r"^name: "):
-        TfdsSource("faces", data_dir=str(tmp_path), image_size=20)
-    build_faces(Rich(), tmp_path)
-    assert len(TfdsSource("faces", data_dir=str(tmp_path), image_size=20)) == 24
+def test_a_build_killed_before_any_change_to_the_disk_leaves_nothing_that_passes_for_whole(tmp_path):
+    """Killed at the k-th file opened for writing, renamed, made or removed, for every k; four shards."""
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(tmp_path)], env=os.environ, capture_output=True, text=True
+    )
+    statuses = (tmp_path / "statuses").read_text().split()
+    assert statuses.pop() == "0" and set(statuses) == {"9"}, done.stderr[-2000:]
+    whole = [
+        len(list((tmp_path / str(at)).glob("faces/1.0.0/*array_record*"))) for at in range(len(statuses))
+    ]
+    assert len(statuses) > 10 and set(whole) == {0, 4} and whole == sorted(whole)
+    assert (
+        max(len(list(tmp_path.glob(f"{at}/faces/*incomplete*/*array_record*"))) for at in range(len(whole)))
+        > 1
+    )
+    for at, shards in enumerate(whole):
+        if shards:
+            assert len(TfdsSource("faces", data_dir=str(tmp_path / str(at)), image_size=8)) == 24
+        else:
+            with pytest.raises(UserError, match=r"^name: "):
+                TfdsSource("faces", data_dir=str(tmp_path / str(at)), image_size=8)
+    for at in (0, len(whole) // 2, whole.count(0) - 1):  # and it does not stand in the way of the next one
+        build_faces(Rich(), tmp_path / str(at))
+        assert len(TfdsSource("faces", data_dir=str(tmp_path / str(at)), image_size=20)) == 24
 
 
 def test_user_mistakes_are_one_line(rich, tmp_path):
