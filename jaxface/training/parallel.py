@@ -5,6 +5,7 @@ name `data`. Both give the same numbers as a single device (up to the order of s
 """
 
 import functools
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -25,6 +26,14 @@ Step = Callable[[State, HostBatch], tuple[State, Metrics]]
 
 def _named(path, name: str) -> bool:
     return any(getattr(key, "key", getattr(key, "name", None)) == name for key in path)
+
+
+def _weakly(state: State) -> weakref.ref | None:
+    """A reference that does not keep the state; None for a state that allows none, such as a dict."""
+    try:
+        return weakref.ref(state)
+    except TypeError:
+        return None
 
 
 class JitParallel:
@@ -84,16 +93,18 @@ class JitParallel:
                 out_shardings=(kept, NamedSharding(self.mesh, PartitionSpec())),
             )
 
-        last = chosen = None
+        returned = chosen = None
 
         def run(state, batch):
-            nonlocal last, chosen
-            if state is not last:  # what the step returned needs no second look at its hundreds of leaves
+            nonlocal returned, chosen
+            # What the step itself returned needs no second look at its hundreds of leaves.
+            if returned is None or state is not returned():
                 leaves, treedef = jax.tree.flatten(state)
                 chosen = compiled(treedef, tuple(leaf.sharding for leaf in leaves))
             with jax.set_mesh(self.mesh):
-                last, metrics = chosen(state, self._place(batch))
-            return last, metrics
+                state, metrics = chosen(state, self._place(batch))
+            returned = _weakly(state)
+            return state, metrics
 
         return run
 
