@@ -29,18 +29,26 @@ from jaxface.errors import UserError
 
 _HERE = pathlib.Path(__file__).parent
 _TOOLS = {
-    "__init__", "configs", "convert", "evaluate", "launch", "real_faces", "reproduce", "studies", "weights",
+    "__init__", "cloak_images", "configs", "convert", "evaluate", "launch", "real_faces", "recipe", "reproduce", "studies",
+    "weights",
 }  # fmt: skip
 DATA = {
     "rendered": data.RenderedFaces,
     "folder": data.Folder,
+    "rgbd_folder": data.RgbdFolder,
     "tfds": data.Tfds,
     "recordio": data.RecordIO,
     "bin": data.Bin,
     "olivetti": data.Olivetti,
     "lfw": data.Lfw,
     "digits": data.Digits,
+    "digit_halves": data.DigitHalves,
     "lfw_subset": data.LfwSubset,
+    "procedural": data.Procedural,
+    "procedural_images": data.ProceduralImages,
+    "toned": data.TonedFaces,
+    "groups": data.GroupFolders,
+    "shortcut_digits": data.ShortcutDigits,
 }
 
 

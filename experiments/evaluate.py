@@ -29,6 +29,18 @@ def load_network(run: str | pathlib.Path, *, best: bool = False):
     return module.network(config), backbone, extra, config
 
 
+def check_images(run: str | pathlib.Path, model, backbone, extra, shape: tuple[int, int, int]) -> None:
+    """Raises UserError unless the network of a run takes images of that shape."""
+    try:
+        jax.eval_shape(
+            functools.partial(model.apply, train=False),
+            training.network_variables(backbone, extra),
+            jax.ShapeDtypeStruct((1, *shape), np.float32),
+        )
+    except (flax.errors.FlaxError, ValueError, TypeError):
+        raise UserError(f"data: the network of {run} does not take images of shape {shape}") from None
+
+
 def evaluate(
     run: str | pathlib.Path, source: data.Source, *, pairs=None, best: bool = False, seed: int = 0
 ) -> tuple[dict[str, float], training.Figures]:
@@ -44,15 +56,7 @@ def evaluate(
             raise UserError(f"pairs: needs 'balanced' for data that comes with its own pairs, got {pairs!r}")
         pairs = official
     model, backbone, extra, _ = load_network(run, best=best)
-    shape = source.image_shape
-    try:
-        jax.eval_shape(
-            functools.partial(model.apply, train=False),
-            {"params": backbone, **extra},
-            jax.ShapeDtypeStruct((1, *shape), np.float32),
-        )
-    except (flax.errors.FlaxError, ValueError, TypeError):
-        raise UserError(f"data: the network of {run} does not take images of shape {shape}") from None
+    check_images(run, model, backbone, extra, source.image_shape)
     embeddings = training.embed_source(model, backbone, extra, source)
     report = metrics.verify(embeddings, source.labels, pairs=pairs, seed=seed)
     return report, training.verification_figures(embeddings, source.labels, pairs=pairs, seed=seed)

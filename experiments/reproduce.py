@@ -6,11 +6,12 @@ goes on where it was interrupted; the differences are paired by seed and given w
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 
 import jax
 import numpy as np
@@ -24,6 +25,7 @@ from experiments.studies import Study
 from jaxface import training
 from jaxface.errors import UserError
 from jaxface.training import figures
+from jaxface.training.stages import Stages
 
 SEEDS = 5
 
@@ -78,8 +80,40 @@ def effects(study: Study, scores: Mapping[str, Mapping[str, np.ndarray]]) -> lis
     return rows
 
 
-def run_once(method: str, config, path: pathlib.Path) -> dict[str, float]:
-    """Metrics of one run; read from `path` where it was made before with the same configuration."""
+def sharing(stages: Stages, count: int, done: list[training.Outcome]) -> Stages:
+    """The stages of a run, of which the first `count` stand in for themselves once they are `done`.
+
+    Args:
+      stages: as a method builds them.
+      count: how many may be shared.
+      done: outcomes of those that ran; filled by the first run.
+    """
+    source, outcome = iter(stages), None
+    for index in itertools.count():
+        try:
+            stage = source.send(outcome) if isinstance(source, Generator) else next(source)
+        except StopIteration:
+            return
+        if index < len(done):
+            kept = done[index]
+            stage = training.Stage(
+                stage.name,
+                init=lambda rng, previous, kept=kept: kept.state,
+                evaluate=lambda state, kept=kept: kept.metrics,
+                compile_init=False,
+            )
+        outcome = yield stage
+        if len(done) == index < count:
+            done.append(outcome)
+
+
+def run_once(
+    method: str, config, path: pathlib.Path, *, shared: int = 0, done: list[training.Outcome] | None = None
+) -> dict[str, float]:
+    """Metrics of one run; read from `path` where it was made before with the same configuration.
+
+    With `shared`, its first stages are taken from `done` where they are, and added to it otherwise.
+    """
     written = configs.to_dict(method, config, configs.Run())
     written = json.loads(json.dumps(written))
     with contextlib.suppress(OSError, ValueError, KeyError):
@@ -87,9 +121,8 @@ def run_once(method: str, config, path: pathlib.Path) -> dict[str, float]:
         if kept["config"] == written:
             return kept["metrics"]
     started = time.monotonic()
-    outcome = training.run(
-        configs.method_module(method).build(config), seed=config.seed, cadence=training.Cadence()
-    )
+    stages = sharing(configs.method_module(method).build(config), shared, [] if done is None else done)
+    outcome = training.run(stages, seed=config.seed, cadence=training.Cadence())
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {"metrics": outcome.metrics, "seconds": round(time.monotonic() - started, 1), "config": written}
     training.write_atomically(path, json.dumps(record, indent=1) + "\n")
@@ -103,10 +136,13 @@ def measure(method: str, name: str, study: Study, seeds: int, workdir: pathlib.P
     done = 0
     for seed in range(1, seeds + 1):  # seed 0 is the one that recipes are tuned on
         for condition, changes in study.conditions.items():
+            first_stages: list[training.Outcome] = []
             for arm, overrides in study.arms.items():
                 config = dataclasses.replace(study.base, **changes, **overrides, seed=seed, data_seed=seed)
                 folder = workdir / name / (condition.replace("%", "").replace(" ", "-") or "all") / arm
-                metrics = run_once(method, config, folder / f"seed-{seed}.json")
+                metrics = run_once(
+                    method, config, folder / f"seed-{seed}.json", shared=study.shared, done=first_stages
+                )
                 if study.metric not in metrics:
                     raise UserError(
                         f"study: {name} wants {study.metric!r}, the run reports {sorted(metrics)}"

@@ -6,6 +6,7 @@
 import importlib
 
 _ROOMS = (
+    "attacks",
     "axes",
     "data",
     "errors",

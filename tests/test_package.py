@@ -103,10 +103,12 @@ def test_imports_go_down_only():
 
 def test_no_method_imports_another():
     tools = {
+        "cloak_images",
         "configs",
         "evaluate",
         "launch",
         "real_faces",
+        "recipe",
         "reproduce",
         "studies",
         "weights",

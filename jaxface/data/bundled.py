@@ -11,9 +11,20 @@ from jaxface.errors import UserError
 
 
 class ArraySource:
-    """Records from arrays in memory: images uint8 [N, H, W, C], labels [N] and the names of the classes."""
+    """Records from arrays in memory: images uint8 [N, H, W, C], labels [N] and the names of the classes.
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]):
+    With `groups` [N] and the names of the groups the records have a `group` besides.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        class_names: Sequence[str],
+        *,
+        groups: np.ndarray | None = None,
+        group_names: Sequence[str] = (),
+    ):
         if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels):
             raise ValueError(
                 f"images must be uint8 [{len(labels)}, H, W, C], got {images.dtype} {images.shape}"
@@ -22,12 +33,15 @@ class ArraySource:
         self.image_shape = images.shape[1:]
         self.labels = np.asarray(labels, np.int32)
         self.class_names = list(class_names)
+        if groups is not None:
+            self.groups, self.group_names = np.asarray(groups, np.int32), list(group_names)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Record:
-        return {"image": self._images[index], "label": self.labels[index]}
+        record = {"image": self._images[index], "label": self.labels[index]}
+        return {**record, "group": self.groups[index]} if hasattr(self, "groups") else record
 
 
 def _to_uint8(images: np.ndarray) -> np.ndarray:

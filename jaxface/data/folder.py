@@ -17,7 +17,8 @@ def natural_key(name: str) -> tuple:
     return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), name
 
 
-def _images_by_class(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+def images_by_class(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+    """Sub-folder -> its image files, both in natural order; raises OSError where there is no folder."""
     found = {}
     for directory in sorted((p for p in root.iterdir() if p.is_dir()), key=lambda p: natural_key(p.name)):
         if directory.name.startswith("."):
@@ -64,7 +65,7 @@ class FolderSource(StandInSource):
         self.image_shape = (image_size, image_size, 3)
         root = pathlib.Path(root).expanduser()
         try:
-            found = _images_by_class(root)
+            found = images_by_class(root)
         except OSError as error:
             raise UserError(f"root: needs a folder of images by person, {root}: {error.strerror}") from error
         if not found:

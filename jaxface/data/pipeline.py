@@ -2,7 +2,8 @@
 
 The stream is a function of the step alone. Epoch e is a permutation of the records drawn from (seed, e); the
 record at position i of the stream is augmented with random numbers drawn from (seed, i). So a position is one
-number, and neither threads nor worker processes nor the number of shards change what a step sees.
+number, and neither threads nor worker processes nor the number of shards change what a step sees. A strategy
+(`jaxface.data.samplers`) may say instead which records the batch of a step holds; it is a function of the step too.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import numpy as np
 from absl import flags
 
 from jaxface.data.augment import Augment, Augmentation
+from jaxface.data.samplers import Order
 from jaxface.data.sources import Record, Source
 from jaxface.errors import UserError
 
@@ -113,28 +115,35 @@ def corrupt_labels(
 
 
 class _Read:
-    """Position in the stream -> record: the source's order, or a permutation per epoch drawn from (seed, epoch).
+    """Position in the stream -> record: the source's order, a permutation per epoch drawn from (seed, epoch), or what a
+    strategy draws per batch from (seed, step).
 
     grain's own shuffle needs no memory, but a millisecond per index on data of some dozen records (it walks a cycle
     through 2^16); a permutation costs 8 bytes per record.
     """
 
-    def __init__(self, source: Source, seed: int | None):
-        self._source, self._seed = source, seed
+    def __init__(self, source: Source, seed: int | None, strategy: Order | None = None, batch_size: int = 0):
+        self._source, self._seed, self._strategy = source, seed, strategy
+        # What is drawn at once: an epoch, or a batch. Threads that work ahead may be in two neighbouring epochs, and in
+        # as many batches as there are threads.
+        self._length, self._near = (len(source), 1) if strategy is None else (batch_size, 32)
         self._orders: dict[int, np.ndarray] = {}
 
-    def _order(self, epoch: int) -> np.ndarray:
-        order = self._orders.get(epoch)
+    def _order(self, number: int) -> np.ndarray:
+        order = self._orders.get(number)
         if order is None:
-            order = np.random.default_rng([self._seed, epoch]).permutation(len(self._source))
-            # Threads that work ahead may be in two neighbouring epochs. Assigned at once, so that no lock is needed.
-            near = {e: o for e, o in self._orders.items() if abs(e - epoch) <= 1}
-            self._orders = {**near, epoch: order}
+            if self._strategy is None:
+                order = np.random.default_rng([self._seed, number]).permutation(self._length)
+            else:
+                order = self._strategy(number, batch_size=self._length, seed=self._seed)
+            # Assigned at once, so that no lock is needed.
+            near = {n: o for n, o in self._orders.items() if abs(n - number) <= self._near}
+            self._orders = {**near, number: order}
         return order
 
     def __call__(self, position: int, _: int) -> Record:
-        epoch, index = divmod(position, len(self._source))
-        return self._source[index if self._seed is None else int(self._order(epoch)[index])]
+        number, index = divmod(position, self._length)
+        return self._source[index if self._seed is None else int(self._order(number)[index])]
 
     def __getstate__(self):
         return {**self.__dict__, "_orders": {}}
@@ -169,7 +178,7 @@ class Batches(Iterator[Batch]):
     """Batches of training data with a position that can be saved; made by `batches`."""
 
     def __init__(
-        self, assemble: _Assemble, *, steps: int, identity: dict[str, int], workers: int, prefetch: int
+        self, assemble: _Assemble, *, steps: int, identity: dict[str, Any], workers: int, prefetch: int
     ):
         self._assemble, self._steps, self._identity = assemble, steps, identity
         self._workers, self._prefetch = workers, prefetch
@@ -198,7 +207,7 @@ class Batches(Iterator[Batch]):
         self._step += 1
         return batch
 
-    def get_state(self) -> dict[str, int]:
+    def get_state(self) -> dict[str, Any]:
         """The position, for JSON: the number of batches already taken, and what must be alike to go on from
         there."""
         return {"step": self._step, **self._identity}
@@ -207,7 +216,7 @@ class Batches(Iterator[Batch]):
         """Goes to a position: the next batch is the one that followed when `get_state` was called.
 
         Raises:
-          UserError: the position belongs to other data, another seed or another batch size.
+          UserError: the position belongs to other data, another seed, another batch size or another strategy.
         """
         for name, value in self._identity.items():
             if state.get(name) != value:
@@ -242,6 +251,7 @@ def batches(
     prefetch: int = 4,
     drop_remainder: bool = True,
     label_override: np.ndarray | None = None,
+    order: Order | None = None,
 ) -> Batches:
     """Batches of a source, endless unless told otherwise.
 
@@ -260,6 +270,8 @@ def batches(
       drop_remainder: leave out the records of an epoch that do not fill a batch, other ones each epoch.
         Otherwise batches run on over the end of an epoch, and without `repeat` the last one is short.
       label_override: [N] integers that stand in for the source's labels.
+      order: strategy that says which records the batch of a step holds, such as `samplers.ClassUniform`; there are
+        no epochs then, and `shuffle`, `repeat` and `drop_remainder` must stay as they are.
 
     Returns:
       An iterator of flat dicts of arrays: `image` uint8 [B, H, W, C], `label` int32 [B], and what else the
@@ -267,7 +279,7 @@ def batches(
 
     Raises:
       UserError: a batch larger than the source or not a multiple of the shards; a negative seed, size or
-        number.
+        number; what the strategy refuses.
     """
     index, count = shard
     records = len(source)
@@ -289,13 +301,25 @@ def batches(
         raise UserError(f"workers: needs a number from 0, and prefetch from 1, got {workers} and {prefetch}")
     if label_override is not None:
         source = Relabelled(source, label_override)
+    if order is not None:
+        if not (shuffle and repeat and drop_remainder):
+            raise ValueError(
+                "order: needs shuffle, repeat and drop_remainder to be True, a strategy has no epochs"
+            )
+        first = order(0, batch_size=batch_size, seed=seed)
+        if first.shape != (batch_size,) or not 0 <= first.min() <= first.max() < records:
+            raise ValueError(
+                f"order: needs {batch_size} records of {records} per step, {order.name} gives {first.shape} "
+                f"in {first.min()}..{first.max()}"
+            )
 
-    elements = grain.MapDataset.range(records).map_with_index(_Read(source, seed if shuffle else None))
+    read = _Read(source, seed if shuffle else None, order, batch_size)
+    elements = grain.MapDataset.range(records).map_with_index(read)
     if augment is not None and augment.active:
         change_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])  # grain takes 32 bits
         elements = elements.random_map(Augmentation(augment), seed=change_seed)
 
-    steps_per_epoch = records // batch_size if drop_remainder else None
+    steps_per_epoch = records // batch_size if drop_remainder and order is None else None
     if repeat:
         steps, last = _ENDLESS, None
     elif drop_remainder:
@@ -304,6 +328,7 @@ def batches(
         steps, last = -(-records // batch_size), records
     assemble = _Assemble(elements, batch_size, shard, records, steps_per_epoch, last)
     identity = {"records": records, "batch_size": batch_size, "seed": seed}
+    identity["order"] = None if order is None else order.name
     return Batches(assemble, steps=steps, identity=identity, workers=workers, prefetch=prefetch)
 
 

@@ -24,7 +24,8 @@ class Source(Protocol):
       image_shape: (H, W, C) of every image, known without decoding or rendering one.
 
     A record is a flat dict: `image` uint8 [H, W, 3], `label` int32 scalar, and whatever else the source knows
-    (`depth`, `landmarks`, `boxes`, `spoof`, `expression`, `group`).
+    (`depth`, `landmarks`, `boxes`, `spoof`, `expression`, `group`). A source that knows the group of every record without
+    reading it says so by `groups` [N] int32 and `group_names`, one per group.
     """
 
     labels: np.ndarray
@@ -54,6 +55,17 @@ class Subset:
             self.class_names = list(source.class_names)
         self.labels = labels.astype(np.int32)
 
+    # Asked for, not copied: rendered faces work their groups out.
+    @property
+    def groups(self) -> np.ndarray:
+        """[N] int32, the group of each record; an AttributeError where the source does not know."""
+        return self._source.groups[self._indices]
+
+    @property
+    def group_names(self) -> Sequence[str]:
+        """Names of the groups, all those of the source."""
+        return self._source.group_names
+
     def __len__(self) -> int:
         return len(self._indices)
 
@@ -61,6 +73,26 @@ class Subset:
         record = dict(self._source[int(self._indices[index])])
         record["label"] = self.labels[index]
         return record
+
+
+class WithFields:
+    """A source whose records carry further fields: `fields` are arrays [N, ...], of which record i gets row i."""
+
+    def __init__(self, source: Source, **fields: np.ndarray):
+        for name, values in fields.items():
+            if len(values) != len(source):
+                raise ValueError(
+                    f"{name}: needs one row for each of {len(source)} records, got {len(values)}"
+                )
+        self._source, self._fields = source, fields
+        self.labels, self.class_names = source.labels, source.class_names
+        self.image_shape = source.image_shape
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        return {**self._source[index], **{name: values[index] for name, values in self._fields.items()}}
 
 
 def split_identities(source: Source, held_out: float, *, seed: int = 0) -> tuple[Subset, Subset]:

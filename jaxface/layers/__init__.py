@@ -1,7 +1,17 @@
 """Flax modules that are parts of networks."""
 
 from jaxface.layers.activation import PReLU
+from jaxface.layers.confidence import ConfidenceNet
 from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
+from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
 from jaxface.layers.norm import BatchNorm
 
-__all__ = ["BatchNorm", "DepthwiseConv", "PReLU", "depthwise_conv"]
+__all__ = [
+    "BatchNorm",
+    "ConfidenceNet",
+    "DepthwiseConv",
+    "FeatureMapLIDEstimator",
+    "LIDEstimator",
+    "PReLU",
+    "depthwise_conv",
+]

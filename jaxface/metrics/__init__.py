@@ -2,14 +2,26 @@
 
 | question | start with |
 |---|---|
-| how good are these embeddings of a labelled set? | `verify` |
+| how good are these embeddings of a labelled set? | `verify`, `open_set` |
 | is it the same person? (pairs) | `ten_fold_accuracy`, `val_at_far`, `tar_at_far`, `auc`, `equal_error_rate`
-| | who of a gallery is it? | `rank_k`, `cmc`, `tpir_at_fpir`, `two_gallery_tpir` |
+| | who of a gallery is it? | `rank_k`, `cmc`, `tpir_at_fpir`, `two_gallery_tpir`, `labelled_ranks`, `rank1_by_distance` |
 | many images per person | `aggregate_templates` |
 | a million distractors | `distractor_rank1`, `distractor_verification` |
+| does a mask keep people from being found? | `protection_success` |
 | which class is it? | `accuracy`, `top_k_accuracy`, `nearest_prototype_accuracy`, `confusion_matrix` |
+| does it serve every group alike? | `group_fairness`, `group_accuracy`, `group_verification`, `group_error_rates` |
+| where does it look? | `attention_coverage`, `attention_gap`, `attention_mass`, `sensitive_area` |
+| does a student see the relations that its teacher sees? | `congruence_error` |
+| which of two modalities to believe for this pair? | `fuse_scores`, `pair_weight`, `fused_search`, `missing_modality` |
+| are some people more alike than others? | `local_discrepancy`, `aligned_similarity`, `group_false_accepts` |
 """
 
+from jaxface.metrics.attention import (
+    attention_coverage,
+    attention_gap,
+    attention_mass,
+    sensitive_area,
+)
 from jaxface.metrics.classification import (
     accuracy,
     confusion_matrix,
@@ -19,6 +31,7 @@ from jaxface.metrics.classification import (
     per_class_accuracy,
     top_k_accuracy,
 )
+from jaxface.metrics.congruence import congruence_error
 from jaxface.metrics.curves import (
     EqualError,
     FnmrAtFmr,
@@ -29,6 +42,38 @@ from jaxface.metrics.curves import (
     fnmr_at_fmr,
     roc,
     tar_at_far,
+)
+from jaxface.metrics.discrepancy import (
+    Discrepancy,
+    GroupRates,
+    adaptive_snorm,
+    aligned_similarity,
+    filter_candidates,
+    gallery_similarity,
+    group_false_accepts,
+    local_discrepancy,
+    local_discrepancy_cap,
+    pairwise_aligned_similarity,
+)
+from jaxface.metrics.fairness import (
+    Fairness,
+    GroupErrors,
+    GroupVerification,
+    group_accuracy,
+    group_error_rates,
+    group_fairness,
+    group_verification,
+)
+from jaxface.metrics.fusion import (
+    RgbdTemplates,
+    confidence_logit,
+    fuse_scores,
+    fused_search,
+    fused_similarities,
+    impostor_spread,
+    missing_modality,
+    pair_weight,
+    rank1,
 )
 from jaxface.metrics.identification import (
     MateScores,
@@ -41,8 +86,11 @@ from jaxface.metrics.identification import (
     tpir_at_fpir,
     two_gallery_tpir,
 )
+from jaxface.metrics.low_resolution import labelled_ranks, rank1_by_distance
 from jaxface.metrics.megaface import distractor_rank1, distractor_verification
+from jaxface.metrics.open_set import open_set
 from jaxface.metrics.pairs import Pairs, all_pairs, make_pairs
+from jaxface.metrics.protection import protection_success
 from jaxface.metrics.recognition import verification_scores, verify
 from jaxface.metrics.similarity import (
     Block,
@@ -69,11 +117,17 @@ from jaxface.metrics.verification import (
 
 __all__ = [
     "Block",
+    "Discrepancy",
     "EqualError",
+    "Fairness",
     "FnmrAtFmr",
+    "GroupErrors",
+    "GroupRates",
+    "GroupVerification",
     "HistogramTar",
     "MateScores",
     "Pairs",
+    "RgbdTemplates",
     "Roc",
     "ScoreHistogram",
     "TarAtFar",
@@ -83,31 +137,60 @@ __all__ = [
     "TwoGalleries",
     "ValAtFar",
     "accuracy",
+    "adaptive_snorm",
     "aggregate_templates",
+    "aligned_similarity",
     "all_pair_similarities",
     "all_pairs",
+    "attention_coverage",
+    "attention_gap",
+    "attention_mass",
     "auc",
     "cmc",
+    "confidence_logit",
     "confusion_matrix",
+    "congruence_error",
     "convert_threshold",
     "correct_top_k",
     "cosine_to_squared_l2",
     "distractor_rank1",
     "distractor_verification",
     "equal_error_rate",
+    "filter_candidates",
     "flip_embeddings",
     "fnmr_at_fmr",
+    "fuse_scores",
+    "fused_search",
+    "fused_similarities",
+    "gallery_similarity",
+    "group_accuracy",
+    "group_error_rates",
+    "group_fairness",
+    "group_false_accepts",
+    "group_verification",
+    "impostor_spread",
+    "labelled_ranks",
+    "local_discrepancy",
+    "local_discrepancy_cap",
     "make_pairs",
     "mate_scores_above_non_mates",
     "mean_norm",
+    "missing_modality",
     "nearest_prototype",
     "nearest_prototype_accuracy",
     "normalize",
+    "open_set",
     "pair_similarities",
+    "pair_weight",
+    "pairwise_aligned_similarity",
     "per_class_accuracy",
+    "protection_success",
+    "rank1",
+    "rank1_by_distance",
     "rank_k",
     "ranks",
     "roc",
+    "sensitive_area",
     "similarity_blocks",
     "similarity_matrix",
     "squared_l2_to_cosine",

@@ -1,4 +1,4 @@
-"""ResNets for ImageNet and CIFAR (arXiv:1512.03385), as classifiers or embedding networks."""
+"""ResNets for ImageNet and CIFAR (arXiv:1512.03385), as classifiers or embedding networks, and one for faces."""
 
 from typing import Any
 
@@ -26,6 +26,7 @@ class ResNet(nn.Module):
       block: "basic" (two 3x3) or "bottleneck" (1x1, 3x3, 1x1 to four times the channels; the stride sits in the 3x3,
         known as v1.5).
       small_images: the CIFAR form: plain stem, and shortcuts without parameters (subsampling, new channels zero).
+      plain_shortcut: such shortcuts; as `small_images` unless given.
 
     image [B, H, W, C] -> [B, E] float32. `dtype` is that of stem and stages; the head is float32.
     Convolutions start from He's normal initialisation (fan out), as published for ReLU.
@@ -36,16 +37,14 @@ class ResNet(nn.Module):
     channels: tuple[int, ...] = (64, 128, 256, 512)
     block: str = "basic"
     small_images: bool = False
+    plain_shortcut: bool | None = None
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     def __post_init__(self):
         if self.block not in BLOCKS:
             raise UserError(f"block must be one of {', '.join(BLOCKS)}, not {self.block!r}")
-        if len(self.stages) != len(self.channels):
-            raise UserError(
-                f"stages and channels need the same length, not {self.stages} and {self.channels}"
-            )
+        _check_stages(self.stages, self.channels)
         super().__post_init__()
 
     @nn.compact
@@ -65,12 +64,61 @@ class ResNet(nn.Module):
                     features,
                     stride,
                     bottleneck=self.block == "bottleneck",
-                    plain_shortcut=self.small_images,
+                    plain_shortcut=self.small_images if self.plain_shortcut is None else self.plain_shortcut,
                     name=f"stage{i}_block{j + 1}",
                     **types,
                 )(x, train=train)
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         return nn.Dense(self.embedding, param_dtype=self.param_dtype, name="head_dense")(x)
+
+
+class FaceResNet(nn.Module):
+    """ResNet with basic units for aligned faces of 112 x 112: a plain stem and a head that keeps the places (arXiv:2302.05621).
+
+        stem    conv3x3, BN, ReLU, 3x3 max-pool (stride 2)
+        stages  residual units; every stage but the first halves the plane
+        head    BN, dropout, flatten, Dense, BN
+
+    Args:
+      embedding: size E of the embedding.
+      stages, channels: residual units, and channels of their convolutions, per stage.
+      dropout: rate before the Dense layer, in [0, 1).
+
+    image [B, H, W, C] -> [B, E] float32, not normalised. H and W are free; `dtype` is that of stem and stages, the Dense layer
+    and the last BN are float32. Convolutions start from He's normal initialisation (fan out), Dense from
+    uniform(±1/sqrt(fan_in)).
+    """
+
+    embedding: int = 512
+    stages: tuple[int, ...] = (3, 4, 6, 3)
+    channels: tuple[int, ...] = (64, 128, 256, 512)
+    dropout: float = 0.4
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        _check_stages(self.stages, self.channels)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = _conv(self.channels[0], kernel=3, name="stem_conv", **types)(image.astype(self.dtype))
+        x = nn.relu(BatchNorm(name="stem_norm", **types)(x, train=train))
+        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        for i, (units, features) in enumerate(zip(self.stages, self.channels, strict=True), start=1):
+            for j in range(units):
+                stride = 2 if j == 0 and i > 1 else 1
+                x = Block(features, stride, name=f"stage{i}_block{j + 1}", **types)(x, train=train)
+        x = BatchNorm(name="head_norm", **types)(x, train=train)
+        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        x = nn.Dense(
+            self.embedding,
+            kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+            param_dtype=self.param_dtype,
+            name="head_dense",
+        )(x.reshape(x.shape[0], -1).astype(jnp.float32))
+        return BatchNorm(param_dtype=self.param_dtype, name="head_embedding")(x, train=train)
 
 
 class Block(nn.Module):
@@ -118,6 +166,11 @@ class Block(nn.Module):
             shortcut = _conv(out, kernel=1, stride=self.stride, name="shortcut_conv", **types)(x)
             shortcut = BatchNorm(name="shortcut_norm", **types)(shortcut, train=train)
         return nn.relu(y + shortcut)
+
+
+def _check_stages(stages: tuple[int, ...], channels: tuple[int, ...]) -> None:
+    if len(stages) != len(channels):
+        raise UserError(f"stages and channels need the same length, not {stages} and {channels}")
 
 
 def _conv(features: int, *, kernel: int, stride: int = 1, **options) -> nn.Conv:

@@ -1,7 +1,8 @@
 """State, stages, the loop, parallelism, checkpoints and records of a run."""
 
-from jaxface.training.checkpoints import Checkpoints, restore_params
+from jaxface.training.checkpoints import Checkpoints, checkpoint_steps, restore_params
 from jaxface.training.distributed import start_processes, together
+from jaxface.training.fairness import GroupFairness, PackFairness, source_groups
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
 from jaxface.training.optimizer import Optimizer, decay_mask
 from jaxface.training.parallel import JitParallel, Mode, PmapParallel, check_batch_size, make_parallel
@@ -14,12 +15,29 @@ from jaxface.training.recognition import (
     Verification,
     backbone_checkpoint,
     embed_source,
+    network_variables,
     pretrained_backbone,
+    run_checkpoint,
+    statistics,
     verification_figures,
 )
 from jaxface.training.records import Records, read_records
+from jaxface.training.resolution import CrossResolution, resolution_gradient_norms
+from jaxface.training.route import (
+    Anchor,
+    batches_from,
+    check_same_network,
+    check_steps,
+    cut_stage,
+    equal_epoch_anchors,
+    greedy_next_anchor,
+    greedy_route,
+    host_state,
+    run_anchors,
+)
 from jaxface.training.stages import Outcome, Stage
 from jaxface.training.step import Objective, TrainState, create_state, gradient_step
+from jaxface.training.teachers import Teacher
 from jaxface.training.workdir import (
     check_workdir,
     give_up_workdir,
@@ -29,11 +47,14 @@ from jaxface.training.workdir import (
 )
 
 __all__ = [
+    "Anchor",
     "Cadence",
     "Checkpoints",
+    "CrossResolution",
     "Diverged",
     "Evaluations",
     "Figures",
+    "GroupFairness",
     "Interrupted",
     "JitParallel",
     "Mode",
@@ -41,30 +62,47 @@ __all__ = [
     "Objective",
     "Optimizer",
     "Outcome",
+    "PackFairness",
     "PmapParallel",
     "Recognizer",
     "Records",
     "Stage",
+    "Teacher",
     "TrainState",
     "Verification",
     "backbone_checkpoint",
+    "batches_from",
     "check_batch_size",
+    "check_same_network",
+    "check_steps",
     "check_workdir",
+    "checkpoint_steps",
     "create_state",
+    "cut_stage",
     "decay_mask",
     "embed_source",
+    "equal_epoch_anchors",
     "give_up_workdir",
     "gradient_step",
+    "greedy_next_anchor",
+    "greedy_route",
+    "host_state",
     "make_parallel",
+    "network_variables",
     "open_workdir",
     "pretrained_backbone",
     "prototype_loss",
     "prototype_rows",
     "read_config",
     "read_records",
+    "resolution_gradient_norms",
     "restore_params",
     "run",
+    "run_anchors",
+    "run_checkpoint",
+    "source_groups",
     "start_processes",
+    "statistics",
     "together",
     "verification_figures",
     "write_atomically",

@@ -318,24 +318,34 @@ def _all_agree(yes: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.bool_(yes)).all())
 
 
-def restore_params(directory: pathlib.Path, *, best: bool = False) -> dict:
+def checkpoint_steps(directory: pathlib.Path) -> list[int]:
+    """Steps of the checkpoints in a stage's folder, increasing; none where there is no such folder."""
+    directory = pathlib.Path(directory)
+    return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit()) if directory.is_dir() else []
+
+
+def restore_params(directory: pathlib.Path, *, best: bool = False, step: int | None = None) -> dict:
     """Parameters and statistics of a checkpoint, whatever method wrote it: for teachers, fine-tuning and evaluation.
 
     Args:
       directory: a stage's folder of checkpoints.
       best: the checkpoint with the best metric instead of the newest.
+      step: the checkpoint of this step instead.
 
     Returns:
       {"params": …, "extra": …} as nested dicts of numpy arrays; the moving average of the parameters where there is one.
 
     Raises:
-      UserError: no checkpoint there, or it is damaged.
+      UserError: no checkpoint there, none of that step, or it is damaged.
     """
     directory = pathlib.Path(directory).absolute()
-    steps = sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit()) if directory.is_dir() else []
+    steps = checkpoint_steps(directory)
     if not steps:
         raise UserError(f"checkpoint: no checkpoint in {directory}")
-    step = _best({s: _score(directory / str(s)) for s in steps}) if best else None
+    if step not in (None, *steps):
+        raise UserError(f"checkpoint: {directory} has steps {', '.join(map(str, steps))}, got {step}")
+    if step is None and best:
+        step = _best({s: _score(directory / str(s)) for s in steps})
     folder = directory / str(steps[-1] if step is None else step)
     try:
         position = _read_position(folder)

@@ -94,27 +94,36 @@ def save_training_curves(
     series: Mapping[str, tuple[np.ndarray, np.ndarray]],
     path: str | os.PathLike,
     *,
+    xlabel: str = "step",
     ylabel: str = "",
+    log_x: bool = False,
     log_y: bool = False,
     title: str = "",
 ) -> Path:
     """Values over steps, one line per name; gaps where a value is not finite.
 
     Args:
-      series: name -> (steps [K], values [K]).
-      ylabel, title: texts. log_y: logarithmic values; those <= 0 become gaps.
+      series: name -> (steps [K], values [K]); with another `xlabel` over something else, rising.
+      xlabel, ylabel, title: texts. log_x: logarithmic steps, each of which gets a tick: for a dozen of them.
+      log_y: logarithmic values; those <= 0 become gaps.
 
     Raises:
       UserError: nothing to draw. ValueError: steps and values differ in shape.
     """
     _some("series", series)
-    figure, axes = _axes(title, "step", ylabel)
+    figure, axes = _axes(title, xlabel, ylabel)
+    ticks = set()
     for name, (steps, values) in series.items():
         steps, values = _same_length(name, steps, values)
         values = np.where(np.isfinite(values) & ((values > 0) | (not log_y)), values, np.nan)
         shown = _thin(steps)
         # A single evaluation is a point, which a line alone would not show.
-        axes.plot(steps[shown], values[shown], label=name, marker="o" if shown.size == 1 else None)
+        axes.plot(steps[shown], values[shown], label=name, marker="o" if log_x or shown.size == 1 else None)
+        ticks.update(steps[shown])
+    if log_x:
+        axes.set_xscale("log")
+        axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
+        axes.set_xticks([], minor=True)
     if log_y:
         axes.set_yscale("log")
     axes.legend()
@@ -160,6 +169,74 @@ def save_intervals(
         axes.axvline(reference, color="black", linestyle="--", linewidth=1)
     axes.set_yticks(rows, names)
     axes.set_ylim(-0.5, len(names) - 0.5)
+    return _write(figure, path)
+
+
+def save_image_rows(rows: Mapping[str, np.ndarray], path: str | os.PathLike, *, title: str = "") -> Path:
+    """Rows of images of one size, each row with its name above.
+
+    Args:
+      rows: name -> [K, H, W, C] uint8, C 1 or 3; the rows may differ in length.
+      path: file to write. title: above all.
+
+    Raises:
+      UserError: nothing to draw. ValueError: images that are not uint8 [K, H, W, 1 or 3], or of different sizes.
+    """
+    _some("rows", rows)
+    shapes = set()
+    for name, images in rows.items():
+        if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
+            raise ValueError(f"{name}: needs uint8 [K, H, W, 1 or 3], got {images.dtype} {images.shape}")
+        _some("rows", images)
+        shapes.add(images.shape[1:3])
+    if len(shapes) > 1:
+        raise ValueError(f"rows: need images of one size, got {sorted(shapes)}")
+    height, width = shapes.pop()
+    longest = max(map(len, rows.values()))
+    figure = Figure(figsize=(1.2 * longest, len(rows) * (1.2 * height / width + 0.3)), layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title)
+    for axes, (name, images) in zip(
+        figure.subplots(len(rows), squeeze=False)[:, 0], rows.items(), strict=True
+    ):
+        gaps = np.full((height, longest * (width + 1) - 1, 3), 255, np.uint8)
+        for k, image in enumerate(images):
+            gaps[:, k * (width + 1) : k * (width + 1) + width] = image
+        axes.imshow(gaps, interpolation="nearest")
+        axes.set_title(name, fontsize="small", loc="left")
+        axes.set_axis_off()
+    return _write(figure, path)
+
+
+def save_bars(
+    groups: Mapping[str, Mapping[str, float]], path: str | os.PathLike, *, xlabel: str = "", title: str = ""
+) -> Path:
+    """Shares as horizontal bars, a group of them for every method, the first at the top.
+
+    Args:
+      groups: method -> quantity -> value in [0, 1]; the same quantities for all, one colour each.
+      path: file to write. xlabel, title: texts.
+
+    Raises:
+      UserError: nothing to draw or a value outside [0, 1]. ValueError: methods with other quantities than the first.
+    """
+    _some("groups", groups)
+    quantities = list(next(iter(groups.values())))
+    _some("groups", quantities)
+    for name, values in groups.items():
+        if list(values) != quantities:
+            raise ValueError(f"{name}: needs {quantities}, got {list(values)}")
+        if not all(0 <= value <= 1 for value in values.values()):
+            raise UserError(f"groups: {name!r} needs values in [0, 1]")
+    figure, axes = _axes(title, xlabel, "", height=1.4 + 0.22 * len(groups) * (len(quantities) + 0.5))
+    rows, thick = np.arange(len(groups))[::-1], 0.8 / len(quantities)
+    for k, quantity in enumerate(quantities):
+        offset = 0.4 - thick * (k + 0.5)
+        axes.barh(rows + offset, [values[quantity] for values in groups.values()], thick, label=quantity)
+    axes.set_yticks(rows, list(groups))
+    axes.set_xlim(0, 1)
+    figure.legend(loc="outside lower center", ncols=len(quantities))
     return _write(figure, path)
 
 

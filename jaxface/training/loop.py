@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import functools
 import math
 import pathlib
 import signal
@@ -141,8 +140,9 @@ class _StageRun:
     def start(self, rng: jax.Array, previous) -> tuple[Any, int]:
         """The state to go on from, and the step at which it stands."""
         stage = self.stage
-        init = functools.partial(stage.init, rng, previous)
-        state = self.parallel.create(init, stage.sharding, compiled=stage.compile_init)
+        state = self.parallel.create(
+            stage.init, rng, previous, rules=stage.sharding, compiled=stage.compile_init
+        )
         if stage.steps:
             self.batches = stage.batches(self.parallel.single(state))
         if self.checkpoints is None:
@@ -317,7 +317,8 @@ def run(
             folder = None if workdir is None else workdir / "checkpoints" / f"{index:02d}-{stage.name}"
             stage_run = _StageRun(stage, parallel, cadence, folder, records, bar, offset)
             outcome = stage_run.run(jax.random.fold_in(rng, index), last.state if last else None, stop)
-            outcomes.append(outcome)
+            # States of earlier stages are let go: a route or a search has many, and who needs one keeps it.
+            outcomes = [o._replace(state=None) for o in outcomes] + [outcome]
             offset += stage.steps
         if not outcomes:
             raise UserError("stages: a method needs at least one stage")

@@ -28,6 +28,15 @@ def _named(path, name: str) -> bool:
     return any(getattr(key, "key", getattr(key, "name", None)) == name for key in path)
 
 
+_KEPT_STEPS = 4
+"""Steps whose compiled form is kept: stages that share one compile it once. A method may alternate between a few."""
+
+
+def _copied(init):
+    """`init`, whose results are never buffers of its arguments: the first step gives up the state, others may keep theirs."""
+    return lambda *arguments: jax.tree.map(jnp.copy, init(*arguments))
+
+
 def _weakly(state: State) -> weakref.ref | None:
     """A reference that does not keep the state; None for a state that allows none, such as a dict."""
     try:
@@ -51,6 +60,7 @@ class JitParallel:
         self.mesh = Mesh(np.array(devices).reshape(-1, model_shards), (axes.DATA, axes.MODEL))
         self.replicas = len(devices)
         self._batch = NamedSharding(self.mesh, PartitionSpec((axes.DATA, axes.MODEL)))
+        self._compiled = functools.lru_cache(_KEPT_STEPS)(self._compile)
         connect(self.mesh)
 
     def shardings(self, abstract: State, rules: Mapping[str, PartitionSpec]) -> State:
@@ -70,15 +80,24 @@ class JitParallel:
         return jax.tree_util.tree_map_with_path(choose, abstract)
 
     def create(
-        self, init: Callable[[], State], rules: Mapping[str, PartitionSpec], *, compiled: bool = True
+        self,
+        init: Callable[..., State],
+        *arguments,
+        rules: Mapping[str, PartitionSpec],
+        compiled: bool = True,
     ) -> State:
-        """The state that `init` makes, where the rules want it."""
-        target = self.shardings(jax.eval_shape(init), rules)
-        return jax.jit(init, out_shardings=target)() if compiled else jax.device_put(init(), target)
+        """The state that `init(*arguments)` makes, where the rules want it; none of its buffers is one of the arguments'."""
+        if not compiled:
+            made = init(*arguments)
+            return jax.device_put(made, self.shardings(jax.eval_shape(lambda: made), rules), may_alias=False)
+        target = self.shardings(jax.eval_shape(init, *arguments), rules)
+        return jax.jit(_copied(init), out_shardings=target)(*arguments)
 
     def compile(self, step) -> Step:
-        """`step` for host batches; the state it is given is consumed."""
+        """`step` for host batches; the state it is given is consumed. One step object is compiled once, whatever its stages."""
+        return self._compiled(step)
 
+    def _compile(self, step) -> Step:
         def on_device(state, batch):
             return step(state, device_batch(batch))
 
@@ -130,6 +149,7 @@ class PmapParallel:
     def __init__(self, *, devices: list | None = None):
         self._devices = jax.local_devices() if devices is None else devices
         self.replicas = len(self._devices) * jax.process_count()
+        self._compiled = functools.lru_cache(_KEPT_STEPS)(self._compile)
 
     def shardings(self, abstract: State, rules: Mapping[str, PartitionSpec]) -> State:
         """Replicated checkpoints live on one device of each process."""
@@ -137,14 +157,20 @@ class PmapParallel:
         return jax.tree.map(lambda _: here, abstract)
 
     def create(
-        self, init: Callable[[], State], rules: Mapping[str, PartitionSpec], *, compiled: bool = True
+        self,
+        init: Callable[..., State],
+        *arguments,
+        rules: Mapping[str, PartitionSpec],
+        compiled: bool = True,
     ) -> State:
-        """The state that `init` makes, on every device; the rules, being about a mesh, do not apply."""
-        return self.spread(jax.jit(init)() if compiled else init())
+        """The state that `init(*arguments)` makes, on every device; the rules, being about a mesh, do not apply."""
+        return self.spread((jax.jit(_copied(init)) if compiled else init)(*arguments))
 
     def compile(self, step) -> Step:
-        """`step` for host batches; the state it is given is consumed."""
+        """`step` for host batches; the state it is given is consumed. One step object is compiled once, whatever its stages."""
+        return self._compiled(step)
 
+    def _compile(self, step) -> Step:
         def on_device(state, batch):
             return step(state, device_batch(batch))
 

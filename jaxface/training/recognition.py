@@ -25,6 +25,16 @@ from jaxface.training.step import TrainState
 Figures = Mapping[str, Callable[[pathlib.Path], pathlib.Path]]
 
 
+def statistics(extra: Mapping) -> dict:
+    """The batch statistics among what `extra` carries: {"batch_stats": …}, or nothing for a network without."""
+    return {name: extra[name] for name in ("batch_stats",) if name in extra}
+
+
+def network_variables(backbone: dict, extra: Mapping) -> dict:
+    """What `module.apply` takes of a state's backbone and `extra`."""
+    return {"params": backbone, **statistics(extra)}
+
+
 @dataclasses.dataclass(frozen=True)
 class Recognizer:
     """An embedding network and one prototype per class; the parameters are {"backbone", "prototypes"}.
@@ -53,13 +63,11 @@ class Recognizer:
         self, params: dict, extra: dict, images: jax.Array, rng: jax.Array
     ) -> tuple[jax.Array, dict]:
         """Embeddings [B, D] of images in training mode, not normalised, and the new `extra`."""
-        return self.model.apply(
-            {"params": params["backbone"], **extra},
-            images,
-            train=True,
-            mutable=list(extra),
-            rngs={"dropout": rng},
+        variables = network_variables(params["backbone"], extra)
+        embeddings, updated = self.model.apply(
+            variables, images, train=True, mutable=[*variables.keys() - {"params"}], rngs={"dropout": rng}
         )
+        return embeddings, {**extra, **updated}
 
     def train_cosines(
         self, params: dict, extra: dict, images: jax.Array, rng: jax.Array
@@ -72,7 +80,7 @@ class Recognizer:
 @functools.partial(jax.jit, static_argnames=("model", "flip"))
 def _embed(model: nn.Module, backbone, extra, images: jax.Array, flip: bool) -> jax.Array:
     def embed(images):
-        return model.apply({"params": backbone, **extra}, images, train=False)
+        return model.apply(network_variables(backbone, extra), images, train=False)
 
     images = normalize_pixels(images)
     return metrics.flip_embeddings(embed, images, unit=False) if flip else embed(images)
@@ -119,19 +127,37 @@ class Verification:
       source: labelled records.
       pairs: as in `jaxface.metrics.verify`; those that the source comes with (a verification pack) unless given.
       seed: of the pairs drawn.
+      flip: sum the embeddings of an image and its mirror image; not for what has no mirror image.
+      identify: report open-set identification besides (`jaxface.metrics.open_set`); a verification pack, which does not say
+        who is on an image, has none.
     """
 
-    def __init__(self, model: nn.Module, source: Source, *, pairs=None, seed: int = 0):
+    def __init__(
+        self,
+        model: nn.Module,
+        source: Source,
+        *,
+        pairs=None,
+        seed: int = 0,
+        flip: bool = True,
+        identify: bool = False,
+    ):
+        identify = identify and getattr(source, "pairs", None) is None
         pairs = getattr(source, "pairs", None) if pairs is None else pairs
-        self.model, self.source, self.pairs, self.seed = model, source, pairs, seed
+        self.model, self.source, self.pairs, self.seed, self.flip = model, source, pairs, seed, flip
+        self.identify = identify
 
     def embeddings(self, state: TrainState) -> np.ndarray:
-        """[N, D] of the source, with the flip test."""
-        return embed_source(self.model, state.averaged_params["backbone"], state.extra, self.source)
+        """[N, D] of the source."""
+        params = state.averaged_params
+        return embed_source(self.model, params["backbone"], state.extra, self.source, flip=self.flip)
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         self._last = self.embeddings(state)
-        return metrics.verify(self._last, self.source.labels, pairs=self.pairs, seed=self.seed)
+        report = metrics.verify(self._last, self.source.labels, pairs=self.pairs, seed=self.seed)
+        if self.identify:
+            report |= metrics.open_set(self._last, self.source.labels, seed=self.seed)
+        return report
 
     def figures(self, state: TrainState) -> Figures:
         """ROC curve and similarity histogram of the state that was evaluated last."""
@@ -189,8 +215,8 @@ class NearestPrototype:
         return {}
 
 
-def backbone_checkpoint(workdir: str | pathlib.Path, *, best: bool = False) -> tuple[dict, dict]:
-    """(backbone parameters, extra) of the last stage of a run, as numpy arrays.
+def run_checkpoint(workdir: str | pathlib.Path, *, best: bool = False) -> tuple[dict, dict]:
+    """(parameters by part, extra) of the last stage of a run with an embedding network, as numpy arrays.
 
     Raises:
       UserError: no such run, no checkpoint in it, or a network without a part named `backbone`.
@@ -202,7 +228,13 @@ def backbone_checkpoint(workdir: str | pathlib.Path, *, best: bool = False) -> t
     saved = restore_params(stages[-1], best=best)
     if "backbone" not in saved["params"]:
         raise UserError(f"checkpoint: the run in {workdir} has no backbone, only {sorted(saved['params'])}")
-    return saved["params"]["backbone"], saved["extra"]
+    return saved["params"], saved["extra"]
+
+
+def backbone_checkpoint(workdir: str | pathlib.Path, *, best: bool = False) -> tuple[dict, dict]:
+    """`run_checkpoint` without the other parts: (backbone parameters, extra)."""
+    params, extra = run_checkpoint(workdir, best=best)
+    return params["backbone"], extra
 
 
 def pretrained_backbone(workdir: str | pathlib.Path, recognizer: Recognizer) -> tuple[dict, dict]:
@@ -212,12 +244,15 @@ def pretrained_backbone(workdir: str | pathlib.Path, recognizer: Recognizer) -> 
       UserError: as there; or the checkpoint is of another network: names the first leaf that differs.
     """
     backbone, extra = backbone_checkpoint(workdir)
-    params, expected_extra = jax.eval_shape(recognizer.init, jax.random.key(0))
+    params, expected = jax.eval_shape(recognizer.init, jax.random.key(0))
     flat = [
         {jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf) for path, leaf in leaves}
         for leaves in map(
             jax.tree_util.tree_leaves_with_path,
-            ({"backbone": backbone, **extra}, {"backbone": params["backbone"], **expected_extra}),
+            (
+                {"backbone": backbone, **statistics(extra)},
+                {"backbone": params["backbone"], **statistics(expected)},
+            ),
         )
     ]
     for name in sorted(flat[0].keys() | flat[1].keys()):
@@ -226,4 +261,4 @@ def pretrained_backbone(workdir: str | pathlib.Path, recognizer: Recognizer) -> 
             raise UserError(
                 f"init_from: {workdir} has another network: {name} is {there} there and {here} here"
             )
-    return backbone, extra
+    return backbone, statistics(extra)

@@ -48,12 +48,12 @@ def _disk_failure(error: BaseException) -> str | None:
     return None if isinstance(error, UserError) else next(iter(said), None)
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a text file so that it is there whole or not at all."""
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a file, a text as UTF-8, so that it is there whole or not at all."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

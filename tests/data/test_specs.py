@@ -106,6 +106,11 @@ def test_tfds(faces_folder, tmp_path):
     assert (len(split.train), len(split.held_out), split.name) == (20, 10, "tfds faces")
     assert not set(split.train.class_names) & set(split.held_out.class_names)
     assert pictures(data.load_all(spec, image_size=16)) == pictures(folder)
+    tested = dataclasses.replace(spec, split="train[:20]", test="train[20:]")
+    split = data.load(tested, image_size=16)
+    assert (len(split.train), len(split.held_out), split.protocol) == (20, 10, "classification")
+    assert split.train.class_names == split.held_out.class_names == folder.class_names
+    assert pictures(split.train) + pictures(split.held_out) == pictures(folder)
 
 
 @pytest.mark.parametrize(

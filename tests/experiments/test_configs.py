@@ -15,15 +15,22 @@ from jaxface.errors import UserError
 DATA = [
     data.RenderedFaces(identities=8, variation=data.Variation(yaw=5.0, ambient=(0.2, 0.3))),
     data.Folder(root="photographs", swap=True, fit="crop"),
+    data.RgbdFolder(root="photographs"),
     data.Tfds(name="faces", data_dir="there"),
     data.RecordIO(path="ms1mv3", verification="lfw.bin"),
     data.Bin(path="lfw.bin"),
     data.Olivetti(held_out=0.25),
     data.Lfw(min_faces=3),
     data.Digits(),
+    data.DigitHalves(),
     data.LfwSubset(),
+    data.Procedural(identities=7),
+    data.ProceduralImages(identities=7),
+    data.TonedFaces(identities=(7, 3)),
+    data.GroupFolders(root="photographs"),
+    data.ShortcutDigits(),
 ]
-REQUIRED = {"folder": "root", "recordio": "path", "bin": "path"}
+REQUIRED = {"folder": "root", "rgbd_folder": "root", "recordio": "path", "bin": "path", "groups": "root"}
 PRESETS = [sface.Config, *(getattr(sface.Config, name) for name in configs.presets(sface.Config))]
 
 
@@ -220,7 +227,7 @@ def test_help_names_and_documents_every_field(spec, capsys, monkeypatch):
         launch.main(["sface", "--data", kind, "--help"])
     assert caught.value.code == 0
     lines = [line.strip("│|─ ") for line in capsys.readouterr().out.splitlines()]
-    assert any(line.startswith("--data {rendered,folder,tfds,") for line in lines)
+    assert any(line.startswith("--data {rendered,folder,rgbd_folder,tfds,") for line in lines)
     # "--flag KIND explanation (default: …)", up to the next flag
     rows = re.findall(r"(?m)^--(\S+?),? (.*(?:\n(?!--).*)*)", "\n".join(lines))
     help_of = {

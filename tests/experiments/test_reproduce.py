@@ -195,3 +195,35 @@ def test_a_metric_that_the_runs_do_not_report(small, tmp_path, capsys):
     said = capsys.readouterr().err
     assert caught.value.code == 2 and said.count("\n") == 1
     assert "unheard wants 'verification/accuracy', the run reports ['classification/accuracy']" in said
+
+
+def test_shared_stages_run_once_and_give_what_they_gave():
+    started = []
+
+    def stages():
+        def init(name):
+            def made(rng, previous):
+                started.append(name)
+                return {
+                    "value": np.float32(len(started)) + (0 if previous is None else 10 * previous["value"])
+                }
+
+            return made
+
+        def score(state):
+            return {"value": float(state["value"])}
+
+        return [
+            training.Stage(name, init=init(name), evaluate=score, compile_init=False)
+            for name in ("teacher", "student")
+        ]
+
+    done = []
+    first = training.run(reproduce.sharing(stages(), 1, done)).metrics
+    second = training.run(reproduce.sharing(stages(), 1, done)).metrics
+    assert started == ["teacher", "student", "student"]
+    assert first == {"teacher/value": 1.0, "student/value": 12.0}
+    assert second == {"teacher/value": 1.0, "student/value": 13.0}
+    started.clear()
+    training.run(reproduce.sharing(stages(), 0, []))
+    assert started == ["teacher", "student"]

@@ -48,6 +48,7 @@ def test_output_is_float32_embeddings_and_parameters_are_float32(name):
         ("mobilefacenet_large", 512, 112, 2_059_520, 0),
         ("resnet18", 1000, 224, 11_689_512, 0),
         ("resnet34", 1000, 224, 21_797_672, 0),
+        ("face_resnet34", 512, 112, 34_124_608, 0),
         ("resnet50", 1000, 224, 25_557_032, 0),
         ("resnet101", 1000, 224, 44_549_160, 0),
         ("cifar_resnet20", 10, 32, 269_722, 0),
@@ -128,3 +129,13 @@ def test_unknown_name_gives_the_nearest():
 def test_impossible_fields(name, fields, message):
     with pytest.raises(UserError, match=message):
         models.create(name, **fields)
+
+
+def test_widths_of_a_perceptron_by_name():
+    shapes = jax.eval_shape(
+        models.create("mlp_24x7", embedding=3).init, jax.random.key(0), jnp.zeros((1, 2, 5, 1))
+    )["params"]
+    kernels = {name: layer["kernel"].shape for name, layer in shapes.items()}
+    assert kernels == {"hidden1": (10, 24), "hidden2": (24, 7), "head_dense": (7, 3)}
+    with pytest.raises(UserError, match="mlp_x"):
+        models.create("mlp_x")

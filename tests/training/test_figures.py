@@ -11,6 +11,7 @@ from jaxface.metrics import roc
 from jaxface.training import figures
 
 rng = np.random.default_rng(0)
+IMAGES = rng.integers(0, 256, (4, 10, 8, 3), np.uint8)
 GENUINE, IMPOSTOR = rng.normal(1, 0.5, 300), rng.normal(0, 0.5, 4000)
 
 
@@ -24,6 +25,11 @@ def draw_all(folder):
         figures.save_training_curves({"loss": ([1, 2, 3], [2.0, 1.0, 0.5])}, folder / "loss.png", log_y=True),
         figures.save_intervals(
             ["a", "b"], [0.1, -0.2], [0.0, -0.3], [0.2, 0.1], folder / "effects.png", reference=0
+        ),
+        figures.save_image_rows({"clean": IMAGES, "few": IMAGES[:2, ..., :1]}, folder / "images.png"),
+        figures.save_bars(
+            {"ours": {"rank 1": 0.9, "rank 5": 0.7}, "theirs": {"rank 1": 0.5, "rank 5": 0.0}},
+            folder / "bars.png",
         ),
     ]
 
@@ -154,3 +160,39 @@ def test_bad_input_is_refused(tmp_path, call, kind, message):
     with pytest.raises(kind, match=message):
         call(tmp_path / "x.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_curves_over_something_else_have_a_tick_at_every_point(drawn):
+    series = {"a": ([7, 14, 112], [0.9, 0.95, 0.99]), "b": ([7, 28], [0.5, 0.9])}
+    figures.save_training_curves(series, "x.png", xlabel="pixels", log_x=True)
+    axes = drawn[0]
+    assert axes.get_xscale() == "log" and axes.get_xlabel() == "pixels"
+    np.testing.assert_array_equal(axes.get_xticks(), [7, 14, 28, 112])
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["7", "14", "28", "112"]
+    assert {line.get_marker() for line in axes.lines} == {"o"}
+
+
+def test_images_are_shown_in_their_rows(tmp_path):
+    red, blue = (np.tile(np.uint8(colour), (1, 10, 10, 1)) for colour in ([200, 0, 0], [0, 0, 200]))
+    path = figures.save_image_rows({"red": red, "blue": blue}, tmp_path / "rows.png")
+    with Image.open(path) as image:
+        shown = np.asarray(image.convert("RGB")).astype(int)
+    rows = [np.flatnonzero((shown == colour).all(-1).any(1)) for colour in ([200, 0, 0], [0, 0, 200])]
+    assert rows[0].size > 50 < rows[1].size and rows[0].max() < rows[1].min()
+
+
+def test_rows_and_bars_refuse_what_they_cannot_show(tmp_path):
+    path = tmp_path / "none.png"
+    with pytest.raises(UserError, match="rows: nothing to draw"):
+        figures.save_image_rows({}, path)
+    with pytest.raises(ValueError, match="needs uint8"):
+        figures.save_image_rows({"a": IMAGES.astype(float)}, path)
+    with pytest.raises(ValueError, match="of one size"):
+        figures.save_image_rows({"a": IMAGES, "b": IMAGES[:, :5]}, path)
+    with pytest.raises(UserError, match="groups: nothing to draw"):
+        figures.save_bars({}, path)
+    with pytest.raises(UserError, match="groups: 'a' needs values in"):
+        figures.save_bars({"a": {"x": 1.2}}, path)
+    with pytest.raises(ValueError, match="b: needs"):
+        figures.save_bars({"a": {"x": 0.2}, "b": {"y": 0.2}}, path)
+    assert not path.exists()

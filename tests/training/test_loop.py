@@ -210,3 +210,21 @@ def test_a_workdir_is_given_up_where_there_is_nothing_to_go_on_from(tmp_path):
     training.give_up_workdir(path)  # there is something to lose
     with pytest.raises(UserError, match=r"rate is 0.1 there and 0.2 here"):
         training.open_workdir(path, rates[2])
+
+
+def test_states_of_earlier_stages_are_let_go():
+    import gc
+    import weakref
+
+    seen = []
+
+    def stages():
+        for name in "abc":
+            outcome = yield toy.stage(name, steps=1)
+            seen.append(weakref.ref(outcome.state.params["hidden"]["kernel"]))
+            del outcome
+
+    outcome = training.run(stages())
+    gc.collect()
+    assert [kernel() is None for kernel in seen] == [True, True, False]
+    assert set(outcome.metrics) == {"a/norm", "b/norm", "c/norm"}

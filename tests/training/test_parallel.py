@@ -53,7 +53,7 @@ def test_a_compiled_step_leaves_every_state_where_it_was():
     )
     batch = {"x": np.ones(8, np.float32)}
     for spec, again in ((P("model"), True), (P(), True), (P("model"), False)):
-        state = parallel.create(lambda: {"w": np.zeros(8, np.float32)}, {"w": spec})
+        state = parallel.create(lambda: {"w": np.zeros(8, np.float32)}, rules={"w": spec})
         before = state["w"].sharding
         for expected in (8.0, 16.0)[: 1 + again]:
             state, metrics = step(state, batch)

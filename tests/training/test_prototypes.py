@@ -68,7 +68,8 @@ def run(parallel, head, *, rate=1.0, classes=CLASSES, optimizer=None, states=Non
         return training.create_state(rng, params, objective)
 
     rows_of_metrics = []
-    state = parallel.create(lambda: init(jax.random.key(1), None), {"prototypes": PartitionSpec(axes.MODEL)})
+    sharded = {"prototypes": PartitionSpec(axes.MODEL)}
+    state = parallel.create(init, jax.random.key(1), None, rules=sharded)
     step = parallel.compile(training.gradient_step(objective))
     states = [] if states is None else states
     states.append(jax.device_get(parallel.single(state)))

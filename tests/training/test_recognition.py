@@ -201,3 +201,22 @@ def test_what_is_no_run_is_refused(tmp_path):
     training.run([toy.stage(steps=1)], workdir=tmp_path / "toy")
     with pytest.raises(UserError, match=r"has no backbone, only \['hidden', 'norm', 'prototypes'\]"):
         training.backbone_checkpoint(tmp_path / "toy")
+
+
+def test_identification_is_reported_where_it_is_asked_for(params):
+    state = training.create_state(jax.random.key(0), params)
+    plain = training.Verification(MODEL, SOURCE)(state)
+    both = training.Verification(MODEL, SOURCE, identify=True)(state)
+    assert both == plain | metrics.open_set(direct(params["backbone"]), LABELS)
+    assert "identification/rank1" in both
+
+
+def test_a_verification_pack_has_no_identification(params):
+    class Pack(ArraySource):
+        pairs = metrics.make_pairs(LABELS, folds=2, per_fold=4)
+
+    pack = Pack(np.stack([SOURCE[i]["image"] for i in range(COUNT)]), LABELS, list("abcde"))
+    report = training.Verification(MODEL, pack, identify=True)(
+        training.create_state(jax.random.key(0), params)
+    )
+    assert "verification/accuracy" in report and not any(key.startswith("identification") for key in report)

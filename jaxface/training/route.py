@@ -1,0 +1,214 @@
+"""The route of a teacher: recorded as it trains, chosen from, and walked by a student (RCO, arXiv:1904.09149).
+
+A route is a list of anchors: the teacher after more and more steps, the last one as it ended.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxface.errors import UserError
+from jaxface.training.checkpoints import checkpoint_steps, restore_params
+from jaxface.training.recognition import statistics
+from jaxface.training.stages import Stage
+from jaxface.training.step import TrainState, create_state
+
+
+class Anchor(NamedTuple):
+    """A point of a teacher's route.
+
+    Attributes:
+      step: of the teacher's training.
+      load: the teacher there, as a state with `params` and the batch statistics in `extra`. It may read a file, so that a long
+        route costs no memory.
+    """
+
+    step: int
+    load: Callable[[], TrainState]
+
+
+def equal_epoch_anchors(num_epochs: int, n: int) -> tuple[int, ...]:
+    """Anchors at equal intervals of a training (EEI, arXiv:1904.09149; the rounding is ours).
+
+        e_i = ⌈ i E / n ⌉,   i = 1..n;   e_n = E
+
+    Args:
+      num_epochs: E, epochs (or any other unit in which the training is counted).
+      n: number of anchors in [1, E].
+
+    Returns:
+      n strictly increasing numbers in [1, E].
+
+    Raises:
+      UserError: n outside [1, E].
+    """
+    if not 1 <= n <= num_epochs:
+        raise UserError(f"anchors: needs a number from 1 to {num_epochs}, got {n}")
+    return tuple(-(-i * num_epochs // n) for i in range(1, n + 1))
+
+
+def greedy_next_anchor(ratios: Sequence[float], current: int, threshold: float) -> int:
+    """The hardest anchor that a student can still learn (greedy search, arXiv:1904.09149; recalled).
+
+        the largest j > i with r_ij <= δ;   i + 1 where there is none, so that the route always ends (design)
+
+    Args:
+      ratios: [M] hardness ratios r_ij of the student trained on anchor i (`jaxface.losses.hardness_ratios`); only j > i count.
+      current: i in [0, M - 1).
+      threshold: δ > 0.
+
+    Raises:
+      UserError: δ that is not positive.
+      ValueError: no anchor behind `current`, or a ratio behind it that is not finite.
+    """
+    _check_threshold(threshold)
+    ratios = np.asarray(ratios, np.float64)
+    if ratios.ndim != 1 or not 0 <= current < len(ratios) - 1:
+        raise ValueError(f"current: needs an anchor before the last of {ratios.shape}, got {current}")
+    if not np.isfinite(ratios[current + 1 :]).all():
+        raise ValueError(f"ratios: needs finite values, got {ratios[current + 1 :]}")
+    learnable = np.flatnonzero(ratios[current + 1 :] <= threshold)
+    return current + 1 + (int(learnable[-1]) if learnable.size else 0)
+
+
+def greedy_route(
+    train_on: Callable[[int], None],
+    ratios_of: Callable[[int], Sequence[float]],
+    count: int,
+    *,
+    start: int = 0,
+    threshold: float = 1.3,
+) -> list[int]:
+    """Trains a student on one anchor after the other, as far ahead each time as it can follow (arXiv:1904.09149).
+
+    Args:
+      train_on: trains the student further, on anchor i.
+      ratios_of: r_ij [M] of the student that was just trained on anchor i; not asked after the last.
+      count: M, number of anchors.
+      start: the first one, in [0, M).
+      threshold: δ > 0, as `greedy_next_anchor`; what suits a student is found by trying.
+
+    Returns:
+      The anchors that it was trained on, from `start` to M - 1.
+
+    Raises:
+      UserError: no anchor, `start` that is none, or δ that is not positive.
+    """
+    _check_threshold(threshold)
+    if not 0 <= start < count:
+        raise UserError(f"start: needs an anchor in [0, {count}), got {start}")
+    route = [start]
+    train_on(start)
+    while route[-1] < count - 1:
+        route.append(greedy_next_anchor(ratios_of(route[-1]), route[-1], threshold))
+        train_on(route[-1])
+    return route
+
+
+def _check_threshold(threshold: float) -> None:
+    if not threshold > 0:
+        raise UserError(f"threshold: needs a positive number, got {threshold}")
+
+
+def check_steps(steps: Sequence[int], *, last: int | None = None, name: str = "route") -> None:
+    """Raises UserError unless these are increasing numbers of steps from 1, the last of them `last` where that is given."""
+    steps = list(steps)
+    if not steps:
+        raise UserError(f"{name}: needs at least one anchor, got none")
+    if steps[0] < 1 or steps != sorted(set(steps)):
+        raise UserError(f"{name}: needs increasing steps from 1, got {', '.join(map(str, steps))}")
+    if last is not None and steps[-1] != last:
+        raise UserError(f"{name}: needs to end at the teacher's last step, {last}, got {steps[-1]}")
+
+
+def cut_stage(stage: Stage, at: Sequence[int], names: Sequence[str]) -> list[Stage]:
+    """A stage as several that train one after the other exactly as it does: same state, same data, same schedule.
+
+    Each leaves the state at one of its steps, and shares the stage's compiled step. All are evaluated, figures come from the
+    last.
+
+    Args:
+      stage: with steps, and with batches whose position has a "step" and that do not depend on the state, as those of
+        `jaxface.data.batches`.
+      at: increasing numbers of steps, the last of them `stage.steps`.
+      names: of the stages.
+
+    Raises:
+      UserError: steps that do not increase, or end elsewhere.
+    """
+    check_steps(at, last=stage.steps)
+    parts = []
+    for name, start, end in zip(names, (0, *at), at, strict=False):
+        part = dataclasses.replace(
+            stage,
+            name=name,
+            batches=lambda state, start=start: batches_from(stage.batches(state), start),
+            steps=end - start,
+            figures=stage.figures if end == stage.steps else None,
+        )
+        parts.append(part if start == 0 else dataclasses.replace(part, init=_goes_on))
+    return parts
+
+
+def _goes_on(rng, previous):
+    return previous
+
+
+def batches_from(batches, step: int):
+    """Batches of `jaxface.data.batches`, the next of which is number `step`."""
+    batches.set_state({**batches.get_state(), "step": step})
+    return batches
+
+
+def host_state(state: TrainState) -> TrainState:
+    """A state's averaged parameters and batch statistics in host memory, without the rest: for teachers that wait."""
+
+    def fetch(leaf):
+        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return np.asarray(leaf)
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    params, extra = jax.tree.map(fetch, (state.averaged_params, statistics(state.extra)))
+    return create_state(jax.random.key(0), params, extra=extra)
+
+
+def run_anchors(folder: str | pathlib.Path) -> list[Anchor]:
+    """The route that an earlier run left: every checkpoint of its last stage (keep them all with `--cadence.keep`).
+
+    Raises:
+      UserError: no run or no checkpoint there.
+    """
+    root = pathlib.Path(folder).expanduser() / "checkpoints"
+    stages = sorted(path for path in root.glob("*") if path.is_dir()) if root.is_dir() else []
+    steps = checkpoint_steps(stages[-1]) if stages else []
+    if not steps:
+        raise UserError(f"checkpoint: {folder} holds no checkpoints; give the work directory of a run")
+
+    def load(step: int) -> TrainState:
+        saved = restore_params(stages[-1], step=step)
+        params = {
+            name: saved["params"][name] for name in ("backbone", "prototypes") if name in saved["params"]
+        }
+        return create_state(jax.random.key(0), params, extra=statistics(saved["extra"]))
+
+    return [Anchor(step, lambda step=step: load(step)) for step in steps]
+
+
+def check_same_network(anchor: TrainState, first: TrainState) -> None:
+    """Raises UserError unless two points of a route are one network: the same tree of the same shapes."""
+    shapes = [
+        {jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf) for path, leaf in leaves}
+        for leaves in (
+            jax.tree_util.tree_leaves_with_path({"params": s.params, **statistics(s.extra)})
+            for s in (anchor, first)
+        )
+    ]
+    for name in sorted(shapes[0].keys() | shapes[1].keys()):
+        here, there = (leaves.get(name, "nothing") for leaves in shapes)
+        if here != there:
+            raise UserError(f"anchors: need one network, {name} is {here} in one and {there} in another")

@@ -1,0 +1,54 @@
+"""Frozen teachers: a finished network that travels in a student's state and answers inside its step."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from jaxface.data.sources import Source
+from jaxface.models import apply_with_layer
+from jaxface.training.recognition import embed_source, network_variables, statistics
+from jaxface.training.step import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """An embedding network that is only asked, never trained.
+
+    Its parameters are part of the student's `extra`: no gradient reaches them, they are saved with the student, and another
+    teacher of the same shape (`installed` again) needs no compilation.
+
+    Attributes:
+      model: module with `(image [B, H, W, C], train=) -> [B, D]`.
+      key: its name in `extra`; a student with several teachers names each.
+    """
+
+    model: nn.Module
+    key: str = "teacher"
+
+    def installed(self, extra: Mapping, state: TrainState) -> dict:
+        """`extra` of a student with the teacher of a finished stage in it: its averaged parameters and statistics."""
+        variables = network_variables(state.averaged_params["backbone"], state.extra)
+        prototypes = state.averaged_params.get("prototypes")
+        return {**extra, self.key: variables | ({} if prototypes is None else {"prototypes": prototypes})}
+
+    def embeddings(self, extra: Mapping, images: jax.Array) -> jax.Array:
+        """[B, D] of images in evaluation mode, not normalised; constants for any gradient."""
+        variables = network_variables(extra[self.key]["params"], extra[self.key])
+        return jax.lax.stop_gradient(self.model.apply(variables, images, train=False))
+
+    def layer(self, extra: Mapping, images: jax.Array, name: str) -> jax.Array:
+        """[B, …], what a part of the network gives for images in evaluation mode (`jaxface.models.apply_with_layer`)."""
+        variables = network_variables(extra[self.key]["params"], extra[self.key])
+        return jax.lax.stop_gradient(apply_with_layer(self.model, variables, images, layer=name)[1])
+
+    def embed(self, extra: Mapping, source: Source, *, flip: bool = False) -> np.ndarray:
+        """[N, D] of every record of a source, in order and on the host (`embed_source`)."""
+        frozen = extra[self.key]
+        return embed_source(self.model, frozen["params"], statistics(frozen), source, flip=flip)
+
+    def prototypes(self, extra: Mapping) -> jax.Array:
+        """[C, D], the class prototypes that the teacher was trained with."""
+        return jax.lax.stop_gradient(extra[self.key]["prototypes"])
