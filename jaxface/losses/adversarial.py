@@ -1,0 +1,62 @@
+"""The losses of a generative adversarial network: non-saturating, with a gradient penalty on real images."""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def gan_discriminator_loss(real_logits: jax.Array, generated_logits: jax.Array) -> jax.Array:
+    """What a discriminator minimises (arXiv:1406.2661, eq. 1).
+
+        L_i = softplus(-D(x_i)) + softplus(D(G(z_i)))  =  -log σ(D(x_i)) - log(1 - σ(D(G(z_i))))
+
+    Args:
+      real_logits: [B] float, of images from the data.
+      generated_logits: [B] float, of generated ones; stop the gradient to the generator where it is trained by another loss.
+
+    Returns:
+      [B] float32, unreduced.
+
+    Raises:
+      AssertionError: the shapes differ or are not [B].
+    """
+    chex.assert_rank([real_logits, generated_logits], 1, custom_message="logits must be [B]")
+    chex.assert_equal_shape([real_logits, generated_logits], custom_message="the logits differ in batch")
+    real, generated = (x.astype(jnp.float32) for x in (real_logits, generated_logits))
+    return jax.nn.softplus(-real) + jax.nn.softplus(generated)
+
+
+def gan_generator_loss(generated_logits: jax.Array) -> jax.Array:
+    """What a generator minimises, in the form whose gradient does not vanish where it is bad (arXiv:1406.2661, section 3).
+
+        L_i = softplus(-D(G(z_i)))  =  -log σ(D(G(z_i)))
+
+    Args:
+      generated_logits: [B] float.
+
+    Returns:
+      [B] float32, unreduced.
+
+    Raises:
+      AssertionError: not [B].
+    """
+    chex.assert_rank(generated_logits, 1, custom_message="logits must be [B]")
+    return jax.nn.softplus(-generated_logits.astype(jnp.float32))
+
+
+def r1_penalty(discriminator: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
+    """Squared gradient of the discriminator at real images, which makes the training converge (arXiv:1801.04406, eq. 9).
+
+        R_i = ‖ ∇ D(x_i) ‖²,      added to the loss as γ/2 mean_i R_i
+
+    Args:
+      discriminator: images [B, ...] -> logits [B], each of which depends on its own image alone.
+      images: [B, ...] float, from the data.
+
+    Returns:
+      [B] float32, unreduced.
+    """
+    gradient = jax.grad(lambda x: discriminator(x).astype(jnp.float32).sum())(images)
+    return jnp.sum(jnp.square(gradient.astype(jnp.float32)).reshape(len(images), -1), axis=1)
