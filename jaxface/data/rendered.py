@@ -19,23 +19,34 @@ _CHUNK = 32  # images per compiled call; one size, so that one compile serves ev
 
 @functools.partial(jax.jit, static_argnames=("variation", "aligned"))
 def draw_faces(
-    seed: jax.Array, people: jax.Array, shots: jax.Array, *, variation: Variation, aligned: bool
+    seed: jax.Array,
+    people: jax.Array,
+    shots: jax.Array,
+    *,
+    variation: Variation,
+    aligned: bool,
+    tone=(0.0, 1.0),
 ) -> FaceParameters:
-    """Parameters of image `shots[b]` of person `people[b]` under `seed`: [], [B], [B] int32 -> FaceParameters [B]."""
+    """Parameters of image `shots[b]` of person `people[b]` under `seed`: [], [B], [B] int32 -> FaceParameters [B].
+
+    Skin tones are drawn from the range `tone`.
+    """
     sample = sampling.sample_aligned if aligned else sampling.sample_faces
 
     def one(person, shot):
         key = jax.random.fold_in(jax.random.key(seed), person)
         return sample(
-            jax.random.fold_in(key, shot + 1), sampling.sample_identity(jax.random.fold_in(key, 0)), variation
+            jax.random.fold_in(key, shot + 1),
+            sampling.sample_identity(jax.random.fold_in(key, 0), tone),
+            variation,
         )
 
     return jax.vmap(one)(people, shots)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "variation", "aligned", "with_depth"))
-def _shoot(seed, people, shots, *, size, variation, aligned, with_depth):
-    faces = draw_faces(seed, people, shots, variation=variation, aligned=aligned)
+def _shoot(seed, people, shots, tone, *, size, variation, aligned, with_depth):
+    faces = draw_faces(seed, people, shots, variation=variation, aligned=aligned, tone=tone)
     outputs = ("image", "depth") if with_depth else ("image",)
     shown = render(faces, image_size=size, outputs=outputs, attacks=variation.spoof > 0)
     result = {
@@ -49,6 +60,15 @@ def _shoot(seed, people, shots, *, size, variation, aligned, with_depth):
     if with_depth:
         result["depth"] = shown.depth
     return result
+
+
+@jax.jit
+def _groups(seed, people, tone):
+    def one(person):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), person), 0)
+        return sampling.group_label(sampling.sample_identity(key, tone))
+
+    return jax.vmap(one)(people)
 
 
 class RenderedSource:
@@ -69,7 +89,10 @@ class RenderedSource:
       labels: [N] int32.
       class_names: one per person.
       image_shape: (S, S, 3).
+      groups: [N] int32, skin-tone bins; worked out when first asked for. group_names: one per bin.
     """
+
+    group_names = tuple(f"tone-{k + 1}-of-{sampling.GROUPS}" for k in range(sampling.GROUPS))
 
     def __init__(
         self,
@@ -82,6 +105,7 @@ class RenderedSource:
         aligned: bool = True,
         first_identity: int = 0,
         with_depth: bool = False,
+        tone: tuple[float, float] = (0.0, 1.0),
     ):
         """Describes the source; nothing is rendered yet.
 
@@ -95,6 +119,7 @@ class RenderedSource:
             0.6 of the image wide at any place that `variation` allows.
           first_identity: number of the first person, to take people that another source does not have.
           with_depth: records carry `depth`.
+          tone: (least, greatest) skin tone of these people; 0 is the lightest, 1 the darkest.
 
         Raises:
           UserError: a number out of range.
@@ -107,17 +132,21 @@ class RenderedSource:
         ):
             if value < least:
                 raise UserError(f"{name}: needs at least {least}, got {value}")
+        if not 0 <= tone[0] <= tone[1] <= 1:
+            raise UserError(f"tone: needs 0 <= least <= greatest <= 1, got {tone}")
         self._arguments = dict(
             identities=identities, per_identity=per_identity, image_size=image_size, seed=seed, variation=variation,
-            aligned=aligned, first_identity=first_identity, with_depth=with_depth,
+            aligned=aligned, first_identity=first_identity, with_depth=with_depth, tone=tone,
         )  # fmt: skip
         self.labels = np.repeat(np.arange(identities, dtype=np.int32), per_identity)
         self.class_names = [f"person-{first_identity + i}" for i in range(identities)]
         self.image_shape = (image_size, image_size, 3)
         self._per_identity, self._first = per_identity, first_identity
+        self._seed, self._tone = np.uint32(seed % 2**32), tuple(np.float32(t) for t in tone)
         self._shoot = functools.partial(
             _shoot,
-            np.uint32(seed % 2**32),
+            self._seed,
+            tone=self._tone,
             size=image_size,
             variation=variation,
             aligned=aligned,
@@ -125,6 +154,11 @@ class RenderedSource:
         )
         self._chunks: list[dict[str, np.ndarray] | None] = [None] * -(-len(self.labels) // _CHUNK)
         self._locks = [threading.Lock() for _ in self._chunks]
+
+    @functools.cached_property
+    def groups(self) -> np.ndarray:
+        people = np.arange(len(self.class_names), dtype=np.int32) + self._first
+        return np.asarray(_groups(self._seed, people, self._tone))[self.labels]
 
     def __reduce__(self):
         return functools.partial(RenderedSource, **self._arguments), ()

@@ -19,17 +19,19 @@ GROUPS = 6  # skin-tone bins
 ILLUMINATIONS = ("normal", "strong", "back", "dark")
 
 
-def sample_identity(key: jax.Array) -> Identity:
+def sample_identity(key: jax.Array, tone=(0.0, 1.0)) -> Identity:
     """A person: alpha, gamma ~ N(0, I), tone ~ U(0, 1), lips ~ U(.8, 1.2), hair grey ~ U(.03, .35) (1 - .7 tone).
 
     Args:
       key: typed jax.random key.
+      tone: (low, high) of another range of tones in [0, 1].
 
     Returns:
       Identity without leading axes; map over keys for a crowd.
     """
+    low, high = tone
     shape, albedo, tone, hair, lips = jax.random.split(key, 5)
-    shade = jax.random.uniform(tone)
+    shade = low + (high - low) * jax.random.uniform(tone)
     return Identity(
         shape=jax.random.normal(shape, (IDENTITY,)),
         albedo=jax.random.normal(albedo, (ALBEDO,)),

@@ -1,0 +1,307 @@
+"""GABN: gradient attention maps, their erasing and their adversarial balance across groups (arXiv:2304.02284).
+
+The paper's abstract gives the three ideas; the formulas and constants here are our reading of it (design).
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxface.errors import UserError
+
+AttentionKind = Literal["gradcam", "elementwise", "input"]
+KINDS = ("gradcam", "elementwise", "input")
+_FLOOR = 1e-6
+
+
+class Attention(NamedTuple):
+    """Where a network looks.
+
+    Attributes:
+      maps: [B, h, w] ≥ 0, at least float32; each sums to 1, or is all zero.
+      valid: [B] bool, False for an all-zero map: nothing there speaks for the class.
+    """
+
+    maps: jax.Array
+    valid: jax.Array
+
+
+def _at_least_float32(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _pool(maps: jax.Array, grid: tuple[int, int], name: str) -> jax.Array:
+    """[B, H, W] -> [B, h, w], means over equal blocks."""
+    (height, width), (rows, columns) = maps.shape[1:], grid
+    if rows < 1 or columns < 1 or height % rows or width % columns:
+        raise UserError(f"{name}: needs divisors of the map's {height}x{width}, got {rows}x{columns}")
+    return maps.reshape(-1, rows, height // rows, columns, width // columns).mean(axis=(2, 4))
+
+
+def attention_maps(
+    features: jax.Array,
+    gradients: jax.Array,
+    *,
+    kind: AttentionKind = "elementwise",
+    grid: tuple[int, int] | None = None,
+) -> Attention:
+    """Attention maps from a feature map A and the gradient D of a score by it.
+
+        gradcam       G = relu(Σ_c mean_hw(D)_c A_c)
+        elementwise   G = relu(Σ_c D_c A_c)
+        input         G = max_c |D_c|,   for D the gradient by the image
+        G <- G / (Σ_hw G + 1e-6)
+
+    The mean over the plane of gradcam is right where the network itself pools there; where it flattens the map, as face
+    networks do, it loses the place, and elementwise keeps it. A sum, not the maximum, normalises: the maximum would let the
+    contrast of an image, and with it skin tone, shine through.
+
+    Args:
+      features: [B, h, w, C] float, A; the image for the kind "input", which uses its shape alone.
+      gradients: like `features`, D.
+      kind: which of the three.
+      grid: (h, w) to which the map is averaged, divisors of its size; none keeps it.
+
+    Returns:
+      Attention: maps [B, h, w] and valid [B]. Differentiable where `gradients` is; zero gradients where a map is all zero.
+
+    Raises:
+      AssertionError: shapes differ or have not four axes.
+      ValueError: an unknown kind. UserError: a grid that does not divide the map.
+    """
+    chex.assert_rank(features, 4, custom_message="features must be [B, h, w, C]")
+    chex.assert_equal_shape([features, gradients], custom_message="features and gradients differ")
+    if kind not in KINDS:
+        raise ValueError(f"kind: needs one of {', '.join(KINDS)}, got {kind!r}")
+    features, gradients = _at_least_float32(features), _at_least_float32(gradients)
+    if kind == "gradcam":
+        maps = jax.nn.relu(jnp.sum(gradients.mean(axis=(1, 2), keepdims=True) * features, axis=-1))
+    elif kind == "elementwise":
+        maps = jax.nn.relu(jnp.sum(gradients * features, axis=-1))
+    else:
+        maps = jnp.abs(gradients).max(axis=-1)
+    if grid is not None:
+        maps = _pool(maps, grid, "grid")
+    total = maps.sum(axis=(1, 2), keepdims=True)
+    return Attention(maps / (total + _FLOOR), total[:, 0, 0] > 0)
+
+
+def gradient_attention(
+    tail: Callable[[jax.Array], jax.Array],
+    features: jax.Array,
+    labels: jax.Array | None = None,
+    *,
+    kind: AttentionKind = "elementwise",
+    grid: tuple[int, int] | None = None,
+) -> Attention:
+    """Where the cosine with the own class comes from: `attention_maps` of its gradient by a feature map.
+
+        q_b = ⟨e_b, W_{y_b}⟩,   D = ∂(Σ_b q_b) / ∂A
+
+    The score has neither scale nor margin, so the map does not depend on them; and it is not the loss, whose softmax
+    saturates and whose gradient vanishes on well-recognised faces. The maps are differentiable by whatever `tail` and
+    `features` depend on: a loss over them needs second derivatives, which rectified units have almost nowhere.
+
+    Args:
+      tail: the rest of the network: features -> cosines [B, n], or the own class's cosines [B] at once, which saves n. A
+        closure over parameters (`jaxface.models.apply_from_layer`). For the kind "input" it is the whole network.
+      features: [B, h, w, C] float, the map; the image [B, H, W, 3] for the kind "input".
+      labels: [B] integers in [0, n); only for a tail that gives all cosines.
+      kind, grid: as `attention_maps`.
+
+    Returns:
+      Attention: maps [B, h, w] and valid [B].
+
+    Raises:
+      AssertionError, ValueError, UserError: as `attention_maps`, or a tail of another shape.
+    """
+
+    def score(features):
+        cosines = tail(features)
+        if labels is not None:
+            chex.assert_rank([cosines, labels], [2, 1], custom_message="tail must give [B, n], labels [B]")
+            cosines = jnp.take_along_axis(cosines, labels[:, None], axis=1)[:, 0]
+        chex.assert_shape(cosines, features.shape[:1], custom_message="without labels tail must give [B]")
+        return cosines.sum()
+
+    return attention_maps(features, jax.grad(score)(features), kind=kind, grid=grid)
+
+
+def topn_mask(maps: jax.Array, *, count: int, cells: int, image_shape: tuple[int, int]) -> jax.Array:
+    """Zero on the cells of an image that draw the most attention, one elsewhere.
+
+    The image is cut into P x P cells; r_p is the mean of the map over cell p, and the N cells of the largest r are erased, of
+    equal ones those that come first. Constant for gradients.
+
+    Args:
+      maps: [B, h, w] float, h and w multiples of P.
+      count: N in [0, P²].
+      cells: P ≥ 1.
+      image_shape: (H, W), multiples of P.
+
+    Returns:
+      [B, H, W] float32, 0 or 1.
+
+    Raises:
+      AssertionError: maps without three axes.
+      UserError: N outside [0, P²], or P that does not divide the image or the map.
+    """
+    chex.assert_rank(maps, 3, custom_message="maps must be [B, h, w]")
+    if cells < 1 or any(side % cells for side in image_shape):
+        raise UserError(
+            f"cells: needs a divisor of the image's {image_shape[0]}x{image_shape[1]}, got {cells}"
+        )
+    if not 0 <= count <= cells**2:
+        raise UserError(f"erase: needs a number from 0 to the {cells**2} cells, got {count}")
+    scores = _pool(jax.lax.stop_gradient(maps), (cells, cells), "cells").reshape(-1, cells**2)
+    order = jnp.argsort(-scores, axis=1, stable=True)
+    kept = (jnp.argsort(order, axis=1) >= count).astype(jnp.float32).reshape(-1, cells, cells)
+    height, width = (side // cells for side in image_shape)
+    return jnp.repeat(jnp.repeat(kept, height, axis=1), width, axis=2)
+
+
+def erase(images: jax.Array, mask: jax.Array, fill: jax.Array | float = 0.0) -> jax.Array:
+    """x K + fill (1 - K): images [B, H, W, C] whose masked pixels (mask [B, H, W] of 0 and 1) become `fill`."""
+    chex.assert_equal_shape_prefix([images, mask], 3, custom_message="images and mask differ")
+    mask = mask[..., None].astype(images.dtype)
+    return images * mask + jnp.asarray(fill, images.dtype) * (1 - mask)
+
+
+def _check_groups(logits: jax.Array, groups: jax.Array | None) -> int:
+    chex.assert_rank(logits, 2, custom_message="logits must be [B, R]")
+    count = logits.shape[1]
+    if count < 2:
+        raise UserError(f"groups: needs at least two, got {count}")
+    if groups is not None:
+        chex.assert_shape(groups, logits.shape[:1], custom_message="groups must be [B]")
+        _check_ids(groups, count)
+    return count
+
+
+def _check_ids(groups: jax.Array, count: int) -> None:
+    if not jnp.issubdtype(groups.dtype, jnp.integer):
+        raise ValueError(f"groups: needs an integer dtype, got {groups.dtype}")
+    if not isinstance(groups, jax.core.Tracer):
+        values = np.asarray(groups)
+        if values.size and (values.min() < 0 or values.max() >= count):
+            raise UserError(f"groups: needs numbers in [0, {count}), got {values.min()}..{values.max()}")
+
+
+def group_weights(groups: jax.Array, count: int, *, axis_name: str | None = None) -> jax.Array:
+    """Weights under which every group of a batch counts alike: w_b = B / (R · number of records of group g_b).
+
+    Args:
+      groups: [B] integers in [0, R).
+      count: R ≥ 2.
+      axis_name: mapped axis over which the batch is spread; the numbers are then those of the whole batch.
+
+    Returns:
+      [B] float32; their mean is 1 where every group occurs.
+
+    Raises:
+      UserError: R < 2, or (where the values are known) a group out of range.
+    """
+    chex.assert_rank(groups, 1, custom_message="groups must be [B]")
+    if count < 2:
+        raise UserError(f"groups: needs at least two, got {count}")
+    _check_ids(groups, count)
+    members = jax.nn.one_hot(groups, count, dtype=jnp.float32)
+    numbers = members.sum(axis=0)
+    if axis_name is not None:
+        numbers = jax.lax.psum(numbers, axis_name)
+    return members @ (numbers.sum() / (count * jnp.maximum(numbers, 1.0)))
+
+
+def _masked(losses: jax.Array, valid: jax.Array | None, weights: jax.Array | None) -> jax.Array:
+    if weights is not None:
+        losses = losses * weights
+    return losses if valid is None else jnp.where(valid, losses, 0.0)
+
+
+def discriminator_loss(
+    logits: jax.Array,
+    groups: jax.Array,
+    *,
+    valid: jax.Array | None = None,
+    weights: jax.Array | None = None,
+) -> jax.Array:
+    """Cross-entropy of a discriminator that tells the group from an attention map.
+
+        L_b = -w_b log softmax(T(G_b))_{g_b}
+
+    The maps must be constants of it (`jax.lax.stop_gradient`). Its negative, with the discriminator fixed, is gradient reversal.
+
+    Args:
+      logits: [B, R] float, T(G).
+      groups: [B] integers in [0, R).
+      valid: [B] bool; the others have loss 0.
+      weights: [B] float, such as `group_weights`.
+
+    Returns:
+      [B] float32, unreduced.
+
+    Raises:
+      AssertionError: shapes disagree. UserError: R < 2, or a group out of range.
+    """
+    _check_groups(logits, groups)
+    log_probabilities = jax.nn.log_softmax(_at_least_float32(logits))
+    own = jnp.take_along_axis(log_probabilities, groups[:, None], axis=1)[:, 0]
+    return _masked(-own, valid, weights)
+
+
+def adversarial_uniform(
+    logits: jax.Array, *, valid: jax.Array | None = None, weights: jax.Array | None = None
+) -> jax.Array:
+    """What the network minimises so that its attention maps say nothing about the group.
+
+        L_b = -w_b (1 / R) Σ_r log softmax(T(G_b))_r  ≥  w_b log R
+
+    the cross-entropy to the uniform distribution; its gradient is zero at equal logits. The discriminator T must be fixed.
+
+    Args:
+      logits: [B, R] float, T(G).
+      valid, weights: as `discriminator_loss`.
+
+    Returns:
+      [B] float32, unreduced.
+
+    Raises:
+      AssertionError: logits without two axes. UserError: R < 2.
+    """
+    _check_groups(logits, None)
+    return _masked(-jax.nn.log_softmax(_at_least_float32(logits)).mean(axis=1), valid, weights)
+
+
+def adversarial_to_reference(
+    logits: jax.Array,
+    groups: jax.Array,
+    *,
+    reference: int = 0,
+    valid: jax.Array | None = None,
+    weights: jax.Array | None = None,
+) -> jax.Array:
+    """The other reading: the maps of all groups but one shall look like those of that one.
+
+        L_b = -w_b log softmax(T(G_b))_reference  for g_b ≠ reference,  0 else
+
+    Args:
+      logits: [B, R] float, T(G).
+      groups: [B] integers in [0, R).
+      reference: the group whose maps are the target, in [0, R).
+      valid, weights: as `discriminator_loss`.
+
+    Returns:
+      [B] float32, unreduced.
+
+    Raises:
+      AssertionError: shapes disagree. UserError: R < 2, or a group or the reference out of range.
+    """
+    count = _check_groups(logits, groups)
+    if not 0 <= reference < count:
+        raise UserError(f"reference: needs a group in [0, {count}), got {reference}")
+    pushed = -jax.nn.log_softmax(_at_least_float32(logits))[:, reference]
+    return _masked(jnp.where(groups == reference, 0.0, pushed), valid, weights)
