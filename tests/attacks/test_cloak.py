@@ -308,6 +308,7 @@ def test_people_under_vmap_and_map_are_people_alone(embed, photos):
         assert (np.abs(np.asarray(together - alone)) < 1e-4).mean() > 0.97
 
 
+@pytest.mark.slow
 def test_dropout_makes_another_network_of_every_gradient(photos):
     model = models.create("iresnet_pico", embedding=8, dropout=0.5)
     images = jnp.asarray(np.random.default_rng(0).uniform(0, 255, (4, 16, 16, 3)), jnp.float32)

@@ -188,6 +188,7 @@ def test_maps_know_neither_scale_nor_margin():
     assert abs(reports[0]["loss"] - reports[1]["loss"]) > 0.1
 
 
+@pytest.mark.slow
 def test_erased_images_stay_out_of_the_running_averages():
     stage, state, batch = started(dataclasses.replace(FACES, adversarial_weight=0.0))
     after, _ = jax.jit(stage.step)(state, batch)
@@ -264,6 +265,7 @@ def test_other_readings(changes):
         ),
     ],
 )
+@pytest.mark.slow
 def test_runs_report_fairness_and_attention(tmp_path, flags, expected):
     launch.main(["gabn", *flags.split(), "--steps", "2", "--quiet", "--workdir", str(tmp_path)])
     found = json.loads((tmp_path / "results.json").read_text())["metrics"]
@@ -275,6 +277,7 @@ def test_runs_report_fairness_and_attention(tmp_path, flags, expected):
     np.testing.assert_allclose(found["fairness/std"], np.std(own, ddof=1))
 
 
+@pytest.mark.slow
 def test_packs_of_each_group(tmp_path):
     paths = []
     for name, people in (("one", 6), ("two", 8)):

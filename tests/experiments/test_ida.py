@@ -147,6 +147,7 @@ def test_an_untrained_estimator_is_the_mean_of_its_targets(neighbours):
     np.testing.assert_allclose(state.params["estimator"]["head_dense"]["bias"], [target], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_devices_share_the_batch():
     """One device, a mesh of 8 and 8 replicas train the same estimator; one device and a mesh the same generator."""
     config = dataclasses.replace(SMALL, gan=GAN, estimator=ESTIMATOR)

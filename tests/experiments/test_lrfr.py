@@ -80,6 +80,7 @@ def test_without_sizes_it_is_the_plain_training():
     assert "loss_low" not in metrics
 
 
+@pytest.mark.slow
 def test_two_passes_the_full_size_first():
     """Each copy has its own batch statistics, and the running averages take those of the full size first."""
     config = dataclasses.replace(FACES, augment=data.Augment(flip=0.0), **lrfr.single(4))
@@ -129,6 +130,7 @@ def test_each_copy_is_mirrored_for_itself(monkeypatch):
 
 @pytest.mark.parametrize("reduction", ["per_sample", "batch_log"])
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
+@pytest.mark.slow
 def test_eight_devices_give_the_update_of_one(mode, reduction):
     # One size and no flips: the draws of a replica are its own.
     config = dataclasses.replace(

@@ -313,6 +313,7 @@ def test_a_search_resumes_where_it_was_stopped(tmp_path):
     assert resumed.metrics == whole.metrics
 
 
+@pytest.mark.slow
 def test_the_route_of_an_earlier_run(tmp_path, refusal):
     text = """--data procedural --data.identities 8 --data.per-identity 12 --data.held-out-identities 6
         --data.held-out-per-identity 4 --data.groups 2 --augment.flip 0 --embedding 8 --batch-size 16 --quiet"""
@@ -335,6 +336,7 @@ def test_the_route_of_an_earlier_run(tmp_path, refusal):
     )
 
 
+@pytest.mark.slow
 def test_batch_statistics_of_anchors_stay_and_those_of_the_student_go_on():
     config = rco.Config(
         data=data.RenderedFaces(4, 8, held_out_identities=3, held_out_per_identity=2),

@@ -91,6 +91,7 @@ def test_equal_discrepancies_leave_the_curve():
     np.testing.assert_allclose(before.threshold - after.threshold, 0.375, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_more_neighbours_are_farther_and_more_candidates_nearer():
     rows, candidates = units(6), units(50, seed=1)
     means = [local_discrepancy(rows, candidates, k=k).mean for k in range(1, 51)]

@@ -50,6 +50,7 @@ def test_a_block_adds_its_input_where_it_can():
         np.testing.assert_array_equal(y, x if residual else jnp.zeros_like(y))
 
 
+@pytest.mark.slow
 def test_initial_scales():
     module = models.create("mobilenet_v2", embedding=100)
     params = jax.jit(lambda x: module.init(jax.random.key(0), x, train=False))(jnp.zeros((1, 32, 32, 3)))[
