@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from experiments.recipe import Recipe, load, network, training_batches
 from experiments.studies import Study
-from jaxface import axes, losses, metrics, models, optimizers, training
+from jaxface import axes, losses, metrics, optimizers, training
 from jaxface import data as inputs
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import l2_normalize
@@ -18,24 +19,12 @@ from jaxface.training import figures
 from pallas_kernels import margin_softmax
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Recipe):
     """SFace and the losses it is compared with: one network, one recipe, four losses."""
 
-    data: inputs.AnyFaces = inputs.RenderedFaces()
-    """Faces to learn from; some of the people are kept for verification."""
-    image_size: int = 48
-    """Side of the images, pixels."""
-    augment: inputs.Augment = inputs.Augment()
-    """Random changes of the training images."""
     label_noise: float = 0.0
-    """Fraction of the training labels replaced by another class, uniformly."""
-    backbone: str = "iresnet_pico"
-    """Network; `jaxface.models.names()` lists them."""
-    embedding: int = 128
-    """Size of an embedding."""
-    bfloat16: bool = False
-    """Compute in bfloat16 (parameters, statistics and the loss stay float32)."""
+    """Fraction of the training labels replaced by another class, uniformly, as `data_seed` draws them."""
     loss: Literal["sface", "softmax", "cosface", "arcface"] = "sface"
     """Loss over the cosines between embeddings and class prototypes."""
     scale: float = 64.0
@@ -48,10 +37,6 @@ class Config:
     """SFace: angle b to another class above which the push fades, radians."""
     margin: float = 0.5
     """ArcFace: angular margin in radians; CosFace: cosine margin."""
-    optimizer: training.Optimizer = training.Optimizer(
-        name="adam", learning_rate=3e-3, schedule="cosine", weight_decay=0.0
-    )
-    """Optimizer and learning-rate schedule."""
     sample_rate: float = 1.0
     """Fraction of the classes that take part in a step (PartialFC), in (0, 1]; those of the batch always do."""
     unsampled: Literal["move", "stay"] = "move"
@@ -62,16 +47,8 @@ class Config:
     """Decay per step of a moving average of the parameters, which is then evaluated; none by default."""
     init_from: str | None = None
     """Work directory of a finished run whose network to start from (fine-tuning); prototypes start afresh."""
-    batch_size: int = 64
-    """Images per step over all devices."""
     steps: int = 2000
     """Training steps."""
-    workers: int = 0
-    """Processes that decode and augment; 0 uses threads, best for rendered faces."""
-    seed: int = 0
-    """Seed of the initialisation, the order of the data and its augmentation."""
-    data_seed: int = 0
-    """Seed of the rendered people, of the split by identity and of the wrong labels."""
 
     @classmethod
     def paper(cls) -> "Config":
@@ -108,12 +85,6 @@ class Config:
             ),
             steps=15 * (1000 // 128),
         )
-
-
-def network(config: Config):
-    """The embedding network."""
-    dtype = jnp.bfloat16 if config.bfloat16 else jnp.float32
-    return models.create(config.backbone, embedding=config.embedding, dtype=dtype)
 
 
 LARGE = 16_384
@@ -248,8 +219,6 @@ def training_stage(config: Config, classes: int, image_shape: tuple[int, int, in
 
 def build(config: Config) -> list[training.Stage]:
     """One stage: train the embedding network and its prototypes, verify on people it never saw."""
-    if config.data_seed < 0:
-        raise UserError(f"data_seed: needs a number from 0, got {config.data_seed}")
     if not 0 < config.sample_rate <= 1:
         raise UserError(f"sample_rate: needs a fraction in (0, 1], got {config.sample_rate}")
     if config.unsampled == "stay" and config.sample_rate == 1:
@@ -260,22 +229,12 @@ def build(config: Config) -> list[training.Stage]:
         jax.ShapeDtypeStruct((1, 2), jnp.float32),
         jax.ShapeDtypeStruct((1,), jnp.int32),
     )
-    split = inputs.load(config.data, image_size=config.image_size, seed=config.data_seed)
+    split = load(config)
     classes = len(split.train.class_names)
     labels, flipped = inputs.corrupt_labels(
         split.train.labels, config.label_noise, classes, seed=config.data_seed
     )
-    batches = functools.partial(
-        inputs.batches,
-        split.train,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        augment=config.augment,
-        shard=(jax.process_index(), jax.process_count()),
-        workers=config.workers,
-        label_override=labels,
-    )
-    batches()  # reads nothing yet, but refuses what cannot be used
+    batches = training_batches(config, split.train, label_override=labels)
     stage = training_stage(config, classes, split.train.image_shape)
 
     model = network(config)

@@ -75,6 +75,13 @@ class Faces(abc.ABC):
         """Training and held-out part."""
 
 
+def _check_pairs(spec: Faces) -> None:
+    """Raises UserError unless the people to evaluate on make genuine and impostor pairs."""
+    for name in ("held_out_identities", "held_out_per_identity"):
+        if getattr(spec, name) < 2:
+            raise UserError(f"{name}: pairs to verify need at least 2, got {getattr(spec, name)}")
+
+
 @dataclasses.dataclass(frozen=True)
 class RenderedFaces(Faces):
     """Faces of made-up people from the renderer; nothing to download."""
@@ -116,9 +123,7 @@ class RenderedFaces(Faces):
 
     def unseen(self, *, image_size: int, seed: int) -> Source:
         """The people to evaluate on."""
-        for name in ("held_out_identities", "held_out_per_identity"):
-            if getattr(self, name) < 2:
-                raise UserError(f"{name}: pairs to verify need at least 2, got {getattr(self, name)}")
+        _check_pairs(self)
         return self._open(
             self.held_out_identities,
             self.held_out_per_identity,
@@ -441,9 +446,7 @@ class Procedural(Faces):
                 for chosen in (later < self.per_identity, later >= self.per_identity)
             )
             return Split(*parts, self.title, "classification")
-        for name in ("held_out_identities", "held_out_per_identity"):
-            if getattr(self, name) < 2:
-                raise UserError(f"{name}: pairs to verify need at least 2, got {getattr(self, name)}")
+        _check_pairs(self)
         unseen = self._people(
             self.held_out_identities, self.held_out_per_identity, seed, first=_FIRST_HELD_OUT
         )
@@ -473,9 +476,7 @@ class ProceduralImages(Faces):
     def divide(self, *, image_size: int, seed: int) -> Split:
         if self.identities < 2:
             raise UserError(f"identities: needs at least 2, got {self.identities}")
-        for name in ("held_out_identities", "held_out_per_identity"):
-            if getattr(self, name) < 2:
-                raise UserError(f"{name}: pairs to verify need at least 2, got {getattr(self, name)}")
+        _check_pairs(self)
         unseen = procedural_images(
             self.held_out_identities,
             self.held_out_per_identity,
@@ -531,9 +532,7 @@ class TonedFaces(Faces):
         return self._joined(self.identities, self.per_identity, 0, image_size, seed)
 
     def divide(self, *, image_size: int, seed: int) -> Split:
-        for name in ("held_out_identities", "held_out_per_identity"):
-            if getattr(self, name) < 2:
-                raise UserError(f"{name}: pairs to verify need at least 2, got {getattr(self, name)}")
+        _check_pairs(self)
         unseen = self._joined(
             (self.held_out_identities,) * len(self.identities),
             self.held_out_per_identity,
