@@ -351,10 +351,12 @@ def test_the_configuration_of_the_paper():
 
 @pytest.mark.slow
 def test_erasing_makes_groups_more_alike():
-    """The premise in the small, at a quarter of the study's length."""
-    scores = []
-    for arm in ("baseline", "erasing only"):
-        config = dataclasses.replace(gabn.Config.digits(), steps=300, **gabn.ARMS[arm])
-        scores.append(training.run(gabn.build(config)).metrics)
-    assert scores[1]["fairness/accuracy@shortcut"] > scores[0]["fairness/accuracy@shortcut"]
-    assert scores[1]["fairness/std"] < scores[0]["fairness/std"]
+    """The premise in the small, on a seed of the study at its full length: a shorter run is noise."""
+    plain, erasing = (
+        training.run(
+            gabn.build(dataclasses.replace(gabn.Config.digits(), seed=3, data_seed=3, **gabn.ARMS[arm]))
+        ).metrics
+        for arm in ("baseline", "erasing only")
+    )
+    assert erasing["fairness/accuracy@shortcut"] > plain["fairness/accuracy@shortcut"] + 0.01
+    assert erasing["fairness/std"] < plain["fairness/std"] - 0.01
