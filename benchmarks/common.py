@@ -89,6 +89,30 @@ def looped(function: Callable, iterations: int) -> Callable:
     return run
 
 
+def in_turns(
+    calls: Mapping[str, Callable[[], object]], *, repeats: int = 50, warmup: int = 3, budget: float = 20.0
+) -> dict[str, np.ndarray]:
+    """Wall seconds of calls made in turns, so that a change of clocks meets them all.
+
+    Args:
+      calls: name -> function; what it returns is waited for. The first call of each, which may compile, is not counted.
+      repeats: timed calls of each; fewer where `budget` seconds for all of them would not do, at least 5.
+      warmup: turns after the first that are not counted either.
+
+    Returns:
+      name -> seconds of every timed call.
+    """
+    rounds = [
+        {name: float(seconds(call, repeats=1, warmup=0)[0]) for name, call in calls.items()}
+    ]  # compiles
+    started = time.perf_counter()
+    for done in range(warmup + repeats):
+        if done > warmup + 5 and time.perf_counter() - started > budget:
+            break
+        rounds.append({name: float(seconds(call, repeats=1, warmup=0)[0]) for name, call in calls.items()})
+    return {name: np.array([turn[name] for turn in rounds[1 + warmup :]]) for name in calls}
+
+
 def compare(
     variants: Mapping[str, Callable],
     arguments: Mapping[str, tuple] | tuple,
@@ -106,7 +130,7 @@ def compare(
       variants: name -> function of arrays; each is jitted.
       arguments: the arrays, or name -> the arrays of that variant where their layouts differ.
       ours, peer: the two whose ratio is reported.
-      repeats: timed calls of each; fewer where `budget` seconds for all of them would not do, at least 5.
+      repeats, warmup, budget: as in `in_turns`.
       iterations: calls inside one jitted loop (see `looped`); give some 20 where a call takes microseconds.
 
     Returns:
@@ -117,15 +141,8 @@ def compare(
         given = arguments[name] if isinstance(arguments, Mapping) else arguments
         jitted = looped(function, iterations) if iterations > 1 else jax.jit(function)
         calls[name] = functools.partial(jitted, *given)
-    rounds = [
-        {name: float(seconds(call, repeats=1, warmup=0)[0]) for name, call in calls.items()}
-    ]  # compiles
-    started = time.perf_counter()
-    for done in range(warmup + repeats):
-        if done > warmup + 5 and time.perf_counter() - started > budget:
-            break
-        rounds.append({name: float(seconds(call, repeats=1, warmup=0)[0]) for name, call in calls.items()})
-    times = {name: np.array([turn[name] for turn in rounds[1 + warmup :]]) / iterations for name in calls}
+    times = in_turns(calls, repeats=repeats, warmup=warmup, budget=budget)
+    times = {name: values / iterations for name, values in times.items()}
     report = {name: summary(values) for name, values in times.items()}
     return {
         "seconds": report,
@@ -145,13 +162,17 @@ def clocks() -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def memory(function: Callable, *arguments) -> dict[str, int]:
-    """Bytes that the compiled `jit(function)` holds on this device: arguments, outputs and temporaries."""
-    analysis = jax.jit(function).lower(*arguments).compile().memory_analysis()
+def memory(function: Callable, *arguments, **options) -> dict[str, int]:
+    """Bytes that the compiled `jit(function, **options)` holds on this device: arguments, outputs and temporaries.
+
+    Aliased is the part of the outputs that is written where a donated argument was.
+    """
+    analysis = jax.jit(function, **options).lower(*arguments).compile().memory_analysis()
     return {
         "argument_bytes": analysis.argument_size_in_bytes,
         "output_bytes": analysis.output_size_in_bytes,
         "temporary_bytes": analysis.temp_size_in_bytes,
+        "aliased_bytes": analysis.alias_size_in_bytes,
     }
 
 
