@@ -4,15 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 COMPILERS := .cache/compilers
-# The fast tests compile thousands of small programs and run each a few times: without XLA's optimiser they take two thirds as long.
-UNOPTIMISED := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+# Tests compile thousands of small programs and run each a few times: they spare XLA's optimiser, and threads that compile parts.
+UNOPTIMISED := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1
 WORKDIR ?= runs/demo
 METHOD ?= sface
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo real-faces test test-all test-aot lint format bench bench-kernels tpu-aot reproduce clean
+.PHONY: help venv demo real-faces test test-slow test-aot lint format bench bench-kernels tpu-aot reproduce clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -36,8 +36,11 @@ test: $(STAMP)  ## the fast tests
 	XLA_FLAGS="$(UNOPTIMISED) $$XLA_FLAGS" \
 		$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not aot and not accelerator" $(ARGS)
 
-test-all: $(STAMP)  ## all tests, the slow ones too
-	$(BIN)/python -m pytest -q $(ARGS)
+# The rooms with the longest tests come first, so that no core waits for the other at the end.
+test-slow: $(STAMP)  ## the slow tests
+	XLA_FLAGS="$(UNOPTIMISED) $$XLA_FLAGS" \
+		$(BIN)/python -m pytest -q -n auto --dist worksteal -m "slow and not aot and not accelerator" \
+		tests/training tests/experiments tests $(ARGS)
 
 # The TPU and CUDA compilers, apart from the environment: with a plugin in it JAX would look for its device at every start.
 $(COMPILERS)/.installed: $(STAMP)
