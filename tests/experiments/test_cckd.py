@@ -175,6 +175,7 @@ def test_sizes_may_differ():
         assert "projection" not in state.params
 
 
+@pytest.mark.slow
 def test_congruence_makes_relations_congruent():
     """Between unseen records too they are nearer to the teacher's than labels alone make them."""
     config = dataclasses.replace(

@@ -41,6 +41,7 @@ def run(tmp_path_factory):
     return workdir, outcome
 
 
+@pytest.mark.slow
 def test_a_run_tries_every_method_on_every_network(run):
     workdir, outcome = run
     names = list(cloak.methods(changed(baselines=True)))

@@ -90,7 +90,13 @@ def test_the_memory_holds_the_newest_teacher_features(alone):
     )
 
 
-@pytest.mark.parametrize("how", [{"mode": "jit", "model_shards": 2}, {"mode": "pmap"}], ids=["mesh", "pmap"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param({"mode": "jit", "model_shards": 2}, id="mesh"),
+        pytest.param({"mode": "pmap"}, id="pmap", marks=pytest.mark.slow),
+    ],
+)
 def test_eight_devices_are_one(alone, how):
     kept, _ = run(TINY, **how)
     for name, state in kept.items():

@@ -261,7 +261,14 @@ def test_hardness_is_measured_by_the_library_on_images_nobody_saw():
     assert metrics["congruence"] == pytest.approx(float(soft), rel=1e-4)
 
 
-@pytest.mark.parametrize("config", [TINY, MIMIC, HINT], ids=["logits", "mimic", "hint"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(TINY, id="logits"),
+        pytest.param(MIMIC, id="mimic", marks=pytest.mark.slow),
+        pytest.param(HINT, id="hint", marks=pytest.mark.slow),
+    ],
+)
 def test_eight_devices_equal_one(config):
     config = changed(config, selection="greedy", threshold=1e6)
     states = [
@@ -359,6 +366,7 @@ def test_batch_statistics_of_anchors_stay_and_those_of_the_student_go_on():
     assert "congruence" not in outcomes["student"].metrics
 
 
+@pytest.mark.slow
 def test_the_default_run_through_the_launcher(tmp_path):
     text = """--data rendered --data.identities 8 --data.per-identity 8 --data.held-out-identities 6
         --data.held-out-per-identity 4 --image-size 16 --backbone mlp_8 --teacher.backbone mlp_16 --teacher.steps 8
