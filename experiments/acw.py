@@ -231,7 +231,8 @@ class Networks:
             kinds = jnp.asarray(self.kinds)[draw]
         return inputs.corrupt_rgbd(keys[:, 1], images, depth, kinds, strength=self.config.corruption)
 
-    def _corrupt_and_describe(self, extra, images, depth, keys, kinds) -> Described:
+    def _corrupt_and_describe(self, extra, images, depth, kinds, seed, number) -> Described:
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), images.shape[0])
         images, depth = normalize_pixels(images), normalize_pixels(depth)
         return self.describe(extra, *self.corrupt(keys, images, depth, kinds))
 
@@ -254,11 +255,10 @@ class Networks:
         kinds = None if kind is None else np.full(size, RGBD_CORRUPTIONS.index(kind), np.int32)
         parts = []
         for number, batch in enumerate(evaluation_batches(source, size)):
-            keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), size)
-            arrays = batch["image"], batch["depth"], keys, kinds
+            arrays = batch["image"], batch["depth"], kinds
             if rows is not None:
-                arrays = jax.tree.map(lambda x: jax.device_put(x, rows), arrays)
-            found = self._described(extra, *arrays)
+                arrays = jax.device_put(arrays, rows)
+            found = self._described(extra, *arrays, seed, number)
             if rows is not None and jax.process_count() > 1:
                 found = jax.device_put(found, everywhere)
             parts.append(Described(*(np.asarray(x)[batch["valid"]] for x in found)))

@@ -89,7 +89,11 @@ class JitParallel:
         """The state that `init(*arguments)` makes, where the rules want it; none of its buffers is one of the arguments'."""
         if not compiled:
             made = init(*arguments)
-            return jax.device_put(made, self.shardings(jax.eval_shape(lambda: made), rules), may_alias=False)
+            target = self.shardings(jax.eval_shape(lambda: made), rules)
+            if jax.process_count() == 1:
+                return jax.device_put(made, target, may_alias=False)
+            # Arrays of this process alone reach the devices of others as arguments of a compiled function only.
+            return jax.jit(_copied(lambda state: state), out_shardings=target)(made)
         target = self.shardings(jax.eval_shape(init, *arguments), rules)
         return jax.jit(_copied(init), out_shardings=target)(*arguments)
 

@@ -129,8 +129,8 @@ for axes in (("data",), ("model",), ("data", "model")):
 """
 
 
-@pytest.mark.slow
-def test_one_process_may_compile_longer_than_gloo_waits():
+def pair_of(program):
+    """What two processes of two devices each print."""
     port = free_port()
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -138,14 +138,43 @@ def test_one_process_may_compile_longer_than_gloo_waits():
     }
     pair = [
         subprocess.Popen(
-            [sys.executable, "-c", LATE, str(port), str(index)],
+            [sys.executable, "-c", program, str(port), str(index)],
             cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for index in range(2)
     ]  # fmt: skip
     said = [process.communicate(timeout=300) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], said
-    assert all(out.endswith("2 2 12 ") for out, _ in said), said  # behind what Gloo says of its connections
+    return [out for out, _ in said]
+
+
+@pytest.mark.slow
+def test_one_process_may_compile_longer_than_gloo_waits():
+    said = pair_of(LATE)
+    assert all(out.endswith("2 2 12 ") for out in said), said  # behind what Gloo says of its connections
+
+
+MADE = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import PartitionSpec
+from jaxface import training
+
+training.start_processes(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
+parallel = training.make_parallel(model_shards=2)
+make = lambda: {"host": np.arange(4.0), "rows": jnp.arange(8).reshape(4, 2), "key": jax.random.key(3)}
+state = parallel.create(make, rules={"rows": PartitionSpec("model")}, compiled=False)
+again = parallel.create(lambda: state, rules={"rows": PartitionSpec("model")}, compiled=False)
+key = jax.random.key_data(again["key"])
+print(len(again["rows"].sharding.device_set), again["rows"].addressable_shards[0].data.shape,
+      *(int(jnp.sum(again[name])) for name in ("host", "rows")), int(jnp.sum(key)), end=" ")
+"""
+
+
+@pytest.mark.slow
+def test_a_state_made_by_each_process_is_spread_over_both():
+    said = pair_of(MADE)
+    assert all(out.endswith("4 (2, 2) 6 28 3 ") for out in said), said
 
 
 def start(workdir, index, count, port, *flags):
