@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 COMPILERS := .cache/compilers
-# Tests compile thousands of small programs and run each a few times: they spare XLA's optimiser, and threads that compile parts.
+# Tests compile thousands of small programs and run each a few times: faster without XLA's optimiser and its compile threads.
 UNOPTIMISED := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1
 WORKDIR ?= runs/demo
 METHOD ?= sface

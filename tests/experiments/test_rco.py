@@ -1,11 +1,11 @@
 import dataclasses
-import functools
 
 import jax
 import numpy as np
 import pytest
 
 from experiments import configs, launch, rco, recipe
+from experiments.reproduce import sharing
 from jaxface import data, losses, models, training
 from jaxface.data.bundled import ArraySource
 from jaxface.errors import UserError
@@ -474,20 +474,14 @@ def test_whole_configurations_survive_being_written(preset, monkeypatch):
 @pytest.mark.slow
 def test_earlier_anchors_are_easier_to_imitate():
     """The paper's premise: along the route both the loss that remains and the hardness for the first student grow."""
-    study = rco.STUDIES["premise"]
-    done = []
-    share = functools.partial(rco_share, done=done)
+    study, done = rco.STUDIES["premise"], []
     left = [
-        share(dataclasses.replace(study.base, **fields, seed=1, data_seed=1))
-        for fields in study.arms.values()
+        training.run(sharing(rco.build(config), study.shared, done), seed=config.seed).metrics
+        for config in (
+            dataclasses.replace(study.base, **fields, seed=1, data_seed=1) for fields in study.arms.values()
+        )
     ]
     congruence = [metrics["student/congruence"] for metrics in left]
     assert congruence == sorted(congruence) and congruence[-1] > 1.2 * congruence[0]
     row = [left[0][f"student/ratio/{step}"] for step in study.base.recorded_at]
     assert row == sorted(row) and row[0] == 1 and row[-1] > 1.1
-
-
-def rco_share(config, *, done):
-    from experiments.reproduce import sharing
-
-    return training.run(sharing(rco.build(config), 4, done), seed=config.seed).metrics
