@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 COMPILERS := .cache/compilers
-# Tests compile thousands of small programs and run each a few times: faster without XLA's optimiser and its compile threads.
-UNOPTIMISED := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1
+# Tests compile thousands of small programs and run each a few times: faster without XLA's optimizer and its compile threads.
+UNOPTIMIZED := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1
 WORKDIR ?= runs/demo
 METHOD ?= sface
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
@@ -30,15 +30,15 @@ demo: $(STAMP)  ## train SFace on rendered faces and verify on people it never s
 
 real-faces: $(STAMP)  ## the demo's network on photographs: FACES=folder of one sub-folder per person
 	@test -n "$(FACES)" || { echo 'error: FACES: give a folder of photographs, one sub-folder per person' >&2; exit 2; }
-	$(BIN)/python -m experiments.real_faces --run $(WORKDIR) --faces $(FACES) $(ARGS)
+	$(BIN)/python -m experiments.programs.real_faces --run $(WORKDIR) --faces $(FACES) $(ARGS)
 
 test: $(STAMP)  ## the fast tests
-	XLA_FLAGS="$(UNOPTIMISED) $$XLA_FLAGS" \
+	XLA_FLAGS="$(UNOPTIMIZED) $$XLA_FLAGS" \
 		$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not aot and not accelerator" $(ARGS)
 
 # The rooms with the longest tests come first, so that no core waits for the other at the end.
 test-slow: $(STAMP)  ## the slow tests
-	XLA_FLAGS="$(UNOPTIMISED) $$XLA_FLAGS" \
+	XLA_FLAGS="$(UNOPTIMIZED) $$XLA_FLAGS" \
 		$(BIN)/python -m pytest -q -n auto --dist worksteal -m "slow and not aot and not accelerator" \
 		tests/training tests/experiments tests $(ARGS)
 

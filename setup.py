@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 _INTEROP = [
     "safetensors>=0.5",  # weights to and from PyTorch
     "onnx>=1.17",  # ONNX graphs read and written
-    "flatbuffers>=24",  # jax.export serialises with it and does not require it
+    "flatbuffers>=24",  # jax.export serializes with it and does not require it
 ]
 
 setup(

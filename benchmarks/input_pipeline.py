@@ -22,10 +22,10 @@ from PIL import Image
 
 from benchmarks import common
 from jaxface import data
-from jaxface.data.augment import Augment
-from jaxface.data.images import encode_image
-from jaxface.data.pipeline import batches
-from jaxface.data.sources import Source
+from jaxface.data.pipeline.batches import batches
+from jaxface.data.sources.images import encode_image
+from jaxface.data.sources.source import Source
+from jaxface.data.transforms.augment import Augment
 
 SETTINGS = {
     "no augmentation": None,

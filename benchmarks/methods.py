@@ -25,10 +25,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import common
-from experiments import acw, cckd, cloak, coupleface, gabn, ida, lrfr, rco
-from experiments.recipe import Recipe, Teacher
+from experiments.methods import acw, cckd, cloak, coupleface, gabn, ida, lrfr, rco
+from experiments.recipes.recognition import Recipe, Teacher
 from jaxface import data, metrics, training
-from jaxface.data.pixels import device_batch
+from jaxface.data.transforms.pixels import device_batch
 from jaxface.layers.prototypes import l2_normalize
 from jaxface.training.stages import Stages
 
@@ -87,7 +87,7 @@ def stage(build: Callable, name: str) -> Callable[[Any, training.JitParallel], W
 
 
 def ida_scores(config: ida.Config, parallel: training.JitParallel, *, embedded: bool = False) -> Work:
-    """Scores of all pairs of a batch: by cosine with weight 0, else aligned by made-up candidates."""
+    """Scores of all pairs of a batch: by cosine with weight 0, else aligned by synthetic candidates."""
     rng = np.random.default_rng(0)
 
     def unit(rows):
@@ -111,7 +111,7 @@ def ida_scores(config: ida.Config, parallel: training.JitParallel, *, embedded: 
             )
         if not aligns:
             return state, {"scores": rows @ rows.T}
-        crowded = metrics.local_discrepancy(rows, state["candidates"], k=config.neighbours).mean
+        crowded = metrics.local_discrepancy(rows, state["candidates"], k=config.neighbors).mean
         scores = metrics.pairwise_aligned_similarity(rows, crowded, rows, crowded, weight=config.weight)
         return state, {"scores": scores}
 

@@ -26,8 +26,8 @@ from PIL import Image
 from benchmarks import common
 from benchmarks.input_pipeline import photographs
 from jaxface import data
-from jaxface.data import packs
-from jaxface.data.images import decode_image, encode_image
+from jaxface.data.sources import packs
+from jaxface.data.sources.images import decode_image, encode_image
 from jaxface.errors import UserError
 
 

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import common
-from jaxface.data import rendered
-from jaxface.data.appearance import normalized_depth
-from jaxface.data.face_model import EXPRESSION
-from jaxface.data.face_parameters import FaceParameters
-from jaxface.data.head_geometry import directional_light
-from jaxface.data.presentation import CUTOUT, MASK, PRINT, REPLAY
-from jaxface.data.renderer import render, to_uint8
-from jaxface.data.variation import Variation
+from jaxface.data.render import rendered
+from jaxface.data.render.appearance import normalized_depth
+from jaxface.data.render.face_model import EXPRESSION
+from jaxface.data.render.face_parameters import FaceParameters
+from jaxface.data.render.head_geometry import directional_light
+from jaxface.data.render.presentation import CUTOUT, MASK, PRINT, REPLAY
+from jaxface.data.render.renderer import render, to_uint8
+from jaxface.data.render.variation import Variation
 
 
 def _parameters(count: int, *, seed: int = 0) -> FaceParameters:

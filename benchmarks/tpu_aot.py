@@ -17,9 +17,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import common
-from experiments import sface
+from experiments.methods import sface
 from jaxface import axes, training
-from jaxface.data.pixels import device_batch
+from jaxface.data.transforms.pixels import device_batch
 from pallas_kernels import aot
 
 GIGABYTE = 1e9

@@ -1,55 +1,30 @@
 """Configurations: found by the method's name, read from the command line, written beside the results and read back.
 
-A method is a module of this package with a frozen dataclass `Config` and `build(config) -> stages`.
+A method is a module of `experiments.methods` with a frozen dataclass `Config` and `build(config) -> stages`.
 """
 
-import argparse
-import ast
-import contextlib
 import dataclasses
-import difflib
 import functools
 import importlib
-import io
 import pathlib
-import re
-import sys
 import types
 from typing import Annotated, Any
 
-import absl.logging
 import cattrs
+import flax.errors
+import jax
+import numpy as np
 import tyro
 from cattrs.preconf.json import make_converter
-from cattrs.strategies import configure_tagged_union
 from cattrs.v import format_exception
 
-from jaxface import data, training
+from experiments import methods
+from jaxface import training
+from jaxface.cli import console
+from jaxface.cli.flags import parse_flags, unset_data
+from jaxface.data.specs.base import KINDS, DataSpec
 from jaxface.errors import UserError
-
-_HERE = pathlib.Path(__file__).parent
-_TOOLS = {
-    "__init__", "cloak_images", "configs", "convert", "evaluate", "launch", "real_faces", "recipe", "reproduce", "studies",
-    "weights",
-}  # fmt: skip
-DATA = {
-    "rendered": data.RenderedFaces,
-    "folder": data.Folder,
-    "rgbd_folder": data.RgbdFolder,
-    "tfds": data.Tfds,
-    "recordio": data.RecordIO,
-    "bin": data.Bin,
-    "olivetti": data.Olivetti,
-    "lfw": data.Lfw,
-    "digits": data.Digits,
-    "digit_halves": data.DigitHalves,
-    "lfw_subset": data.LfwSubset,
-    "procedural": data.Procedural,
-    "procedural_images": data.ProceduralImages,
-    "toned": data.TonedFaces,
-    "groups": data.GroupFolders,
-    "shortcut_digits": data.ShortcutDigits,
-}
+from jaxface.registry import nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,19 +42,11 @@ class Run:
     quiet: bool = False
     """No progress bar and no table."""
     coordinator: str | None = None
-    """Several processes as one run: HOST:PORT of process 0. Slurm, MPI, Kubernetes and TPU pods are recognised without."""
+    """Several processes as one run: HOST:PORT of process 0. Slurm, MPI, Kubernetes and TPU pods are recognized without."""
     processes: int | None = None
     """Number of processes, with `coordinator`."""
     process: int | None = None
     """Index of this process, from 0, with `coordinator`."""
-
-
-def methods() -> dict[str, str]:
-    """Every method and the first line of its description, without importing any."""
-    files = sorted(path for path in _HERE.glob("*.py") if path.stem not in _TOOLS)
-    return {
-        path.stem: (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0] for path in files
-    }
 
 
 def method_module(name: str) -> types.ModuleType:
@@ -88,15 +55,10 @@ def method_module(name: str) -> types.ModuleType:
     Raises:
       UserError: no such method; names the nearest.
     """
-    known, slug = methods(), name.replace("-", "_")
+    known, slug = methods.descriptions(), name.replace("-", "_")
     if slug not in known:
-        raise UserError(f"method: {name!r} is unknown{_nearest(slug, known)}; --list shows all")
-    return importlib.import_module(f"{__package__}.{slug}")
-
-
-def _nearest(word: str, known) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
-    return f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"method: {name!r} is unknown{nearest(slug, known)}; --list shows all")
+    return importlib.import_module(f"{methods.__name__}.{slug}")
 
 
 def presets(config_class: type) -> list[str]:
@@ -116,15 +78,19 @@ def _converter() -> cattrs.Converter:
     converter = make_converter(forbid_extra_keys=True)
     for kind in (bool, int, float, str):
         converter.register_structure_hook(kind, _exactly)
-    configure_tagged_union(data.AnyFaces, converter, tag_name="kind")
+    converter.register_unstructure_hook_func(
+        lambda kind: kind is DataSpec,
+        lambda spec: {"kind": KINDS.name_of(type(spec)), **converter.unstructure(spec, type(spec))},
+    )
+
+    def structure_data(written, _):
+        if not isinstance(written, dict) or "kind" not in written:
+            raise UserError(f"data: needs an object with a kind, got {written!r}")
+        fields = {name: value for name, value in written.items() if name != "kind"}
+        return converter.structure(fields, KINDS[str(written["kind"])])
+
+    converter.register_structure_hook_func(lambda kind: kind is DataSpec, structure_data)
     return converter
-
-
-class Arguments(argparse.ArgumentParser):
-    """An argument parser whose refusals are one line, as those of the rest of the program."""
-
-    def error(self, message: str):
-        raise UserError(message)
 
 
 def to_dict(method: str, config: Any, run: Run) -> dict:
@@ -178,7 +144,7 @@ def parse(method: str, arguments: list[str]) -> tuple[Any, Run]:
     """
     module = method_module(method)
     # These three decide which flags there are, so they are read before the others.
-    first = Arguments(add_help=False, allow_abbrev=False)
+    first = console.Arguments(add_help=False, allow_abbrev=False)
     first.add_argument("--preset")
     first.add_argument("--config")
     first.add_argument("--data")
@@ -194,111 +160,48 @@ def parse(method: str, arguments: list[str]) -> tuple[Any, Run]:
         if written_for != method:
             raise UserError(f"config: {chosen.config} is of method {written_for!r}, not {method!r}")
     if chosen.data is not None:
-        config = dataclasses.replace(config, data=_empty_data(chosen.data))
+        config = dataclasses.replace(config, data=unset_data(chosen.data))
 
     @dataclasses.dataclass(frozen=True)
     class Flags:
         config: Annotated[module.Config, tyro.conf.arg(name="")]
         run: Annotated[Run, tyro.conf.arg(name="")]
 
-    flags = tyro_parse(
+    flags = parse_flags(
         Flags,
         Flags(config, run),
         rest,
         prog=f"launch {method}",
-        description=f"{methods()[method.replace('-', '_')]}\n\n"
-        f"--data {{{','.join(DATA)}}} chooses the data; its own flags are under 'data options'. "
+        nameless=("config", "run"),
+        description=f"{methods.descriptions()[method.replace('-', '_')]}\n\n"
+        f"--data {{{','.join(KINDS.names())}}} chooses the data; its own flags are under 'data options'. "
         f"--preset {{{','.join(presets(module.Config))}}} starts from another configuration, "
         "--config FILE from one that a run wrote.",
     )
     return flags.config, flags.run
 
 
-def _empty_data(kind: str) -> data.Faces:
-    if kind not in DATA:
-        raise UserError(f"data: needs one of {', '.join(DATA)}, got {kind!r}{_nearest(kind, DATA)}")
-    fields = dataclasses.fields(DATA[kind])
-    required = {f.name: tyro.MISSING for f in fields if f.default is f.default_factory is dataclasses.MISSING}
-    return DATA[kind](**required)
-
-
-def parse_data(kind: str, arguments: list[str], *, prog: str) -> data.Faces:
-    """The data named by `--data KIND --data.FIELD …`."""
-
-    @dataclasses.dataclass(frozen=True)
-    class Flags:
-        data: data.AnyFaces
-
-    return tyro_parse(Flags, Flags(_empty_data(kind)), arguments, prog=prog).data
-
-
-def tyro_parse(
-    flags_class: type, default: Any, arguments: list[str], *, prog: str, description: str = ""
-) -> Any:
-    """`tyro.cli` whose refusals are one line.
+def load_network(run: str | pathlib.Path, *, best: bool = False):
+    """The network of a run: (module, backbone parameters, extra, its Config).
 
     Raises:
-      UserError: an unknown flag, a missing one, or a value of the wrong type.
-      SystemExit: `--help` was asked for.
+      UserError: no run there, or its method has no embedding network.
     """
-    said = io.StringIO()
+    method, config, _ = from_dict(training.read_config(pathlib.Path(run).expanduser()))
+    module = method_module(method)
+    if not hasattr(module, "network"):
+        raise UserError(f"run: {method} in {run} has no embedding network to evaluate")
+    backbone, extra = training.backbone_checkpoint(run, best=best)
+    return module.network(config), backbone, extra, config
+
+
+def check_images(run: str | pathlib.Path, model, backbone, extra, shape: tuple[int, int, int]) -> None:
+    """Raises UserError unless the network of a run takes images of that shape."""
     try:
-        # Help goes to stdout as it is; complaints go to stderr in a frame, of which the text is kept.
-        with contextlib.redirect_stderr(said):
-            flags, unknown = tyro.cli(
-                flags_class,
-                default=default,
-                args=arguments,
-                prog=prog,
-                description=description,
-                return_unknown_args=True,
-                config=(tyro.conf.AvoidSubcommands,),
-            )
-    except SystemExit as error:
-        if not error.code:
-            raise
-        raise UserError(_complaint(said.getvalue()) or "the arguments cannot be understood") from None
-    if unknown:
-        flag = unknown[0].partition("=")[0]
-        raise UserError(f"{flag}: no such option{_nearest(flag, _flag_names(flags))}; --help lists all")
-    return flags
-
-
-def _complaint(framed: str) -> str:
-    """The sentence inside tyro's frame, which has a title above it and hints below."""
-    lines = [re.sub(r"[─│╭╮╰╯]|-{5,}", " ", line).strip() for line in framed.splitlines()]
-    text = " ".join([line for line in lines if line][1:])
-    return " ".join(re.split("Argument helptext:|For full helptext", text)[0].split())
-
-
-def _flag_names(value: Any, prefix: str = "") -> list[str]:
-    names = []
-    for field in dataclasses.fields(value):
-        inner = getattr(value, field.name)
-        # `config` and `run` are the two nameless groups of the top level.
-        name = (
-            prefix
-            if not prefix and field.name in ("config", "run")
-            else f"{prefix}{field.name.replace('_', '-')}"
+        jax.eval_shape(
+            functools.partial(model.apply, train=False),
+            training.network_variables(backbone, extra),
+            jax.ShapeDtypeStruct((1, *shape), np.float32),
         )
-        if dataclasses.is_dataclass(inner):
-            names += _flag_names(inner, f"{name}." if name else "")
-        else:
-            names.append(f"--{name}")
-    return names
-
-
-def exit_on_user_error(main):
-    """Lets a program end with one line and status 2 on a mistake of its user."""
-
-    @functools.wraps(main)
-    def wrapped(*args, **kwargs):
-        # orbax and grain say much through absl that is no news to a user; what we have to say goes through our own logger.
-        absl.logging.set_verbosity(absl.logging.ERROR)
-        try:
-            return main(*args, **kwargs)
-        except UserError as error:
-            sys.stderr.write(f"error: {error}\n")
-            raise SystemExit(2) from None
-
-    return wrapped
+    except (flax.errors.FlaxError, ValueError, TypeError):
+        raise UserError(f"data: the network of {run} does not take images of shape {shape}") from None

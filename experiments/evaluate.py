@@ -1,44 +1,14 @@
 """Verification of a trained network on any data: `python -m experiments.evaluate RUN --data folder --data.root DIR`."""
 
-import functools
 import json
 import pathlib
 import sys
 
-import flax.errors
-import jax
-import numpy as np
-
 from experiments import configs
-from experiments.launch import show, use_compilation_cache
 from jaxface import data, metrics, training
+from jaxface.cli import console, flags
+from jaxface.cli.console import show_metrics, use_compilation_cache
 from jaxface.errors import UserError
-
-
-def load_network(run: str | pathlib.Path, *, best: bool = False):
-    """The network of a run: (module, backbone parameters, extra, its Config).
-
-    Raises:
-      UserError: no run there, or its method has no embedding network.
-    """
-    method, config, _ = configs.from_dict(training.read_config(pathlib.Path(run).expanduser()))
-    module = configs.method_module(method)
-    if not hasattr(module, "network"):
-        raise UserError(f"run: {method} in {run} has no embedding network to evaluate")
-    backbone, extra = training.backbone_checkpoint(run, best=best)
-    return module.network(config), backbone, extra, config
-
-
-def check_images(run: str | pathlib.Path, model, backbone, extra, shape: tuple[int, int, int]) -> None:
-    """Raises UserError unless the network of a run takes images of that shape."""
-    try:
-        jax.eval_shape(
-            functools.partial(model.apply, train=False),
-            training.network_variables(backbone, extra),
-            jax.ShapeDtypeStruct((1, *shape), np.float32),
-        )
-    except (flax.errors.FlaxError, ValueError, TypeError):
-        raise UserError(f"data: the network of {run} does not take images of shape {shape}") from None
 
 
 def evaluate(
@@ -55,8 +25,8 @@ def evaluate(
         if pairs is not None:
             raise UserError(f"pairs: needs 'balanced' for data that comes with its own pairs, got {pairs!r}")
         pairs = official
-    model, backbone, extra, _ = load_network(run, best=best)
-    check_images(run, model, backbone, extra, source.image_shape)
+    model, backbone, extra, _ = configs.load_network(run, best=best)
+    configs.check_images(run, model, backbone, extra, source.image_shape)
     embeddings = training.embed_source(model, backbone, extra, source)
     report = metrics.verify(embeddings, source.labels, pairs=pairs, seed=seed)
     return report, training.verification_figures(embeddings, source.labels, pairs=pairs, seed=seed)
@@ -73,12 +43,14 @@ def _pairs(text: str) -> str | int | None:
         raise UserError(f"pairs: needs 'balanced', 'all' or a number, got {text!r}") from None
 
 
-@configs.exit_on_user_error
+@console.exit_on_user_error
 def main(arguments: list[str] | None = None) -> None:
-    parser = configs.Arguments(prog="evaluate", description=__doc__, allow_abbrev=False)
+    parser = console.Arguments(prog="evaluate", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", help="work directory of a run")
     parser.add_argument(
-        "--data", default="rendered", help=f"one of {', '.join(configs.DATA)}; its fields as --data.FIELD"
+        "--data",
+        default="rendered",
+        help=f"one of {', '.join(data.KINDS.names())}; its fields as --data.FIELD",
     )
     parser.add_argument(
         "--pairs", default="balanced", help="'balanced' ten folds (default), 'all', or a number of pairs"
@@ -92,22 +64,22 @@ def main(arguments: list[str] | None = None) -> None:
     )
     chosen, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
     pairs = _pairs(chosen.pairs)
-    spec = configs.parse_data(chosen.data, rest, prog="evaluate")
+    spec = flags.parse_data(chosen.data, rest, prog="evaluate")
     use_compilation_cache()
-    config = load_network(chosen.run)[-1]
+    config = configs.load_network(chosen.run)[-1]
     source = data.load_all(spec, image_size=config.image_size, seed=chosen.seed)
-    report, figures = evaluate(chosen.run, source, pairs=pairs, best=chosen.best, seed=chosen.seed)
+    report, drawings = evaluate(chosen.run, source, pairs=pairs, best=chosen.best, seed=chosen.seed)
     out = pathlib.Path(chosen.out or pathlib.Path(chosen.run) / f"evaluate-{chosen.data}")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, draw in figures.items():
+        for name, draw in drawings.items():
             draw(out / f"{name}.png")
         training.write_atomically(
             out / "results.json", json.dumps({"data": spec.title, "metrics": report}, indent=2) + "\n"
         )
     except OSError as error:
         raise UserError(f"out: cannot write to {out}: {error.strerror}") from None
-    show(report, f"{chosen.run} on {spec.title}: {out}")
+    show_metrics(report, f"{chosen.run} on {spec.title}: {out}")
 
 
 if __name__ == "__main__":

@@ -1,40 +1,22 @@
 """Runs one method: `python -m experiments.launch METHOD [flags]`, `--list` for all methods."""
 
+from __future__ import annotations
+
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import jax
-from rich.console import Console
-from rich.table import Table
-
-from experiments import configs
-from jaxface import training
+from experiments import methods
+from jaxface.cli import console
 from jaxface.errors import UserError
-from jaxface.training.workdir import writing
-from pallas_kernels.common import KernelError
+
+if TYPE_CHECKING:  # imported where they are used: `--list` and `--help` answer without JAX
+    from experiments import configs
+    from jaxface import training
 
 USAGE = "usage: python -m experiments.launch METHOD [--help | flags], or --list"
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs between runs, where the user has not said otherwise."""
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "jaxface"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def show(metrics: dict[str, float], title: str) -> None:
-    """A table of results on the terminal."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    for name, value in metrics.items():
-        table.add_row(name, f"{value:.4f}")
-    Console().print(table)
 
 
 def launch(method: str, config, run: configs.Run) -> training.Outcome:
@@ -49,6 +31,13 @@ def launch(method: str, config, run: configs.Run) -> training.Outcome:
 
     Before the first checkpoint these two let the work directory go, so that the mended command may have it.
     """
+    import jax
+
+    from experiments import configs
+    from jaxface import training
+    from jaxface.training.workdir import writing
+    from pallas_kernels.common import KernelError
+
     parallel = training.make_parallel(run.parallel, model_shards=run.model_shards)
     run.cadence.check()
     training.check_batch_size(parallel, config.batch_size, accumulate=getattr(config, "accumulate", 1))
@@ -84,16 +73,17 @@ def launch(method: str, config, run: configs.Run) -> training.Outcome:
         with writing(workdir / "results.json"):
             training.write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
         if not run.quiet:
-            show(outcome.metrics, f"{method}: {workdir}")
+            console.show_metrics(outcome.metrics, f"{method}: {workdir}")
     return outcome
 
 
-@configs.exit_on_user_error
+@console.exit_on_user_error
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments == ["--list"]:
-        width = max(map(len, configs.methods()))
-        for name, line in configs.methods().items():
+        known = methods.descriptions()
+        width = max(map(len, known))
+        for name, line in known.items():
             print(f"{name:<{width}}  {line}")
         return
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -101,9 +91,13 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if arguments[0].startswith("-"):
         raise UserError(f"method: the first argument names the method, got {arguments[0]!r}; {USAGE}")
+    from experiments import configs
+    from jaxface import training
+    from pallas_kernels.common import KernelError
+
     method = arguments[0].replace("-", "_")
     config, run = configs.parse(method, arguments[1:])
-    use_compilation_cache()
+    console.use_compilation_cache()
     training.start_processes(run.coordinator, run.processes, run.process)
     with training.together():
         try:

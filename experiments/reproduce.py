@@ -1,11 +1,13 @@
 """Measures a method against its own baselines over seeds: `python -m experiments.reproduce METHOD [--study NAME]`.
 
-A method plugs in by a table `STUDIES` of `Study`. Every run's result is kept in the work directory, so that a comparison
-goes on where it was interrupted; the differences are paired by seed and given with a 95 % interval.
+A method plugs in by a table `STUDIES` of `Study` in `experiments/studies/<slug>.py`. Every run's result stays in the work
+directory, so that an interrupted comparison resumes; the differences are paired by seed and given with a 95 % interval.
 """
 
 import contextlib
 import dataclasses
+import importlib
+import importlib.util
 import itertools
 import json
 import pathlib
@@ -20,9 +22,10 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from experiments import configs
-from experiments.launch import use_compilation_cache
-from experiments.studies import Study
+from experiments.study import Study
 from jaxface import training
+from jaxface.cli import console
+from jaxface.cli.console import use_compilation_cache
 from jaxface.errors import UserError
 from jaxface.training import figures
 from jaxface.training.stages import Stages
@@ -32,7 +35,7 @@ SEEDS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """Difference of the method to one baseline under one condition; positive favours the method."""
+    """Difference of the method to one baseline under one condition; positive favors the method."""
 
     condition: str
     baseline: str
@@ -42,8 +45,8 @@ class Effect:
 
     @property
     def verdict(self) -> str:
-        """better, worse or undecided at the 95 % level."""
-        return "better" if self.low > 0 else "worse" if self.high < 0 else "undecided"
+        """better, worse or inconclusive at the 95 % level."""
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "inconclusive"
 
 
 def interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, float, float]:
@@ -216,9 +219,23 @@ def reproduce(
     return rows
 
 
-@configs.exit_on_user_error
+def method_studies(method: str) -> Mapping[str, Study]:
+    """The studies of a method, by name.
+
+    Raises:
+      UserError: no such method, or nothing is claimed of it.
+    """
+    configs.method_module(method)
+    module = f"experiments.studies.{method}"
+    studies = importlib.import_module(module).STUDIES if importlib.util.find_spec(module) else {}
+    if not studies:
+        raise UserError(f"method: {method} has no study")
+    return studies
+
+
+@console.exit_on_user_error
 def main(arguments: list[str] | None = None) -> None:
-    parser = configs.Arguments(prog="reproduce", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = console.Arguments(prog="reproduce", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("method", help="a method; `python -m experiments.launch --list` shows all")
     parser.add_argument("--study", help="one of its studies; all unless given")
     parser.add_argument(
@@ -227,10 +244,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workdir", help="default: runs/reproduce/<method>")
     chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     method = chosen.method.replace("-", "_")
-    module = configs.method_module(method)
-    studies: Mapping[str, Study] = getattr(module, "STUDIES", {})
-    if not studies:
-        raise UserError(f"method: {method} has no study")
+    studies = method_studies(method)
     if chosen.study is not None and chosen.study not in studies:
         raise UserError(f"study: {method} has {', '.join(studies)}, got {chosen.study!r}")
     use_compilation_cache()

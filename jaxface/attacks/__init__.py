@@ -1,4 +1,4 @@
-"""Optimisation of inputs against networks, for people who want to be hidden from them: pure functions, nothing is trained."""
+"""Optimization of inputs against networks, for people who want to be hidden from them: pure functions, nothing is trained."""
 
 from jaxface.attacks.cloak import (
     Cloak,

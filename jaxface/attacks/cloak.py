@@ -30,7 +30,7 @@ WARM_UP = 5  # steps that push away from the mean before a hull with an inside i
 
 @dataclasses.dataclass(frozen=True)
 class Cloak:
-    """How a mask is made: what is maximised, and how the mask follows the gradients."""
+    """How a mask is made: what is maximized, and how the mask follows the gradients."""
 
     objective: Literal["opom", "fi_uap", "fi_uap_plus"] = "opom"
     """Away from the nearest point of the person's subspace, from the photo's own clean feature, or from all clean features."""
@@ -102,7 +102,7 @@ def fi_uap_objective(adversarial: jax.Array, clean: jax.Array) -> jax.Array:
       clean: F_i, [B, D], of the same photos; constants.
 
     Returns:
-      [B] float32, to maximise.
+      [B] float32, to maximize.
     """
     chex.assert_rank([adversarial, clean], 2)
     chex.assert_equal_shape([adversarial, clean])
@@ -120,7 +120,7 @@ def fi_uap_plus_objective(adversarial: jax.Array, clean: jax.Array) -> jax.Array
       clean: F, [N, D], unit vectors; constants.
 
     Returns:
-      [B] float32, to maximise.
+      [B] float32, to maximize.
     """
     chex.assert_rank([adversarial, clean], 2)
     chex.assert_equal_shape_suffix([adversarial, clean], 1)
@@ -141,7 +141,7 @@ def opom_objective(
       hull, low, high: the subspace, as `hull_coefficients` takes it.
 
     Returns:
-      [B] float32, to maximise; 0 with a zero gradient inside a convex or affine hull.
+      [B] float32, to maximize; 0 with a zero gradient inside a convex or affine hull.
     """
     chex.assert_rank([adversarial, clean], 2)
     chex.assert_equal_shape_suffix([adversarial, clean], 1)
@@ -311,7 +311,7 @@ def make_cloak(embed: Embed, photos: jax.Array, rng: jax.Array, cloak: Cloak) ->
     `lax.map`, which needs the memory of one person alone.
 
     Args:
-      embed: (images [B, H, W, C] in [0, 255], rng) -> features [B, D], not normalised, such as `surrogate` makes.
+      embed: (images [B, H, W, C] in [0, 255], rng) -> features [B, D], not normalized, such as `surrogate` makes.
       photos: x, [N, H, W, C] in [0, 255], uint8 or float; N ≥ 2 for OPOM.
       rng: key of the start, the small batches and the dropout.
       cloak: all of the rest.

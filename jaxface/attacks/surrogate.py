@@ -24,7 +24,7 @@ def surrogate(model: nn.Module, variables: Mapping, *, dropout: float = 0.0) -> 
       dropout: share of the features that are dropped, in [0, 1); 0.1 as published.
 
     Returns:
-      (images [B, H, W, C] float in [0, 255], rng) -> embeddings [B, D], not normalised. The key is not used without dropout.
+      (images [B, H, W, C] float in [0, 255], rng) -> embeddings [B, D], not normalized. The key is not used without dropout.
 
     Raises:
       UserError: `dropout` out of its range.

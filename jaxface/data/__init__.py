@@ -5,19 +5,12 @@ and splits it, `batches` feeds the training and `evaluation_batches` the evaluat
 `jaxface.data.faces_builder`.
 """
 
-from jaxface.data.alignment import (
-    align_face,
-    estimate_similarity,
-    five_from_68,
-    template,
-    umeyama,
-    warp_affine,
-)
-from jaxface.data.augment import Augment, Augmentation
-from jaxface.data.bundled import ArraySource, digits, lfw_people, lfw_subset, olivetti
-from jaxface.data.corruption import RGBD_CORRUPTIONS, RgbdCorruption, augment_depth, corrupt_rgbd
-from jaxface.data.crowded import CrowdedEmbeddings, crowded_embeddings
-from jaxface.data.depth import (
+from jaxface.data.pipeline.batches import Batches, Relabeled, batches, corrupt_labels, evaluation_batches
+from jaxface.data.pipeline.samplers import ClassUniform, Order, SuperclassUniform, class_means, superclasses
+from jaxface.data.render.rendered import RenderedSource
+from jaxface.data.render.variation import Variation
+from jaxface.data.sources.bundled import ArraySource, digits, lfw_people, lfw_subset, olivetti
+from jaxface.data.sources.depth import (
     DepthImages,
     RgbdFolderSource,
     RgbdImages,
@@ -25,55 +18,44 @@ from jaxface.data.depth import (
     encode_depth,
     nose_depth,
 )
-from jaxface.data.folder import FolderSource
-from jaxface.data.groups import JoinedGroups
-from jaxface.data.images import CorruptImage, decode_image, encode_image, fit_square
-from jaxface.data.packs import PackSource, read_bin, write_bin
-from jaxface.data.pipeline import Batches, Relabelled, batches, corrupt_labels, evaluation_batches
-from jaxface.data.procedural import procedural_vectors
-from jaxface.data.procedural_images import procedural_images
-from jaxface.data.recordio import IRHeader, RecordFile, RecordIOFaces, RecordWriter, write_record
-from jaxface.data.rendered import RenderedSource
-from jaxface.data.resolution import (
+from jaxface.data.sources.folder import FolderSource
+from jaxface.data.sources.groups import JoinedGroups
+from jaxface.data.sources.images import CorruptImage, decode_image, encode_image, fit_square
+from jaxface.data.sources.packs import PackSource, read_bin, write_bin
+from jaxface.data.sources.recordio import IRHeader, RecordFile, RecordIOFaces, RecordWriter, write_record
+from jaxface.data.sources.source import Record, Source, Subset, WithFields, split_identities
+from jaxface.data.sources.tfds_source import TfdsSource
+from jaxface.data.specs.base import KINDS, DataSpec, Split, load, load_all
+from jaxface.data.specs.bundled_sets import DigitHalves, Digits, Lfw, LfwSubset, Olivetti
+from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, RgbdFolder, Tfds
+from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
+from jaxface.data.specs.synthetic_sets import Procedural, ProceduralImages, ShortcutDigits
+from jaxface.data.synthetic.crowded_embeddings import CrowdedEmbeddings, crowded_embeddings
+from jaxface.data.synthetic.procedural_images import procedural_images
+from jaxface.data.synthetic.procedural_vectors import procedural_vectors
+from jaxface.data.synthetic.shortcut_digits import SHORTCUT, shortcut_digits
+from jaxface.data.transforms.alignment import (
+    align_face,
+    estimate_similarity,
+    five_from_68,
+    template,
+    umeyama,
+    warp_affine,
+)
+from jaxface.data.transforms.augment import Augment, Augmentation
+from jaxface.data.transforms.corruption import RGBD_CORRUPTIONS, RgbdCorruption, augment_depth, corrupt_rgbd
+from jaxface.data.transforms.resolution import (
     LowResolution,
     degrade_resolution,
     low_resolution,
     mirror_some,
     resize_twice,
 )
-from jaxface.data.samplers import ClassUniform, Order, SuperclassUniform, class_means, superclasses
-from jaxface.data.shortcut import SHORTCUT, shortcut_digits
-from jaxface.data.sources import Record, Source, Subset, WithFields, split_identities
-from jaxface.data.specs import (
-    AnyFaces,
-    Bin,
-    DigitHalves,
-    Digits,
-    Faces,
-    Folder,
-    GroupFolders,
-    Lfw,
-    LfwSubset,
-    Olivetti,
-    Procedural,
-    ProceduralImages,
-    RecordIO,
-    RenderedFaces,
-    RgbdFolder,
-    ShortcutDigits,
-    Split,
-    Tfds,
-    TonedFaces,
-    load,
-    load_all,
-)
-from jaxface.data.tfds_source import TfdsSource
-from jaxface.data.variation import Variation
 
 __all__ = [
+    "KINDS",
     "RGBD_CORRUPTIONS",
     "SHORTCUT",
-    "AnyFaces",
     "ArraySource",
     "Augment",
     "Augmentation",
@@ -82,10 +64,10 @@ __all__ = [
     "ClassUniform",
     "CorruptImage",
     "CrowdedEmbeddings",
+    "DataSpec",
     "DepthImages",
     "DigitHalves",
     "Digits",
-    "Faces",
     "Folder",
     "FolderSource",
     "GroupFolders",
@@ -104,7 +86,7 @@ __all__ = [
     "RecordIO",
     "RecordIOFaces",
     "RecordWriter",
-    "Relabelled",
+    "Relabeled",
     "RenderedFaces",
     "RenderedSource",
     "RgbdCorruption",

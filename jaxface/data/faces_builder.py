@@ -4,7 +4,9 @@ Read it back with `TfdsSource("faces", data_dir=...)` or `tfds.builder("faces", 
 """
 
 import dataclasses
+import functools
 import io
+import operator
 import pathlib
 import shutil
 import sys
@@ -15,8 +17,8 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxface.data.images import encode_image
-from jaxface.data.sources import Source
+from jaxface.data.sources.images import encode_image
+from jaxface.data.sources.source import Source
 from jaxface.errors import UserError
 
 
@@ -132,7 +134,10 @@ def main() -> None:
     """Command line: which faces, and where to."""
     import tyro
 
-    from jaxface.data.specs import AnyFaces, RenderedFaces
+    from jaxface.data.specs.base import KINDS
+    from jaxface.data.specs.rendered_people import RenderedFaces
+
+    kinds = functools.reduce(operator.or_, (KINDS[name] for name in KINDS.names()))
 
     @dataclasses.dataclass(frozen=True)
     class Arguments:
@@ -140,7 +145,7 @@ def main() -> None:
 
         directory: str
         """Where TFDS data sets lie; this one comes into <directory>/faces."""
-        data: AnyFaces = dataclasses.field(default_factory=RenderedFaces)
+        data: kinds = dataclasses.field(default_factory=RenderedFaces)
         """Which faces."""
         image_size: int = 112
         """Side of every image, pixels."""

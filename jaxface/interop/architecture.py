@@ -51,7 +51,7 @@ class Convolution:
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
-    """Batch normalisation. Where it is not `scaled`, its weight in PyTorch is frozen at one and ours has none."""
+    """Batch normalization. Where it is not `scaled`, its weight in PyTorch is frozen at one and ours has none."""
 
     name: str
     path: Path

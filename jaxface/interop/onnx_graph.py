@@ -68,7 +68,7 @@ def save_onnx(
 ) -> None:
     """Writes a network as an ONNX graph (opset 15) with PyTorch's names and layout.
 
-        data [batch, C, H, W] float32 in [-1, 1] -> embedding [batch, E] float32, not normalised
+        data [batch, C, H, W] float32 in [-1, 1] -> embedding [batch, E] float32, not normalized
 
     Raises:
       UserError: variables of another network, or a file that cannot be written.
@@ -187,7 +187,7 @@ class _Graph:
         """A tensor whose data are outside the file as one whose data are inside."""
         where = {entry.key: entry.value for entry in proto.external_data}
         file = self.path.parent / where["location"]
-        # Nothing but a neighbour is read, and no more than it holds.
+        # Nothing but a neighbor is read, and no more than it holds.
         if pathlib.PurePath(where["location"]).name != where["location"] or file.is_symlink():
             raise UserError(
                 f"weights: {self.path}: keeps data in {where['location']!r}, not in its own folder"

@@ -26,24 +26,24 @@ def save_stablehlo(
 ) -> None:
     """Writes a network as a `jax.export` program for CPUs, NVIDIA GPUs and TPUs, for any batch size.
 
-        image [b, H, W, C] -> embedding [b, E] float32, not normalised
+        image [b, H, W, C] -> embedding [b, E] float32, not normalized
 
     Args:
       path: the file.
       module: any network of `jaxface.models`.
       variables: its variables; they become constants of the program.
       image_shape: (H, W, C).
-      dtype: of the image: float32 in [-1, 1], or uint8 pixels, which the program normalises.
+      dtype: of the image: float32 in [-1, 1], or uint8 pixels, which the program normalizes.
 
     Raises:
       UserError: another dtype, variables of another network, or a file that cannot be written.
     """
-    from jaxface.data.pixels import normalize_pixels  # its room brings the input pipeline with it
+    from jaxface.data.transforms.pixels import normalize_pixels  # its room brings the input pipeline with it
 
     if np.dtype(dtype) not in (np.float32, np.uint8):
         raise UserError(f"dtype: needs float32 or uint8; got {np.dtype(dtype).name}")
     check_variables(variables, module, image_shape)
-    optional("flatbuffers")  # jax.export serialises with it and does not require it
+    optional("flatbuffers")  # jax.export serializes with it and does not require it
     constants = jax.device_get(variables)
     (batch,) = jax.export.symbolic_shape("b")
 

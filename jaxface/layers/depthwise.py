@@ -16,7 +16,7 @@ class DepthwiseConv(nn.Module):
 
     with stride s and zero padding p on each side. [B, H, W, C] -> [B, (H + 2p - k) // s + 1, (W + 2p - k) // s + 1, C].
 
-    On a CPU this is a sum of shifted images, which vectorises over channels: measured 2 to 40 times faster than XLA's
+    On a CPU this is a sum of shifted images, which vectorizes over channels: measured 2 to 40 times faster than XLA's
     grouped convolution, and up to 250 times for the input gradient of a strided one. Other devices get the convolution
     (design).
     """

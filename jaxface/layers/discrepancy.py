@@ -1,4 +1,4 @@
-"""Networks that tell from an image alone how crowded its neighbourhood is (arXiv:2103.01559; our reading)."""
+"""Networks that tell from an image alone how crowded its neighborhood is (arXiv:2103.01559; our reading)."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Batch normalisation whose statistics span the whole global batch, however the step is parallelised."""
+"""Batch normalization whose statistics span the whole global batch, however the step is parallelized."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from jaxface import axes
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over every axis but the last (arXiv:1502.03167).
+    """Batch normalization over every axis but the last (arXiv:1502.03167).
 
         y = scale · (x - mean) / sqrt(var + epsilon) + bias
 
@@ -23,7 +23,7 @@ class BatchNorm(nn.Module):
 
     with the biased (divide by N) variance, where PyTorch stores the unbiased one.
 
-    Input and output: [..., C]; the output has `dtype`. `use_scale=False` fixes the scale at 1 (the last normalisation of
+    Input and output: [..., C]; the output has `dtype`. `use_scale=False` fixes the scale at 1 (the last normalization of
     a face embedding, whose length the cosine head discards anyway).
     """
 

@@ -2,7 +2,7 @@
 
 | name | idea | source |
 |---|---|---|
-| `sface_loss` | weighted cosines, no normaliser; the weights fade inside safe angles | arXiv:2205.12010 |
+| `sface_loss` | weighted cosines, no normalizer; the weights fade inside safe angles | arXiv:2205.12010 |
 | `softmax_loss` | cross-entropy over scaled cosines | arXiv:1704.06369 |
 | `cosface_loss` | cosine margin | arXiv:1801.09414 |
 | `arcface_loss` | angular margin | arXiv:1801.07698 |
@@ -11,7 +11,7 @@
 | `logexp_distance`, `logexp_loss` | distance of two resolutions of a face, whose push does not vanish at 0 | arXiv:2302.05621 |
 | `power_distance` | mean power of the errors: what LogExp is for small ones | |
 | `coupleface_loss` | the teacher's direction, and its cosines with the identities most easily confused | arXiv:2204.05502 |
-| `mine_neighbours`, `mined_relations` | which identities those are, and the cosines with them | arXiv:2204.05502 |
+| `mine_neighbors`, `mined_relations` | which identities those are, and the cosines with them | arXiv:2204.05502 |
 | `relation_aware_loss` | the difference of two networks' relations | arXiv:2204.05502 |
 | `soft_target_loss` | T² KL between tempered softmaxes of teacher and student | arXiv:1503.02531 |
 | `hint_loss` | squared distance of a regressed feature to the teacher's | arXiv:1904.09149 |
@@ -22,9 +22,9 @@
 | `gradient_attention`, `topn_mask`, `erase` | where a network looks, the image without it | arXiv:2304.02284 |
 | `adversarial_uniform`, `adversarial_to_reference`, `discriminator_loss` | attention that tells no group | arXiv:2304.02284 |
 | `adjacent_correlation_loss` | what RepDistiller benchmarks as correlation congruence | arXiv:1910.10699 |
-| `acw_loss`, `acw_pair_loss` | confidence moves to the modality that favours the right identity | arXiv:2403.06529 |
+| `acw_loss`, `acw_pair_loss` | confidence moves to the modality that favors the right identity | arXiv:2403.06529 |
 | `leave_one_out_cosines` | cosines with prototypes that an image had no part in | arXiv:2403.06529 |
-| `lid_regression_loss`, `lid_targets` | how crowded the neighbourhood of an image is, learned | arXiv:2103.01559 |
+| `lid_regression_loss`, `lid_targets` | how crowded the neighborhood of an image is, learned | arXiv:2103.01559 |
 | `gan_discriminator_loss`, `gan_generator_loss`, `r1_penalty` | a generator of faces | arXiv:1406.2661, 1801.04406 |
 """
 
@@ -45,7 +45,7 @@ from jaxface.losses.coupleface import (
     class_prototypes,
     coupleface_loss,
     coupleface_terms,
-    mine_neighbours,
+    mine_neighbors,
     mined_relations,
     relation_aware_loss,
     update_memory,
@@ -109,7 +109,7 @@ __all__ = [
     "logexp_loss",
     "margin_logits",
     "mimic_loss",
-    "mine_neighbours",
+    "mine_neighbors",
     "mined_relations",
     "partial_fc_loss",
     "power_distance",

@@ -1,6 +1,6 @@
-"""ACW: which of two frozen recognisers, RGB or depth, to believe for this image (arXiv:2403.06529).
+"""ACW: which of two frozen recognizers, RGB or depth, to believe for this image (arXiv:2403.06529).
 
-The paper's loss is not known to us; these two are ours (design). Both train confidence logits alone: what the recognisers
+The paper's loss is not known to us; these two are ours (design). Both train confidence logits alone: what the recognizers
 say, cosines and prototypes, are constants.
 """
 
@@ -46,7 +46,7 @@ def leave_one_out_cosines(
         P_k = n( S_k ) for k ≠ y_i,        P_{y_i} = n( S_{y_i} - o_i ),        n(x) = x / ‖x‖
 
     with S_k the sum of the unit features of the clean images of class k (`add_class_features`) and o_i what the image put
-    into it: without this a recogniser looks reliable on the very images that its prototypes are made of.
+    into it: without this a recognizer looks reliable on the very images that its prototypes are made of.
 
     Args:
       features: [B, D] float of unit rows, of the images as they are now (corrupted).
@@ -92,7 +92,7 @@ def acw_loss(
     *,
     scale: float = 64.0,
 ) -> jax.Array:
-    """Cross-entropy of the fused class scores: confidence moves to the modality that favours the right identity.
+    """Cross-entropy of the fused class scores: confidence moves to the modality that favors the right identity.
 
         c = softmax(l),        z_ik = c_r cos^r_ik + c_d cos^d_ik,        L_i = -log softmax(S z_i)_{y_i}
 

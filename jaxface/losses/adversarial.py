@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 
 def gan_discriminator_loss(real_logits: jax.Array, generated_logits: jax.Array) -> jax.Array:
-    """What a discriminator minimises (arXiv:1406.2661, eq. 1).
+    """What a discriminator minimizes (arXiv:1406.2661, eq. 1).
 
         L_i = softplus(-D(x_i)) + softplus(D(G(z_i)))  =  -log σ(D(x_i)) - log(1 - σ(D(G(z_i))))
 
@@ -29,7 +29,7 @@ def gan_discriminator_loss(real_logits: jax.Array, generated_logits: jax.Array) 
 
 
 def gan_generator_loss(generated_logits: jax.Array) -> jax.Array:
-    """What a generator minimises, in the form whose gradient does not vanish where it is bad (arXiv:1406.2661, section 3).
+    """What a generator minimizes, in the form whose gradient does not vanish where it is bad (arXiv:1406.2661, section 3).
 
         L_i = softplus(-D(G(z_i)))  =  -log σ(D(G(z_i)))
 

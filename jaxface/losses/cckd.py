@@ -153,7 +153,7 @@ def correlation_congruence_loss(
         L = 1/N² Σ_{i,j} ( φ(f_i^s, f_j^s) - φ(f_i^t, f_j^t) )²
 
     over all pairs, with φ of `correlation_matrix`. With E = K_s - K_t and S the student's cosines, rbf_taylor has
-    ∂L/∂S = 2/N² · E ⊙ 2γ φ_{P-1}(S). Turning or scaling all embeddings changes nothing where they are normalised. The size of
+    ∂L/∂S = 2/N² · E ⊙ 2γ φ_{P-1}(S). Turning or scaling all embeddings changes nothing where they are normalized. The size of
     an entry of E, and with it the useful weight of the loss, depends on the kernel and on `normalize`: the paper's weights
     (0.003 to 0.005) are for features of another scale, unit vectors want 10 to 100.
 
@@ -208,7 +208,7 @@ def adjacent_correlation_loss(
 
         L = 1/(B-1) Σ_{i=1}^{B-1} Σ_d δ_id δ_{i+1,d},        δ = |f^s - f^t|
 
-    Another loss than the paper's: it looks at neighbours in the batch and changes with its order. There, both embeddings pass
+    Another loss than the paper's: it looks at neighbors in the batch and changes with its order. There, both embeddings pass
     trained linear layers to 128 first, and the weight is 0.02.
 
     Args:
@@ -268,7 +268,7 @@ def cckd_loss(
       teacher: [B, D_t] float; a constant.
       label_weight, soft_target_weight, congruence_weight: w_ce, w_kd, w_cc ≥ 0.
       temperature: T > 0.
-      kernel, gamma, order: of the normalised `correlation_matrix`.
+      kernel, gamma, order: of the normalized `correlation_matrix`.
       where: [B] bool, False for rows to leave out.
       axis_name: mapped axis over which the batch is split; the mean over it is the loss.
 

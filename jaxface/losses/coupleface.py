@@ -3,7 +3,7 @@
 Our reading of the paper: its modules and their order are the paper's (feature consistency, informative mining over identity
 prototypes, relation-aware distillation with a memory of teacher features); the formulas are reconstructed, and each choice is
 an argument. Two arrays have one row per class and may be one shard of many (`axis_name`): the memory of teacher features and
-the table of neighbours. What the teacher gives, the memory included, is a constant: no gradient reaches it.
+the table of neighbors. What the teacher gives, the memory included, is a constant: no gradient reaches it.
 """
 
 from typing import Literal, NamedTuple
@@ -65,7 +65,7 @@ def add_class_features(sums: jax.Array, features: jax.Array, labels: jax.Array) 
 
         sums_c ← sums_c + Σ_{i: y_i = c} f_i / ‖f_i‖
 
-    Over a whole data set, from zeros and normalised, these are the `class_prototypes`.
+    Over a whole data set, from zeros and normalized, these are the `class_prototypes`.
 
     Args:
       sums: [C, D] float32.
@@ -114,9 +114,9 @@ _ROUNDING = 1e-6  # of a cosine in float32
 _OWN, _WITHOUT_IMAGES = -3.0, -2.0  # below every cosine; the own class comes last of all
 
 
-def mine_neighbours(
+def mine_neighbors(
     prototypes: jax.Array,
-    neighbours: int,
+    neighbors: int,
     *,
     valid: jax.Array | None = None,
     of: jax.Array | None = None,
@@ -131,9 +131,9 @@ def mine_neighbours(
 
     Args:
       prototypes: [C, D] float of unit rows; with `axis_name` the rows of a shard, of which the r-th has classes rC to rC + C - 1.
-      neighbours: K, 1 ≤ K ≤ C - 1 over all shards; static.
-      valid: [C] bool, classes that may be neighbours; all by default. Others are taken only where K asks for more than there are.
-      of: [Q] integers, the classes to find neighbours of; all by default.
+      neighbors: K, 1 ≤ K ≤ C - 1 over all shards; static.
+      valid: [C] bool, classes that may be neighbors; all by default. Others are taken only where K asks for more than there are.
+      of: [Q] integers, the classes to find neighbors of; all by default.
       block: rows and columns of a block of products, ≥ 1; static.
       axis_name: mesh axis of the shards, inside `jax.shard_map`; `of` is the same on all of them.
 
@@ -152,9 +152,9 @@ def mine_neighbours(
         (0, 1) if axis_name is None else (jax.lax.axis_index(axis_name), jax.lax.axis_size(axis_name))
     )
     classes = rows * shards
-    if not 1 <= neighbours <= classes - 1:
+    if not 1 <= neighbors <= classes - 1:
         raise UserError(
-            f"neighbours: needs at least 1 and at most the {classes - 1} other classes, got {neighbours}"
+            f"neighbors: needs at least 1 and at most the {classes - 1} other classes, got {neighbors}"
         )
     if block < 1:
         raise ValueError(f"block: needs at least 1, got {block}")
@@ -188,10 +188,10 @@ def mine_neighbours(
             # What is best so far comes first: it has the lower indices, and `top_k` keeps the first of equals.
             scores = jnp.concatenate([best[0], products], axis=1)
             indices = jnp.concatenate([best[1], jnp.broadcast_to(numbers, products.shape)], axis=1)
-            scores, chosen = jax.lax.top_k(scores, neighbours)
+            scores, chosen = jax.lax.top_k(scores, neighbors)
             return (scores, jnp.take_along_axis(indices, chosen, axis=1)), None
 
-        shape = (own.shape[0], neighbours)
+        shape = (own.shape[0], neighbors)
         nothing = jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros(shape, jnp.int32)
         return jax.lax.scan(merge, nothing, (padded, instead, numbers))[0]
 
@@ -202,11 +202,11 @@ def mine_neighbours(
         of_block,
         (jnp.pad(of, fill[0]).reshape(lines, height), jnp.pad(queries, fill).reshape(lines, height, -1)),
     )
-    scores, found = (x.reshape(lines * height, neighbours)[: of.shape[0]] for x in (scores, found))
+    scores, found = (x.reshape(lines * height, neighbors)[: of.shape[0]] for x in (scores, found))
     if axis_name is None:
         return found
     scores, found = (jax.lax.all_gather(x, axis_name, axis=1, tiled=True) for x in (scores, found))
-    return jnp.take_along_axis(found, jax.lax.top_k(scores, neighbours)[1], axis=1)
+    return jnp.take_along_axis(found, jax.lax.top_k(scores, neighbors)[1], axis=1)
 
 
 def set_rows(bank: jax.Array, rows: jax.Array, labels: jax.Array) -> jax.Array:
@@ -283,16 +283,16 @@ def mined_relations(
     teacher: jax.Array,
     labels: jax.Array,
     memory: jax.Array,
-    neighbours: jax.Array,
+    neighbors: jax.Array,
     *,
     axis_name: str | None = None,
     block: int = 16,
 ) -> tuple[jax.Array, jax.Array]:
-    """The relations of each example: cosines with what the memory holds of its class's neighbours (arXiv:2204.05502).
+    """The relations of each example: cosines with what the memory holds of its class's neighbors (arXiv:2204.05502).
 
         r_ik = ⟨ f_i / ‖f_i‖, E_{N_{y_i}[k]} ⟩        for the student's and the teacher's f_i
 
-    Both embeddings are compared with the same teacher features. The rows of the memory are gathered `block` neighbours at a
+    Both embeddings are compared with the same teacher features. The rows of the memory are gathered `block` neighbors at a
     time, and again in the backward pass, so that no [B, K, D] is made. With shards each computes the products with its own
     rows, and [B, K] numbers are summed over them; no row travels.
 
@@ -302,22 +302,22 @@ def mined_relations(
       labels: [B] integers in [0, C).
       memory: [C, D] float of unit rows, zero for a class without images (relation 0 on both sides); a constant. With
         `axis_name` the rows of this shard.
-      neighbours: [C, K] integers in [0, C), numbered over all shards; the rows of this shard.
+      neighbors: [C, K] integers in [0, C), numbered over all shards; the rows of this shard.
       axis_name: mesh axis of the shards, inside `jax.shard_map`.
-      block: neighbours at a time, ≥ 1; static.
+      block: neighbors at a time, ≥ 1; static.
 
     Returns:
       (student's, teacher's), each [B, K] float32 in [-1, 1].
 
     Raises:
       AssertionError, ValueError: shapes disagree, another dtype, an empty batch, or (where the values are known) a label or a
-        neighbour that is no class, or a memory whose rows are neither of unit length nor zero.
+        neighbor that is no class, or a memory whose rows are neither of unit length nor zero.
       UserError: sizes of student and teacher differ, or K > C - 1.
     """
     check_pair(student, teacher, name="embeddings")
-    chex.assert_rank([memory, neighbours], 2, custom_message="memory must be [C, D] and neighbours [C, K]")
+    chex.assert_rank([memory, neighbors], 2, custom_message="memory must be [C, D] and neighbors [C, K]")
     chex.assert_equal_shape_prefix(
-        [memory, neighbours], 1, custom_message="memory and neighbours differ in classes"
+        [memory, neighbors], 1, custom_message="memory and neighbors differ in classes"
     )
     chex.assert_equal_shape_suffix(
         [memory, teacher], 1, custom_message="memory and embeddings differ in size"
@@ -327,11 +327,11 @@ def mined_relations(
     )
     classes = memory.shape[0] if axis_name is None else None
     _check_classes("labels", labels, classes)
-    _check_classes("neighbours", neighbours.reshape(-1), classes)
-    count = neighbours.shape[1]
+    _check_classes("neighbors", neighbors.reshape(-1), classes)
+    count = neighbors.shape[1]
     if classes is not None and not 1 <= count <= classes - 1:
         raise UserError(
-            f"neighbours: needs at least 1 and at most the {classes - 1} other classes, got {count}"
+            f"neighbors: needs at least 1 and at most the {classes - 1} other classes, got {count}"
         )
     if block < 1:
         raise ValueError(f"block: needs at least 1, got {block}")
@@ -342,7 +342,7 @@ def mined_relations(
             raise ValueError(f"memory: needs rows of length 1 or 0, got {lengths[wrong][0]:g}")
     teacher, memory = jax.lax.stop_gradient((teacher, memory))
     both = jnp.stack([l2_normalize(x.astype(jnp.float32)) for x in (student, teacher)], axis=1)
-    numbers = _sum(_rows(neighbours, labels, axis_name), axis_name)
+    numbers = _sum(_rows(neighbors, labels, axis_name), axis_name)
 
     @jax.checkpoint
     def products(numbers):  # [B, k] -> [B, 2, k]
@@ -410,7 +410,7 @@ def coupleface_terms(
     teacher: jax.Array,
     labels: jax.Array,
     memory: jax.Array,
-    neighbours: jax.Array,
+    neighbors: jax.Array,
     *,
     norm: Norm = "l1",
     axis_name: str | None = None,
@@ -418,7 +418,7 @@ def coupleface_terms(
 ) -> CoupleFaceTerms:
     """The parts of `coupleface_loss`; arguments and errors as there."""
     student_relations, teacher_relations = mined_relations(
-        student, teacher, labels, memory, neighbours, axis_name=axis_name, block=block
+        student, teacher, labels, memory, neighbors, axis_name=axis_name, block=block
     )
     return CoupleFaceTerms(
         consistency=0.5 * mimic_loss(student, teacher, unit=True),
@@ -433,7 +433,7 @@ def coupleface_loss(
     teacher: jax.Array,
     labels: jax.Array,
     memory: jax.Array,
-    neighbours: jax.Array,
+    neighbors: jax.Array,
     *,
     relation_weight: float = 5.0,
     norm: Norm = "l1",
@@ -451,7 +451,7 @@ def coupleface_loss(
       teacher: [B, D] float, of the same images; a constant.
       labels: [B] integers in [0, C).
       memory: [C, D] float, a unit teacher feature of every class (`class_prototypes`, then `update_memory`); a constant.
-      neighbours: [C, K] integers (`mine_neighbours`).
+      neighbors: [C, K] integers (`mine_neighbors`).
       relation_weight: α ≥ 0; the paper's is unknown to us, 5 is ours for the mean over K (design).
       norm, axis_name, block: as `relation_aware_loss` and `mined_relations`.
 
@@ -463,6 +463,6 @@ def coupleface_loss(
     """
     check_range("relation_weight", relation_weight, 0.0, float("inf"))
     terms = coupleface_terms(
-        student, teacher, labels, memory, neighbours, norm=norm, axis_name=axis_name, block=block
+        student, teacher, labels, memory, neighbors, norm=norm, axis_name=axis_name, block=block
     )
     return terms.consistency + relation_weight * terms.relation

@@ -63,12 +63,12 @@ def soft_target_loss(
 def mimic_loss(student: jax.Array, teacher: jax.Array, *, unit: bool = False) -> jax.Array:
     """Distance of the student's embedding to the teacher's.
 
-        L_i = ‖ f_i^s - f_i^t ‖²,   with `unit` of the normalised rows, where it is 2 (1 - cos(f_i^s, f_i^t))
+        L_i = ‖ f_i^s - f_i^t ‖²,   with `unit` of the normalized rows, where it is 2 (1 - cos(f_i^s, f_i^t))
 
     Args:
       student: [B, D] float.
       teacher: [B, D] float; a constant.
-      unit: normalise both first; a zero row stays zero and has a finite gradient.
+      unit: normalize both first; a zero row stays zero and has a finite gradient.
 
     Returns:
       [B] float32, unreduced.

@@ -57,7 +57,7 @@ def attention_maps(
         G <- G / (Σ_hw G + 1e-6)
 
     The mean over the plane of gradcam is right where the network itself pools there; where it flattens the map, as face
-    networks do, it loses the place, and elementwise keeps it. A sum, not the maximum, normalises: the maximum would let the
+    networks do, it loses the place, and elementwise keeps it. A sum, not the maximum, normalizes: the maximum would let the
     contrast of an image, and with it skin tone, shine through.
 
     Args:
@@ -103,7 +103,7 @@ def gradient_attention(
         q_b = ⟨e_b, W_{y_b}⟩,   D = ∂(Σ_b q_b) / ∂A
 
     The score has neither scale nor margin, so the map does not depend on them; and it is not the loss, whose softmax
-    saturates and whose gradient vanishes on well-recognised faces. The maps are differentiable by whatever `tail` and
+    saturates and whose gradient vanishes on well-recognized faces. The maps are differentiable by whatever `tail` and
     `features` depend on: a loss over them needs second derivatives, which rectified units have almost nowhere.
 
     Args:
@@ -256,7 +256,7 @@ def discriminator_loss(
 def adversarial_uniform(
     logits: jax.Array, *, valid: jax.Array | None = None, weights: jax.Array | None = None
 ) -> jax.Array:
-    """What the network minimises so that its attention maps say nothing about the group.
+    """What the network minimizes so that its attention maps say nothing about the group.
 
         L_b = -w_b (1 / R) Σ_r log softmax(T(G_b))_r  ≥  w_b log R
 

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import l2_normalize
-from jaxface.metrics.discrepancy import TILE, local_discrepancy
+from jaxface.metrics.analysis.discrepancy import TILE, local_discrepancy
 
 
 def lid_targets(
-    embeddings: jax.Array, labels: jax.Array, centres: jax.Array, *, k: int = 50, tile: int = TILE
+    embeddings: jax.Array, labels: jax.Array, centers: jax.Array, *, k: int = 50, tile: int = TILE
 ) -> jax.Array:
-    """Local discrepancy of training images among the centres of the other classes (arXiv:2103.01559; our reading).
+    """Local discrepancy of training images among the centers of the other classes (arXiv:2103.01559; our reading).
 
         d*(x_i) = mean of the K largest ⟨x_i / ‖x_i‖, c_j / ‖c_j‖⟩,   j ≠ y_i
 
@@ -24,9 +24,9 @@ def lid_targets(
     shift changes no ROC curve.
 
     Args:
-      embeddings: x [B, D] float; normalised here, a constant.
+      embeddings: x [B, D] float; normalized here, a constant.
       labels: y [B] integers in [0, C).
-      centres: c [C, D] float, class means or prototypes; normalised here, constants.
+      centers: c [C, D] float, class means or prototypes; normalized here, constants.
       k: K in [1, C - 1], static.
       tile: classes compared at a time, static.
 
@@ -38,15 +38,15 @@ def lid_targets(
       UserError: fewer than two classes, or K out of its range. Outside of compiled functions also a row that is zero or not
         finite.
     """
-    chex.assert_rank([embeddings, labels, centres], [2, 1, 2])
+    chex.assert_rank([embeddings, labels, centers], [2, 1, 2])
     chex.assert_equal_shape_prefix([embeddings, labels], 1, custom_message="embeddings and labels differ")
-    chex.assert_equal_shape_suffix([embeddings, centres], 1, custom_message="embeddings and centres differ")
-    classes = len(centres)
+    chex.assert_equal_shape_suffix([embeddings, centers], 1, custom_message="embeddings and centers differ")
+    classes = len(centers)
     if not 1 <= k <= classes - 1:
         raise UserError(f"k: needs 1 to the {classes - 1} other classes there are, got {k}")
     found = local_discrepancy(
         l2_normalize(jnp.asarray(embeddings, jnp.float32)),
-        l2_normalize(jnp.asarray(centres, jnp.float32)),
+        l2_normalize(jnp.asarray(centers, jnp.float32)),
         k=k,
         labels=labels,
         candidate_labels=jnp.arange(classes),

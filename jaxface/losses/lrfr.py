@@ -64,7 +64,7 @@ def logexp_distance(first: jax.Array, second: jax.Array, *, power: float = 1.0) 
     Small errors make it (Σ_i d_i^p) / (p D), `power_distance`. The derivative at d_i = 0 itself is 0.
 
     Args:
-      first: u, [..., D] float; unit vectors as published, which the caller normalises.
+      first: u, [..., D] float; unit vectors as published, which the caller normalizes.
       second: v, [..., D] float. Gradients flow into both.
       power: p ≥ 1; below 1 the derivative at 0 would be infinite.
 

@@ -92,7 +92,7 @@ def sface_loss(
 
         L_i = -[r_intra(θ_iy)] cos θ_iy + Σ_{j≠y} [r_inter(θ_ij)] cos θ_ij,        [·] = stop-gradient
 
-    with the weights of `sface_rescale`. There is no normaliser over classes: with the classes sharded, the loss is the
+    with the weights of `sface_rescale`. There is no normalizer over classes: with the classes sharded, the loss is the
     sum of the shards' losses, each given label -1 where the target class lives on another shard. The value is not bounded
     below and turns negative early in training; select models by a metric, not by it.
 

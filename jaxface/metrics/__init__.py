@@ -2,9 +2,9 @@
 
 | question | start with |
 |---|---|
-| how good are these embeddings of a labelled set? | `verify`, `open_set` |
+| how good are these embeddings of a labeled set? | `verify`, `open_set` |
 | is it the same person? (pairs) | `ten_fold_accuracy`, `val_at_far`, `tar_at_far`, `auc`, `equal_error_rate`
-| | who of a gallery is it? | `rank_k`, `cmc`, `tpir_at_fpir`, `two_gallery_tpir`, `labelled_ranks`, `rank1_by_distance` |
+| | who of a gallery is it? | `rank_k`, `cmc`, `tpir_at_fpir`, `two_gallery_tpir`, `labeled_ranks`, `rank1_by_distance` |
 | many images per person | `aggregate_templates` |
 | a million distractors | `distractor_rank1`, `distractor_verification` |
 | does a mask keep people from being found? | `protection_success` |
@@ -16,34 +16,14 @@
 | are some people more alike than others? | `local_discrepancy`, `aligned_similarity`, `group_false_accepts` |
 """
 
-from jaxface.metrics.attention import (
+from jaxface.metrics.analysis.attention import (
     attention_coverage,
     attention_gap,
     attention_mass,
     sensitive_area,
 )
-from jaxface.metrics.classification import (
-    accuracy,
-    confusion_matrix,
-    correct_top_k,
-    nearest_prototype,
-    nearest_prototype_accuracy,
-    per_class_accuracy,
-    top_k_accuracy,
-)
-from jaxface.metrics.congruence import congruence_error
-from jaxface.metrics.curves import (
-    EqualError,
-    FnmrAtFmr,
-    Roc,
-    TarAtFar,
-    auc,
-    equal_error_rate,
-    fnmr_at_fmr,
-    roc,
-    tar_at_far,
-)
-from jaxface.metrics.discrepancy import (
+from jaxface.metrics.analysis.congruence import congruence_error
+from jaxface.metrics.analysis.discrepancy import (
     Discrepancy,
     GroupRates,
     adaptive_snorm,
@@ -55,7 +35,7 @@ from jaxface.metrics.discrepancy import (
     local_discrepancy_cap,
     pairwise_aligned_similarity,
 )
-from jaxface.metrics.fairness import (
+from jaxface.metrics.analysis.fairness import (
     Fairness,
     GroupErrors,
     GroupVerification,
@@ -64,7 +44,28 @@ from jaxface.metrics.fairness import (
     group_fairness,
     group_verification,
 )
-from jaxface.metrics.fusion import (
+from jaxface.metrics.analysis.protection import protection_success
+from jaxface.metrics.recognition.classification import (
+    accuracy,
+    confusion_matrix,
+    correct_top_k,
+    nearest_prototype,
+    nearest_prototype_accuracy,
+    per_class_accuracy,
+    top_k_accuracy,
+)
+from jaxface.metrics.recognition.curves import (
+    EqualError,
+    FnmrAtFmr,
+    Roc,
+    TarAtFar,
+    auc,
+    equal_error_rate,
+    fnmr_at_fmr,
+    roc,
+    tar_at_far,
+)
+from jaxface.metrics.recognition.fusion import (
     RgbdTemplates,
     confidence_logit,
     fuse_scores,
@@ -75,7 +76,7 @@ from jaxface.metrics.fusion import (
     pair_weight,
     rank1,
 )
-from jaxface.metrics.identification import (
+from jaxface.metrics.recognition.identification import (
     MateScores,
     TpirAtFpir,
     TwoGalleries,
@@ -86,13 +87,12 @@ from jaxface.metrics.identification import (
     tpir_at_fpir,
     two_gallery_tpir,
 )
-from jaxface.metrics.low_resolution import labelled_ranks, rank1_by_distance
-from jaxface.metrics.megaface import distractor_rank1, distractor_verification
-from jaxface.metrics.open_set import open_set
-from jaxface.metrics.pairs import Pairs, all_pairs, make_pairs
-from jaxface.metrics.protection import protection_success
-from jaxface.metrics.recognition import verification_scores, verify
-from jaxface.metrics.similarity import (
+from jaxface.metrics.recognition.low_resolution import labeled_ranks, rank1_by_distance
+from jaxface.metrics.recognition.megaface import distractor_rank1, distractor_verification
+from jaxface.metrics.recognition.open_set import open_set
+from jaxface.metrics.recognition.pairs import Pairs, all_pairs, make_pairs
+from jaxface.metrics.recognition.report import verification_scores, verify
+from jaxface.metrics.recognition.similarity import (
     Block,
     HistogramTar,
     ScoreHistogram,
@@ -101,8 +101,8 @@ from jaxface.metrics.similarity import (
     similarity_blocks,
     similarity_matrix,
 )
-from jaxface.metrics.templates import Templates, aggregate_templates, template_pair_similarities
-from jaxface.metrics.verification import (
+from jaxface.metrics.recognition.templates import Templates, aggregate_templates, template_pair_similarities
+from jaxface.metrics.recognition.verification import (
     TenFold,
     ValAtFar,
     convert_threshold,
@@ -169,7 +169,7 @@ __all__ = [
     "group_false_accepts",
     "group_verification",
     "impostor_spread",
-    "labelled_ranks",
+    "labeled_ranks",
     "local_discrepancy",
     "local_discrepancy_cap",
     "make_pairs",

@@ -28,7 +28,7 @@ def multiply_accumulates(module: nn.Module, image_shape: tuple[int, int, int]) -
       image_shape: (H, W, C).
 
     Returns:
-      An exact integer; nothing is computed on a device. Normalisation, activations and sums are not counted.
+      An exact integer; nothing is computed on a device. Normalization, activations and sums are not counted.
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(lambda image: module.init(jax.random.key(0), image, train=False), image)

@@ -23,7 +23,7 @@ def sampled_rows(
     than 0, or where `sampled` says so: `update(gradients, state, params, sampled=mask)` with mask [rows] bool for every
     chosen parameter. Without the mask, a sampled row whose gradient is exactly 0 sits the step out: it misses a step of
     momentum and decay that version 1 would take. This needs every term of the row to underflow in float32: for a softmax a
-    logit some 88 below the normaliser for every example of the batch, for SFace an angle some 88 / sharpness radians above
+    logit some 88 below the normalizer for every example of the batch, for SFace an angle some 88 / sharpness radians above
     `inter_angle` (2.3 with the paper's 80 and 1.2) to every example. Gradients smaller than 1.2e-38 are 0 on devices that
     flush subnormal numbers.
 

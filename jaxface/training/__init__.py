@@ -2,7 +2,8 @@
 
 from jaxface.training.checkpoints import Checkpoints, checkpoint_steps, restore_params
 from jaxface.training.distributed import start_processes, together
-from jaxface.training.fairness import GroupFairness, PackFairness, source_groups
+from jaxface.training.evaluations.cross_resolution import CrossResolution, resolution_gradient_norms
+from jaxface.training.evaluations.group_fairness import GroupFairness, PackFairness, source_groups
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
 from jaxface.training.optimizer import Optimizer, decay_mask
 from jaxface.training.parallel import JitParallel, Mode, PmapParallel, check_batch_size, make_parallel
@@ -22,7 +23,6 @@ from jaxface.training.recognition import (
     verification_figures,
 )
 from jaxface.training.records import Records, read_records
-from jaxface.training.resolution import CrossResolution, resolution_gradient_norms
 from jaxface.training.route import (
     Anchor,
     batches_from,

@@ -48,27 +48,27 @@ def update_bank(
 
 
 def mined_relations(
-    student: jax.Array, teacher: jax.Array, labels: jax.Array, memory: jax.Array, neighbours: jax.Array
+    student: jax.Array, teacher: jax.Array, labels: jax.Array, memory: jax.Array, neighbors: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`losses.mined_relations` with the memory and the neighbours [C, …] split over the mesh as `update_bank` has them."""
+    """`losses.mined_relations` with the memory and the neighbors [C, …] split over the mesh as `update_bank` has them."""
     if not _on_a_mesh():
-        return losses.mined_relations(student, teacher, labels, memory, neighbours)
+        return losses.mined_relations(student, teacher, labels, memory, neighbors)
     mapped = jax.shard_map(
         functools.partial(losses.mined_relations, axis_name=axes.MODEL),
         in_specs=(_ROWS, _ROWS, _ROWS, _SHARD, _SHARD),
         out_specs=(_ROWS, _ROWS),
     )
-    return mapped(student, teacher, labels, memory, neighbours)
+    return mapped(student, teacher, labels, memory, neighbors)
 
 
-def mine_neighbours(
-    prototypes: jax.Array, neighbours: int, of: jax.Array, *, valid: jax.Array | None = None
+def mine_neighbors(
+    prototypes: jax.Array, neighbors: int, of: jax.Array, *, valid: jax.Array | None = None
 ) -> jax.Array:
-    """`losses.mine_neighbours` of the classes `of` [Q], with the prototypes [C, D] and `valid` [C] split over the mesh."""
+    """`losses.mine_neighbors` of the classes `of` [Q], with the prototypes [C, D] and `valid` [C] split over the mesh."""
     valid = jnp.ones(prototypes.shape[0], bool) if valid is None else valid
 
     def on_device(prototypes, valid, of, axis_name=None):
-        return losses.mine_neighbours(prototypes, neighbours, valid=valid, of=of, axis_name=axis_name)
+        return losses.mine_neighbors(prototypes, neighbors, valid=valid, of=of, axis_name=axis_name)
 
     if not _on_a_mesh():
         return on_device(prototypes, valid, of)

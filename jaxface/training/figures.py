@@ -215,7 +215,7 @@ def save_bars(
     """Shares as horizontal bars, a group of them for every method, the first at the top.
 
     Args:
-      groups: method -> quantity -> value in [0, 1]; the same quantities for all, one colour each.
+      groups: method -> quantity -> value in [0, 1]; the same quantities for all, one color each.
       path: file to write. xlabel, title: texts.
 
     Raises:

@@ -273,7 +273,7 @@ def run(
 
     Args:
       stages: a sequence of stages, or a generator, which is sent the `Outcome` of each stage.
-      seed: of the run's random key; stage i is initialised with `fold_in(key(seed), i)`.
+      seed: of the run's random key; stage i is initialized with `fold_in(key(seed), i)`.
       parallel: how to use the devices; `jit` over all of them by default.
       cadence: how often to log, evaluate and save.
       workdir: folder for `checkpoints/`, `metrics.jsonl` and `tensorboard/`; None to keep everything in memory.

@@ -10,7 +10,7 @@ from jaxface.errors import UserError
 
 
 def decay_mask(params):
-    """True for the leaves that weight decay touches: all but biases and the scales of normalisations.
+    """True for the leaves that weight decay touches: all but biases and the scales of normalizations.
 
     PReLU slopes and class prototypes are decayed, as in the public face-recognition recipes.
     """
@@ -38,7 +38,7 @@ class Optimizer:
     momentum: float = 0.9
     """Momentum of SGD (first-moment decay of Adam), in [0, 1)."""
     weight_decay: float = 5e-4
-    """Weight decay, ≥ 0; biases and normalisation scales are exempt. SGD adds it to the gradient, AdamW to the update."""
+    """Weight decay, ≥ 0; biases and normalization scales are exempt. SGD adds it to the gradient, AdamW to the update."""
     clip_norm: float | None = None
     """Largest global gradient norm, > 0; none by default."""
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxface import axes
-from jaxface.data.pixels import device_batch
+from jaxface.data.transforms.pixels import device_batch
 from jaxface.errors import UserError
 from jaxface.training.distributed import connect
 from jaxface.training.stages import HostBatch, Metrics, State

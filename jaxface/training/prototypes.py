@@ -35,7 +35,7 @@ def prototype_loss(
     `pmap` too, it is the loss of one device.
 
     Args:
-      embeddings: [B, D], not normalised.
+      embeddings: [B, D], not normalized.
       prototypes: [`prototype_rows(classes)`, D].
       labels: [B] int32 in [0, classes).
       head: see `pallas_kernels.margin_softmax`.

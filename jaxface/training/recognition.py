@@ -12,9 +12,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxface import axes, metrics
-from jaxface.data.pipeline import evaluation_batches
-from jaxface.data.pixels import normalize_pixels
-from jaxface.data.sources import Source
+from jaxface.data.pipeline.batches import evaluation_batches
+from jaxface.data.sources.source import Source
+from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines, init_prototypes
 from jaxface.training import figures
@@ -62,7 +62,7 @@ class Recognizer:
     def train_embeddings(
         self, params: dict, extra: dict, images: jax.Array, rng: jax.Array
     ) -> tuple[jax.Array, dict]:
-        """Embeddings [B, D] of images in training mode, not normalised, and the new `extra`."""
+        """Embeddings [B, D] of images in training mode, not normalized, and the new `extra`."""
         variables = network_variables(params["backbone"], extra)
         embeddings, updated = self.model.apply(
             variables, images, train=True, mutable=[*variables.keys() - {"params"}], rngs={"dropout": rng}
@@ -97,10 +97,10 @@ def embed_source(
       extra: its other collections (`batch_stats`).
       source: the records.
       batch_size: images at a time; the last batch is padded, so that one compile serves all.
-      flip: add the embedding of the mirrored image (un-normalised sum, as the public protocols do).
+      flip: add the embedding of the mirrored image (un-normalized sum, as the public protocols do).
 
     Returns:
-      [N, D] float32, not normalised.
+      [N, D] float32, not normalized.
     """
     home = jax.tree.leaves(backbone)[0]
     sharding = getattr(home, "sharding", None)
@@ -124,7 +124,7 @@ class Verification:
 
     Args:
       model: the network.
-      source: labelled records.
+      source: labeled records.
       pairs: as in `jaxface.metrics.verify`; those that the source comes with (a verification pack) unless given.
       seed: of the pairs drawn.
       flip: sum the embeddings of an image and its mirror image; not for what has no mirror image.
@@ -196,7 +196,7 @@ class NearestPrototype:
 
     Args:
       model: the network.
-      source: labelled records of the training classes.
+      source: labeled records of the training classes.
     """
 
     def __init__(self, model: nn.Module, source: Source):

@@ -42,7 +42,7 @@ class Stage:
         are scalars. The same function runs under `jit` over a mesh and under `pmap` (see `jaxface.axes`).
       batches: (state at the start of the stage) -> Batches, so that selections, replay memories and pseudo-labels may depend
         on the state. It must be a function of that state alone: a resumed run calls it again. None in a stage without steps.
-      steps: number of optimisation steps; 0 for a stage that only computes something.
+      steps: number of optimization steps; 0 for a stage that only computes something.
       evaluate: (state) -> metrics as floats, on the host; None to evaluate nothing.
       figures: (state that was evaluated last) -> name -> function that draws the figure to a path; asked for at the end.
       best: key of `evaluate` whose largest value marks the best checkpoint; None to keep only the last ones.

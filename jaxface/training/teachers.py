@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from jaxface.data.sources import Source
+from jaxface.data.sources.source import Source
 from jaxface.models import apply_with_layer
 from jaxface.training.recognition import embed_source, network_variables, statistics
 from jaxface.training.step import TrainState
@@ -35,7 +35,7 @@ class Teacher:
         return {**extra, self.key: variables | ({} if prototypes is None else {"prototypes": prototypes})}
 
     def embeddings(self, extra: Mapping, images: jax.Array) -> jax.Array:
-        """[B, D] of images in evaluation mode, not normalised; constants for any gradient."""
+        """[B, D] of images in evaluation mode, not normalized; constants for any gradient."""
         variables = network_variables(extra[self.key]["params"], extra[self.key])
         return jax.lax.stop_gradient(self.model.apply(variables, images, train=False))
 

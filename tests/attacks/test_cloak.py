@@ -77,7 +77,7 @@ def test_hulls_are_nested_and_within_their_bounds(seed):
             assert c.min() >= low - 1e-6 and c.max() <= high + 1e-6
         distances.append(np.square(np.asarray(u - c @ clean)).sum(1))
     assert (np.diff(distances, axis=0) >= -1e-6).all()
-    # No neighbour within the bounds is nearer: moving weight from one photo to another never helps.
+    # No neighbor within the bounds is nearer: moving weight from one photo to another never helps.
     c = np.asarray(attacks.hull_coefficients(clean, u, kind="convex"))
     for i in range(7):
         for j in range(7):
@@ -156,7 +156,7 @@ def test_without_look_ahead_batches_that_tile_the_photos_are_the_full_batch(embe
     assert jnp.abs(moved - total).max() > 1e-2 * jnp.abs(total).max()
 
 
-def test_one_quantisation_keeps_what_many_lose():
+def test_one_quantization_keeps_what_many_lose():
     """Gradients +3, -1, -1: three signed steps of one photo each go down, the sign of the sum goes up."""
     values = jnp.array([3.0, -1.0, -1.0])
 

@@ -4,7 +4,7 @@ from PIL import Image
 
 
 def portrait(person, shot, *, height=28, width=23):
-    """A grey picture that says whose it is: a blob at a place of the person, with noise of the shot."""
+    """A gray picture that says whose it is: a blob at a place of the person, with noise of the shot."""
     rng = np.random.default_rng([person, shot])
     y, x = np.mgrid[:height, :width]
     blob = 200 * np.exp(-((y - 4 - 2 * person) ** 2 + (x - 12) ** 2) / 20)

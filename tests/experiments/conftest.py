@@ -51,7 +51,7 @@ def write_people(root: pathlib.Path, suffixes: list[str], people: int = 6, each:
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory) -> pathlib.Path:
-    """Six people with four images each, grey PGM and colour PNG."""
+    """Six people with four images each, gray PGM and color PNG."""
     return write_people(tmp_path_factory.mktemp("photographs"), ["pgm", "png"])
 
 

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import configs, launch, sface
+from experiments import configs, launch, methods
+from experiments.methods import sface
 from jaxface import data, training
+from jaxface.cli import flags
 from jaxface.errors import UserError
 
 DATA = [
@@ -39,9 +41,7 @@ def written(config, run=None):
 
 
 def test_every_kind_of_data_is_tried():
-    assert (
-        [type(spec) for spec in DATA] == list(configs.DATA.values()) == list(typing.get_args(data.AnyFaces))
-    )
+    assert {type(spec) for spec in DATA} == {data.KINDS[name] for name in data.KINDS.names()}
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.__name__)
@@ -159,10 +159,11 @@ def test_presets_and_kinds_of_data():
         "sface", ["--preset=digits", "--data=folder", "--data.root", "here", "--seed", "3"]
     )[0]
     assert config == dataclasses.replace(sface.Config.digits(), data=data.Folder(root="here"), seed=3)
-    for kind, spec in configs.DATA.items():
+    for kind in data.KINDS.names():
+        spec = data.KINDS[kind]
         root = [f"--data.{REQUIRED[kind]}", "x"] if kind in REQUIRED else []
         assert type(configs.parse("sface", ["--data", kind, *root])[0].data) is spec
-    assert configs.parse_data("folder", ["--data.root", "x"], prog="p") == data.Folder(root="x")
+    assert flags.parse_data("folder", ["--data.root", "x"], prog="p") == data.Folder(root="x")
 
 
 def leaves(value, prefix=""):
@@ -201,7 +202,7 @@ def at(value, path):
 
 @pytest.mark.parametrize("spec", DATA, ids=lambda s: type(s).__name__)
 def test_every_field_has_a_flag(spec):
-    kind = next(name for name, cls in configs.DATA.items() if cls is type(spec))
+    kind = data.KINDS.name_of(type(spec))
     flags, expected = ["--data", kind], {}
     start = dataclasses.replace(
         sface.Config(), data=type(spec)(**{REQUIRED[kind]: "x"} if kind in REQUIRED else {})
@@ -222,12 +223,13 @@ def test_every_field_has_a_flag(spec):
 @pytest.mark.parametrize("spec", DATA, ids=lambda s: type(s).__name__)
 def test_help_names_and_documents_every_field(spec, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    kind = next(name for name, cls in configs.DATA.items() if cls is type(spec))
+    kind = data.KINDS.name_of(type(spec))
     with pytest.raises(SystemExit) as caught:
         launch.main(["sface", "--data", kind, "--help"])
     assert caught.value.code == 0
     lines = [line.strip("│|─ ") for line in capsys.readouterr().out.splitlines()]
-    assert any(line.startswith("--data {rendered,folder,rgbd_folder,tfds,") for line in lines)
+    shown = next(line for line in lines if line.startswith("--data {"))
+    assert set(re.findall(r"\w+", shown.partition("{")[2])) & set(data.KINDS.names())
     # "--flag KIND explanation (default: …)", up to the next flag
     rows = re.findall(r"(?m)^--(\S+?),? (.*(?:\n(?!--).*)*)", "\n".join(lines))
     help_of = {
@@ -240,7 +242,7 @@ def test_help_names_and_documents_every_field(spec, capsys, monkeypatch):
 
 
 def test_methods_are_listed_without_being_imported():
-    known = configs.methods()
+    known = methods.descriptions()
     assert known["sface"] == sface.__doc__.splitlines()[0]
     assert not {"launch", "configs", "evaluate", "reproduce", "real_faces", "__init__"} & set(known)
     assert configs.method_module("sface") is sface

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import evaluate, launch
+from experiments import configs, evaluate, launch
 from jaxface import data, metrics, training
 
 
@@ -28,7 +28,7 @@ def test_a_folder_of_photographs(finished, photographs, tmp_path, capsys, pairs)
     written = json.loads((out / "results.json").read_text())
     source = data.FolderSource(photographs, image_size=16)
     assert len(source) == 24 and written["data"] == f"folder {photographs.name}"
-    model, backbone, extra, config = evaluate.load_network(finished)
+    model, backbone, extra, config = configs.load_network(finished)
     assert config.embedding == 16
     embeddings = training.embed_source(model, backbone, extra, source)
     chosen = {"balanced": None, "all": "all", "40": 40}[pairs]
@@ -68,7 +68,7 @@ def test_best_or_newest_checkpoint(improved_and_spoiled):
     held_out = data.load(data.Digits(), image_size=8, seed=0).held_out
     found = {}
     for best in (False, True):
-        model, backbone, extra, _ = evaluate.load_network(improved_and_spoiled, best=best)
+        model, backbone, extra, _ = configs.load_network(improved_and_spoiled, best=best)
         folder = improved_and_spoiled / "checkpoints/00-recognition"
         prototypes = training.restore_params(folder, best=best)["params"]["prototypes"]
         embeddings = training.embed_source(model, backbone, extra, held_out, flip=False)

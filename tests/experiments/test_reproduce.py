@@ -6,8 +6,10 @@ import pytest
 import scipy.stats
 from PIL import Image
 
-from experiments import reproduce, sface
+from experiments import reproduce
+from experiments.methods import sface
 from experiments.reproduce import Effect, Study
+from experiments.studies import sface as studies
 from jaxface import training
 
 
@@ -54,13 +56,13 @@ SCORES = {
 }
 
 
-def test_effects_are_paired_and_favour_the_method_when_positive():
+def test_effects_are_paired_and_favor_the_method_when_positive():
     rows = reproduce.effects(study(), SCORES)
     verdicts = {(row.condition, row.baseline): row.verdict for row in rows}
     assert verdicts == {
         ("easy", "theirs"): "better",
-        ("easy", "plain"): "undecided",
-        ("hard", "theirs"): "undecided",
+        ("easy", "plain"): "inconclusive",
+        ("hard", "theirs"): "inconclusive",
         ("hard", "plain"): "worse",
     }
     first = rows[0]
@@ -72,12 +74,12 @@ def test_effects_where_smaller_is_better():
     smaller = reproduce.effects(study(larger_is_better=False), SCORES)
     for a, b in zip(larger, smaller, strict=True):
         np.testing.assert_allclose((b.mean, b.low, b.high), (-a.mean, -a.high, -a.low), atol=1e-12)
-    assert [row.verdict for row in smaller] == ["worse", "undecided", "undecided", "better"]
+    assert [row.verdict for row in smaller] == ["worse", "inconclusive", "inconclusive", "better"]
 
 
 def test_verdict_at_the_edge():
-    assert Effect("", "b", 0.1, 0.0, 0.2).verdict == "undecided"
-    assert Effect("", "b", -0.1, -0.2, 0.0).verdict == "undecided"
+    assert Effect("", "b", 0.1, 0.0, 0.2).verdict == "inconclusive"
+    assert Effect("", "b", -0.1, -0.2, 0.0).verdict == "inconclusive"
 
 
 def test_markdown():
@@ -115,7 +117,7 @@ def small(monkeypatch):
         conditions={"0 %": {}, "40 %": {"label_noise": 0.4}},
     )
     unheard = dataclasses.replace(digits, metric="verification/accuracy")
-    monkeypatch.setattr(sface, "STUDIES", {"small": digits, "unheard": unheard}, raising=False)
+    monkeypatch.setattr(studies, "STUDIES", {"small": digits, "unheard": unheard}, raising=False)
     return digits
 
 
@@ -140,7 +142,7 @@ def test_a_study_end_to_end_and_resumed(small, runs, tmp_path, capsys):
     for row in record["effects"]:
         ours, theirs = (np.array(record["scores"][row["condition"]][arm]) for arm in ("sface", "softmax"))
         assert (row["mean"], row["low"], row["high"]) == pytest.approx(reproduce.interval(ours - theirs))
-        assert row["verdict"] in ("better", "worse", "undecided")
+        assert row["verdict"] in ("better", "worse", "inconclusive")
     text = (folder / "small.md").read_text()
     assert text.startswith(small.claim) and "| 40 % | softmax |" in text
     with Image.open(folder / "small.png", formats=["PNG"]) as image:
@@ -185,7 +187,7 @@ def test_bad_input_is_one_line_before_any_run(refusal, small, runs, tmp_path, ar
 
 
 def test_a_method_without_a_study(refusal, monkeypatch):
-    monkeypatch.setattr(sface, "STUDIES", {}, raising=False)
+    monkeypatch.setattr(studies, "STUDIES", {}, raising=False)
     assert "method: sface has no study" in refusal(reproduce.main, ["sface"])
 
 

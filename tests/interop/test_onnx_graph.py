@@ -181,7 +181,7 @@ def test_other_graphs_are_refused_where_they_part(published, recorded_graph, wri
     def transposed(g):
         next(node for node in g.node if node.op_type == "Flatten").op_type = "Transpose"
 
-    def normalised(g):
+    def normalized(g):
         g.node.append(helper.make_node("LpNormalization", ["683"], ["unit"], axis=1))
         g.output[0].name = "unit"
 
@@ -215,7 +215,7 @@ def test_other_graphs_are_refused_where_they_part(published, recorded_graph, wri
 
     assert "sum after layer1.0.bn3 is nothing there" in edited(no_sum)
     assert "fc.weight is Transpose there and Gemm or MatMul (24, 256) here" in edited(transposed)
-    assert "what follows the last norm is LpNormalization there and nothing here" in edited(normalised)
+    assert "what follows the last norm is LpNormalization there and nothing here" in edited(normalized)
     assert "conv1.weight is a?b there" in edited(lambda g: setattr(g.node[0], "op_type", "a\nb"))
     assert "is no valid ONNX" in edited(lambda g: g.node[0].ClearField("output"))
     assert "is no valid ONNX" in edited(lambda g: g.node[1].input.pop())

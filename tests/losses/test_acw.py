@@ -47,7 +47,7 @@ def test_modalities_that_agree_give_no_gradient_at_all():
     np.testing.assert_array_equal(gradient, np.zeros((5, 2)))
 
 
-def test_what_the_recognisers_say_is_a_constant():
+def test_what_the_recognizers_say_is_a_constant():
     value = lambda r, d: losses.acw_loss(jnp.zeros((1, 2)), r, d, LABEL).sum()  # noqa: E731
     for gradient in jax.grad(value, (0, 1))(RGB, DEPTH):
         np.testing.assert_array_equal(gradient, np.zeros((1, 3)))

@@ -102,7 +102,7 @@ def test_adjacent_variant_by_hand():
     teacher = jnp.array([[0.0, 2.5], [1.0, 1.0], [1.0, 1.0]])
     assert losses.adjacent_correlation_loss(student, teacher) == 1.5
     turned = losses.adjacent_correlation_loss(student[::-1], teacher[::-1])
-    np.testing.assert_allclose(turned, 1.5)  # the same neighbours
+    np.testing.assert_allclose(turned, 1.5)  # the same neighbors
     order = jnp.array([0, 2, 1])
     assert losses.adjacent_correlation_loss(student[order], teacher[order]) != 1.5
 

@@ -66,7 +66,7 @@ def test_maps_are_distributions_or_nothing():
     assert valid.tolist() == [False, True] and (maps[0] == 0).all()
 
 
-def recogniser(features, prototypes, kernel):
+def recognizer(features, prototypes, kernel):
     embeddings = jax.nn.silu(features.reshape(len(features), -1)) @ kernel
     unit, classes = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (embeddings, prototypes))
     return unit @ classes.T
@@ -75,16 +75,16 @@ def recogniser(features, prototypes, kernel):
 def test_labels_pick_the_own_class_and_the_length_of_prototypes_does_not_matter():
     features, prototypes, kernel = random(6, 3, 3, 4), random(5, 8), random(36, 8)
     labels = jnp.array([0, 1, 2, 3, 4, 0])
-    maps, _ = losses.gradient_attention(lambda a: recogniser(a, prototypes, kernel), features, labels)
+    maps, _ = losses.gradient_attention(lambda a: recognizer(a, prototypes, kernel), features, labels)
     longer = prototypes * jnp.array([1.0, 7.0, 0.2, 3.0, 5.0])[:, None]
-    others, _ = losses.gradient_attention(lambda a: recogniser(a, longer, kernel), features, labels)
+    others, _ = losses.gradient_attention(lambda a: recognizer(a, longer, kernel), features, labels)
     np.testing.assert_allclose(maps, others, rtol=1e-3, atol=1e-6)
     same, _ = losses.gradient_attention(
-        lambda a: recogniser(a, prototypes, kernel)[jnp.arange(6), labels], features
+        lambda a: recognizer(a, prototypes, kernel)[jnp.arange(6), labels], features
     )
     np.testing.assert_allclose(maps, same, rtol=1e-5)
     wrong, _ = losses.gradient_attention(
-        lambda a: recogniser(a, prototypes, kernel), features, (labels + 1) % 5
+        lambda a: recognizer(a, prototypes, kernel), features, (labels + 1) % 5
     )
     assert jnp.abs(wrong - maps).max() > 0.01
 
@@ -113,7 +113,7 @@ def test_second_derivatives_agree_with_finite_differences(kind):
                 return jax.nn.silu(x @ weights)
 
             def tail(a):
-                return recogniser(a, prototypes, kernel)
+                return recognizer(a, prototypes, kernel)
 
             if kind == "input":
                 found = losses.gradient_attention(lambda x: tail(features(x)), images, labels, kind=kind)
@@ -198,11 +198,11 @@ def test_masks_are_constants():
     def erased_loss(kernel, mask=None):
         if mask is None:
             maps = losses.gradient_attention(
-                lambda a: recogniser(a, prototypes, kernel), features, labels
+                lambda a: recognizer(a, prototypes, kernel), features, labels
             ).maps
             mask = losses.topn_mask(maps, count=3, cells=4, image_shape=(8, 8))
         seen = (losses.erase(images, mask).reshape(4, -1) @ resized).reshape(4, 4, 4, 2)
-        return losses.cosface_loss(recogniser(seen, prototypes, kernel), labels).mean(), mask
+        return losses.cosface_loss(recognizer(seen, prototypes, kernel), labels).mean(), mask
 
     gradient, mask = jax.grad(erased_loss, has_aux=True)(kernel)
     fixed, _ = jax.grad(erased_loss, has_aux=True)(kernel, mask)
@@ -220,7 +220,7 @@ def test_boundaries_and_types():
 
         def value(features, dtype=dtype):
             found = losses.gradient_attention(
-                lambda a: recogniser(a + 1e-3, jnp.ones((2, 3), dtype), jnp.ones((8, 3), dtype)),
+                lambda a: recognizer(a + 1e-3, jnp.ones((2, 3), dtype), jnp.ones((8, 3), dtype)),
                 features,
                 jnp.array([0]),
             )

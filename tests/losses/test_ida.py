@@ -15,18 +15,18 @@ def units(count, size=16, seed=0):
 
 
 def test_targets_leave_out_the_own_class():
-    rows, centres, labels = 3.0 * units(9), 0.2 * units(12, seed=1), np.arange(9) % 4
+    rows, centers, labels = 3.0 * units(9), 0.2 * units(12, seed=1), np.arange(9) % 4
     cosines = units(9) @ units(12, seed=1).T
     cosines[np.arange(9), labels] = -9
     for k in (1, 3, 11):
         expected = -np.sort(-cosines, axis=1)[:, :k].mean(1)
-        np.testing.assert_allclose(lid_targets(rows, labels, centres, k=k, tile=5), expected, atol=1e-6)
+        np.testing.assert_allclose(lid_targets(rows, labels, centers, k=k, tile=5), expected, atol=1e-6)
 
 
 def test_targets_are_constants():
-    rows, centres = jnp.asarray(units(4)), jnp.asarray(units(6, seed=1))
+    rows, centers = jnp.asarray(units(4)), jnp.asarray(units(6, seed=1))
     gradients = jax.grad(lambda x, c: lid_targets(x, jnp.arange(4), c, k=2).sum(), argnums=(0, 1))(
-        rows, centres
+        rows, centers
     )
     assert all((np.asarray(g) == 0).all() for g in gradients)
 
@@ -80,7 +80,7 @@ def test_without_its_last_weights_an_estimator_is_its_bias(kind, bounded):
     assert np.asarray(module.apply({**variables, "params": params}, image)).std() > 1e-3
 
 
-def test_feature_maps_are_normalised_over_the_batch():
+def test_feature_maps_are_normalized_over_the_batch():
     image = jax.random.normal(jax.random.key(0), (6, 3, 3, 8))
     module = FeatureMapLIDEstimator()
     variables = module.init(jax.random.key(1), image)

@@ -11,7 +11,7 @@ SIDES = {"vit": 64, "cifar": 32, "mlp": 8}
 
 
 def shapes(name, *, size=None, channels=3, **fields):
-    """Variables of a network as shapes alone: nothing is initialised."""
+    """Variables of a network as shapes alone: nothing is initialized."""
     side = size or next((side for prefix, side in SIDES.items() if name.startswith(prefix)), 112)
     module = models.create(name, **fields)
     image = jax.ShapeDtypeStruct((2, side, side, channels), jnp.float32)
@@ -109,7 +109,7 @@ def test_unknown_name_gives_the_nearest():
     with pytest.raises(UserError, match=r"'iresnet51'.*iresnet50") as error:
         models.create("iresnet51")
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match=r"mobilefacenet, .*mlp"):
+    with pytest.raises(UserError, match=r"convnet, .*mlp, .*vit_large"):
         models.create("zzzz")
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import tpu_aot
-from experiments import sface
+from experiments.methods import sface
 from jaxface import training
 from pallas_kernels import aot
 

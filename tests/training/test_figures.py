@@ -173,11 +173,11 @@ def test_curves_over_something_else_have_a_tick_at_every_point(drawn):
 
 
 def test_images_are_shown_in_their_rows(tmp_path):
-    red, blue = (np.tile(np.uint8(colour), (1, 10, 10, 1)) for colour in ([200, 0, 0], [0, 0, 200]))
+    red, blue = (np.tile(np.uint8(color), (1, 10, 10, 1)) for color in ([200, 0, 0], [0, 0, 200]))
     path = figures.save_image_rows({"red": red, "blue": blue}, tmp_path / "rows.png")
     with Image.open(path) as image:
         shown = np.asarray(image.convert("RGB")).astype(int)
-    rows = [np.flatnonzero((shown == colour).all(-1).any(1)) for colour in ([200, 0, 0], [0, 0, 200])]
+    rows = [np.flatnonzero((shown == color).all(-1).any(1)) for color in ([200, 0, 0], [0, 0, 200])]
     assert rows[0].size > 50 < rows[1].size and rows[0].max() < rows[1].min()
 
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from experiments import sface
+from experiments.methods import sface
 from jaxface import axes, data, training
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines

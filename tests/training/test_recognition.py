@@ -38,7 +38,7 @@ def test_embeddings_are_those_of_the_network_in_order(params, flip, batch_size):
     found = training.embed_source(MODEL, params["backbone"], {}, SOURCE, batch_size=batch_size, flip=flip)
     assert found.shape == (COUNT, 8) and found.dtype == np.float32
     np.testing.assert_allclose(found, direct(params["backbone"], flip), rtol=1e-4, atol=1e-5)
-    assert np.abs(np.linalg.norm(found, axis=1) - 1).min() > 1e-3  # not normalised
+    assert np.abs(np.linalg.norm(found, axis=1) - 1).min() > 1e-3  # not normalized
 
 
 @pytest.mark.parametrize("shape", [(8, 1), (4, 2)])
@@ -79,20 +79,20 @@ def test_verification_is_that_of_the_embeddings(params, pairs, tmp_path):
             assert image.size[0] > 200
 
 
-def of_one_colour():
-    """Every person is a colour; any network that tells colours apart verifies them all."""
-    colours = np.random.default_rng(1).integers(0, 256, (5, 1, 1, 3), np.uint8)
-    return ArraySource(np.broadcast_to(colours[LABELS], (COUNT, 8, 8, 3)).copy(), LABELS, list("abcde"))
+def of_one_color():
+    """Every person is a color; any network that tells colors apart verifies them all."""
+    colors = np.random.default_rng(1).integers(0, 256, (5, 1, 1, 3), np.uint8)
+    return ArraySource(np.broadcast_to(colors[LABELS], (COUNT, 8, 8, 3)).copy(), LABELS, list("abcde"))
 
 
 def test_verification_of_people_that_are_told_apart(params):
-    report = training.Verification(MODEL, of_one_colour())(state(params))
+    report = training.Verification(MODEL, of_one_color())(state(params))
     assert report["verification/accuracy"] == report["verification/auc"] == 1.0
     assert report["verification/eer"] == 0.0
 
 
 def test_nearest_prototype_counts_the_classes_that_are_met(params):
-    source = of_one_colour()
+    source = of_one_color()
     firsts = training.embed_source(MODEL, params["backbone"], {}, source, flip=False)[:5]
     evaluate = training.NearestPrototype(MODEL, source)
     assert evaluate(state({**params, "prototypes": firsts})) == {"classification/accuracy": 1.0}

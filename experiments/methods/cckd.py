@@ -1,0 +1,305 @@
+"""CCKD: correlation congruence for knowledge distillation (arXiv:1904.01802)."""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from experiments.recipes.recognition import (
+    Head,
+    Recipe,
+    Teacher,
+    evaluation,
+    load,
+    network,
+    teacher_stage,
+    training_batches,
+)
+from jaxface import axes, losses, metrics, training
+from jaxface import data as inputs
+from jaxface.errors import UserError
+from jaxface.layers.prototypes import cosines
+from jaxface.losses.checks import check_range
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Recipe):
+    """A student that learns from its teacher example by example, and from how the examples of a batch relate to each other.
+
+    The instance term is a mimic of the teacher's embeddings, soft targets, labels, or any sum of them.
+    """
+
+    steps: int = 500
+    """Training steps of the student."""
+    teacher: Teacher = Teacher(steps=500)
+    """The network to learn from."""
+    mimic_weight: float = 1.0
+    """Weight of the squared distance to the teacher's embedding; a linear layer maps one size to the other."""
+    unit_mimic: bool = True
+    """Mimic the direction of the teacher's embedding alone (design); its length makes the term some hundred times larger."""
+    soft_target_weight: float = 0.0
+    """Weight of the soft targets, 1 - alpha in the paper: softmaxes over cosines with each network's own prototypes."""
+    temperature: float = 4.0
+    """Temperature of the soft targets."""
+    label_weight: float = 0.0
+    """Weight of the loss on labels, alpha in the paper."""
+    head: Head = Head(loss="softmax")
+    """Loss on labels; its scale turns the cosines of teacher and student into logits."""
+    congruence_weight: float = 10.0
+    """Weight of the correlation congruence, beta; 0 leaves the instance terms alone. Unit vectors want 10 to 300."""
+    kernel: losses.Kernel = "rbf_taylor"
+    """What relates two embeddings: a Gaussian, its Taylor expansion, their product, or their distance."""
+    gamma: float = 0.4
+    """Width of the Gaussian kernels, > 0."""
+    order: int = 2
+    """Order P of the Taylor expansion, from 1; inclusive."""
+    sampler: Literal["uniform", "class", "superclass"] = "class"
+    """What a batch holds: any records, a few of each of some classes, or the same of classes that the teacher finds alike."""
+    per_class: int = 4
+    """Records of a class in a batch; 2 or 4 in the paper, 8 and more did harm."""
+    superclasses: int = 8
+    """Groups into which the classes fall for the sampler superclass."""
+
+    @classmethod
+    def paper(cls) -> "Config":
+        """Faces: an iResNet-50 teaches a MobileFaceNet on MS1MV3. γ, P and k are the paper's, the rest is design."""
+        sgd = training.Optimizer(decay_at=(0.5, 0.75, 0.9))
+        return cls(
+            data=inputs.RecordIO(path="ms1mv3"),
+            image_size=112,
+            backbone="mobilefacenet",
+            embedding=512,
+            teacher=Teacher(
+                backbone="iresnet50",
+                embedding=512,
+                head=Head(scale=64.0, margin=0.5),
+                optimizer=sgd,
+                steps=180_000,
+            ),
+            head=Head(scale=64.0, margin=0.5),
+            bfloat16=True,
+            batch_size=512,
+            steps=180_000,
+            optimizer=sgd,
+            workers=8,
+        )
+
+    @classmethod
+    def digits(cls) -> "Config":
+        """Classification: scikit-learn's digits, and a student with eight hidden units that learns from soft targets."""
+        adam = training.Optimizer(name="adam", learning_rate=2e-3, schedule="cosine", weight_decay=0.0)
+        return cls(
+            data=inputs.Digits(),
+            augment=inputs.Augment(flip=0.0),
+            image_size=8,
+            backbone="mlp_8",
+            embedding=32,
+            teacher=Teacher(
+                backbone="mlp_256x256",
+                embedding=32,
+                head=Head(loss="softmax"),
+                optimizer=adam,
+                steps=1500,
+            ),
+            mimic_weight=0.0,
+            unit_mimic=False,
+            soft_target_weight=1.0,
+            congruence_weight=100.0,
+            sampler="uniform",
+            optimizer=adam,
+            steps=1500,
+        )
+
+    @classmethod
+    def procedural(cls) -> "Config":
+        """Recognition of synthetic identities as vectors: the student mimics a teacher of twice its embedding; takes seconds."""
+        adam = training.Optimizer(name="adam", learning_rate=2e-3, schedule="cosine", weight_decay=0.0)
+        return cls(
+            data=inputs.Procedural(),
+            augment=inputs.Augment(flip=0.0),
+            backbone="mlp_16",
+            embedding=32,
+            teacher=Teacher(backbone="mlp_512x256", embedding=64, optimizer=adam, steps=400),
+            unit_mimic=False,
+            congruence_weight=300.0,
+            sampler="uniform",
+            optimizer=adam,
+            steps=1000,
+        )
+
+
+def check(config: Config) -> None:
+    """Raises UserError for a field out of its range; opens nothing."""
+    check_range("mimic_weight", config.mimic_weight, 0.0, float("inf"))
+    config.head.check()
+    logits, labels = jax.ShapeDtypeStruct((2, 2), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    jax.eval_shape(
+        functools.partial(
+            losses.cckd_loss,
+            label_weight=config.label_weight,
+            soft_target_weight=config.soft_target_weight,
+            congruence_weight=config.congruence_weight,
+            temperature=config.temperature,
+            kernel=config.kernel,
+            gamma=config.gamma,
+            order=config.order,
+        ),
+        logits, logits, labels, logits, logits,
+    )  # fmt: skip
+    instance = config.mimic_weight + config.soft_target_weight + config.label_weight
+    if instance + config.congruence_weight == 0:
+        raise UserError("congruence_weight: needs a positive weight where all the others are 0, got 0")
+    if config.batch_size < 2:
+        raise UserError(
+            f"batch_size: needs at least 2 to relate records to each other, got {config.batch_size}"
+        )
+
+
+class CongruenceError:
+    """How far a student's relations between unseen records are from its teacher's, by `metrics.congruence_error`.
+
+    Args:
+      model: the student.
+      teacher: its teacher.
+      source: records.
+      most: how many to look at, evenly spread.
+    """
+
+    def __init__(
+        self, model: nn.Module, teacher: training.Teacher, source: inputs.Source, *, most: int = 4000
+    ):
+        self.model, self.teacher = model, teacher
+        self.source = inputs.Subset(source, np.arange(0, len(source), -(-len(source) // most)))
+
+    def __call__(self, state: training.TrainState) -> dict[str, float]:
+        backbone = state.averaged_params["backbone"]
+        student = training.embed_source(self.model, backbone, state.extra, self.source, flip=False)
+        teacher = self.teacher.embed(state.extra, self.source)
+        return {"congruence/error": metrics.congruence_error(student, teacher)}
+
+    def figures(self, state: training.TrainState) -> training.Figures:
+        """None: one number says it all."""
+        return {}
+
+
+def superclasses(
+    config: Config, source: inputs.Source, teacher: training.Teacher, extra: dict, *, most: int = 16
+) -> np.ndarray:
+    """Groups [C] of the classes by the teacher's mean embedding of up to `most` records of each."""
+    by_class = np.argsort(source.labels, kind="stable")
+    labels = np.asarray(source.labels)[by_class]
+    rank = np.arange(len(labels)) - np.searchsorted(labels, labels)
+    some = inputs.Subset(source, by_class[rank < most])
+    means = inputs.class_means(teacher.embed(extra, some), some.labels, len(source.class_names))
+    return inputs.superclasses(means, config.superclasses, seed=config.seed)
+
+
+def student_batches(config: Config, source: inputs.Source, teacher: training.Teacher):
+    """The `batches` of the student's stage. The superclasses are the teacher's, so they are a function of the state.
+
+    Raises:
+      UserError: batches that the sampler cannot draw.
+    """
+    each = config.per_class
+    if config.sampler == "uniform":
+        open_batches = training_batches(config, source)
+        return lambda state: open_batches()
+    if config.sampler == "class":
+        open_batches = training_batches(
+            config, source, order=inputs.ClassUniform(source.labels, per_class=each)
+        )
+        return lambda state: open_batches()
+    classes = len(source.class_names)
+    if not 1 <= config.superclasses <= classes:
+        raise UserError(
+            f"superclasses: needs a number from 1 to the {classes} classes, got {config.superclasses}"
+        )
+
+    def order(groups):
+        return inputs.SuperclassUniform(source.labels, groups, per_class=each)
+
+    # Refuses what no superclasses can make possible.
+    open_batches = training_batches(config, source, order=order(np.zeros(classes, np.int32)))
+    return lambda state: open_batches(order=order(superclasses(config, source, teacher, state.extra)))
+
+
+def build(config: Config) -> list[training.Stage]:
+    """Two stages: the teacher, and the student that learns from it."""
+    check(config)
+    split = load(config)
+    by_class = config.soft_target_weight + config.label_weight > 0
+    if split.protocol == "classification" and not by_class:
+        raise UserError(
+            "soft_target_weight: needs to be positive (or label_weight) for data whose classes are to be told apart, got 0"
+        )
+    first, teacher = teacher_stage(config, config.teacher, split, prototypes=config.soft_target_weight > 0)
+    batches = student_batches(config, split.train, teacher)
+    model = network(config)
+    classes = len(split.train.class_names)
+    recognizer = training.Recognizer(model, classes, split.train.image_shape)
+    sizes = model.embedding, teacher.model.embedding
+    projection = nn.Dense(sizes[1]) if config.mimic_weight > 0 and sizes[0] != sizes[1] else None
+
+    def loss_fn(params, extra, batch, rng):
+        target = teacher.embeddings(extra, batch["image"])
+        embeddings, extra = recognizer.train_embeddings(params, extra, batch["image"], rng)
+        congruence = losses.correlation_congruence_loss(
+            embeddings,
+            target,
+            kernel=config.kernel,
+            gamma=config.gamma,
+            order=config.order,
+            axis_name=axes.DATA if axes.bound(axes.DATA) else None,
+        )
+        total, report = config.congruence_weight * congruence, {"congruence_loss": congruence}
+        if config.mimic_weight > 0:
+            mapped = embeddings
+            if projection is not None:
+                mapped = projection.apply({"params": params["projection"]}, embeddings)
+            mimic = losses.mimic_loss(mapped, target, unit=config.unit_mimic).mean()
+            total, report["mimic_loss"] = total + config.mimic_weight * mimic, mimic
+        if by_class:
+            own = cosines(embeddings, params["prototypes"][:classes])
+            report["accuracy"] = (own.argmax(axis=1) == batch["label"]).mean()
+        if config.label_weight > 0:
+            label = config.head(own, batch["label"]).mean()
+            total, report["label_loss"] = total + config.label_weight * label, label
+        if config.soft_target_weight > 0:
+            theirs = cosines(target, teacher.prototypes(extra)[:classes])
+            soft = losses.soft_target_loss(
+                config.head.scale * own, config.head.scale * theirs, temperature=config.temperature
+            ).mean()
+            total, report["soft_target_loss"] = total + config.soft_target_weight * soft, soft
+        return total, (extra, report)
+
+    objective = training.Objective(loss_fn, config.optimizer.build(config.steps))
+
+    def init(rng, previous):
+        params, extra = recognizer.init(rng)
+        if not by_class:
+            del params["prototypes"]
+        if projection is not None:
+            params["projection"] = projection.init(rng, jnp.zeros((1, sizes[0])))["params"]
+        return training.create_state(rng, params, objective, extra=teacher.installed(extra, previous))
+
+    parts = [evaluation(config, model, split), CongruenceError(model, teacher, split.held_out)]
+    if split.protocol == "classification":
+        parts.append(training.Verification(model, split.held_out, pairs="all", flip=False))
+    evaluate = training.Evaluations(*parts)
+    student = training.Stage(
+        name="student",
+        init=init,
+        step=training.gradient_step(objective),
+        batches=batches,
+        steps=config.steps,
+        evaluate=evaluate,
+        figures=evaluate.figures,
+        best=f"{split.protocol}/accuracy",
+        sharding={"prototypes": PartitionSpec(axes.MODEL)},
+    )
+    return [first, student]

@@ -1,0 +1,1 @@
+"""Commands tied to one method or demonstration."""

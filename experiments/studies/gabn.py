@@ -1,0 +1,55 @@
+"""What is claimed of GABN in the small, and against what: `python -m experiments.reproduce gabn`."""
+
+from experiments.methods.gabn import Config
+from experiments.study import Study
+
+ARMS = {
+    "phased": {},
+    "baseline": {"erase_weight": 0.0, "adversarial_weight": 0.0},
+    "erasing only": {"adversarial_weight": 0.0},
+    "adversarial only": {
+        "erase_weight": 0.0,
+        "adversarial_weight": 0.2,
+        "adversarial_phase": (0.0, 1.0),
+    },
+    "simultaneous": {"adversarial_phase": (0.0, 1.0)},  # expected to fail: attention is hidden, not moved
+}
+
+
+def _study(claim: str, base: Config, metric: str, *, larger_is_better: bool) -> Study:
+    return Study(
+        claim=claim,
+        metric=f"fairness/{metric}",
+        method="phased",
+        arms=ARMS,
+        base=base,
+        larger_is_better=larger_is_better,
+    )
+
+
+STUDIES = {
+    "digits": _study(
+        "Digits whose second group offers a shortcut that fails in the test: deviation of the accuracies of both groups",
+        Config.digits(),
+        "std",
+        larger_is_better=False,
+    ),
+    "digits_average": _study(
+        "The same runs: mean of the accuracies of both groups",
+        Config.digits(),
+        "average",
+        larger_is_better=True,
+    ),
+    "faces": _study(
+        "Rendered faces, half as many dark as light ones: deviation of the verification accuracies of both groups",
+        Config(),
+        "std",
+        larger_is_better=False,
+    ),
+    "faces_average": _study(
+        "The same runs: mean of the verification accuracies of both groups",
+        Config(),
+        "average",
+        larger_is_better=True,
+    ),
+}

@@ -1,0 +1,55 @@
+"""What is claimed of LRFR in the small, and against what: `python -m experiments.reproduce lrfr`."""
+
+from experiments.methods.lrfr import Config
+from experiments.study import Study
+from jaxface import data as inputs
+
+FULL = {"sizes": (), "probabilities": ()}
+
+
+def single(size: int) -> dict:
+    """Overrides for copies of one size."""
+    return {"sizes": (size,), "probabilities": (1.0,)}
+
+
+STUDIES = {
+    "digits": Study(
+        claim="Digits of 8 x 8 pixels after training on a few resolutions: test accuracy, mean over 2, 3, 4, 5 and 8 pixels",
+        metric="resolution/accuracy",
+        method="mixed sizes",
+        arms={
+            "mixed sizes": {},
+            "full size only": FULL,
+            "4 px": single(4),
+            "3 px": single(3),
+            "2 px": single(2),
+        },
+        base=Config.digits(),
+    ),
+    "distances": Study(
+        claim="Digits: which distance, if any; rank 1 of probes of 2 pixels in a gallery of one full-size image per class",
+        metric="resolution/rank1@2px",
+        method="LogExp",
+        arms={
+            "LogExp": {},
+            "none": {"distance": "none"},
+            "L1": {"distance": "l1"},
+            "L2": {"distance": "l2"},
+            "LogExp, one logarithm per batch": {"reduction": "batch_log"},
+        },
+        base=Config.digits(),
+    ),
+    "rendered": Study(
+        claim="Verification of unseen rendered people, both images shrunk: mean over 4 to 48 pixels",
+        metric="resolution/accuracy",
+        method="mixed sizes",
+        arms={
+            "mixed sizes": {},
+            "full size only": FULL,
+            "16 px": single(16),
+            "6 px": single(6),
+            "mixed sizes, no distance": {"distance": "none"},
+        },
+        base=Config(data=inputs.RenderedFaces(identities=128, per_identity=32), steps=500),
+    ),
+}

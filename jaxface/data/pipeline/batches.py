@@ -1,0 +1,365 @@
+"""From a source to batches, through grain: shuffled, sharded, augmented, prefetched, resumable at any step.
+
+The stream is a function of the step alone. Epoch e is a permutation of the records drawn from (seed, e); the
+record at position i of the stream is augmented with random numbers drawn from (seed, i). So a position is one
+number, and neither threads nor worker processes nor the number of shards change what a step sees. A strategy
+(`jaxface.data.pipeline.samplers`) may say instead which records the batch of a step holds; it is a function of the step too.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from jaxface.data.pipeline.samplers import Order
+from jaxface.data.sources.source import Record, Source
+from jaxface.data.transforms.augment import Augment, Augmentation
+from jaxface.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+_ENDLESS = 1 << 40  # steps; more than any run takes
+
+
+def stack(records: Iterable[Record], count: int) -> Batch:
+    """Stacks flat records field by field: [...] becomes [count, ...].
+
+    Each record is copied as it comes, so that from an iterator the memory of one image serves all: images of a batch kept
+    until the last one is decoded cost more in page faults than a third of the decoding.
+
+    Args:
+      records: `count` of them, at least one; the first one says which fields there are.
+
+    Raises:
+      ValueError: records that differ in their fields, shapes or dtypes; the message names the field.
+    """
+    batch: Batch = {}
+    for row, record in enumerate(records):
+        if not row:
+            first = {name: np.asarray(value) for name, value in record.items()}
+            batch = {name: np.empty((count, *value.shape), value.dtype) for name, value in first.items()}
+        for name, array in batch.items():
+            value = np.asarray(record[name]) if name in record else None
+            if value is None or value.shape != array.shape[1:] or value.dtype != array.dtype:
+                found = "none" if value is None else f"{value.dtype} {value.shape}"
+                raise ValueError(
+                    f"{name}: every record of a batch needs it in one shape, got {array.dtype} {array.shape[1:]} and {found}"
+                )
+            array[row] = value
+    return batch
+
+
+class Relabeled:
+    """A source with other labels (noisy ones, pseudo-labels); the classes stay."""
+
+    def __init__(self, source: Source, labels: np.ndarray):
+        """`labels`: [N] integers in [0, len(source.class_names)).
+
+        Raises:
+          ValueError: another length, or a label outside the classes.
+        """
+        labels = np.asarray(labels)
+        if labels.shape != (len(source),) or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"labels must be [{len(source)}] integers, got {labels.dtype} {labels.shape}")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(source.class_names):
+            raise ValueError(
+                f"labels must be in [0, {len(source.class_names)}), got {labels.min()} to {labels.max()}"
+            )
+        self._source = source
+        self.image_shape = source.image_shape
+        self.labels = labels.astype(np.int32)
+        self.class_names = list(source.class_names)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        return {**self._source[index], "label": self.labels[index]}
+
+
+def corrupt_labels(
+    labels: np.ndarray, fraction: float, num_classes: int, *, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric label noise: exactly round(fraction N) labels become another class, uniformly among the others.
+
+    Args:
+      labels: [N] integers in [0, num_classes).
+      fraction: of the labels to replace, in [0, 1].
+      num_classes: >= 2 where anything is to be replaced.
+      seed: of the choice.
+
+    Returns:
+      (noisy labels [N] int32, which ones were replaced [N] bool).
+
+    Raises:
+      UserError: `fraction` outside [0, 1], or one class only.
+    """
+    if not 0 <= fraction <= 1:
+        raise UserError(f"label_noise: needs a fraction from 0 to 1, got {fraction}")
+    noisy = np.array(labels, np.int32)
+    flipped = np.zeros(noisy.shape, bool)
+    count = round(fraction * len(noisy))
+    if count:
+        if num_classes < 2:
+            raise UserError(f"label_noise: needs at least two classes, got {num_classes}")
+        rng = np.random.default_rng(seed)
+        chosen = rng.permutation(len(noisy))[:count]
+        # A shift by 1..K-1 modulo K reaches every other class once, and never the class itself.
+        noisy[chosen] = (noisy[chosen] + rng.integers(1, num_classes, count)) % num_classes
+        flipped[chosen] = True
+    return noisy, flipped
+
+
+class _Read:
+    """Position in the stream -> record: the source's order, a permutation per epoch drawn from (seed, epoch), or what a
+    strategy draws per batch from (seed, step).
+
+    grain's own shuffle needs no memory, but a millisecond per index on data of some dozen records (it walks a cycle
+    through 2^16); a permutation costs 8 bytes per record.
+    """
+
+    def __init__(self, source: Source, seed: int | None, strategy: Order | None = None, batch_size: int = 0):
+        self._source, self._seed, self._strategy = source, seed, strategy
+        # What is drawn at once: an epoch, or a batch. Threads that work ahead may be in two neighboring epochs, and in
+        # as many batches as there are threads.
+        self._length, self._near = (len(source), 1) if strategy is None else (batch_size, 32)
+        self._orders: dict[int, np.ndarray] = {}
+
+    def _order(self, number: int) -> np.ndarray:
+        order = self._orders.get(number)
+        if order is None:
+            if self._strategy is None:
+                order = np.random.default_rng([self._seed, number]).permutation(self._length)
+            else:
+                order = self._strategy(number, batch_size=self._length, seed=self._seed)
+            # Assigned at once, so that no lock is needed.
+            near = {n: o for n, o in self._orders.items() if abs(n - number) <= self._near}
+            self._orders = {**near, number: order}
+        return order
+
+    def __call__(self, position: int, _: int) -> Record:
+        number, index = divmod(position, self._length)
+        return self._source[index if self._seed is None else int(self._order(number)[index])]
+
+    def __getstate__(self):
+        return {**self.__dict__, "_orders": {}}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Assemble:
+    """Step -> batch. A class, not a closure, so that worker processes can receive it."""
+
+    elements: grain.MapDataset
+    batch_size: int
+    shard: tuple[int, int]
+    records: int
+    steps_per_epoch: int | None  # None: batches run on over the end of an epoch
+    last: int | None  # end of the stream in records, where it has one
+
+    def __call__(self, step: int) -> Batch:
+        if self.steps_per_epoch is None:
+            start = step * self.batch_size
+        else:
+            epoch, within = divmod(step, self.steps_per_epoch)
+            start = epoch * self.records + within * self.batch_size
+        index, count = self.shard
+        rows = self.batch_size // count
+        positions = range(start + index * rows, start + (index + 1) * rows)
+        if self.last is not None:
+            positions = positions[: max(self.last - positions.start, 0)]
+        return stack((self.elements[i] for i in positions), len(positions))
+
+
+class Batches(Iterator[Batch]):
+    """Batches of training data with a position that can be saved; made by `batches`."""
+
+    def __init__(
+        self, assemble: _Assemble, *, steps: int, identity: dict[str, Any], workers: int, prefetch: int
+    ):
+        self._assemble, self._steps, self._identity = assemble, steps, identity
+        self._workers, self._prefetch = workers, prefetch
+        self._step = 0
+        self._iterator: grain.DatasetIterator | None = None
+
+    def _open(self) -> grain.DatasetIterator:
+        ahead = grain.ReadOptions(num_threads=min(self._prefetch, 16), prefetch_buffer_size=self._prefetch)
+        steps = grain.MapDataset.range(self._step, self._steps).map(self._assemble).to_iter_dataset(ahead)
+        if self._workers:
+            # grain's worker processes read absl flags, which only programs started by absl have parsed.
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
+            steps = steps.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=self._prefetch)
+            )
+        return iter(steps)
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._iterator is None:
+            self._iterator = self._open()
+        batch = next(self._iterator)
+        self._step += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, for JSON: the number of batches already taken, and what must be alike to go on from
+        there."""
+        return {"step": self._step, **self._identity}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to a position: the next batch is the one that followed when `get_state` was called.
+
+        Raises:
+          UserError: the position belongs to other data, another seed, another batch size or another strategy.
+        """
+        for name, value in self._identity.items():
+            if state.get(name) != value:
+                raise UserError(
+                    f"{name}: the saved data position was made with {state.get(name)}, this run has {value}"
+                )
+        step = state.get("step")
+        if not isinstance(step, int) or not 0 <= step <= self._steps:
+            raise UserError(
+                f"step: the saved data position needs a number from 0 to {self._steps}, got {step}"
+            )
+        self.close()
+        self._step = step
+
+    def close(self) -> None:
+        """Stops the threads and processes that work ahead."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+
+def batches(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    augment: Augment | None = None,
+    shuffle: bool = True,
+    repeat: bool = True,
+    shard: tuple[int, int] = (0, 1),
+    workers: int = 0,
+    prefetch: int = 4,
+    drop_remainder: bool = True,
+    label_override: np.ndarray | None = None,
+    order: Order | None = None,
+) -> Batches:
+    """Batches of a source, endless unless told otherwise.
+
+    Args:
+      source: the records.
+      batch_size: records of one step over all shards together; each shard gets batch_size / count of them.
+      seed: of the order and of the augmentation, any integer >= 0.
+      augment: random changes; none unless given.
+      shuffle: a new random order in every epoch; otherwise the source's order.
+      repeat: start again after the last record.
+      shard: (index, count), usually (jax.process_index(), jax.process_count()). The shards' batches, one
+        after the other, are the batch that a single shard would give.
+      workers: processes that read and augment; 0 means threads of this process. Sources that render or that
+        sit in memory want 0.
+      prefetch: batches to work ahead (for each worker).
+      drop_remainder: leave out the records of an epoch that do not fill a batch, other ones each epoch.
+        Otherwise batches run on over the end of an epoch, and without `repeat` the last one is short.
+      label_override: [N] integers that stand in for the source's labels.
+      order: strategy that says which records the batch of a step holds, such as `samplers.ClassUniform`; there are
+        no epochs then, and `shuffle`, `repeat` and `drop_remainder` must stay as they are.
+
+    Returns:
+      An iterator of flat dicts of arrays: `image` uint8 [B, H, W, C], `label` int32 [B], and what else the
+        source has.
+
+    Raises:
+      UserError: a batch larger than the source or not a multiple of the shards; a negative seed, size or
+        number; what the strategy refuses.
+    """
+    index, count = shard
+    records = len(source)
+    if batch_size < 1:
+        raise UserError(f"batch_size: needs a positive number, got {batch_size}")
+    if batch_size > records:
+        raise UserError(f"batch_size: needs at most the {records} records of this data, got {batch_size}")
+    if not 0 <= index < count or batch_size % count:
+        raise UserError(
+            f"batch_size: needs a multiple of the {count} processes, got {batch_size} (process {index})"
+        )
+    if not drop_remainder and not repeat and count > 1:
+        raise ValueError(
+            "drop_remainder must be True for several shards without repeat: their last batches would differ"
+        )
+    if seed < 0:
+        raise UserError(f"seed: needs a number from 0, got {seed}")
+    if workers < 0 or prefetch < 1:
+        raise UserError(f"workers: needs a number from 0, and prefetch from 1, got {workers} and {prefetch}")
+    if label_override is not None:
+        source = Relabeled(source, label_override)
+    if order is not None:
+        if not (shuffle and repeat and drop_remainder):
+            raise ValueError(
+                "order: needs shuffle, repeat and drop_remainder to be True, a strategy has no epochs"
+            )
+        first = order(0, batch_size=batch_size, seed=seed)
+        if first.shape != (batch_size,) or not 0 <= first.min() <= first.max() < records:
+            raise ValueError(
+                f"order: needs {batch_size} records of {records} per step, {order.name} gives {first.shape} "
+                f"in {first.min()}..{first.max()}"
+            )
+
+    read = _Read(source, seed if shuffle else None, order, batch_size)
+    elements = grain.MapDataset.range(records).map_with_index(read)
+    if augment is not None and augment.active:
+        change_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])  # grain takes 32 bits
+        elements = elements.random_map(Augmentation(augment), seed=change_seed)
+
+    steps_per_epoch = records // batch_size if drop_remainder and order is None else None
+    if repeat:
+        steps, last = _ENDLESS, None
+    elif drop_remainder:
+        steps, last = records // batch_size, records
+    else:
+        steps, last = -(-records // batch_size), records
+    assemble = _Assemble(elements, batch_size, shard, records, steps_per_epoch, last)
+    identity = {"records": records, "batch_size": batch_size, "seed": seed}
+    identity["order"] = None if order is None else order.name
+    return Batches(assemble, steps=steps, identity=identity, workers=workers, prefetch=prefetch)
+
+
+def _filled_up(records: Iterable[Record], missing: int) -> Iterator[Record]:
+    """The records, at least one, and the last one `missing` times more."""
+    for record in records:
+        yield record
+    yield from itertools.repeat(record, missing)
+
+
+def evaluation_batches(source: Source, batch_size: int, *, prefetch: int = 4) -> Iterator[Batch]:
+    """Every record once, in order, in batches of one size.
+
+    The last batch is filled up with its last record, so that a compiled function sees one shape; `valid` [B]
+    bool is False there.
+
+    Raises:
+      UserError: no record, or a batch size below 1.
+    """
+    records = len(source)
+    if batch_size < 1 or not records:
+        raise UserError(
+            f"batch_size: needs a positive number and data that is not empty, got {batch_size} and {records}"
+        )
+
+    def assemble(step: int) -> Batch:
+        positions = np.arange(step * batch_size, (step + 1) * batch_size)
+        valid = positions < records
+        rows = (source[int(i)] for i in positions[valid])
+        return stack(_filled_up(rows, int((~valid).sum())), batch_size) | {"valid": valid}
+
+    ahead = grain.ReadOptions(num_threads=min(prefetch, 16), prefetch_buffer_size=prefetch)
+    steps = grain.MapDataset.range(-(-records // batch_size)).map(assemble).to_iter_dataset(ahead)
+    return iter(steps)

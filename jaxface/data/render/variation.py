@@ -1,0 +1,111 @@
+"""The difficulty dial of the rendered faces."""
+
+import dataclasses
+
+from jaxface.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Variation:
+    """How much the images of one person differ: the difficulty dial (design).
+
+    Ranges are (low, high) of a uniform draw.
+    """
+
+    yaw: float = 30.0
+    """Largest turn of the head to either side, degrees."""
+    pitch: float = 12.0
+    """Largest nod up or down, degrees."""
+    roll: float = 8.0
+    """Largest tilt to either side, degrees."""
+    expression: float = 0.6
+    """Standard deviation of the expression coefficients, which are clipped to [-1, 1.5]."""
+    ambient: tuple[float, float] = (0.15, 0.45)
+    """Light from everywhere."""
+    light: tuple[float, float] = (0.35, 0.75)
+    """Intensity of the directional light."""
+    light_spread: float = 0.7
+    """Sideways spread of its direction against the camera's; 0 is a lamp at the camera."""
+    scale: tuple[float, float] = (0.95, 1.1)
+    """Scale of the head, pixels per mm times 260 over the image size; faces that are aligned have another."""
+    shift: float = 0.01
+    """Largest translation to either side as a fraction of the image size, of aligned faces as well."""
+    zoom: float = 0.03
+    """Largest relative change of scale that alignment leaves."""
+    gain: tuple[float, float] = (0.75, 1.2)
+    """Exposure."""
+    white_balance: float = 0.07
+    """Largest relative change per channel."""
+    noise: tuple[float, float] = (0.01, 0.025)
+    """Standard deviation of the noise in the colors, which are in [0, 1]."""
+    blur: tuple[float, float] = (0.4, 0.8)
+    """Standard deviation of the camera's blur, pixels."""
+    depth_noise: tuple[float, float] = (2.0, 6.0)
+    """Standard deviation of the noise in the depth, mm."""
+    depth_holes: tuple[float, float] = (0.02, 0.1)
+    """Fraction of the depth pixels without a reading."""
+    background: float = 1.0
+    """Strength of the background's texture, in [0, 1]."""
+    dark: float = 0.0
+    """Fraction of images under-exposed by a factor 4 to 12."""
+    occlusion: float = 0.0
+    """Fraction of images with a patch before the face."""
+    spoof: float = 0.0
+    """Fraction of presentation attacks: print, replay, mask and cut-out in equal parts."""
+
+    def __post_init__(self):
+        for name in ("dark", "occlusion", "spoof", "background"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name}: needs a fraction in [0, 1], got {getattr(self, name)}")
+        for name, limit in (("yaw", 100), ("pitch", 90), ("roll", 180)):
+            if not 0 <= getattr(self, name) <= limit:
+                raise UserError(f"{name}: needs degrees in [0, {limit}], got {getattr(self, name)}")
+        for name in ("ambient", "light", "scale", "gain", "noise", "blur", "depth_noise", "depth_holes"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high:
+                raise UserError(f"{name}: needs 0 <= low <= high, got ({low}, {high})")
+        for name in ("expression", "light_spread", "shift", "zoom", "white_balance"):
+            if not 0 <= getattr(self, name) < 2:
+                raise UserError(f"{name}: needs a number in [0, 2), got {getattr(self, name)}")
+
+    @classmethod
+    def none(cls) -> "Variation":
+        """Passport photographs before a gray wall: the images of a person differ by a little noise alone."""
+        return cls(
+            yaw=0.0, pitch=0.0, roll=0.0, expression=0.0, ambient=(0.3, 0.3), light=(0.5, 0.5), light_spread=0.0,
+            scale=(1.0, 1.0), shift=0.0, zoom=0.0, gain=(1.0, 1.0), white_balance=0.0, noise=(0.01, 0.01),
+            blur=(0.5, 0.5), depth_noise=(0.0, 0.0), depth_holes=(0.0, 0.0), background=0.0,
+        )  # fmt: skip
+
+    @classmethod
+    def frontal(cls) -> "Variation":
+        """Cooperative capture: small angles, soft light, weak expressions."""
+        return cls(
+            yaw=8.0,
+            pitch=5.0,
+            roll=4.0,
+            expression=0.3,
+            ambient=(0.25, 0.4),
+            light=(0.4, 0.6),
+            light_spread=0.3,
+        )
+
+    @classmethod
+    def hard(cls) -> "Variation":
+        """Surveillance: half profiles, strong expressions, hard side light, dark and occluded images."""
+        return cls(
+            yaw=55.0, pitch=20.0, roll=20.0, expression=0.9, ambient=(0.05, 0.4), light=(0.3, 1.0), light_spread=1.2,
+            shift=0.03, zoom=0.08, gain=(0.6, 1.3), noise=(0.015, 0.04), blur=(0.5, 1.3), depth_noise=(4.0, 8.0),
+            depth_holes=(0.05, 0.3), dark=0.1, occlusion=0.3,
+        )  # fmt: skip
+
+    @classmethod
+    def spoofing(cls) -> "Variation":
+        """Anti-spoofing: cooperative to moderate live faces (40 %) and four attacks (15 % each)."""
+        return cls(
+            yaw=20.0, pitch=10.0, ambient=(0.1, 0.4), gain=(0.7, 1.3), noise=(0.015, 0.03), depth_noise=(4.0, 8.0),
+            depth_holes=(0.05, 0.3), dark=0.1, spoof=0.6,
+        )  # fmt: skip
+
+
+MODERATE = Variation()  # the default everywhere

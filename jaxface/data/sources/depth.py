@@ -1,0 +1,228 @@
+"""Depth maps of faces as images, alone or beside the photograph, and folders of such pairs.
+
+A depth map is float32 [S, S], mm before some plane behind the face (larger is nearer), 0 where there is no reading: the
+renderer's convention. A network sees it relative to the nose tip, since the distance from the camera says more about the
+session than about the face.
+"""
+
+import io
+import logging
+import pathlib
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from jaxface.data.sources.folder import images_by_class
+from jaxface.data.sources.images import MAX_SIDE, CorruptImage, Fit, decode_image, fit_square
+from jaxface.data.sources.source import Record, Source
+from jaxface.data.sources.standin import StandInSource, any_readable
+from jaxface.errors import UserError
+
+SPAN = 120.0
+"""Depth that an encoded image covers, mm: half before the nose tip, half behind it."""
+SUFFIX = "_depth"
+_NOSE = 110.0  # mm before the plane at which the nose of a face from a file is put, about the renderer's
+
+Modality = Literal["rgb", "depth", "rgbd"]
+
+_log = logging.getLogger("jaxface.data")
+
+
+def nose_depth(depth: np.ndarray, landmarks: np.ndarray | None = None) -> float | None:
+    """Depth of the nose tip: the median around its landmark, or nearly the nearest point of the middle of the image.
+
+    Args:
+      depth: [H, W] mm, 0 where there is no reading.
+      landmarks: [5, 2] (x, y) pixels with the nose tip in the middle; None where nobody marked it.
+
+    Returns:
+      mm; None for a map without a reading.
+    """
+    height, width = depth.shape
+    if landmarks is not None:
+        x, y = np.rint(landmarks[2]).astype(int)
+        reach = max(1, height // 32)
+        near = depth[max(y - reach, 0) : max(y + reach + 1, 0), max(x - reach, 0) : max(x + reach + 1, 0)]
+        if (near != 0).any():
+            return float(np.median(near[near != 0]))
+    middle = depth[height // 4 : height - height // 4, width // 4 : width - width // 4]
+    for part in (middle, depth):
+        if (part != 0).any():
+            return float(np.percentile(part[part != 0], 98))
+    return None
+
+
+def encode_depth(depth: np.ndarray, nose: float | None) -> np.ndarray:
+    """A depth map as an image around the nose tip (arXiv:2403.06529; the range is ours, design).
+
+        p = round(255 clip((z - z_nose + 60) / 120, 0, 1)),        0 where there is no reading
+
+    Args:
+      depth: [H, W] mm, 0 where there is no reading.
+      nose: z_nose, mm; None for a map without a reading.
+
+    Returns:
+      [H, W, 3] uint8, gray; a level is 0.47 mm.
+    """
+    if nose is None:
+        return np.zeros((*depth.shape, 3), np.uint8)
+    levels = np.rint(255 * np.clip((depth - nose + SPAN / 2) / SPAN, 0.0, 1.0)).astype(np.uint8)
+    return np.repeat(np.where(depth != 0, levels, 0)[..., None], 3, axis=-1)
+
+
+def _encoded(record: Record) -> np.ndarray:
+    depth = record["depth"]
+    return encode_depth(depth, nose_depth(depth, record.get("landmarks")))
+
+
+class DepthImages:
+    """A source with depth, whose images are its encoded depth maps; the photograph is gone."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self.labels, self.class_names = source.labels, source.class_names
+        self.image_shape = source.image_shape
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = dict(self._source[index])
+        record["image"] = _encoded(record)
+        del record["depth"]
+        return record
+
+
+class RgbdImages(DepthImages):
+    """A source with depth, whose records keep their image; `depth` becomes an encoded image [S, S, 3] uint8 too."""
+
+    def __getitem__(self, index: int) -> Record:
+        record = dict(self._source[index])
+        record["depth"] = _encoded(record)
+        return record
+
+
+def decode_depth(encoded: bytes | pathlib.Path) -> np.ndarray:
+    """Decodes a 16-bit (or 8-bit) gray PNG of distances from the camera.
+
+    Returns:
+      [H, W] float32 mm, 0 where there is no reading.
+
+    Raises:
+      CorruptImage: not such an image, a color one, or a side longer than `images.MAX_SIDE`.
+    """
+    try:
+        with Image.open(
+            io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=("PNG",)
+        ) as image:
+            if max(image.size) > MAX_SIDE:
+                raise CorruptImage(
+                    f"its header claims {image.size[0]}x{image.size[1]} pixels, the limit is {MAX_SIDE}"
+                )
+            if image.mode not in ("I", "I;16", "I;16B", "I;16L", "L"):
+                raise CorruptImage(f"a depth map needs one channel of millimeters, its mode is {image.mode}")
+            return np.asarray(image).astype(np.float32)
+    except CorruptImage:
+        raise
+    except Exception as error:  # a decoder fed with garbage raises nearly anything
+        raise CorruptImage(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from error
+
+
+def fit_depth(depth: np.ndarray, size: int, *, fit: Fit = "pad") -> np.ndarray:
+    """`images.fit_square` for a depth map: holes (0) are not averaged with what is beside them."""
+    valid = (depth != 0).astype(np.float32)
+    share = fit_square(valid, size, fit=fit)
+    summed = fit_square(depth * valid, size, fit=fit)
+    return np.where(share > 0.5, summed / np.maximum(share, 1e-6), 0.0).astype(np.float32)
+
+
+def _before_plane(distance: np.ndarray) -> np.ndarray:
+    """Distances from the camera as depth before a plane 110 mm behind the nose; 0 where there is no reading, and only there."""
+    nose = nose_depth(np.where(distance != 0, -distance, 0))
+    if nose is None:
+        return distance
+    depth = _NOSE - nose - distance
+    return np.where(distance != 0, np.where(depth == 0, 1e-3, depth), 0.0).astype(np.float32)
+
+
+class RgbdFolderSource(StandInSource):
+    """Photographs with their depth: `root/<person>/<name>.png` and `root/<person>/<name>_depth.png`.
+
+    The photograph is anything that `FolderSource` reads; the depth map a PNG of one channel, 16 bits, mm from the camera, 0
+    where there is no reading, registered to the photograph. They must have one size. A photograph without its depth map is
+    left out. Pairs that do not decode are replaced by the next one of the same person.
+
+    Record: `image` uint8 [S, S, 3], `depth` float32 [S, S] mm before a plane behind the face, `label` int32.
+
+    Attributes:
+      labels: [N] int32.
+      class_names: names of the sub-folders.
+      image_shape: (image_size, image_size, 3).
+      paths: (photograph, depth map) of every record.
+    """
+
+    def __init__(self, root: str | pathlib.Path, *, image_size: int, fit: Fit = "pad"):
+        """Opens the folder; decodes one pair per person.
+
+        Raises:
+          UserError: no such folder, no pair in it, or fewer than two people with a readable pair.
+        """
+        super().__init__()
+        self._size, self._fit = image_size, fit
+        self.image_shape = (image_size, image_size, 3)
+        root = pathlib.Path(root).expanduser()
+        try:
+            files = images_by_class(root)
+        except OSError as error:
+            raise UserError(f"root: needs a folder of pairs by person, {root}: {error.strerror}") from error
+        found, alone = {}, 0
+        for name, paths in files.items():
+            photographs = [path for path in paths if not path.stem.endswith(SUFFIX)]
+            pairs = [(path, path.with_name(f"{path.stem}{SUFFIX}.png")) for path in photographs]
+            kept = [pair for pair in pairs if pair[1].is_file()]
+            alone += len(pairs) - len(kept)
+            if kept:
+                found[name] = kept
+        if alone:
+            _log.warning("left out %d photographs in %s without a depth map", alone, root)
+        if not found:
+            raise UserError(
+                f"root: no pair in {root}; needs {root}/<person>/<name>.png and <name>{SUFFIX}.png"
+            )
+        found = {name: pairs for name, pairs in found.items() if any_readable(self._decode, pairs, name)}
+        if len(found) < 2:
+            raise UserError(f"root: needs at least two people, {root} has {len(found)} with a readable pair")
+        self.class_names = list(found)
+        self.paths = [pair for pairs in found.values() for pair in pairs]
+        self.labels = np.repeat(
+            np.arange(len(found), dtype=np.int32), [len(pairs) for pairs in found.values()]
+        )
+
+    @staticmethod
+    def _decode(pair: tuple[pathlib.Path, pathlib.Path]) -> tuple[np.ndarray, np.ndarray]:
+        image, distance = decode_image(pair[0]), decode_depth(pair[1])
+        if image.shape[:2] != distance.shape:
+            raise CorruptImage(
+                f"its depth map has {distance.shape[1]}x{distance.shape[0]} pixels, "
+                f"the photograph {image.shape[1]}x{image.shape[0]}"
+            )
+        if not distance.any():
+            raise CorruptImage("its depth map has no reading")
+        return image, distance
+
+    def _read(self, index: int) -> Record:
+        image, distance = self._decode(self.paths[index])
+        return {
+            "image": fit_square(image, self._size, fit=self._fit),
+            "depth": _before_plane(fit_depth(distance, self._size, fit=self._fit)),
+            "label": self.labels[index],
+        }
+
+    def _describe(self, index: int) -> str:
+        return str(self.paths[index][0])
+
+
+def of_modality(source: Source, modality: Modality) -> Source:
+    """A source with depth as a run wants it: its photographs, its depth as images, or both."""
+    return {"rgb": lambda source: source, "depth": DepthImages, "rgbd": RgbdImages}[modality](source)

@@ -1,0 +1,95 @@
+"""A folder of images, one sub-folder per person (or class)."""
+
+import pathlib
+import re
+
+import numpy as np
+
+from jaxface.data.sources.images import SUFFIXES, CorruptImage, Fit, decode_image, fit_square
+from jaxface.data.sources.source import Record
+from jaxface.data.sources.standin import StandInSource, any_readable
+from jaxface.errors import UserError
+
+
+def natural_key(name: str) -> tuple:
+    """Sorts s2 before s10: runs of digits compare as numbers, and the name itself breaks ties (1, 01)."""
+    parts = re.split(r"([0-9]+)", name)
+    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), name
+
+
+def images_by_class(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+    """Sub-folder -> its image files, both in natural order; raises OSError where there is no folder."""
+    found = {}
+    for directory in sorted((p for p in root.iterdir() if p.is_dir()), key=lambda p: natural_key(p.name)):
+        if directory.name.startswith("."):
+            continue
+        files = [
+            p
+            for p in directory.iterdir()
+            if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
+        ]
+        if files:
+            found[directory.name] = sorted(files, key=lambda p: natural_key(p.name))
+    return found
+
+
+class FolderSource(StandInSource):
+    """Images `root/<person>/<image>` in natural order (s2 before s10), as RGB squares of one size.
+
+    JPEG, PNG, PGM/PPM, BMP and WebP, gray or color; other files (a README), hidden files and folders without
+    an image are ignored. An image that does not decode is replaced by the next one of the same person; a
+    person none of whose images decodes is left out when the folder is opened.
+
+    Attributes:
+      labels: [N] int32.
+      class_names: names of the sub-folders.
+      image_shape: (image_size, image_size, 3).
+      paths: file of every record.
+    """
+
+    def __init__(self, root: str | pathlib.Path, *, image_size: int, fit: Fit = "pad", strict: bool = False):
+        """Opens the folder; decodes one image per person.
+
+        Args:
+          root: the folder.
+          image_size: side of every image, pixels.
+          fit: how a rectangle becomes a square, see `images.fit_square`.
+          strict: decode every image now, and refuse the folder if one does not.
+
+        Raises:
+          UserError: no such folder, no image in it, one person only, or (`strict`) an image that does not
+            decode.
+        """
+        super().__init__()
+        self._size, self._fit = image_size, fit
+        self.image_shape = (image_size, image_size, 3)
+        root = pathlib.Path(root).expanduser()
+        try:
+            found = images_by_class(root)
+        except OSError as error:
+            raise UserError(f"root: needs a folder of images by person, {root}: {error.strerror}") from error
+        if not found:
+            kinds = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
+            raise UserError(f"root: no image in {root}; needs {root}/<person>/<image>, one of {kinds}")
+        if strict:
+            for path in (path for files in found.values() for path in files):
+                try:
+                    decode_image(path)
+                except CorruptImage as error:
+                    raise UserError(f"root: {path} cannot be read: {error}") from error
+        else:
+            found = {name: files for name, files in found.items() if any_readable(decode_image, files, name)}
+        if len(found) < 2:
+            raise UserError(f"root: needs at least two people, {root} has {len(found)} with a readable image")
+        self.class_names = list(found)
+        self.paths = [path for files in found.values() for path in files]
+        self.labels = np.repeat(
+            np.arange(len(found), dtype=np.int32), [len(files) for files in found.values()]
+        )
+
+    def _read(self, index: int) -> Record:
+        image = fit_square(decode_image(self.paths[index]), self._size, fit=self._fit)
+        return {"image": image, "label": self.labels[index]}
+
+    def _describe(self, index: int) -> str:
+        return str(self.paths[index])

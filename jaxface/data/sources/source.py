@@ -1,0 +1,123 @@
+"""What a source of images is.
+
+A source is random-access, so that a sampler may shuffle, shard and resume it without reading it. It knows the class
+of every record without decoding an image: splits by identity, balanced samplers and verification pairs need that.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from jaxface.errors import UserError
+
+Record = dict[str, np.ndarray]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to records.
+
+    Attributes:
+      labels: [N] int32 in [0, len(class_names)), class of each record.
+      class_names: one name per class.
+      image_shape: (H, W, C) of every image, known without decoding or rendering one.
+
+    A record is a flat dict: `image` uint8 [H, W, 3], `label` int32 scalar, and whatever else the source knows
+    (`depth`, `landmarks`, `boxes`, `spoof`, `expression`, `group`). A source that knows the group of every record without
+    reading it says so by `groups` [N] int32 and `group_names`, one per group.
+    """
+
+    labels: np.ndarray
+    class_names: Sequence[str]
+    image_shape: tuple[int, int, int]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+class Subset:
+    """Some records of a source, in a given order.
+
+    With `relabel=True` the classes that occur are numbered 0..K-1 in their old order, as a classifier over the subset needs.
+    """
+
+    def __init__(self, source: Source, indices: np.ndarray, *, relabel: bool = False):
+        self._source = source
+        self.image_shape = source.image_shape
+        self._indices = np.asarray(indices, np.int64)
+        labels = np.asarray(source.labels, np.int32)[self._indices]
+        if relabel:
+            kept, labels = np.unique(labels, return_inverse=True)
+            self.class_names = [source.class_names[k] for k in kept]
+        else:
+            self.class_names = list(source.class_names)
+        self.labels = labels.astype(np.int32)
+
+    # Asked for, not copied: rendered faces work their groups out.
+    @property
+    def groups(self) -> np.ndarray:
+        """[N] int32, the group of each record; an AttributeError where the source does not know."""
+        return self._source.groups[self._indices]
+
+    @property
+    def group_names(self) -> Sequence[str]:
+        """Names of the groups, all those of the source."""
+        return self._source.group_names
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Record:
+        record = dict(self._source[int(self._indices[index])])
+        record["label"] = self.labels[index]
+        return record
+
+
+class WithFields:
+    """A source whose records carry further fields: `fields` are arrays [N, ...], of which record i gets row i."""
+
+    def __init__(self, source: Source, **fields: np.ndarray):
+        for name, values in fields.items():
+            if len(values) != len(source):
+                raise ValueError(
+                    f"{name}: needs one row for each of {len(source)} records, got {len(values)}"
+                )
+        self._source, self._fields = source, fields
+        self.labels, self.class_names = source.labels, source.class_names
+        self.image_shape = source.image_shape
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        return {**self._source[index], **{name: values[index] for name, values in self._fields.items()}}
+
+
+def split_identities(source: Source, held_out: float, *, seed: int = 0) -> tuple[Subset, Subset]:
+    """Splits by class: no identity of the second part occurs in the first.
+
+    Args:
+      source: the records.
+      held_out: fraction of the classes in the second part, in (0, 1); at least two classes go to either part.
+      seed: of the permutation of the classes.
+
+    Returns:
+      (training part, held-out part), both relabeled from 0.
+
+    Raises:
+      UserError: fewer than four classes, or `held_out` outside (0, 1).
+    """
+    if not 0 < held_out < 1:
+        raise UserError(f"held_out: needs a fraction between 0 and 1, got {held_out}")
+    classes = np.unique(source.labels)
+    if len(classes) < 4:
+        raise UserError(f"data: a split by identity needs at least 4 people, this source has {len(classes)}")
+    count = min(max(round(held_out * len(classes)), 2), len(classes) - 2)
+    chosen = np.random.default_rng(seed).permutation(classes)[:count]
+    out = np.isin(source.labels, chosen)
+    return (
+        Subset(source, np.flatnonzero(~out), relabel=True),
+        Subset(source, np.flatnonzero(out), relabel=True),
+    )

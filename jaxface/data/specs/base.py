@@ -1,0 +1,96 @@
+"""What every description of data has in common, the table of their kinds, and how to open them.
+
+Images have one size in a run. Faces are split by identity, so that verification is on people the training never saw.
+"""
+
+import abc
+import dataclasses
+from typing import Literal, NamedTuple
+
+from jaxface.data.sources.source import Source
+from jaxface.errors import UserError
+from jaxface.registry import Registry
+
+FIRST_HELD_OUT = 1 << 20
+"""Number of the first held-out person; no training range reaches it, however many people it has."""
+
+KINDS: Registry[type["DataSpec"]] = Registry("data", "jaxface.data.specs")
+"""Kinds of data by the name that the command line and configurations use."""
+
+
+class Split(NamedTuple):
+    """Two parts of a data set.
+
+    Attributes:
+      train: records to learn from; labels 0..K-1.
+      held_out: records to evaluate on. Under "verification" its people are others than those of `train`, and
+        its labels say nothing but who is the same; under "classification" the classes are the same.
+      name: for tables and file names.
+      protocol: how to evaluate.
+    """
+
+    train: Source
+    held_out: Source
+    name: str
+    protocol: Literal["verification", "classification"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec(abc.ABC):
+    """Data for a run: a frozen dataclass that a module of `jaxface.data.specs`, or of your own, registers in `KINDS`."""
+
+    @property
+    @abc.abstractmethod
+    def title(self) -> str:
+        """Short name for tables."""
+
+    @abc.abstractmethod
+    def source(self, *, image_size: int, seed: int) -> Source:
+        """Every record that may be learned from."""
+
+    @abc.abstractmethod
+    def divide(self, *, image_size: int, seed: int) -> Split:
+        """Training and held-out part."""
+
+    def evaluation_source(self, *, image_size: int, seed: int) -> Source:
+        """Every record to evaluate on, where the network was trained on other data."""
+        return self.source(image_size=image_size, seed=seed)
+
+
+def check_pairs(spec: DataSpec) -> None:
+    """Raises UserError unless the people to evaluate on make genuine and impostor pairs."""
+    for name in ("held_out_identities", "held_out_per_identity"):
+        if getattr(spec, name) < 2:
+            raise UserError(f"{name}: pairs to verify need at least 2, got {getattr(spec, name)}")
+
+
+def load(spec: DataSpec, *, image_size: int = 112, seed: int = 0) -> Split:
+    """Opens data and splits it.
+
+    Args:
+      spec: which data.
+      image_size: side of every image, pixels (digits keep their 8).
+      seed: of the rendered people and of the split.
+
+    Raises:
+      UserError: the data cannot be had, or not be split; the line names the field of `spec`.
+    """
+    if image_size < 8:
+        raise UserError(f"image_size: needs at least 8 pixels, got {image_size}")
+    return spec.divide(image_size=image_size, seed=seed)
+
+
+def load_all(spec: DataSpec, *, image_size: int = 112, seed: int = 0) -> Source:
+    """Opens data to evaluate on as a whole; of rendered faces only the people that no training sees.
+
+    Args:
+      spec: which data; its `held_out` fraction is not used.
+      image_size: side of every image, pixels (digits keep their 8).
+      seed: of the rendered people.
+
+    Raises:
+      UserError: the data cannot be had.
+    """
+    if image_size < 8:
+        raise UserError(f"image_size: needs at least 8 pixels, got {image_size}")
+    return spec.evaluation_source(image_size=image_size, seed=seed)

@@ -1,0 +1,132 @@
+"""Data sets that scikit-learn and scikit-image bring or download."""
+
+import dataclasses
+
+import numpy as np
+
+from jaxface.data.sources import bundled
+from jaxface.data.sources.depth import Modality
+from jaxface.data.sources.source import Source, Subset, WithFields, split_identities
+from jaxface.data.specs.base import KINDS, DataSpec, Split
+from jaxface.errors import UserError
+
+
+def split_samples(source: Source, count: int, name: str, seed: int) -> Split:
+    order = np.random.default_rng(seed).permutation(len(source))
+    return Split(Subset(source, order[:count]), Subset(source, order[count:]), name, "classification")
+
+
+@KINDS.register("olivetti")
+@dataclasses.dataclass(frozen=True)
+class Olivetti(DataSpec):
+    """The Olivetti faces, 40 people x 10, which scikit-learn downloads once (4 MB)."""
+
+    data_home: str | None = None
+    """Where scikit-learn keeps its downloads; its own default unless given."""
+    held_out: float = 0.5
+    """Fraction of the people to evaluate on."""
+
+    @property
+    def title(self) -> str:
+        return "olivetti"
+
+    def source(self, *, image_size: int, seed: int) -> Source:
+        return bundled.olivetti(image_size=image_size, data_home=self.data_home)
+
+    def divide(self, *, image_size: int, seed: int) -> Split:
+        parts = split_identities(self.source(image_size=image_size, seed=seed), self.held_out, seed=seed)
+        return Split(*parts, self.title, "verification")
+
+
+@KINDS.register("lfw")
+@dataclasses.dataclass(frozen=True)
+class Lfw(DataSpec):
+    """Labeled Faces in the Wild, which scikit-learn downloads once (233 MB)."""
+
+    data_home: str | None = None
+    """Where scikit-learn keeps its downloads; its own default unless given."""
+    min_faces: int = 2
+    """Fewest photographs of a person who takes part."""
+    held_out: float = 0.2
+    """Fraction of the people to evaluate on."""
+
+    @property
+    def title(self) -> str:
+        return "lfw"
+
+    def source(self, *, image_size: int, seed: int) -> Source:
+        return bundled.lfw_people(image_size=image_size, data_home=self.data_home, min_faces=self.min_faces)
+
+    def divide(self, *, image_size: int, seed: int) -> Split:
+        parts = split_identities(self.source(image_size=image_size, seed=seed), self.held_out, seed=seed)
+        return Split(*parts, self.title, "verification")
+
+
+@KINDS.register("digits")
+@dataclasses.dataclass(frozen=True)
+class Digits(DataSpec):
+    """scikit-learn's 1797 handwritten digits: 1000 to train on, 797 to test. They keep their 8x8 gray
+    pixels."""
+
+    @property
+    def title(self) -> str:
+        return "digits"
+
+    def source(self, *, image_size: int, seed: int) -> Source:
+        return bundled.digits()
+
+    def divide(self, *, image_size: int, seed: int) -> Split:
+        return split_samples(bundled.digits(), 1000, self.title, seed)
+
+
+@KINDS.register("digit_halves")
+@dataclasses.dataclass(frozen=True)
+class DigitHalves(DataSpec):
+    """The halves of scikit-learn's digits as two modalities: 450 left and 450 other right halves, and whole digits as pairs."""
+
+    modality: Modality = "rgbd"
+    """Left halves, right halves (of other digits), or pairs: the left half as the image, the right half as its `depth`."""
+    paired: int = 300
+    """Digits whose both halves are learned from, at most 300; 597 others are tested on."""
+
+    @property
+    def title(self) -> str:
+        return {"rgb": "left halves", "depth": "right halves", "rgbd": "digit halves"}[self.modality]
+
+    def source(self, *, image_size: int, seed: int) -> Source:
+        return self._halves(bundled.digits())
+
+    def _halves(self, source: Source) -> Source:
+        images = np.stack([source[i]["image"] for i in range(len(source))])
+        left, right = images[:, :, :4], images[:, :, 4:]
+        shown = bundled.ArraySource(
+            np.ascontiguousarray(right if self.modality == "depth" else left),
+            source.labels,
+            source.class_names,
+        )
+        return WithFields(shown, depth=right) if self.modality == "rgbd" else shown
+
+    def divide(self, *, image_size: int, seed: int) -> Split:
+        if not 10 <= self.paired <= 300:
+            raise UserError(f"paired: needs a number from 10 to 300, got {self.paired}")
+        source = bundled.digits()
+        order = np.random.default_rng(seed).permutation(len(source))
+        rows = {"rgb": order[:450], "depth": order[450:900], "rgbd": order[900 : 900 + self.paired]}
+        train, held_out = (self._halves(Subset(source, part)) for part in (rows[self.modality], order[1200:]))
+        return Split(train, held_out, self.title, "classification")
+
+
+@KINDS.register("lfw_subset")
+@dataclasses.dataclass(frozen=True)
+class LfwSubset(DataSpec):
+    """scikit-image's 200 patches of 25x25 pixels, faces and background: 140 to train on, 60 to test."""
+
+    @property
+    def title(self) -> str:
+        return "lfw-subset"
+
+    def source(self, *, image_size: int, seed: int) -> Source:
+        return bundled.lfw_subset(image_size=image_size)
+
+    def divide(self, *, image_size: int, seed: int) -> Split:
+        return split_samples(self.source(image_size=image_size, seed=seed), 140, self.title, seed)

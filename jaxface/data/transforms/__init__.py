@@ -1,0 +1,1 @@
+"""Pure changes of images and records: alignment, augmentation, resolution, corruption."""

@@ -1,0 +1,212 @@
+"""Five-point alignment: the landmark template, the similarity transform onto it, and the warp.
+
+Coordinates are (x, y) in pixels with pixel centers at integers. The five landmarks are, in this order, left eye,
+right eye, nose tip, left mouth corner, right mouth corner, where left and right are sides of the *image*. A
+similarity cannot reflect: landmarks with left and right exchanged give a crop of a face shrunk to a quarter.
+"""
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.ndimage import map_coordinates
+
+from jaxface.errors import UserError
+
+_TEMPLATE_112 = (
+    (38.2946, 51.6963),
+    (73.5318, 51.5014),
+    (56.0252, 71.7366),
+    (41.5493, 92.3655),
+    (70.7299, 92.2041),
+)
+
+
+def template(height: int = 112, width: int | None = None) -> np.ndarray:
+    """Where the five landmarks lie in an aligned crop (the ArcFace template, arXiv:1801.07698).
+
+    A multiple of 112 scales the 112x112 template; a multiple of 128 centers it horizontally in a 128x128 crop (x moves
+    by 8, y stays) and scales that; 112 high and 96 wide is the older, narrower crop (x smaller by 8).
+
+    Args:
+      height: of the crop, pixels.
+      width: of the crop, pixels; `height` unless given.
+
+    Returns:
+      [5, 2] float32 (x, y).
+
+    Raises:
+      UserError: a size with no template.
+    """
+    width = height if width is None else width
+    points = np.array(_TEMPLATE_112, np.float64)
+    if (height, width) == (112, 96):
+        points[:, 0] -= 8.0
+    elif height == width > 0 and height % 112 == 0:
+        points *= height / 112
+    elif height == width > 0 and height % 128 == 0:
+        points[:, 0] += 8.0
+        points *= height / 128
+    else:
+        raise UserError(
+            f"image_size: aligned faces need a multiple of 112 or of 128, or 112 high and 96 wide, got {height}x{width}"
+        )
+    return points.astype(np.float32)
+
+
+def five_from_68(points: jax.Array) -> jax.Array:
+    """Five landmarks from the 68-point mark-up.
+
+    Eyes are the means of their corners (36, 39) and (42, 45), the nose tip is 30, mouth corners 48 and 54, from 0.
+
+    Args:
+      points: [..., 68, 2] (x, y).
+
+    Returns:
+      [..., 5, 2], in the order of the template.
+    """
+    if points.ndim < 2 or points.shape[-2:] != (68, 2):
+        raise ValueError(f"points must be [..., 68, 2], got {points.shape}")
+    xp = jnp if isinstance(points, jax.Array) else np
+    eyes = [(points[..., a, :] + points[..., b, :]) / 2 for a, b in ((36, 39), (42, 45))]
+    return xp.stack([*eyes, points[..., 30, :], points[..., 48, :], points[..., 54, :]], axis=-2)
+
+
+def _similarity(src, dst, xp):
+    """The least-squares similarity by complex numbers, in the namespace `xp`; and whether `src` coincides."""
+    mean_src, mean_dst = src.mean(-2), dst.mean(-2)
+    s, d = src - mean_src[..., None, :], dst - mean_dst[..., None, :]
+    scatter = (s * s).sum((-2, -1))
+    coincide = scatter <= 1e-8 * (1 + (mean_src * mean_src).sum(-1))
+    safe = xp.where(coincide, 1.0, scatter)
+    real = xp.where(coincide, 0.0, (s * d).sum((-2, -1)) / safe)
+    imaginary = xp.where(coincide, 0.0, (s[..., 0] * d[..., 1] - s[..., 1] * d[..., 0]).sum(-1) / safe)
+    linear = xp.stack([xp.stack([real, -imaginary], -1), xp.stack([imaginary, real], -1)], -2)
+    shift = mean_dst - (linear * mean_src[..., None, :]).sum(-1)
+    return xp.concatenate([linear, shift[..., None]], -1), coincide
+
+
+def _check_landmarks(src, dst) -> None:
+    for name, points in (("src", src), ("dst", dst)):
+        if (
+            points.ndim < 2
+            or points.shape[-1] != 2
+            or points.shape[-2] < 2
+            or points.shape[-2] != src.shape[-2]
+        ):
+            raise ValueError(
+                f"{name} must be [..., n, 2] with n >= 2 alike in src and dst, got {points.shape}"
+            )
+
+
+def estimate_similarity(src: jax.Array, dst: jax.Array) -> jax.Array:
+    """Least-squares similarity (turn, scale, shift) from `src` to `dst`, in closed form.
+
+    With centered points read as complex numbers s, d the minimizer of sum |m s - d|^2 is
+
+        m = sum(conj(s) d) / sum |s|^2,    M = [[Re m, -Im m, t_x], [Im m, Re m, t_y]],    t = mean(dst) - m mean(src)
+
+    which is Umeyama's solution (IEEE TPAMI 13(4), 1991) wherever that one needs no reflection fix. Differentiable,
+    and right under `jit` and `vmap`.
+
+    Args:
+      src: [..., n, 2] float landmarks in the image, n >= 2 (five in face alignment).
+      dst: [..., n, 2] or [n, 2] where they must come to lie.
+
+    Returns:
+      [..., 2, 3] float32, M with dst ~ M (x, y, 1). Where the landmarks of `src` coincide the scale is 0.
+
+    Raises:
+      ValueError: other shapes, or concrete values that are not finite or whose landmarks coincide. Under a trace the
+        values are not known: coincident landmarks then give scale 0 and the warp an image of border.
+    """
+    src, dst = jnp.asarray(src, jnp.float32), jnp.asarray(dst, jnp.float32)
+    _check_landmarks(src, dst)
+    if not isinstance(src, jax.core.Tracer) and not bool(jnp.isfinite(src).all()):
+        raise ValueError("src: landmarks must be finite")
+    matrix, coincide = _similarity(src, dst, jnp)
+    if not isinstance(coincide, jax.core.Tracer) and bool(coincide.any()):
+        raise ValueError("src: the landmarks coincide, a similarity needs at least two different points")
+    return matrix
+
+
+def umeyama(src: np.ndarray, dst: np.ndarray) -> np.ndarray:
+    """The same transform by singular values, with the reflection fix (Umeyama, IEEE TPAMI 13(4), 1991); host, float64.
+
+        A = d^T s / n = U S V^T,  G = diag(1, sign det A),  R = U G V^T,  scale = sum(S G) / var(s),  t = m_d - scale R m_s
+
+    Differs from `estimate_similarity` only where the best orthogonal map is a reflection.
+
+    Args:
+      src: [n, 2] float.
+      dst: [n, 2] float.
+
+    Returns:
+      [2, 3] float64.
+    """
+    src, dst = np.asarray(src, np.float64), np.asarray(dst, np.float64)
+    mean_src, mean_dst = src.mean(0), dst.mean(0)
+    s, d = src - mean_src, dst - mean_dst
+    variance = (s * s).sum() / len(s)
+    if not variance > 0:
+        raise ValueError("src: the landmarks coincide, a similarity needs at least two different points")
+    covariance = d.T @ s / len(s)
+    u, singular, vt = np.linalg.svd(covariance)
+    sign = np.array([1.0, -1.0 if np.linalg.det(covariance) < 0 else 1.0])
+    rotation = (u * sign) @ vt
+    scale = (singular * sign).sum() / variance
+    return np.concatenate([scale * rotation, (mean_dst - scale * rotation @ mean_src)[:, None]], axis=1)
+
+
+def warp_affine(image: jax.Array, matrix: jax.Array, out_hw: tuple[int, int]) -> jax.Array:
+    """output(x, y) = image(M^-1 (x, y, 1)): bilinear, 0 outside, pixel centers at integers (OpenCV's convention).
+
+    Args:
+      image: [H, W, C], any real dtype.
+      matrix: [2, 3] float from image to output coordinates.
+      out_hw: (height, width) of the output; static.
+
+    Returns:
+      [height, width, C] float32, on the scale of `image`. All border where `matrix` cannot be inverted.
+    """
+    if image.ndim != 3 or matrix.shape != (2, 3):
+        raise ValueError(f"image must be [H, W, C] and matrix [2, 3], got {image.shape} and {matrix.shape}")
+    height, width = out_hw
+    (a, b, tx), (c, d, ty) = jnp.asarray(matrix, jnp.float32)
+    determinant = a * d - b * c
+    invertible = jnp.abs(determinant) > 1e-12
+    determinant = jnp.where(invertible, determinant, 1.0)
+    y, x = jnp.mgrid[:height, :width].astype(jnp.float32)
+    x, y = x - tx, y - ty
+    source_x = jnp.where(invertible, (d * x - b * y) / determinant, -2.0)
+    source_y = jnp.where(invertible, (a * y - c * x) / determinant, -2.0)
+
+    def sample(channel):
+        return map_coordinates(channel, [source_y, source_x], order=1, mode="constant", cval=0.0)
+
+    return jax.vmap(sample, in_axes=-1, out_axes=-1)(image.astype(jnp.float32))
+
+
+def align_face(image: np.ndarray, landmarks: np.ndarray, size: int | tuple[int, int] = 112) -> np.ndarray:
+    """Crops a face to the template on the host.
+
+    Args:
+      image: [H, W, 3] uint8.
+      landmarks: [5, 2] (x, y) pixels, in the order of the template.
+      size: side of the crop, or its (height, width); see `template`.
+
+    Returns:
+      [height, width, 3] uint8, 0 where the crop leaves the image.
+
+    Raises:
+      UserError: a size without a template; landmarks that are not five finite points or that coincide.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    target = template(height, width).astype(np.float64)
+    landmarks = np.asarray(landmarks, np.float64)
+    if landmarks.shape != (5, 2) or not np.isfinite(landmarks).all():
+        raise UserError(f"landmarks: alignment needs five finite (x, y) points, got shape {landmarks.shape}")
+    matrix, coincide = _similarity(landmarks, target, np)
+    if coincide:
+        raise UserError("landmarks: alignment needs different points, these coincide")
+    return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=0)

@@ -1,0 +1,181 @@
+"""Random changes of training images, on the host.
+
+`Augment` is the description that stands in a configuration; `Augmentation` is the same as a grain
+transformation. Each record gets its own random numbers, drawn from the seed and the record's position in the
+stream: the same whichever thread, process or shard handles it.
+"""
+
+import dataclasses
+import math
+
+import cv2
+import grain
+import numpy as np
+
+from jaxface.data.sources.source import Record
+from jaxface.data.transforms import geometry
+from jaxface.errors import UserError
+
+_PROBABILITIES = ("flip", "crop", "color", "gray", "blur", "jpeg", "occlusion", "low_resolution")
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """Random changes of training images. Each fires on its own with its probability; only the flip is on by
+    default."""
+
+    flip: float = 0.5
+    """Probability of mirroring left and right."""
+    crop: float = 0.0
+    """Probability of cutting a window and resizing it back."""
+    crop_scale: tuple[float, float] = (0.8, 1.0)
+    """Least and greatest side of that window, as a fraction of the image's side; above 1 the face shrinks."""
+    crop_shift: float = 0.05
+    """Greatest shift of that window's center beyond the image, as a fraction of the image's side, in either
+    direction."""
+    color: float = 0.0
+    """Probability of changing brightness, contrast, saturation and the balance of the channels."""
+    color_strength: float = 0.3
+    """Greatest relative change of brightness, contrast and saturation; a third of it for each channel."""
+    gray: float = 0.0
+    """Probability of making the image gray: its luma in all three channels."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur."""
+    blur_sigma: tuple[float, float] = (0.5, 1.5)
+    """Least and greatest standard deviation of that blur at 112 pixels; it grows with the image."""
+    jpeg: float = 0.0
+    """Probability of encoding as JPEG and decoding again."""
+    jpeg_quality: tuple[int, int] = (30, 90)
+    """Least and greatest JPEG quality, 1 to 100."""
+    occlusion: float = 0.0
+    """Probability of covering a rectangle with one random color."""
+    occlusion_area: tuple[float, float] = (0.02, 0.2)
+    """Least and greatest area of that rectangle, as a fraction of the image."""
+    low_resolution: float = 0.0
+    """Probability of shrinking the image and enlarging it again."""
+    low_resolution_side: tuple[float, float] = (0.15, 0.5)
+    """Least and greatest side of the small image, as a fraction of the image's side."""
+
+    def __post_init__(self):
+        for name in _PROBABILITIES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name}: a probability needs a value from 0 to 1, got {getattr(self, name)}")
+        limits = {
+            "crop_scale": (0.1, 4),
+            "blur_sigma": (0.1, 100),
+            "jpeg_quality": (1, 100),
+            "occlusion_area": (0.001, 1),
+            "low_resolution_side": (0.01, 1),
+        }
+        for name, (least, greatest) in limits.items():
+            low, high = getattr(self, name)
+            if not least <= low <= high <= greatest:
+                raise UserError(
+                    f"{name}: needs {least} <= least <= greatest <= {greatest}, got {low} and {high}"
+                )
+        if not 0 <= self.crop_shift <= 1:
+            raise UserError(f"crop_shift: needs a fraction from 0 to 1, got {self.crop_shift}")
+        if not 0 <= self.color_strength < 1:
+            raise UserError(f"color_strength: needs a fraction from 0 and below 1, got {self.color_strength}")
+
+    @property
+    def active(self) -> bool:
+        """Whether any change can fire."""
+        return any(getattr(self, name) for name in _PROBABILITIES)
+
+
+class Augmentation(grain.transforms.RandomMap):
+    """Applies an `Augment` to records, in the order in which a camera would: scene, then optics, then file.
+
+    Flip and crop move landmarks, boxes and depth with the pixels; the others change the pixels alone. The
+    size of the image, its dtype and every other field stay.
+    """
+
+    def __init__(self, config: Augment):
+        self.config = config
+
+    def random_map(self, element: Record, rng: np.random.Generator) -> Record:
+        config = self.config
+        record = dict(element)
+        # One draw and one seed per change whether or not it fires, so that switching one on leaves the
+        # others' choices alone. (`rng.spawn` would not do: grain keeps a pool of generators, and children
+        # depend on their past.)
+        flip, crop, occlusion, color, blur, low, jpeg = rng.random(7)
+        seeds = rng.integers(0, 1 << 63, 5)
+        gray = rng.random()
+        if flip < config.flip:
+            record = geometry.flip(record)
+        if crop < config.crop:
+            record = _crop(record, config, np.random.default_rng(seeds[0]))
+        image = record["image"]
+        if occlusion < config.occlusion:
+            image = _occlude(image, config, np.random.default_rng(seeds[1]))
+        if color < config.color:
+            image = _recolor(image, config, np.random.default_rng(seeds[2]))
+        if gray < config.gray and image.shape[-1] == 3:
+            image = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=-1)
+        if blur < config.blur:
+            image = _blur(image, config, np.random.default_rng(seeds[3]))
+        if low < config.low_resolution:
+            image = _shrink(image, config, np.random.default_rng(seeds[4]))
+        if jpeg < config.jpeg:
+            low_quality, high_quality = config.jpeg_quality
+            # The draw that decided to fire is uniform below the probability: reuse it for the quality.
+            quality = low_quality + int(jpeg / config.jpeg * (high_quality - low_quality + 1))
+            image = jpeg_roundtrip(image, min(quality, high_quality))
+        record["image"] = image
+        return record
+
+
+def _crop(record: Record, config: Augment, rng: np.random.Generator) -> Record:
+    size = record["image"].shape[0]
+    scale = rng.uniform(*config.crop_scale)
+    reach = abs(1 - scale) / 2 + config.crop_shift
+    y, x = (0.5 + rng.uniform(-reach, reach, 2)) * size
+    return geometry.window(record, y - scale * size / 2, x - scale * size / 2, scale * size)
+
+
+def _occlude(image: np.ndarray, config: Augment, rng: np.random.Generator) -> np.ndarray:
+    height, width = image.shape[:2]
+    area = rng.uniform(*config.occlusion_area) * height * width
+    aspect = math.exp(rng.uniform(-math.log(2), math.log(2)))
+    h = min(max(round(math.sqrt(area * aspect)), 1), height)
+    w = min(max(round(math.sqrt(area / aspect)), 1), width)
+    top, left = rng.integers(0, (height - h + 1, width - w + 1))
+    image = image.copy()
+    image[top : top + h, left : left + w] = rng.integers(0, 256, image.shape[-1])
+    return image
+
+
+def _recolor(image: np.ndarray, config: Augment, rng: np.random.Generator) -> np.ndarray:
+    strength, channels = config.color_strength, image.shape[-1]
+    brightness, contrast, saturation = 1 + rng.uniform(-strength, strength, 3)
+    gain = brightness * (1 + rng.uniform(-strength / 3, strength / 3, channels))
+    # Saturation scales the distance to the pixel's gray, contrast to the image's mean, gain the rest: one affine map.
+    mix = saturation * np.eye(channels) + (1 - saturation) / channels
+    offset = np.full((channels, 1), (1 - contrast) * image.mean())
+    matrix = gain[:, None] * np.concatenate([contrast * mix, offset], axis=1)
+    return cv2.transform(image, matrix).reshape(image.shape)  # rounds and clips
+
+
+def _blur(image: np.ndarray, config: Augment, rng: np.random.Generator) -> np.ndarray:
+    sigma = rng.uniform(*config.blur_sigma) * image.shape[0] / 112
+    return cv2.GaussianBlur(image, (0, 0), sigma).reshape(image.shape)
+
+
+def _shrink(image: np.ndarray, config: Augment, rng: np.random.Generator) -> np.ndarray:
+    height, width = image.shape[:2]
+    factor = rng.uniform(*config.low_resolution_side)
+    small = (max(round(width * factor), 1), max(round(height * factor), 1))
+    shrunk = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+    return cv2.resize(shrunk, (width, height), interpolation=cv2.INTER_LINEAR).reshape(image.shape)
+
+
+def jpeg_roundtrip(image: np.ndarray, quality: int) -> np.ndarray:
+    """[H, W, C] uint8 after JPEG at `quality` (1..100); C is 1 or 3."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    if image.shape[-1] == 1:
+        return cv2.imdecode(cv2.imencode(".jpg", image, options)[1], cv2.IMREAD_GRAYSCALE)[..., None]
+    # OpenCV's codec expects blue first: color is compressed more than brightness, so the order matters.
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+    return cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)

@@ -1,0 +1,1 @@
+"""What else is measured of a network: attention, fairness, discrepancy, protection."""

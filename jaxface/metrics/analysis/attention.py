@@ -1,0 +1,83 @@
+"""What attention maps look like: reported, never optimized.
+
+Maps are [N, h, w] ≥ 0 that sum to 1, or to 0 where a network gave none; those without are left out of every mean.
+"""
+
+import numpy as np
+
+from jaxface.errors import UserError
+from jaxface.metrics import checks
+
+
+def _flat(maps) -> np.ndarray:
+    """[N, h w] float64, each row summing to 1 or 0."""
+    maps = checks.real_array("maps", maps, ndim=3).astype(np.float64)
+    if maps.min() < 0:
+        raise UserError(f"maps: needs values of at least 0, got {maps.min():g}")
+    flat = maps.reshape(len(maps), -1)
+    total = flat.sum(axis=1, keepdims=True)
+    return flat / np.where(total > 0, total, 1.0)
+
+
+def attention_coverage(maps) -> np.ndarray:
+    """Spread of attention, [N] in [0, 1]: C = -Σ G log G / log(h w); 1 for a uniform map, 0 for one place; NaN for no map.
+
+    Raises:
+      ValueError: not three axes. UserError: a negative or infinite value, or a map of one place.
+    """
+    flat = _flat(maps)
+    if flat.shape[1] < 2:
+        raise UserError("maps: needs at least two places to spread over, got one")
+    entropy = -(flat * np.log(np.where(flat > 0, flat, 1.0))).sum(axis=1)
+    return np.where(flat.any(axis=1), entropy / np.log(flat.shape[1]), np.nan)
+
+
+def sensitive_area(maps, *, share: float = 0.5) -> np.ndarray:
+    """Fraction of the places, the strongest first, that hold `share` of a map's mass: [N] in (0, 1]; NaN for no map."""
+    flat = _flat(maps)
+    mass = np.cumsum(-np.sort(-flat, axis=1), axis=1)
+    # A hair below the share: sums of many small numbers may miss it by rounding.
+    needed = (mass < share - 1e-9).sum(axis=1) + 1
+    return np.where(flat.any(axis=1), needed / flat.shape[1], np.nan)
+
+
+def attention_gap(maps, groups, first: int = 0, second: int = 1) -> float:
+    """How far the mean maps of two groups are apart: Σ_hw |mean_a G - mean_b G|, in [0, 2].
+
+    Args:
+      maps: [N, h, w].
+      groups: [N] integers.
+      first, second: the groups a and b.
+
+    Raises:
+      ValueError: shapes disagree. UserError: no map of one of the groups.
+    """
+    flat, groups = _flat(maps), np.asarray(groups)
+    if groups.shape != flat.shape[:1]:
+        raise ValueError(f"groups: needs shape ({len(flat)},), got {groups.shape}")
+    means = []
+    for group in (first, second):
+        chosen = flat[(groups == group) & flat.any(axis=1)]
+        if not len(chosen):
+            raise UserError(f"groups: needs maps of each group, got none of group {group}")
+        means.append(chosen.mean(axis=0))
+    return float(np.abs(means[0] - means[1]).sum())
+
+
+def attention_mass(maps, region) -> np.ndarray:
+    """Share of each map's mass inside a region of the image, [N] in [0, 1]; NaN for no map.
+
+    Args:
+      maps: [N, h, w]; a place stands for a block of the image, over which its mass is even.
+      region: [H, W] bool, H and W multiples of h and w.
+
+    Raises:
+      ValueError: shapes that do not fit.
+    """
+    flat = _flat(maps)
+    height, width = np.shape(maps)[1:]
+    region = np.asarray(region, bool)
+    if region.ndim != 2 or region.shape[0] % height or region.shape[1] % width:
+        raise ValueError(f"region: needs multiples of the map's {height}x{width}, got {region.shape}")
+    blocks = region.reshape(height, region.shape[0] // height, width, region.shape[1] // width)
+    return np.where(flat.any(axis=1), flat @ blocks.mean(axis=(1, 3)).reshape(-1), np.nan)

@@ -1,0 +1,477 @@
+"""Similarities corrected by how crowded the neighborhoods of both images are (arXiv:2103.01559).
+
+The cosine of two embeddings means different things in different regions of the hypersphere: where many people are alike, an
+impostor pair easily passes a threshold that is strict elsewhere. The support set of an image are its nearest candidates of
+*other* people; their mean similarity, the local discrepancy, is subtracted from the score of a pair. Candidates may be a
+gallery, or synthetic faces; there may be a million of them, since nothing here holds an [N, M] matrix.
+
+The abstract names the operator and the support sets. Their formulas are our reading; s-norm, the cap rule, the filters and
+the spread of the groups' rates are ours.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxface.errors import UserError
+from jaxface.metrics import checks
+
+TILE = 8192  # candidates compared at a time
+ROWS = 1024  # embeddings compared at a time: a block of similarities is 32 MiB
+UNIT_TOLERANCE = 1e-3
+
+
+class Discrepancy(NamedTuple):
+    """Similarities of images with their support sets.
+
+    Attributes:
+      mean: d [N] float32, local discrepancy: mean similarity; large in a crowded region, NaN where no candidate may enter.
+      deviation: σ [N] float32, population standard deviation; NaN where no candidate may enter.
+      count: |S| [N] int32, size of the support set; 0 where no candidate may enter.
+    """
+
+    mean: jax.Array
+    deviation: jax.Array
+    count: jax.Array
+
+
+class GroupRates(NamedTuple):
+    """False accept rates of groups at one threshold.
+
+    Attributes:
+      threshold: the pooled one; accept iff score > threshold.
+      rates: [G] float64, FAR of each group that has impostor pairs, in the order of `groups`.
+      groups: [G] the groups.
+      spread: max_g log10 FAR_g - min_g log10 FAR_g.
+    """
+
+    threshold: float
+    rates: np.ndarray
+    groups: np.ndarray
+    spread: float
+
+
+def local_discrepancy(
+    embeddings: jax.Array,
+    candidates: jax.Array,
+    *,
+    k: int = 50,
+    mask: jax.Array | None = None,
+    labels: jax.Array | None = None,
+    candidate_labels: jax.Array | None = None,
+    same_above: float | None = None,
+    tile: int = TILE,
+    rows: int = ROWS,
+) -> Discrepancy:
+    """Mean similarity of each image with the K candidates that are nearest to it (arXiv:2103.01559; our reading).
+
+        S(x) = the K candidates v with the largest ⟨x, v⟩ among those allowed
+        d(x) = 1/|S| Σ_{v ∈ S(x)} ⟨x, v⟩,      σ(x)² = 1/|S| Σ_{v ∈ S(x)} (⟨x, v⟩ - d(x))²
+
+    A candidate that shows the person of x makes d(x) about a genuine similarity, and genuine pairs then score low: leave such
+    candidates out by labels, a mask, or `same_above`. Everything is computed in float32, whose ties bfloat16 would make.
+    Memory is rows · tile similarities, whatever N and M.
+
+    Args:
+      embeddings: x [N, D] float, rows of unit length.
+      candidates: v [M, D] float, rows of unit length.
+      k: K in [1, M], static.
+      mask: [N, M] bool, True where a candidate may enter; all unless given.
+      labels, candidate_labels: [N] and [M] integers, who is who; a candidate of the same label does not enter.
+      same_above: similarity above which a candidate may be the same person and does not enter for that x; 0.6 suits networks
+        trained like ArcFace. None lets all enter.
+      tile, rows: candidates and embeddings compared at a time, static.
+
+    Returns:
+      A `Discrepancy`. Where fewer than K candidates are allowed, S is all of them.
+
+    Raises:
+      ValueError: shapes disagree.
+      UserError: no candidate, K outside [1, M], rows that are not finite or not of unit length (within 1e-3; values are
+        checked outside of compiled functions only), or one of the labels without the other.
+    """
+    nearest = _checked_nearest(
+        embeddings, candidates, k, mask, labels, candidate_labels, same_above, tile, rows
+    )
+    return _moments(nearest, jnp.isfinite(nearest))
+
+
+def local_discrepancy_cap(
+    embeddings: jax.Array,
+    candidates: jax.Array,
+    cap: float,
+    *,
+    k_min: int = 10,
+    k_max: int = 200,
+    mask: jax.Array | None = None,
+    labels: jax.Array | None = None,
+    candidate_labels: jax.Array | None = None,
+    same_above: float | None = None,
+    tile: int = TILE,
+    rows: int = ROWS,
+) -> Discrepancy:
+    """`local_discrepancy` over a support set whose size follows the crowd: a cap on the hypersphere (design).
+
+        S(x) = { v : ⟨x, v⟩ ≥ τ },  of which the nearest K_max; the nearest K_min where fewer than K_min are inside
+
+    Args:
+      embeddings, candidates, mask, labels, candidate_labels, same_above, tile, rows: as in `local_discrepancy`.
+      cap: τ in [-1, 1], cosine of the angle of the cap.
+      k_min, k_max: 1 ≤ K_min ≤ K_max ≤ M, static.
+
+    Returns:
+      A `Discrepancy`.
+
+    Raises:
+      ValueError, UserError: as `local_discrepancy`; τ or a K out of its range.
+    """
+    if not isinstance(cap, jax.core.Tracer) and not -1 <= float(cap) <= 1:
+        raise UserError(f"cap: needs a cosine in [-1, 1], got {cap}")
+    if not 1 <= k_min <= k_max:
+        raise UserError(f"k_min: needs 1 <= k_min <= k_max, got {k_min} and {k_max}")
+    nearest = _checked_nearest(
+        embeddings, candidates, k_max, mask, labels, candidate_labels, same_above, tile, rows, name="k_max"
+    )
+    return _moments(nearest, jnp.isfinite(nearest) & ((nearest >= cap) | (jnp.arange(k_max) < k_min)))
+
+
+def aligned_similarity(
+    similarity: jax.Array, first: jax.Array, second: jax.Array, *, weight: float = 1.0
+) -> jax.Array:
+    """The discrepancy-alignment operator (arXiv:2103.01559; our reading).
+
+        S(x1, x2) = ⟨x1, x2⟩ - λ/2 (d(x1) + d(x2))
+
+    Symmetric in the two images; in [-2, 2] for λ = 1, where 2 S is the CSLS of cross-lingual retrieval. λ = 0 is the cosine,
+    and where d is the same for all images, every ROC curve is that of the cosine. A threshold for cosines means nothing here.
+    With squared distances the correction has the other sign: ‖x1 - x2‖² + λ (d(x1) + d(x2)) = 2 - 2 S.
+
+    Args:
+      similarity: [...] float, cosines.
+      first, second: d(x1), d(x2), floats that broadcast against them; of the same embeddings (flip test, templates).
+      weight: λ.
+
+    Returns:
+      [...] float32.
+    """
+    similarity, first, second = (jnp.asarray(x, jnp.float32) for x in (similarity, first, second))
+    return similarity - 0.5 * weight * (first + second)
+
+
+def pairwise_aligned_similarity(
+    a: jax.Array, discrepancy_a: jax.Array, b: jax.Array, discrepancy_b: jax.Array, *, weight: float = 1.0
+) -> jax.Array:
+    """`aligned_similarity` of every row of `a` with every row of `b`.
+
+    Args:
+      a: [N, D] and b: [P, D] float, rows of unit length.
+      discrepancy_a: [N] and discrepancy_b: [P] float, `local_discrepancy(...).mean` of the rows.
+      weight: λ.
+
+    Returns:
+      [N, P] float32; at gallery scale take some rows of `a` at a time.
+
+    Raises:
+      AssertionError: shapes disagree.
+    """
+    chex.assert_rank([a, b, discrepancy_a, discrepancy_b], [2, 2, 1, 1])
+    chex.assert_equal_shape_suffix([a, b], 1, custom_message="a and b differ in width")
+    chex.assert_equal_shape_prefix([a, discrepancy_a], 1, custom_message="a and discrepancy_a differ")
+    chex.assert_equal_shape_prefix([b, discrepancy_b], 1, custom_message="b and discrepancy_b differ")
+    return aligned_similarity(
+        _products(a, b), discrepancy_a[:, None], jnp.asarray(discrepancy_b)[None], weight=weight
+    )
+
+
+def adaptive_snorm(
+    similarity: jax.Array,
+    first_mean: jax.Array,
+    first_deviation: jax.Array,
+    second_mean: jax.Array,
+    second_deviation: jax.Array,
+    *,
+    eps: float = 1e-4,
+) -> jax.Array:
+    """Adaptive s-norm of speaker verification, a baseline: the same statistics, but in units of their deviation.
+
+        S = ½ [ (⟨x1, x2⟩ - d(x1)) / σ(x1) + (⟨x1, x2⟩ - d(x2)) / σ(x2) ]
+
+    Args:
+      similarity: [...] float.
+      first_mean, first_deviation, second_mean, second_deviation: floats that broadcast against it, of both images.
+      eps: floor of σ, > 0.
+
+    Returns:
+      [...] float32.
+    """
+    similarity, m1, s1, m2, s2 = (
+        jnp.asarray(x, jnp.float32)
+        for x in (similarity, first_mean, first_deviation, second_mean, second_deviation)
+    )
+    return 0.5 * ((similarity - m1) / jnp.maximum(s1, eps) + (similarity - m2) / jnp.maximum(s2, eps))
+
+
+def gallery_similarity(
+    probes: jax.Array,
+    gallery: jax.Array,
+    gallery_discrepancy: jax.Array,
+    *,
+    k: int = 50,
+    weight: float = 1.0,
+    tile: int = TILE,
+    rows: int = ROWS,
+) -> jax.Array:
+    """Scores of unknown probes against a gallery that is its own source of support sets (design).
+
+    The entry that a probe is compared with may be the same person, so it is left out of the probe's support set:
+
+        d_g(x) = mean of the K largest ⟨x, g'⟩, g' ≠ g,       S(x, g) = ⟨x, g⟩ - λ/2 (d_g(x) + d(g))
+
+    Only the K + 1 nearest entries of a probe are needed: where g is among the first K, the next one takes its place.
+
+    Args:
+      probes: [N, D] float, rows of unit length.
+      gallery: [G, D] float, rows of unit length, one per person.
+      gallery_discrepancy: d(g) [G], computed at enrolment: `local_discrepancy(gallery, gallery, labels=i, candidate_labels=i)`
+        with `i = arange(G)` leaves each entry out of its own support set.
+      k: K in [1, G - 1], static.
+      weight: λ.
+      tile, rows: as in `local_discrepancy`.
+
+    Returns:
+      [N, G] float32: take some probes at a time where both are large.
+
+    Raises:
+      ValueError, UserError: as `local_discrepancy`; a gallery of fewer than K + 1 entries.
+    """
+    if k >= len(gallery):
+        raise UserError(f"k: needs at most the other {len(gallery) - 1} entries of the gallery, got {k}")
+    nearest = _checked_nearest(probes, gallery, k + 1, None, None, None, None, tile, rows)
+    chex.assert_shape(gallery_discrepancy, (len(gallery),))
+    similarity = _products(probes, gallery)
+    total = nearest[:, :k].sum(1, keepdims=True)
+    # Two products of the same rows may differ in the last bits. Within that of the K-th either answer gives the same sum.
+    among = similarity >= nearest[:, k - 1 : k] - 1e-6
+    own = jnp.where(among, total + nearest[:, k:] - similarity, total) / k
+    return aligned_similarity(similarity, own, jnp.asarray(gallery_discrepancy)[None], weight=weight)
+
+
+def filter_candidates(
+    candidates,
+    scores=None,
+    *,
+    min_score: float = 0.9,
+    duplicates_above: float = 0.8,
+    block: int = 2048,
+) -> np.ndarray:
+    """Which synthetic faces to keep: those that a detector takes for faces and that repeat no earlier one (design).
+
+    Candidates are looked at in order; one is kept unless its similarity with one that was kept before exceeds
+    `duplicates_above`.
+
+    Args:
+      candidates: [M, D] float, rows of unit length.
+      scores: [M] float, detection scores; every candidate counts as a face unless given.
+      min_score: smallest score of a face.
+      duplicates_above: cosine in [-1, 1]; 1 keeps all.
+      block: candidates worked on at a time; on the host.
+
+    Returns:
+      [M] bool.
+
+    Raises:
+      ValueError: shapes disagree.
+      UserError: no candidate, a row that is not finite or not of unit length, or a cosine out of its range.
+    """
+    rows = checks.real_array("candidates", candidates, ndim=2).astype(np.float32)
+    _check_unit("candidates", rows)
+    if not -1 <= duplicates_above <= 1:
+        raise UserError(f"duplicates_above: needs a cosine in [-1, 1], got {duplicates_above}")
+    keep = np.ones(len(rows), bool)
+    if scores is not None:
+        scores = checks.real_array("scores", scores, ndim=1)
+        if scores.shape != keep.shape:
+            raise ValueError(f"scores: needs shape {keep.shape}, got {scores.shape}")
+        keep = scores >= min_score
+    if duplicates_above >= 1:
+        return keep
+    for start in range(0, len(rows), block):
+        part = slice(start, start + block)
+        for before in range(0, start, block):
+            earlier = rows[before : before + block][keep[before : before + block]]
+            if len(earlier):
+                keep[part] &= (rows[part] @ earlier.T).max(1) <= duplicates_above
+        similar = rows[part] @ rows[part].T > duplicates_above
+        for index in range(len(similar)):
+            if keep[start + index]:
+                keep[start + index + 1 : start + len(similar)] &= ~similar[index, index + 1 :]
+    return keep
+
+
+def group_false_accepts(scores, groups, far: float, *, pooled=None) -> GroupRates:
+    """How differently groups of people fare at one threshold (design).
+
+        t = the threshold of `tar_at_far` for all impostor pairs,     FAR_g = fraction of the impostor pairs of g with score > t
+
+    A group without a false accept counts as half of one: log10 0 would hide every other difference.
+
+    Args:
+      scores: [I] float, impostor scores of pairs inside one group.
+      groups: [I] integers, whose they are.
+      far: pooled target in (0, 1).
+      pooled: [J] float, the impostor scores that the threshold is taken from; `scores` unless given.
+
+    Returns:
+      A `GroupRates`; with one group its spread is 0.
+
+    Raises:
+      ValueError: shapes disagree. UserError: no score, one that is not finite, or a target outside (0, 1).
+    """
+    scores = checks.real_array("scores", scores, ndim=1)
+    groups = np.asarray(groups)
+    if groups.shape != scores.shape:
+        raise ValueError(f"groups: needs shape {scores.shape}, got {groups.shape}")
+    far = float(checks.rates("far", far))
+    pooled = scores if pooled is None else checks.real_array("pooled", pooled, ndim=1)
+    position = len(pooled) - 1 - int(checks.allowed_count(np.asarray(far), len(pooled)))
+    threshold = np.partition(pooled, position)[position]
+    names, number = np.unique(groups, return_inverse=True)
+    totals = np.bincount(number)
+    accepted = np.bincount(number, scores > threshold)
+    logs = np.log10(np.maximum(accepted, 0.5) / totals)
+    return GroupRates(float(threshold), accepted / totals, names, float(logs.max() - logs.min()))
+
+
+def _products(a: jax.Array, b: jax.Array) -> jax.Array:
+    # True float32: the default of matrix units loses 1e-3, as much as discrepancies differ.
+    return jnp.einsum(
+        "nd,md->nm", a.astype(jnp.float32), b.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+    )
+
+
+def _check_unit(name: str, rows) -> None:
+    if isinstance(rows, jax.core.Tracer):
+        return
+    squares = np.asarray(jnp.sum(jnp.square(jnp.asarray(rows, jnp.float32)), axis=1))
+    if not np.isfinite(squares).all():
+        bad = int((~np.isfinite(squares)).sum())
+        raise UserError(f"{name}: needs finite rows, {bad} of {len(squares)} hold NaN or infinity")
+    lengths = np.sqrt(squares)
+    # Unit vectors in bfloat16 are rounded to 2e-3 of their entries.
+    tolerance = max(UNIT_TOLERANCE, float(jnp.finfo(rows.dtype).eps) / 2)
+    if np.abs(lengths - 1).max(initial=0) > tolerance:
+        raise UserError(
+            f"{name}: needs rows of unit length (within {tolerance:g}), got {lengths.min():.4g} to {lengths.max():.4g}"
+        )
+
+
+def _checked_nearest(
+    embeddings, candidates, k, mask, labels, candidate_labels, same_above, tile, rows, *, name="k"
+) -> jax.Array:
+    """[N, k] float32 largest allowed similarities, falling; -inf past those there are."""
+    embeddings, candidates = jnp.asarray(embeddings), jnp.asarray(candidates)
+    if embeddings.ndim != 2 or candidates.ndim != 2 or embeddings.shape[1] != candidates.shape[1]:
+        raise ValueError(
+            f"embeddings and candidates: need shapes [N, D] and [M, D], got {embeddings.shape} and {candidates.shape}"
+        )
+    count, available = len(embeddings), len(candidates)
+    if available == 0 or count == 0:
+        raise UserError(
+            f"candidates: needs embeddings and at least one candidate, got {count} and {available}"
+        )
+    if not 1 <= k <= available:
+        raise UserError(f"{name}: needs 1 to the {available} candidates there are, got {k}")
+    if tile < 1 or rows < 1:
+        raise UserError(f"tile: needs at least 1, got {tile} and rows of {rows}")
+    if same_above is not None and not isinstance(same_above, jax.core.Tracer) and math.isnan(same_above):
+        raise UserError("same_above: needs a cosine, got nan")
+    if (labels is None) != (candidate_labels is None):
+        missing = "labels" if labels is None else "candidate_labels"
+        raise UserError(f"{missing}: needed to leave out the candidates of the same person, got none")
+    for what, values, shape in (
+        ("labels", labels, (count,)),
+        ("candidate_labels", candidate_labels, (available,)),
+        ("mask", mask, (count, available)),
+    ):
+        if values is not None and np.shape(values) != shape:
+            raise ValueError(f"{what}: needs shape {shape}, got {np.shape(values)}")
+    for what, values in (("embeddings", embeddings), ("candidates", candidates)):
+        if not jnp.issubdtype(values.dtype, jnp.floating):
+            raise ValueError(f"{what}: needs a float dtype, got {values.dtype}")
+        _check_unit(what, values)
+    return _nearest(
+        embeddings,
+        candidates,
+        None if mask is None else jnp.asarray(mask, bool),
+        None if labels is None else jnp.asarray(labels),
+        None if candidate_labels is None else jnp.asarray(candidate_labels),
+        same_above,
+        k=k,
+        tile=min(tile, available),
+        rows=min(rows, count),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("k", "tile", "rows"))
+def _nearest(embeddings, candidates, mask, labels, candidate_labels, same_above, *, k, tile, rows):
+    count, available = len(embeddings), len(candidates)
+    tiles, blocks = -(-available // tile), -(-count // rows)
+
+    def padded(x, length, axis=0):
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, length - x.shape[axis])
+        return jnp.pad(x, widths)
+
+    candidates = padded(candidates, tiles * tile)
+    if candidate_labels is not None:
+        candidate_labels = padded(candidate_labels, tiles * tile)
+    if mask is not None:
+        mask = padded(mask, tiles * tile, axis=1)
+
+    def of_block(block):
+        def merge(best, start):
+            def cut(x, axis=0):
+                return jax.lax.dynamic_slice_in_dim(x, start, tile, axis)
+
+            similarity = _products(block["embeddings"], cut(candidates))
+            allowed = (start + jnp.arange(tile) < available)[None]
+            if labels is not None:
+                allowed &= block["labels"][:, None] != cut(candidate_labels)[None]
+            if same_above is not None:
+                allowed &= similarity <= same_above
+            if mask is not None:
+                allowed &= cut(block["mask"], axis=1)
+            found, _ = jax.lax.top_k(jnp.where(allowed, similarity, -jnp.inf), min(k, tile))
+            return jax.lax.top_k(jnp.concatenate([best, found], axis=1), k)[0], None
+
+        nothing = jnp.full((rows, k), -jnp.inf, jnp.float32)
+        return jax.lax.scan(merge, nothing, jnp.arange(tiles) * tile)[0]
+
+    inputs = {"embeddings": embeddings, "labels": labels, "mask": mask}
+    split = {
+        name: padded(x, blocks * rows).reshape(blocks, rows, *x.shape[1:])
+        for name, x in inputs.items()
+        if x is not None
+    }
+    return jax.lax.map(of_block, split).reshape(blocks * rows, k)[:count]
+
+
+def _moments(nearest: jax.Array, inside: jax.Array) -> Discrepancy:
+    """Mean, deviation and number of the similarities [N, k] that are inside [N, k]; NaN where none is."""
+    count = inside.sum(1)
+    size = jnp.maximum(count, 1)
+    mean = jnp.where(inside, nearest, 0.0).sum(1) / size
+    variance = (
+        jnp.where(inside, jnp.square(jnp.where(inside, nearest, 0.0) - mean[:, None]), 0.0).sum(1) / size
+    )
+    # A support set of one has no deviation; its root would have an infinite gradient.
+    deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
+    some = count > 0
+    return Discrepancy(
+        jnp.where(some, mean, jnp.nan), jnp.where(some, deviation, jnp.nan), count.astype(jnp.int32)
+    )

@@ -1,0 +1,108 @@
+"""Right answers among a fixed set of classes.
+
+Of equal scores the class with the lower number is the answer, everywhere (as argmax has it), so top-1 is
+exactly accuracy, and a network that says nothing scores the share of class 0.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxface.errors import UserError
+from jaxface.metrics import checks
+from jaxface.metrics.recognition.similarity import similarity_matrix
+from jaxface.metrics.recognition.verification import normalize
+
+
+def correct_top_k(logits: jax.Array, labels: jax.Array, *, k: int = 1) -> jax.Array:
+    """Whether the true class is among the k highest; pure and jittable, for a training step.
+
+        #{j : z_j > z_y  or  (z_j = z_y and j < y)} < k
+
+    Args:
+      logits: [B, C] float. labels: [B] integers in [0, C). k: at least 1; k >= C is always right.
+
+    Returns:
+      [B] float32, 0 or 1; 0 where the true class has a NaN.
+
+    Raises:
+      ValueError: shapes disagree or k < 1.
+    """
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(f"logits, labels: need shapes [B, C] and [B], got {logits.shape} and {labels.shape}")
+    if k < 1:
+        raise ValueError(f"k: needs at least 1, got {k}")
+    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    earlier = jnp.arange(logits.shape[1]) < labels[:, None]
+    above = jnp.sum((logits > own) | ((logits == own) & earlier), axis=1)
+    return ((above < k) & ~jnp.isnan(own[:, 0])).astype(jnp.float32)
+
+
+def top_k_accuracy(logits, labels, *, k: int = 1) -> float:
+    """Fraction of rows whose true class is among the k highest (`correct_top_k`).
+
+    Raises:
+      ValueError: shapes disagree, a label outside [0, C), or k < 1. UserError: empty or not finite.
+    """
+    logits = checks.real_array("logits", logits, ndim=2)
+    labels = checks.index_array("labels", labels, *logits.shape)
+    return float(np.asarray(correct_top_k(logits, labels, k=k), np.float64).mean())
+
+
+def accuracy(logits, labels) -> float:
+    """Fraction of rows whose highest logit is the true class; arguments and refusals of `top_k_accuracy`."""
+    return top_k_accuracy(logits, labels, k=1)
+
+
+def nearest_prototype(embeddings, prototypes, *, block: int = 4096) -> np.ndarray:
+    """The class whose prototype has the largest cosine, [N] int32; `block` embeddings are compared at a time.
+
+    Args:
+      embeddings: [N, D] float, prototypes: [C, D] float; both normalized here.
+
+    Raises:
+      ValueError: not matrices, or widths differ. UserError: empty or not finite.
+    """
+    embeddings = checks.real_array("embeddings", embeddings, ndim=2)
+    prototypes = checks.real_array("prototypes", prototypes, ndim=2)
+    if embeddings.shape[1] != prototypes.shape[1]:
+        raise ValueError(
+            f"embeddings, prototypes: need one width, got {embeddings.shape} and {prototypes.shape}"
+        )
+    unit = normalize(prototypes)
+    parts = [
+        np.asarray(jnp.argmax(similarity_matrix(normalize(embeddings[start : start + block]), unit), axis=1))
+        for start in range(0, len(embeddings), block)
+    ]
+    return np.concatenate(parts).astype(np.int32)
+
+
+def nearest_prototype_accuracy(embeddings, prototypes, labels, *, block: int = 4096) -> float:
+    """Fraction of embeddings [N, D] whose nearest prototype [C, D] is that of their class.
+
+    Labels are [N] integers in [0, C); the rest, and what is refused, as `nearest_prototype`.
+    """
+    predicted = nearest_prototype(embeddings, prototypes, block=block)
+    return float((predicted == checks.index_array("labels", labels, len(predicted), len(prototypes))).mean())
+
+
+def confusion_matrix(predicted, labels, *, num_classes: int) -> np.ndarray:
+    """Counts [C, C] int64: row = true class, column = answer.
+
+    Raises:
+      ValueError: shapes disagree or a class outside [0, num_classes). UserError: empty.
+    """
+    labels = np.asarray(labels)
+    if labels.size == 0:
+        raise UserError("labels: needs at least one value, got none")
+    labels = checks.index_array("labels", labels, labels.size, num_classes)
+    predicted = checks.index_array("predicted", predicted, labels.size, num_classes)
+    flat = np.bincount(labels * num_classes + predicted, minlength=num_classes * num_classes)
+    return flat.reshape(num_classes, num_classes)
+
+
+def per_class_accuracy(predicted, labels, *, num_classes: int) -> np.ndarray:
+    """Fraction right of each class, [C]; NaN for a class that does not occur, so use `np.nanmean`."""
+    counts = confusion_matrix(predicted, labels, num_classes=num_classes)
+    occurrences = counts.sum(axis=1)
+    return np.where(occurrences > 0, np.diag(counts) / np.maximum(occurrences, 1), np.nan)

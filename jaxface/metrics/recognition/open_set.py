@@ -1,0 +1,79 @@
+"""Embeddings of a labeled set in, open-set identification out: some people are enrolled, others are not, and both ask."""
+
+import numpy as np
+
+from jaxface.errors import UserError
+from jaxface.metrics import checks
+from jaxface.metrics.recognition.identification import rank_k, tpir_at_fpir
+from jaxface.metrics.recognition.megaface import distractor_rank1
+from jaxface.metrics.recognition.similarity import similarity_matrix
+from jaxface.metrics.recognition.verification import normalize
+
+FPIRS = {"1e-1": 1e-1, "1e-2": 1e-2, "1e-3": 1e-3}
+
+
+def open_set(embeddings, labels, *, seed: int = 0, most: int = 10_000) -> dict[str, float]:
+    """Open-set identification of a labeled set, as experiments report it.
+
+    Half of the people (drawn by `seed` among those with two records) are enrolled with one record each, their other records
+    are mated probes; the records of everybody else are non-mated probes, and the distractors of a MegaFace-like search.
+
+    Args:
+      embeddings: [N, D] float, normalized here.
+      labels: [N] integers, who is on each record.
+      seed: of who is enrolled, with which record, and of the order of the distractors.
+      most: records of enrolled people, and of others, that take part at most; scores take 4 · most · people bytes.
+
+    Returns:
+      "identification/rank1", mated probes whose mate is nearest (closed set);
+      "identification/tpir@1e-1" … "@1e-3", those found at a false positive identification rate (`tpir_at_fpir`), where there
+        are enough non-mated probes to tell;
+      "identification/distractor_rank1@10" … by powers of ten up to the number of distractors (`distractor_rank1`).
+
+    Raises:
+      ValueError: shapes disagree, or no record may take part.
+      UserError: an embedding that is not finite, no person with two records, or nobody else.
+    """
+    embeddings = checks.real_array("embeddings", embeddings, ndim=2)
+    labels = np.asarray(labels)
+    if labels.shape != (len(embeddings),):
+        raise ValueError(f"labels: needs shape ({len(embeddings)},), got {labels.shape}")
+    if most < 2:
+        raise ValueError(f"most: needs at least 2, got {most}")
+    unit = np.asarray(normalize(embeddings))
+    rng = np.random.default_rng(seed)
+    people, counts = np.unique(labels, return_counts=True)
+    order = rng.permutation(len(people))
+    able = order[counts[order] >= 2][: max(len(people) // 2, 1)]
+    others = np.setdiff1d(order, able, assume_unique=True)
+    if not able.size or not others.size:
+        raise UserError(
+            f"labels: identification needs somebody with two records and somebody else, got {len(people)} people"
+        )
+    inside = np.cumsum(counts[able]) <= most
+    inside[0] = True
+    enrolled = able[inside]
+    shuffled = rng.permutation(len(labels))
+    person = np.searchsorted(people, labels[shuffled])
+    strangers = shuffled[np.isin(person, others)]
+    known, whose = shuffled[np.isin(person, enrolled)], person[np.isin(person, enrolled)]
+    # The first record of each enrolled person in the shuffled order is the one in the gallery.
+    gallery_people, first = np.unique(whose, return_index=True)
+    mated = np.setdiff1d(np.arange(len(known)), first)
+    gallery = unit[known[first]]
+    scores = np.asarray(similarity_matrix(unit[known[mated]], gallery))
+    mate = np.searchsorted(gallery_people, whose[mated])
+    found = tpir_at_fpir(
+        scores, mate, np.asarray(similarity_matrix(unit[strangers[:most]], gallery)), list(FPIRS.values())
+    )
+    report = {"identification/rank1": rank_k(scores, mate)}
+    for name, rate, resolvable in zip(FPIRS, found.tpir, found.resolvable, strict=True):
+        if resolvable:
+            report[f"identification/tpir@{name}"] = float(rate)
+    sizes = [10**k for k in range(1, 7) if 10**k <= len(strangers)]
+    if sizes:
+        rates = distractor_rank1(unit[known], whose, unit[strangers[: sizes[-1]]], sizes=sizes)
+        report |= {
+            f"identification/distractor_rank1@{n}": float(r) for n, r in zip(sizes, rates, strict=True)
+        }
+    return report

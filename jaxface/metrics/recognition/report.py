@@ -1,0 +1,113 @@
+"""Embeddings of a labeled set in, the numbers that an experiment reports out."""
+
+from typing import Literal
+
+import numpy as np
+
+from jaxface.errors import UserError
+from jaxface.metrics import checks
+from jaxface.metrics.recognition.curves import auc, equal_error_rate, tar_at_far
+from jaxface.metrics.recognition.pairs import Pairs, make_pairs
+from jaxface.metrics.recognition.similarity import all_pair_similarities, pair_similarities
+from jaxface.metrics.recognition.verification import cosine_to_squared_l2, normalize, ten_fold_accuracy
+
+PairChoice = Pairs | Literal["all"] | int | None
+
+FARS = {"1e-1": 1e-1, "1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4, "1e-5": 1e-5, "1e-6": 1e-6}
+MOST_FOR_ALL = 20_000  # records; 200 million scores, 0.8 GB, and as much again to sort them
+
+
+def verify(embeddings, labels, *, pairs: PairChoice = None, seed: int = 0) -> dict[str, float]:
+    """Verification of a labeled set, as every experiment reports it.
+
+    `verification/accuracy` always is the ten-fold accuracy over balanced folds: of all pairs of a set nearly
+    all are impostors, and calling everything different would score near 1. `pairs` chooses what the curve is
+    made of.
+
+    Args:
+      embeddings: [N, D] float, normalized here (a zero vector stays zero: cosine 0 with everything).
+      labels: [N] integers, who is on each record; with a `Pairs`, where they are not used, they may be None.
+      pairs: None, balanced folds of up to 300 + 300 pairs (`make_pairs`); a number, that many pairs in all,
+        half of them genuine, in balanced folds; "all", every pair i < j for the curve, balanced folds for the
+        accuracy; or the official list of a set as a `Pairs` with its folds.
+      seed: of the pairs drawn.
+
+    A set with fewer than ten genuine or impostor pairs gets as many folds as it has, at least two.
+
+    Returns:
+      "verification/accuracy" and "verification/accuracy_std", mean and population deviation over the folds
+      (in [0, 1]); "verification/auc"; "verification/eer"; "verification/tar@1e-1" ...
+      "verification/tar@1e-6", rule "at_most", those that the number of impostor pairs can resolve.
+
+    Raises:
+      ValueError: shapes disagree.
+      UserError: an embedding that is not finite, fewer than two people, fewer than two genuine pairs, more
+        pairs asked for than there are, or pairs="all" on more than 20,000 records.
+    """
+    unit = _unit(embeddings, labels, pairs)
+    folds = _folds(labels, None if isinstance(pairs, str) else pairs, seed)
+    scores = pair_similarities(unit, folds.indices)
+    ten = ten_fold_accuracy(cosine_to_squared_l2(scores.astype(np.float64)), folds.same, folds=folds.folds)
+    if isinstance(pairs, str):
+        genuine, impostor = all_pair_similarities(unit, labels)
+    else:
+        genuine, impostor = scores[folds.same], scores[~folds.same]
+    report = {
+        "verification/accuracy": ten.accuracy,
+        "verification/accuracy_std": ten.std,
+        "verification/auc": auc(genuine, impostor),
+        "verification/eer": equal_error_rate(genuine, impostor).eer,
+    }
+    points = tar_at_far(genuine, impostor, list(FARS.values()))
+    for name, tar, resolvable in zip(FARS, points.tar, points.resolvable, strict=True):
+        if resolvable:
+            report[f"verification/tar@{name}"] = float(tar)
+    return report
+
+
+def verification_scores(
+    embeddings, labels, pairs: PairChoice = None, *, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The cosines behind the curve of `verify`, for figures: (scores [P] float32, same [P] bool).
+
+    Arguments and refusals of `verify`; with pairs="all" the genuine scores come first.
+    """
+    unit = _unit(embeddings, labels, pairs)
+    if isinstance(pairs, str):
+        genuine, impostor = all_pair_similarities(unit, labels)
+        return np.concatenate([genuine, impostor]), np.arange(genuine.size + impostor.size) < genuine.size
+    folds = _folds(labels, pairs, seed)
+    return pair_similarities(unit, folds.indices), folds.same
+
+
+def _unit(embeddings, labels, pairs: PairChoice) -> np.ndarray:
+    embeddings = checks.real_array("embeddings", embeddings, ndim=2)
+    if isinstance(pairs, str) and pairs != "all":
+        raise UserError(f"pairs: needs 'all', a number, a Pairs or None, got {pairs!r}")
+    if not isinstance(pairs, Pairs) and np.shape(labels) != (len(embeddings),):
+        raise ValueError(f"labels: needs shape ({len(embeddings)},), got {np.shape(labels)}")
+    if isinstance(pairs, str) and len(embeddings) > MOST_FOR_ALL:
+        raise UserError(
+            f"pairs: 'all' needs at most {MOST_FOR_ALL} records, got {len(embeddings)}; give a number instead"
+        )
+    return np.asarray(normalize(embeddings))
+
+
+def _folds(labels, pairs: Pairs | int | None, seed: int) -> Pairs:
+    if isinstance(pairs, Pairs):
+        return pairs
+    labels = np.asarray(labels)
+    sizes = np.unique(labels, return_counts=True)[1].astype(np.int64)
+    genuine = int((sizes * (sizes - 1) // 2).sum())
+    impostor = labels.size * (labels.size - 1) // 2 - genuine
+    if sizes.size < 2 or genuine < 2:
+        raise UserError(
+            f"labels: verification needs two people and two genuine pairs, got {sizes.size} and {genuine}"
+        )
+    if pairs is None:
+        return make_pairs(labels, folds=max(min(10, genuine, impostor), 2), seed=seed)
+    if pairs < 20:
+        raise UserError(
+            f"pairs: a number needs to be at least 20 (ten folds of one of either kind), got {pairs}"
+        )
+    return make_pairs(labels, per_fold=pairs // 20, seed=seed)

@@ -1,0 +1,147 @@
+"""iResNet: the residual network of face recognition (arXiv:1801.07698 and its public implementations)."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxface.errors import UserError
+from jaxface.layers import BatchNorm, PReLU
+from jaxface.models.registry import MODELS
+
+BLOCKS = ("insightface", "sface")
+
+
+class IResNet(nn.Module):
+    """iResNet-18/34/50/100/200, and small ones for a laptop.
+
+        stem    conv3x3 (stem_stride), BN, PReLU
+        stages  residual units; the first unit of each stage halves the plane and sets the channels
+        head    BN, flatten, dropout, Dense, BN
+
+    Args:
+      embedding: size E of the embedding.
+      stages: residual units per stage.
+      channels: channels per stage at `width` 1; the stem has the first.
+      width: factor on the channels, rounded to multiples of 8.
+      stem_stride: 1 as published; 2 quarters the work for a CPU.
+      block: residual unit, "insightface" or "sface" (see `Block`). With "insightface" the scale of the last BN is fixed
+        at 1, as published; the published parameter counts include those E ones, `parameters` here does not.
+        With "sface" it is learned.
+      dropout: rate before the Dense layer, in [0, 1); 0 in recent recipes, 0.5 in that of SFace (arXiv:2205.12010).
+
+    image [B, H, W, C] float in [-1, 1] -> [B, E] float32, not normalized. H and W are free (112 as published): whatever
+    plane is left is flattened in the order height, width, channel, where PyTorch weights expect channel, height, width.
+    `dtype` is that of stem and stages; the Dense layer and the last BN are float32.
+
+    Convolutions start from normal(0, 0.1), Dense from uniform(±1/sqrt(fan_in)), PReLU from 0.25.
+    """
+
+    embedding: int = 512
+    stages: tuple[int, ...] = (2, 2, 2, 2)
+    channels: tuple[int, ...] = (64, 128, 256, 512)
+    width: float = 1.0
+    stem_stride: int = 1
+    block: str = "insightface"
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        if self.block not in BLOCKS:
+            raise UserError(f"block must be one of {', '.join(BLOCKS)}, not {self.block!r}")
+        if len(self.stages) != len(self.channels):
+            raise UserError(
+                f"stages and channels need the same length, not {self.stages} and {self.channels}"
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        channels = [max(8, round(c * self.width / 8) * 8) for c in self.channels]
+
+        x = _conv(channels[0], stride=self.stem_stride, name="stem_conv", **types)(image.astype(self.dtype))
+        x = BatchNorm(name="stem_norm", **types)(x, train=train)
+        x = PReLU(name="stem_activation", **types)(x)
+        for i, (units, features) in enumerate(zip(self.stages, channels, strict=True), start=1):
+            for j in range(units):
+                stride = 2 if j == 0 else 1
+                x = Block(features, stride, self.block, name=f"stage{i}_block{j + 1}", **types)(
+                    x, train=train
+                )
+
+        x = BatchNorm(name="head_norm", **types)(x, train=train)
+        x = x.reshape(x.shape[0], -1).astype(jnp.float32)
+        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        x = nn.Dense(
+            self.embedding,
+            kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+            param_dtype=self.param_dtype,
+            name="head_dense",
+        )(x)
+        scaled = self.block == "sface"
+        return BatchNorm(use_scale=scaled, param_dtype=self.param_dtype, name="head_embedding")(
+            x, train=train
+        )
+
+
+class Block(nn.Module):
+    """One residual unit; no activation follows the sum.
+
+        insightface   x -> BN, conv3x3, BN, PReLU, conv3x3 (stride), BN -> + shortcut
+        sface         x -> BN, conv3x3, PReLU, conv3x3 (stride), BN     -> + shortcut
+
+    The shortcut of a unit with stride 1 that keeps the channels is the identity; any other is conv1x1 (stride) and BN.
+    The sface unit (the PyTorch release of arXiv:2205.12010) subsamples instead where the channels stay, which is what a
+    1x1 max-pool with a stride does.
+
+    x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features].
+    """
+
+    features: int
+    stride: int = 1
+    kind: str = "insightface"
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        y = BatchNorm(name="norm1", **types)(x, train=train)
+        y = _conv(self.features, name="conv1", **types)(y)
+        if self.kind == "insightface":
+            y = BatchNorm(name="norm2", **types)(y, train=train)
+        y = PReLU(name="activation", **types)(y)
+        y = _conv(self.features, stride=self.stride, name="conv2", **types)(y)
+        y = BatchNorm(name="norm3", **types)(y, train=train)
+
+        if x.shape[-1] == self.features and (self.stride == 1 or self.kind == "sface"):
+            shortcut = x[:, :: self.stride, :: self.stride]
+        else:
+            shortcut = _conv(self.features, kernel=1, stride=self.stride, name="shortcut_conv", **types)(x)
+            shortcut = BatchNorm(name="shortcut_norm", **types)(shortcut, train=train)
+        return y + shortcut
+
+
+def _conv(features: int, *, kernel: int = 3, stride: int = 1, **options) -> nn.Conv:
+    # Padding is the same on both sides; "SAME" would pad a strided convolution on one side only.
+    options["kernel_init"] = nn.initializers.normal(0.1)
+    return nn.Conv(features, (kernel, kernel), stride, padding=kernel // 2, use_bias=False, **options)
+
+
+MODELS.update(
+    {
+        # Three stages behind a strided stem: made to train on two CPU cores, on images of 48 to 64 pixels.
+        "iresnet_pico": partial(IResNet, stages=(1, 1, 1), channels=(16, 32, 64), stem_stride=2),
+        "iresnet_nano": partial(IResNet, stages=(1, 1, 1), channels=(32, 64, 128), stem_stride=2),
+        "iresnet10": partial(IResNet, stages=(1, 1, 1, 1)),
+        "iresnet18": partial(IResNet, stages=(2, 2, 2, 2)),
+        "iresnet34": partial(IResNet, stages=(3, 4, 6, 3)),
+        "iresnet50": partial(IResNet, stages=(3, 4, 14, 3)),
+        "iresnet100": partial(IResNet, stages=(3, 13, 30, 3)),
+        "iresnet200": partial(IResNet, stages=(6, 26, 60, 6)),
+    }
+)

@@ -1,0 +1,50 @@
+"""Whole networks by name."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxface.errors import UserError
+from jaxface.registry import Registry
+
+MODELS: Registry[Callable[..., nn.Module]] = Registry("model", "jaxface.models")
+"""Modules, or partial applications of them, each registered beside its definition."""
+
+
+def names() -> tuple[str, ...]:
+    """The names that `create` knows."""
+    return MODELS.names()
+
+
+def create(name: str, *, embedding: int = 512, dtype: Any = jnp.float32, **fields) -> nn.Module:
+    """A network by name.
+
+    Args:
+      name: one of `names()`; or `mlp_512x256`, a perceptron with these hidden widths.
+      embedding: features of the last layer, >= 1: the size of an embedding, or the number of classes.
+      dtype: compute type (float32 or bfloat16); parameters and output stay float32.
+      **fields: any other field of the module, such as `width`, `block` or `dropout`.
+
+    Returns:
+      A Flax module: `module.apply(variables, image [B, H, W, C] float, train=...)` is [B, embedding] float32, not
+      normalized. Where it has batch statistics, training needs `mutable=["batch_stats"]`; where it has dropout, a key
+      `rngs={"dropout": key}`.
+
+    Raises:
+      UserError: the name or a field is unknown, or a field's value is impossible.
+    """
+    if widths := re.fullmatch(r"mlp_(\d+(?:x\d+)*)", name):
+        name, fields = "mlp", {"hidden": tuple(map(int, widths[1].split("x"))), **fields}
+    model = MODELS[name]
+    if embedding < 1:
+        raise UserError(f"embedding must be at least 1, not {embedding}")
+    known = {f.name for f in dataclasses.fields(getattr(model, "func", model))} - {"parent", "name"}
+    if unknown := sorted(set(fields) - known):
+        raise UserError(
+            f"model {name!r} has no field {', '.join(unknown)}; its fields are {', '.join(sorted(known))}"
+        )
+    return model(embedding=embedding, dtype=dtype, **fields)

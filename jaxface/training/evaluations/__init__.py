@@ -1,0 +1,1 @@
+"""Evaluations of a state: what a stage reports and draws."""

@@ -1,0 +1,148 @@
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+
+from jaxface.data.sources.images import decode_image, encode_image
+from jaxface.data.transforms.augment import Augment, Augmentation, jpeg_roundtrip
+from jaxface.errors import UserError
+
+OFF = Augment(flip=0.0)
+EVERYTHING = Augment(flip=1, crop=1, color=1, gray=1, blur=1, jpeg=1, occlusion=1, low_resolution=1)
+
+
+def record(channels=3, size=48):
+    rng = np.random.default_rng(1)
+    image = cv2.GaussianBlur(rng.integers(0, 256, (size, size, 3), np.uint8), (0, 0), 2)[..., :channels]
+    return {
+        "image": np.ascontiguousarray(image),
+        "label": np.int32(7),
+        "landmarks": np.array([[15, 20], [33, 20], [24, 28], [17, 36], [31, 36]], np.float32),
+        "boxes": np.array([[4, 6, 44, 42]], np.float32),
+        "depth": rng.random((size, size)).astype(np.float32),
+    }
+
+
+def change(config, seed=0, **options):
+    return Augmentation(config).random_map(record(**options), np.random.default_rng(seed))
+
+
+def test_only_the_flip_is_on_by_default():
+    names = [f.name for f in dataclasses.fields(Augment)]
+    assert [n for n in names if isinstance(getattr(Augment(), n), float) and n in vars(EVERYTHING)
+            and getattr(EVERYTHING, n) == 1 and getattr(Augment(), n) > 0] == ["flip"]  # fmt: skip
+    assert Augment().flip == 0.5 and Augment().active and not OFF.active
+    for name, value in change(OFF).items():
+        np.testing.assert_array_equal(value, record()[name])
+    flips = [bool((change(Augment(), seed)["image"] != record()["image"]).any()) for seed in range(100)]
+    assert 30 < sum(flips) < 70
+
+
+@pytest.mark.parametrize("name", ["flip", "crop", "color", "blur", "jpeg", "occlusion", "low_resolution"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_each_change_fires_alone_and_keeps_the_contract(name, channels):
+    config = dataclasses.replace(OFF, **{name: 1.0}, blur_sigma=(2.0, 3.0))
+    for seed in range(5):
+        before, after = record(channels), change(config, seed, channels=channels)
+        assert after.keys() == before.keys()
+        for field in before:
+            assert after[field].shape == before[field].shape and after[field].dtype == before[field].dtype
+        assert (after["image"] != before["image"]).any()
+        moved = any((after[f] != before[f]).any() for f in ("landmarks", "boxes", "depth"))
+        assert moved == (name in ("flip", "crop"))
+        np.testing.assert_array_equal(
+            before["image"], record(channels)["image"]
+        )  # the input is not written to
+
+
+def test_same_numbers_same_image_other_numbers_other_image():
+    first, again, other = change(EVERYTHING, 0), change(EVERYTHING, 0), change(EVERYTHING, 1)
+    np.testing.assert_array_equal(first["image"], again["image"])
+    assert (first["image"] != other["image"]).mean() > 0.5
+
+
+def test_switching_one_change_on_leaves_the_others_alone():
+    flips = [change(Augment(flip=0.5), seed)["landmarks"] for seed in range(20)]
+    both = [change(Augment(flip=0.5, color=1.0, blur=1.0), seed)["landmarks"] for seed in range(20)]
+    np.testing.assert_array_equal(flips, both)
+
+
+def test_a_pool_of_generators_gives_the_same_stream():
+    import grain
+
+    dataset = grain.MapDataset.source([record()] * 6).random_map(Augmentation(EVERYTHING), seed=5)
+    forward = [dataset[i]["image"] for i in range(12)]
+    backward = [dataset[i]["image"] for i in reversed(range(12))][::-1]
+    np.testing.assert_array_equal(forward, backward)
+    assert (forward[0] != forward[6]).any()  # the next epoch draws anew
+
+
+def test_gray_is_the_luma_in_every_channel():
+    gray = dataclasses.replace(OFF, gray=1.0)
+    before, after = record(), change(gray)
+    luma = before["image"] @ np.array([0.299, 0.587, 0.114])
+    for channel in range(3):
+        assert np.abs(after["image"][..., channel] - luma).max() <= 0.51
+    for name in before.keys() - {"image"}:
+        np.testing.assert_array_equal(after[name], before[name])
+    assert after["image"].dtype == np.uint8 and (after["image"] != before["image"]).any()
+    np.testing.assert_array_equal(before["image"], record()["image"])  # the input is not written to
+    np.testing.assert_array_equal(change(gray, channels=1)["image"], record(1)["image"])
+    assert gray.active
+    colorful = [
+        np.ptp(change(dataclasses.replace(OFF, gray=0.4), seed)["image"], axis=-1).any()
+        for seed in range(100)
+    ]
+    assert 45 < sum(colorful) < 75
+
+
+def test_strengths():
+    smooth = record()["image"]
+    occluded = change(dataclasses.replace(OFF, occlusion=1.0, occlusion_area=(0.25, 0.25)))["image"]
+    assert 0.15 < (occluded != smooth).any(-1).mean() <= 0.3
+    rough = change(dataclasses.replace(OFF, jpeg=1.0, jpeg_quality=(1, 1)))["image"]
+    fine = change(dataclasses.replace(OFF, jpeg=1.0, jpeg_quality=(100, 100)))["image"]
+    error = lambda image: np.abs(image.astype(int) - smooth).mean()  # noqa: E731
+    assert error(fine) < 3 < error(rough)
+    np.testing.assert_array_equal(rough, jpeg_roundtrip(smooth, 1))
+    # Pillow's codec agrees, so red and blue are not exchanged.
+    pillow = decode_image(encode_image(smooth, encoding="jpeg", quality=60)).astype(int)
+    assert np.abs(jpeg_roundtrip(smooth, 60) - pillow).mean() < 1.5
+    sharp = lambda image: np.abs(np.diff(image.astype(int), axis=1)).mean()  # noqa: E731
+    assert sharp(change(dataclasses.replace(OFF, blur=1.0, blur_sigma=(8.0, 8.0)))["image"]) < 0.8 * sharp(
+        smooth
+    )
+    assert sharp(change(dataclasses.replace(OFF, low_resolution=1.0))["image"]) < 0.8 * sharp(smooth)
+    red = np.full((8, 8, 3), (200, 40, 40), np.uint8)
+    tinted = [
+        Augmentation(Augment(flip=0, color=1, color_strength=0.5)).random_map(
+            {"image": red}, np.random.default_rng(k)
+        )
+        for k in range(30)
+    ]
+    grays = np.array([t["image"].mean() for t in tinted])
+    spreads = np.array([float(np.ptp(t["image"].mean((0, 1)))) for t in tinted])
+    assert np.ptp(grays) > 40 and spreads.min() < 120 < 200 < spreads.max() + 60  # brightness; saturation
+    none = change(dataclasses.replace(OFF, color=1.0, color_strength=0.0))["image"]
+    assert np.abs(none.astype(int) - smooth).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"flip": 1.5},
+        {"blur": -0.1},
+        {"gray": 2.0},
+        {"crop_scale": (1.0, 0.5)},
+        {"jpeg_quality": (0, 50)},
+        {"occlusion_area": (0.1, 2.0)},
+        {"crop_shift": -1.0},
+        {"color_strength": 1.0},
+        {"flip": float("nan")},
+    ],
+)
+def test_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))) as caught:
+        Augment(**wrong)
+    assert "\n" not in str(caught.value)

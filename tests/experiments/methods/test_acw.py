@@ -1,0 +1,343 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import configs, launch
+from experiments.methods import acw
+from experiments.recipes import recognition as recipe
+from jaxface import data, losses, metrics, training
+from jaxface.data.transforms.corruption import RGBD_CORRUPTIONS
+from jaxface.errors import UserError
+
+TINY = dataclasses.replace(
+    acw.Config.digits(),
+    **{
+        name: recipe.Teacher(
+            backbone="mlp_16",
+            embedding=8,
+            head=recipe.Head(loss="cosface", scale=16.0, margin=0.2),
+            steps=60,
+        )
+        for name in ("rgb", "depth")
+    },
+    data=data.DigitHalves(paired=40),
+    batch_size=16,
+    steps=6,
+    hidden=8,
+)
+FACES = dict(
+    data=data.RenderedFaces(4, 3, 3, 3, modality="rgbd", first_identity=20),
+    rgb_data=data.RenderedFaces(4, 3, 3, 3),
+    depth_data=data.RenderedFaces(4, 3, 3, 3, modality="depth", first_identity=10),
+)
+
+
+def changed(config=TINY, **fields):
+    return dataclasses.replace(config, **fields)
+
+
+def run(config, *, done=None, **options):
+    """Outcomes by stage."""
+    outcomes = {}
+
+    def watched():
+        outcome = None
+        stages = acw.build(config) if done is None else sharing(config, done)
+        for stage in stages:
+            outcome = yield stage
+            outcomes[stage.name] = outcome
+
+    options.setdefault("parallel", training.make_parallel(devices=jax.devices()[:1]))
+    training.run(watched(), seed=config.seed, **options)
+    return outcomes
+
+
+def sharing(config, done):
+    """The stages with both networks of an earlier run in the place of their training."""
+    first, second, last = acw.build(config)
+    kept = [
+        training.Stage(name, init=lambda rng, previous, state=state: state, compile_init=False)
+        for name, state in zip(("rgb", "depth"), done, strict=True)
+    ]
+    assert [first.name, second.name] == [stage.name for stage in kept]
+    return [*kept, last]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Outcomes of the tiny run on one device."""
+    return run(TINY)
+
+
+@pytest.fixture(scope="module")
+def networks(trained):
+    """States of both networks, to share."""
+    return [jax.device_get(plain(trained[name].state)) for name in ("rgb", "depth")]
+
+
+def plain(state):
+    return state.replace(rng=jax.random.key_data(state.rng))
+
+
+def again(networks):
+    return [state.replace(rng=jax.random.wrap_key_data(jnp.asarray(state.rng))) for state in networks]
+
+
+def test_three_stages_and_what_they_report(trained):
+    assert list(trained) == ["rgb", "depth", "fusion"]
+    report = trained["fusion"].metrics
+    for prefix in ("", "rgb/", "depth/", "sum/", "max/"):
+        subsets = [report[f"{prefix}rank1@{kind}"] for kind in TINY.kinds]
+        assert report[f"{prefix}rank1"] == pytest.approx(np.mean(subsets))
+    # What is missing is as if it had never been: the other modality alone decides.
+    assert report["rank1@no_rgb"] == report["depth/rank1@none"] == report["depth/rank1@rgb"]
+    assert report["rank1@no_depth"] == report["rgb/rank1@none"] == report["rgb/rank1@depth"]
+    assert all(0 < report[f"confidence@{kind}"] < 1 for kind in TINY.kinds)
+    assert report["rgb/rank1@none"] > 0.3 and report["rgb/rank1@rgb"] < report["rgb/rank1@none"]
+
+
+def test_each_network_learns_from_data_of_its_own_and_neither_changes_later(trained):
+    first, second, _ = acw.build(TINY)
+    pixels = [
+        {row.tobytes() for _ in range(20) for row in next(batches)["image"]}
+        for batches in (first.batches(None), second.batches(None))
+    ]
+    halves = [
+        {split.train[i]["image"].tobytes() for i in range(450)}
+        for split in (data.load(spec, image_size=8) for spec in (TINY.rgb_data, TINY.depth_data))
+    ]
+    assert pixels[0] <= halves[0] and pixels[1] <= halves[1]
+    rgb, depth, last = (trained[name].state for name in ("rgb", "depth", "fusion"))
+    for name, state in (("rgb", rgb), ("depth", depth)):
+        jax.tree.map(np.testing.assert_array_equal, last.extra[name]["params"], state.params["backbone"])
+        np.testing.assert_array_equal(last.extra[name]["prototypes"], state.params["prototypes"])
+    assert set(last.params) == {"confidence"}
+    assert (last.params["confidence"]["confidence"]["kernel"] != 0).any()
+    jax.tree.map(np.testing.assert_array_equal, depth.extra["rgb"]["params"], rgb.params["backbone"])
+
+
+def test_the_first_loss_is_that_of_the_library(trained, networks):
+    fusion = acw.build(TINY)[2]
+    state = fusion.init(jax.random.key(7), again(networks)[1])
+    batch = next(fusion.batches(state))
+    image = (batch["image"].astype(np.float32) - 127.5) / 127.5
+    _, reported = jax.jit(fusion.step)(state, {**batch, "image": image})
+    # By hand: the same corruption, both networks, their class weights, confidences of one half.
+    keys = acw.example_keys(state, 16)
+    keys = jax.vmap(jax.random.split)(keys)
+    draw = jax.vmap(lambda k: jax.random.randint(k, (), 0, 4))(keys[:, 0])
+    right = (batch["depth"].astype(np.float32) - 127.5) / 127.5
+    pairs = data.corrupt_rgbd(
+        keys[:, 1], jnp.asarray(image), jnp.asarray(right), draw, strength=TINY.corruption
+    )
+    assert TINY.kinds == RGBD_CORRUPTIONS[:4]
+    unit = lambda x: np.asarray(x) / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+    scores = []
+    for name, pixels in zip(("rgb", "depth"), pairs, strict=True):
+        frozen = state.extra[name]
+        embeddings = recipe.network(TINY, backbone="mlp_16", embedding=8).apply(
+            {"params": frozen["params"]}, pixels
+        )
+        scores.append(jnp.asarray(unit(embeddings) @ unit(frozen["prototypes"][:10]).T))
+    expected = losses.acw_loss(jnp.zeros((16, 2)), *scores, batch["label"], scale=16.0).mean()
+    np.testing.assert_allclose(reported["loss"], expected, rtol=1e-4)
+    np.testing.assert_allclose(reported["confidence_rgb"], 0.5, rtol=1e-6)
+
+
+def test_corruption_is_drawn_afresh_each_step(trained, networks):
+    fusion = acw.build(changed(kinds=("both",)))[2]
+    state = fusion.init(jax.random.key(7), again(networks)[1])
+    keys = [jax.random.key_data(acw.example_keys(state.replace(step=jnp.int32(n)), 16)) for n in (0, 1)]
+    assert len(np.unique(np.concatenate(keys), axis=0)) == 32
+
+
+@pytest.mark.parametrize("fusion", ["acw", pytest.param("concat", marks=pytest.mark.slow)])
+def test_eight_devices_equal_one(networks, fusion):
+    config = changed(fusion=fusion)
+    states = [
+        run(
+            config, done=again(networks), parallel=training.make_parallel(mode, devices=jax.devices()[:count])
+        )
+        for mode, count in (("jit", 1), ("jit", 8), ("pmap", 8))
+    ]
+    one, *others = (jax.device_get(outcomes["fusion"].state.params) for outcomes in states)
+    for params in others:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-4, atol=5e-5), params, one)
+    rates = [outcomes["fusion"].metrics for outcomes in states]
+    for other in rates[1:]:
+        assert other == pytest.approx(rates[0], abs=0.005)
+
+
+@pytest.mark.parametrize(
+    "fusion", ["sum", "fixed", *(pytest.param(f, marks=pytest.mark.slow) for f in ("max", "rgb"))]
+)
+def test_fusions_that_learn_no_network(networks, fusion):
+    outcome = run(changed(fusion=fusion), done=again(networks))["fusion"]
+    assert outcome.state.params == {} and int(outcome.state.step) == 0
+    report = outcome.metrics
+    if fusion == "fixed":
+        assert 0 <= report["weight"] <= 1 and "fixed/rank1" not in report
+    else:
+        assert report["rank1"] == report[f"{fusion}/rank1"]
+
+
+def test_the_fixed_weight_is_the_best_on_training_data(networks):
+    config = changed(fusion="fixed")
+    stage = acw.build(config)[2]
+    state = stage.init(jax.random.key(0), again(networks)[1])
+    fusion = stage.evaluate.fusion
+    seen = fusion.networks.describe_source(state.extra, fusion.source, None, seed=1)
+    labels = np.asarray(fusion.source.labels)
+    rgb, depth = (
+        seen.rgb @ np.asarray(state.extra["sums"]["rgb"]).T,
+        seen.depth @ np.asarray(state.extra["sums"]["depth"]).T,
+    )
+    rate = lambda w: ((w * rgb + (1 - w) * depth).argmax(axis=1) == labels).mean()  # noqa: E731
+    assert rate(float(state.extra["weight"])) >= max(rate(w) for w in np.linspace(0, 1, 41)) - 1e-9
+
+
+def test_shares_of_the_prototypes_travel_with_their_images(networks):
+    config = changed(prototypes="images", leave_one_out=1000, equalize=True)
+    stage = acw.build(config)[2]
+    state = stage.init(jax.random.key(0), again(networks)[1])
+    fusion = stage.evaluate.fusion
+    clean = fusion.networks.describe_source(state.extra, fusion.source)
+    source = data.WithFields(fusion.source, **fusion.own)
+    for i in (0, 17, 39):
+        np.testing.assert_array_equal(source[i]["own_rgb"], clean.rgb[i])
+    labels = np.asarray(fusion.source.labels)
+    sums = np.stack([clean.depth[labels == k].sum(axis=0) for k in range(10)])
+    np.testing.assert_allclose(state.extra["sums"]["depth"], sums, atol=1e-4)
+    spread = [metrics.impostor_spread(x, labels) for x in (clean.rgb, clean.depth)]
+    np.testing.assert_allclose(state.extra["spread"], spread, rtol=1e-5)
+    _, reported = jax.jit(stage.step)(state, device(next(stage.batches(state))))
+    assert np.isfinite(reported["loss"])
+    fusion = acw.build(changed(config, leave_one_out=0))[2]
+    state = fusion.init(jax.random.key(0), again(networks)[1])
+    assert not fusion.evaluate.fusion.own["own_rgb"].any()
+
+
+def device(batch):
+    return {**batch, "image": (batch["image"].astype(np.float32) - 127.5) / 127.5}
+
+
+@pytest.mark.slow
+def test_rendered_faces_through_the_launcher(tmp_path):
+    flags = []
+    for name, first in (("data", 20), ("rgb-data", 0), ("depth-data", 10)):
+        flags += f"""--{name}.identities 4 --{name}.per-identity 3 --{name}.held-out-identities 3
+            --{name}.held-out-per-identity 3 --{name}.first-identity {first}""".split()
+    for name in ("rgb", "depth"):
+        flags += f"--{name}.backbone iresnet_pico --{name}.embedding 8 --{name}.steps 2".split()
+    rest = "--image-size 16 --batch-size 8 --steps 2 --quiet"
+    flags += rest.split()
+    launch.main(["acw", *flags, "--workdir", str(tmp_path / "run")])
+    rows = training.read_records(tmp_path / "run" / "metrics.jsonl")
+    assert list(dict.fromkeys(row["stage"] for row in rows)) == ["rgb", "depth", "fusion"]
+    last = [row for row in rows if "rank1@occluded" in row.get("metrics", row)]
+    assert last
+
+
+@pytest.mark.slow
+def test_finished_networks_and_a_folder_of_pairs(tmp_path):
+    """An RGB network of one run and a depth network of another, on files that a user has."""
+    text = """--image-size 16 --backbone mlp_16 --embedding 8 --batch-size 8 --steps 2 --quiet --data rendered
+        --data.identities 4 --data.per-identity 3 --data.held-out-identities 3 --data.held-out-per-identity 3"""
+    for name, more in (("rgb", []), ("depth", ["--data.modality", "depth"])):
+        launch.main(["sface", *text.split(), *more, "--workdir", str(tmp_path / name)])
+    source = data.RenderedSource(4, 6, 16, seed=5, with_depth=True)
+    for i in range(len(source)):
+        folder = tmp_path / "pairs" / f"p{source.labels[i]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(source[i]["image"]).save(folder / f"{i}.png")
+        z = source[i]["depth"]
+        distance = np.where(z != 0, 800 - z, 0).astype(np.uint16)
+        Image.fromarray(distance).save(folder / f"{i}_depth.png")
+    options = f"""--data rgbd_folder --data.root {tmp_path}/pairs --data.held-out 0.5 --image-size 16 --batch-size 8
+        --steps 2 --leave-one-out 9 --rgb.run {tmp_path}/rgb --depth.run {tmp_path}/depth --workdir {tmp_path}/acw --quiet"""
+    launch.main(["acw", *options.split()])
+    saved = training.restore_params(tmp_path / "acw" / "checkpoints" / "02-fusion")
+    for name in ("rgb", "depth"):
+        finished, _ = training.backbone_checkpoint(tmp_path / name)
+        jax.tree.map(np.testing.assert_array_equal, saved["extra"][name]["params"], finished)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--preset", "digits", "--scale", "0"], "scale: needs a finite value in (0, inf], got 0"),
+        (["--preset", "digits", "--hidden", "0"], "hidden: needs at least 1, got 0"),
+        (
+            ["--preset", "digits", "--kinds", "none", "none"],
+            "kinds: needs some of none, rgb, depth, both, occluded",
+        ),
+        (["--preset", "digits", "--kinds", "rain"], "kinds: needs some of"),
+        (
+            ["--preset", "digits", "--leave-one-out", "-1"],
+            "leave_one_out: needs a number of images from 0, got -1",
+        ),
+        (["--preset", "digits", "--no-features", "--no-norms"], "features: the confidence network needs"),
+        (["--preset", "digits", "--batch-size", "100000"], "batch_size"),
+        (["--preset", "digits", "--rgb.head.scale", "-1"], "scale"),
+        (["--data", "rendered"], "data: needs images of modality rgbd, got rendered 512x16 of modality rgb"),
+        (["--depth-data.modality", "rgb"], "depth_data: needs images of modality depth"),
+        (["--data", "rgbd_folder", "--data.root", "/nowhere"], "root: needs a folder of pairs by person"),
+        (["--prototypes", "weights"], "prototypes: class weights need the classes of data, 80, in rgb_data"),
+        (["--preset", "digits", "--rgb.run", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_refusals_are_one_line(refusal, flags, words):
+    assert words in refusal(launch.main, ["acw", *flags, "--quiet"])
+
+
+def test_a_person_with_one_image_is_refused_before_training():
+    source = data.load(TINY.data, image_size=8, seed=0).train
+    labels = np.asarray(source.labels)
+    kept = np.concatenate([np.flatnonzero(labels != 3), np.flatnonzero(labels == 3)[:1]])
+    few = data.Subset(source, kept)
+    with pytest.raises(UserError, match=r"data: a prototype needs an image of everybody .*, 3 has 1 in all"):
+        acw.Fusion(changed(prototypes="images"), None, few)
+    assert acw.Fusion(changed(prototypes="images", leave_one_out=0), None, few).left_out.sum() == 0
+    assert acw.Fusion(TINY, None, few).left_out.sum() == 0  # class weights have nothing to leave out
+
+
+@pytest.mark.parametrize("preset", ["paper", "digits"])
+def test_whole_configurations_survive_being_written(preset):
+    config = getattr(acw.Config, preset)()
+    acw.check(config)
+    assert configs.from_dict(configs.to_dict("acw", config, configs.Run()))[1] == config
+
+
+@pytest.mark.slow
+def test_the_step_of_the_paper_traces():
+    """The third stage at full size, on shapes alone."""
+    config = acw.Config.paper()
+    side = config.image_size
+    model = training.Teacher(recipe.network(config, backbone="iresnet50", embedding=512))
+    networks = acw.Networks(
+        config, dataclasses.replace(model, key="rgb"), dataclasses.replace(model, key="depth")
+    )
+    source = data.ArraySource(
+        np.zeros((680, side, side, 3), np.uint8), np.arange(680) % 340, list(map(str, range(340)))
+    )
+    fusion = acw.Fusion(config, networks, source)
+
+    def loss(key):
+        recognizer = training.Recognizer(model.model, 4, (side, side, 3))
+        params, extra = recognizer.init(key)
+        state = training.create_state(key, params, extra=extra)
+        extra = networks.depth.installed(networks.rgb.installed({}, state), state)
+        extra |= {"sums": {name: jnp.ones((340, 512)) for name in acw.MODALITIES}, "spread": jnp.ones(2)}
+        batch = {"image": jnp.zeros((8, side, side, 3)), "depth": jnp.zeros((8, side, side, 3))}
+        own = {f"own_{name}": jnp.zeros((8, 512)) for name in acw.MODALITIES}
+        params = fusion.init(key, extra)
+        return fusion.loss(params, extra, {**batch, **own, "label": jnp.zeros(8, jnp.int32)}, key)[0], params
+
+    value, params = jax.eval_shape(loss, jax.random.key(0))
+    assert value.shape == () and value.dtype == jnp.float32
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert count == (512 + 512 + 2 + 1) * 128 + (128 + 1) * 2  # about 131 thousand

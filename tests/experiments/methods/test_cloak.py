@@ -1,0 +1,207 @@
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import configs, launch
+from experiments.methods import cloak
+from experiments.recipes.recognition import Teacher
+from experiments.studies import cloak as studies
+from jaxface import attacks, data, training
+from jaxface.errors import UserError
+
+SMALL = dataclasses.replace(
+    cloak.Config.procedural(),
+    data=data.ProceduralImages(12, 4, held_out_identities=8, held_out_per_identity=6),
+    image_size=8,
+    backbone="mlp_16",
+    embedding=8,
+    batch_size=8,
+    steps=3,
+    targets=(
+        Teacher(backbone="mlp_12", embedding=6, steps=2),
+        Teacher(backbone="mlp_8x8", embedding=6, steps=2),
+    ),
+    cloak=attacks.Cloak(epsilon=24.0, step_size=6.0, steps=3, accumulate=2),
+    people=5,
+    photos=3,
+    people_per_step=2,
+)
+
+
+def changed(**fields):
+    return dataclasses.replace(SMALL, **fields)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run with baselines."""
+    workdir = tmp_path_factory.mktemp("cloak") / "run"
+    outcome = launch.launch("cloak", changed(baselines=True), configs.Run(workdir=str(workdir), quiet=True))
+    return workdir, outcome
+
+
+@pytest.mark.slow
+def test_a_run_tries_every_method_on_every_network(run):
+    workdir, outcome = run
+    names = list(cloak.methods(changed(baselines=True)))
+    assert names[-1] == "cloak" and len(names) == 6
+    for name in names:
+        for network in ("surrogate", "target1", "target2", "black_box"):
+            first, fifth = (outcome.metrics[f"{name}/{network}/psr@{k}"] for k in cloak.RANKS)
+            assert 0 <= fifth <= first <= 1
+        mean = np.mean([outcome.metrics[f"{name}/target{i}/psr@1"] for i in (1, 2)])
+        assert outcome.metrics[f"{name}/black_box/psr@1"] == pytest.approx(mean)
+    for floor in ("clean", "random"):
+        assert len({outcome.metrics[f"{name}/black_box/{floor}_psr@1"] for name in names}) == 1
+    assert outcome.metrics["cloak/surrogate/psr@1"] > outcome.metrics["cloak/surrogate/clean_psr@1"]
+    masks = np.asarray(outcome.state.params["masks"])
+    assert masks.shape == (5, 8, 8, 1) and np.abs(masks).max() <= 24
+    assert (np.abs(masks).max(axis=(1, 2, 3)) > 6).all()  # everybody got one
+    for figure in ("cloaked", "protection"):
+        assert (workdir / f"{figure}.png").stat().st_size > 1000
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["metrics"] == outcome.metrics
+
+
+def test_baselines_have_as_many_steps_or_as_many_gradients():
+    config = dataclasses.replace(
+        cloak.Config(), cloak=attacks.Cloak(momentum=0.9, dropout=0.1, hull="convex")
+    )
+    made = cloak.methods(config)
+    cost = {name: m.photo_gradients(10) for name, m in made.items()}
+    assert cost == {
+        "fi_uap": 160, "opom": 160, "opom_equal_gradients": 640, "small_batch": 32,
+        "small_batch_equal_gradients": 640, "cloak": 640,
+    }  # fmt: skip
+    steps = {name: m.steps for name, m in made.items() if not name.endswith("equal_gradients")}
+    assert set(steps.values()) == {16}
+    assert made["cloak"] == config.cloak
+    assert all(m.accumulate == 1 and m.epsilon == 8 for name, m in made.items() if name != "cloak")
+    assert cloak.methods(changed()) == {"cloak": SMALL.cloak}
+
+
+def test_people_are_unseen_and_photos_are_used_once():
+    split = data.load(SMALL.data, image_size=8)
+    faces = cloak.protocol(SMALL, split.held_out)
+    photos = {i.tobytes() for n in range(5) for i in faces.photos[n]["image"]}
+    tests = {i.tobytes() for person in faces.tests for i in person}
+    others = {i.tobytes() for i in faces.distractors}
+    train = {split.train[i]["image"].tobytes() for i in range(len(split.train))}
+    assert (len(photos), len(tests), len(others)) == (15, 15, 18)
+    assert not (photos & tests or (photos | tests) & others or (photos | tests | others) & train)
+    assert faces.tests.shape == (5, 3, 8, 8, 1)
+    for person in range(5):  # the tests of a person are of the person of the photos
+        assert faces.photos[person]["label"] == person
+        own = np.asarray(split.held_out[person * 6]["image"])
+        np.testing.assert_array_equal(faces.photos[person]["image"][0], own)
+        np.testing.assert_array_equal(faces.tests[person, 0], split.held_out[person * 6 + 3]["image"])
+    assert len(faces.photos) % jax.device_count() == 0 and set(faces.photos.labels) == set(range(5))
+
+
+def masks_of(config, parallel, devices=None):
+    """What the last stage makes of given networks, which are not trained."""
+    stages = cloak.build(dataclasses.replace(config, steps=0, targets=(Teacher(backbone="mlp_8", steps=0),)))
+    return training.run(stages, seed=1, parallel=parallel)
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_masks_do_not_depend_on_the_devices(mode):
+    config = changed(people_per_step=8)
+    one = training.JitParallel(devices=jax.devices()[:1])
+    many = training.make_parallel(mode)
+    assert many.replicas == 8
+    alone, together = (np.asarray(masks_of(config, p).state.params["masks"]) for p in (one, many))
+    assert (np.abs(alone - together) < 1e-3).mean() > 0.97
+
+
+def test_masks_come_in_any_grouping(monkeypatch):
+    """A person's mask is a function of the person: not of who else is in the step, nor of coming round twice."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    one = training.JitParallel(devices=jax.devices()[:1])
+    few, all_ = (np.asarray(masks_of(changed(people_per_step=n), one).state.params["masks"]) for n in (2, 5))
+    assert (np.abs(few - all_) < 1e-3).mean() > 0.97
+
+
+def test_networks_may_come_from_finished_runs(finished, photographs, tmp_path):
+    config = dataclasses.replace(
+        SMALL,
+        data=data.RenderedFaces(8, 4, held_out_identities=4, held_out_per_identity=5),
+        image_size=16,
+        surrogate=str(finished),
+        targets=(Teacher(run=str(finished)),),
+        cloak=attacks.Cloak(steps=2, accumulate=1),
+        people=3,
+        photos=2,
+        distractors=str(photographs),
+    )
+    outcome = training.run(cloak.build(config))
+    # The black box is the surrogate: whatever hides from one hides from the other.
+    for k in cloak.RANKS:
+        assert outcome.metrics[f"cloak/surrogate/psr@{k}"] == outcome.metrics[f"cloak/target1/psr@{k}"]
+    protected = dataclasses.replace(config, protect=str(photographs), photos=2, people=4, distractors=None)
+    assert training.run(cloak.build(protected)).state.params["masks"].shape == (4, 16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--cloak.epsilon 0", "epsilon: needs a finite value in"),
+        ("--cloak.batch 11", "batch: needs at most the 10 photos of a person, got 11"),
+        ("--cloak.hull reduced --cloak.hull-high 0.05", "cannot sum to 1"),
+        ("--photos 1 --cloak.batch 1", "photos: needs at least 2 per person, got 1"),
+        ("--tests 1", "tests: needs a finite value in"),
+        ("--data procedural_images --people 100", "PSR@5 needs at least 4 images of distractors, got 0"),
+        ("--data procedural_images --photos 14", "people: needs 20 people with at least 16 photos"),
+        ("--data digits", "data: needs people that are not trained on"),
+        ("--surrogate nowhere", "nowhere holds no config.json"),
+    ],
+)
+def test_refusals_are_one_line_before_any_compile(refusal, tmp_path, arguments, words):
+    flags = ["--data", "procedural_images", "--image-size", "16", "--backbone", "mlp_16"]
+    if "--data" in arguments:
+        flags = flags[2:]
+    assert words in refusal(
+        launch.main, ["cloak", *flags, *arguments.split(), "--workdir", str(tmp_path / "run")]
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_targets_are_refused():
+    with pytest.raises(UserError, match="targets: needs at least one network"):
+        cloak.build(changed(targets=()))
+
+
+@pytest.mark.parametrize("preset", ["default", *configs.presets(cloak.Config)])
+def test_presets_survive_being_written(preset):
+    config = cloak.Config() if preset == "default" else getattr(cloak.Config, preset)()
+    written = json.loads(json.dumps(configs.to_dict("cloak", config, configs.Run())))
+    assert configs.from_dict(written)[1] == config
+    cloak.check(config)
+
+
+def test_the_papers_run_is_built(monkeypatch):
+    """Six targets on CASIA-WebFace and 500 people, as far as data allow: shapes only."""
+    config = cloak.Config.paper()
+    labels = np.arange(600, dtype=np.int32) % 100
+    source = data.ArraySource(np.zeros((600, 112, 112, 3), np.uint8), labels, [str(i) for i in range(100)])
+    monkeypatch.setattr(data, "load", lambda *_, **__: data.Split(source, source, "made up", "verification"))
+    asked = []
+    monkeypatch.setattr(cloak, "protocol", lambda config, unseen: asked.append(config.protect))
+    stages = cloak.build(config)
+    assert asked == ["privacy-commons"]
+    first = next(stages)
+    assert first.name == "surrogate" and first.steps == 180_000
+    state = jax.eval_shape(first.init, jax.eval_shape(lambda: jax.random.key(0)), None)
+    assert state.params["prototypes"].shape[1] == 512
+
+
+def test_studies_share_their_networks_and_differ_in_the_masks_alone():
+    for study in studies.STUDIES.values():
+        assert study.method in study.arms and study.shared == 1 + len(study.base.targets)
+        assert all(set(fields) == {"cloak"} for fields in study.arms.values())
+        masks = [fields["cloak"] for fields in study.arms.values()]
+        assert len(set(masks)) == len(masks)
+        assert len({(m.epsilon, m.step_size) for m in masks}) == 1
