@@ -20,7 +20,9 @@ MANIFESTS = [text for kind, text in BLOCKS if kind == "yaml"]
 def commands():
     """What follows `experiments.launch`, or the script and the work directory of a batch job."""
     launched = re.findall(r"-m experiments\.launch (.+)", SHELL + "".join(MANIFESTS))
-    queued = re.findall(r"sbatch.* docs/guides/slurm\.sh (/\S+) (.+)", SHELL + (DOCS / "slurm.sh").read_text())
+    queued = re.findall(
+        r"sbatch.* docs/guides/slurm\.sh (/\S+) (.+)", SHELL + (DOCS / "slurm.sh").read_text()
+    )
     found = [re.sub(r"'$| &$", "", line).replace("$JOB_COMPLETION_INDEX", "3") for line in launched]
     return [*found, *(f"{flags} --workdir {workdir}" for workdir, flags in queued)]
 
