@@ -1,7 +1,7 @@
 """Images per second of the face renderer, and its contact sheet.
 
 python -m benchmarks.renderer
-python -m benchmarks.renderer --contact-sheet docs/renderer.png
+python -m benchmarks.renderer --contact-sheet docs/guides/renderer.png
 """
 
 import argparse

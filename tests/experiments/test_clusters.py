@@ -1,4 +1,4 @@
-"""The commands in docs/clusters.md and docs/slurm.sh are ones that the launcher takes."""
+"""The commands in docs/guides/clusters.md and docs/guides/slurm.sh are ones that the launcher takes."""
 
 import pathlib
 import re
@@ -11,7 +11,7 @@ import yaml
 
 from experiments import configs
 
-DOCS = pathlib.Path(__file__).parents[2] / "docs"
+DOCS = pathlib.Path(__file__).parents[2] / "docs" / "guides"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (DOCS / "clusters.md").read_text(encoding="utf-8"), re.DOTALL)
 SHELL = "".join(text for kind, text in BLOCKS if kind == "sh")
 MANIFESTS = [text for kind, text in BLOCKS if kind == "yaml"]
@@ -20,7 +20,9 @@ MANIFESTS = [text for kind, text in BLOCKS if kind == "yaml"]
 def commands():
     """What follows `experiments.launch`, or the script and the work directory of a batch job."""
     launched = re.findall(r"-m experiments\.launch (.+)", SHELL + "".join(MANIFESTS))
-    queued = re.findall(r"sbatch.* docs/slurm\.sh (/\S+) (.+)", SHELL + (DOCS / "slurm.sh").read_text())
+    queued = re.findall(
+        r"sbatch.* docs/guides/slurm\.sh (/\S+) (.+)", SHELL + (DOCS / "slurm.sh").read_text()
+    )
     found = [re.sub(r"'$| &$", "", line).replace("$JOB_COMPLETION_INDEX", "3") for line in launched]
     return [*found, *(f"{flags} --workdir {workdir}" for workdir, flags in queued)]
 

@@ -1,7 +1,7 @@
 #!/bin/bash
-# One run over the nodes of a Slurm job, one task for each GPU, that goes on by itself after preemption and at the time limit:
-#   sbatch docs/slurm.sh /shared/runs/sface sface --data recordio --data.path /shared/casia --batch-size 512
-# Options of sbatch in front of the script stand above those written here. See docs/clusters.md.
+# One run over the nodes of a Slurm job, one task for each GPU, that resumes by itself after preemption and at the time limit:
+#   sbatch docs/guides/slurm.sh /shared/runs/sface sface --data recordio --data.path /shared/casia --batch-size 512
+# Options of sbatch in front of the script stand above those written here. See docs/guides/clusters.md.
 #SBATCH --job-name=jaxface
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
@@ -13,7 +13,7 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 
-workdir=${1:?"usage: sbatch docs/slurm.sh WORKDIR METHOD [flags of experiments.launch]"}
+workdir=${1:?"usage: sbatch docs/guides/slurm.sh WORKDIR METHOD [flags of experiments.launch]"}
 shift
 srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
   "${PYTHON:-.venv/bin/python}" -m experiments.launch "$@" --workdir "$workdir"
