@@ -32,7 +32,7 @@ setup(
         "importlib_resources",  # tensorflow-datasets imports it without declaring it
         "absl-py",  # grain's worker processes parse its flags
         "cattrs>=24",  # configurations to JSON and back, with every mistake named
-        "tyro>=0.9",  # command-line flags from the Config dataclasses
+        "tyro>=1.0,<1.1",  # command-line flags from the Config dataclasses; jaxface.cli.flags reads the text of its refusals
         "rich>=13",  # progress bar and tables
         "tensorboardX>=2.6",  # TensorBoard events without TensorFlow
         "matplotlib>=3.9",  # ROC curves and histograms

@@ -8,7 +8,7 @@ import functools
 import importlib
 import pathlib
 import types
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
 import cattrs
 import flax.errors
@@ -20,11 +20,13 @@ from cattrs.v import format_exception
 
 from experiments import methods
 from jaxface import training
+from jaxface.checks import AtLeast, check_fields
 from jaxface.cli import console
 from jaxface.cli.flags import parse_flags, unset_data
 from jaxface.data.specs.base import KINDS, DataSpec
 from jaxface.errors import UserError
 from jaxface.registry import nearest
+from jaxface.training.stages import Stages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Run:
     """Folder for checkpoints, metrics and figures; an interrupted run goes on there. Default: runs/<method>."""
     parallel: training.Mode = "jit"
     """jit over a mesh of all devices, or pmap."""
-    model_shards: int = 1
+    model_shards: Annotated[int, AtLeast(1)] = 1
     """With jit: over how many devices the class prototypes are sharded; the others share the batch."""
     cadence: training.Cadence = training.Cadence()
     """How often to log, evaluate and save."""
@@ -43,9 +45,9 @@ class Run:
     """No progress bar and no table."""
     coordinator: str | None = None
     """Several processes as one run: HOST:PORT of process 0. Slurm, MPI, Kubernetes and TPU pods are recognized without."""
-    processes: int | None = None
+    processes: Annotated[int | None, AtLeast(1)] = None
     """Number of processes, with `coordinator`."""
-    process: int | None = None
+    process: Annotated[int | None, AtLeast(0)] = None
     """Index of this process, from 0, with `coordinator`."""
 
 
@@ -125,7 +127,8 @@ def from_dict(written: dict) -> tuple[str, Any, Run]:
         raise UserError(f"config: {'; '.join(reasons)}") from None
 
 
-def _reason(error: BaseException, kind: type | None) -> str:
+def _reason(error: BaseException, kind: Any) -> str:
+    kind = kind.__origin__ if get_origin(kind) is Annotated else kind
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, KeyError):
@@ -179,6 +182,16 @@ def parse(method: str, arguments: list[str]) -> tuple[Any, Run]:
         "--config FILE from one that a run wrote.",
     )
     return flags.config, flags.run
+
+
+def build(method: str, config: Any) -> Stages:
+    """The stages of a configuration.
+
+    Raises:
+      UserError: a field out of the range that its annotation declares, or what the method's `build` refuses.
+    """
+    check_fields(config)
+    return method_module(method).build(config)
 
 
 def load_network(run: str | pathlib.Path, *, best: bool = False):

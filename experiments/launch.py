@@ -35,15 +35,16 @@ def launch(method: str, config, run: configs.Run) -> training.Outcome:
 
     from experiments import configs
     from jaxface import training
+    from jaxface.checks import check_fields
     from jaxface.training.workdir import writing
     from pallas_kernels.common import KernelError
 
     parallel = training.make_parallel(run.parallel, model_shards=run.model_shards)
-    run.cadence.check()
+    check_fields(run)
     training.check_batch_size(parallel, config.batch_size, accumulate=getattr(config, "accumulate", 1))
     workdir, written = run.workdir or pathlib.Path("runs") / method, configs.to_dict(method, config, run)
     training.check_workdir(workdir, written)
-    stages = configs.method_module(method).build(config)
+    stages = configs.build(method, config)
     if isinstance(stages, Sequence) and stages[0].compile_init:
         # Traced for what it refuses: images that the network cannot take, prototypes that do not divide.
         first = jax.eval_shape(stages[0].init, jax.eval_shape(lambda: jax.random.key(0)), None)

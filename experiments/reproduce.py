@@ -124,7 +124,7 @@ def run_once(
         if kept["config"] == written:
             return kept["metrics"]
     started = time.monotonic()
-    stages = sharing(configs.method_module(method).build(config), shared, [] if done is None else done)
+    stages = sharing(configs.build(method, config), shared, [] if done is None else done)
     outcome = training.run(stages, seed=config.seed, cadence=training.Cadence())
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {"metrics": outcome.metrics, "seconds": round(time.monotonic() - started, 1), "config": written}

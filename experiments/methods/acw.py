@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from experiments.recipes.recognition import Head, Recipe, Teacher, teacher_stage, training_batches
 from jaxface import axes, layers, losses, metrics, training
 from jaxface import data as inputs
+from jaxface.checks import AtLeast, Positive
 from jaxface.data.pipeline.batches import evaluation_batches
 from jaxface.data.transforms.corruption import RGBD_CORRUPTIONS
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines, l2_normalize
-from jaxface.losses.checks import check_range
 
 FIXED = ("rgb", "depth", "sum", "max")
 """Fusions without a parameter; every run reports them beside its own."""
@@ -67,18 +67,18 @@ class Config(Recipe):
     fusion: Literal["acw", "acw_probe", "concat", "fixed", "sum", "max", "rgb", "depth"] = "acw"
     """What the third stage learns and is judged by: confidences of both images of a pair, of the probe alone, a linear map of
     both embeddings, one weight for all images, or nothing."""
-    hidden: int = 24
+    hidden: Annotated[int, AtLeast(1)] = 24
     """Width of the confidence network; 128 on real data."""
     features: bool = True
     """Whether the confidence network sees the embeddings."""
     norms: bool = True
     """Whether it sees their lengths."""
-    scale: float = 16.0
+    scale: Annotated[float, Positive] = 16.0
     """Scale S of the fused class scores; 30 to 64 on real data."""
     prototypes: Literal["images", "weights"] = "images"
     """Prototypes of the people that confidences are learned from: means over their clean images, or the class weights of both
     networks, whose classes must then be those of `data`."""
-    leave_one_out: int = 10
+    leave_one_out: Annotated[int, AtLeast(0)] = 10
     """An image is left out of its own prototype where its class has fewer images than this; 0 for never."""
     equalize: bool = True
     """Give the scores of both modalities one spread, as measured on impostors of the training data, before they are blended."""
@@ -159,17 +159,12 @@ class Config(Recipe):
 
 def check(config: Config) -> None:
     """Raises UserError for what can be refused before any data is opened."""
-    check_range("scale", config.scale, 0.0, np.inf, open_low=True)
     config.rgb.head.check()
     config.depth.head.check()
-    if config.hidden < 1:
-        raise UserError(f"hidden: needs at least 1, got {config.hidden}")
     if not (config.features or config.norms):
         raise UserError(
             "features: the confidence network needs the embeddings, their lengths or both, got neither"
         )
-    if config.leave_one_out < 0:
-        raise UserError(f"leave_one_out: needs a number of images from 0, got {config.leave_one_out}")
     unknown = set(config.kinds) - set(RGBD_CORRUPTIONS)
     if not config.kinds or unknown or len(set(config.kinds)) < len(config.kinds):
         raise UserError(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
@@ -22,9 +22,9 @@ from experiments.recipes.recognition import (
 )
 from jaxface import axes, losses, metrics, training
 from jaxface import data as inputs
+from jaxface.checks import AtLeast, NonNegative, Positive
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines
-from jaxface.losses.checks import check_range
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,31 +38,31 @@ class Config(Recipe):
     """Training steps of the student."""
     teacher: Teacher = Teacher(steps=500)
     """The network to learn from."""
-    mimic_weight: float = 1.0
+    mimic_weight: Annotated[float, NonNegative] = 1.0
     """Weight of the squared distance to the teacher's embedding; a linear layer maps one size to the other."""
     unit_mimic: bool = True
     """Mimic the direction of the teacher's embedding alone (design); its length makes the term some hundred times larger."""
-    soft_target_weight: float = 0.0
+    soft_target_weight: Annotated[float, NonNegative] = 0.0
     """Weight of the soft targets, 1 - alpha in the paper: softmaxes over cosines with each network's own prototypes."""
-    temperature: float = 4.0
+    temperature: Annotated[float, Positive] = 4.0
     """Temperature of the soft targets."""
-    label_weight: float = 0.0
+    label_weight: Annotated[float, NonNegative] = 0.0
     """Weight of the loss on labels, alpha in the paper."""
     head: Head = Head(loss="softmax")
     """Loss on labels; its scale turns the cosines of teacher and student into logits."""
-    congruence_weight: float = 10.0
+    congruence_weight: Annotated[float, NonNegative] = 10.0
     """Weight of the correlation congruence, beta; 0 leaves the instance terms alone. Unit vectors want 10 to 300."""
     kernel: losses.Kernel = "rbf_taylor"
     """What relates two embeddings: a Gaussian, its Taylor expansion, their product, or their distance."""
-    gamma: float = 0.4
+    gamma: Annotated[float, Positive] = 0.4
     """Width of the Gaussian kernels, > 0."""
-    order: int = 2
+    order: Annotated[int, AtLeast(1)] = 2
     """Order P of the Taylor expansion, from 1; inclusive."""
     sampler: Literal["uniform", "class", "superclass"] = "class"
     """What a batch holds: any records, a few of each of some classes, or the same of classes that the teacher finds alike."""
-    per_class: int = 4
+    per_class: Annotated[int, AtLeast(1)] = 4
     """Records of a class in a batch; 2 or 4 in the paper, 8 and more did harm."""
-    superclasses: int = 8
+    superclasses: Annotated[int, AtLeast(1)] = 8
     """Groups into which the classes fall for the sampler superclass."""
 
     @classmethod
@@ -135,7 +135,6 @@ class Config(Recipe):
 
 def check(config: Config) -> None:
     """Raises UserError for a field out of its range; opens nothing."""
-    check_range("mimic_weight", config.mimic_weight, 0.0, float("inf"))
     config.head.check()
     logits, labels = jax.ShapeDtypeStruct((2, 2), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
     jax.eval_shape(

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Generator
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ import numpy as np
 from experiments.recipes.recognition import Head, Recipe, Teacher, load, teacher_stage
 from jaxface import attacks, axes, metrics, training
 from jaxface import data as inputs
+from jaxface.checks import AtLeast
+from jaxface.data.transforms import pixels
 from jaxface.errors import UserError
-from jaxface.losses.checks import check_range
 from jaxface.training import figures
 
 __all__ = ["Config", "build"]
@@ -53,13 +55,13 @@ class Config(Recipe):
     """How masks are made."""
     baselines: bool = True
     """Also make masks by FI-UAP and by OPOM of all photos or of few: in as many steps, and from as many gradients."""
-    people: int = 20
+    people: Annotated[int, AtLeast(1)] = 20
     """People to protect; the rest of those not trained on are distractors, with all of their images."""
-    photos: int = 10
+    photos: Annotated[int, AtLeast(1)] = 10
     """Photos of a person that the mask is made from."""
-    tests: int = 5
+    tests: Annotated[int, AtLeast(2)] = 5
     """Other photos of the person that it is tried on, at most; at least two."""
-    people_per_step: int = 4
+    people_per_step: Annotated[int, AtLeast(1)] = 4
     """People whose masks are made at a time, rounded up to a multiple of the devices."""
     protect: str | None = None
     """Folder of people to protect, <folder>/<person>/<image>, instead of people held out of `data`."""
@@ -210,8 +212,6 @@ def check(config: Config) -> None:
         config.head.check()
     if not config.targets:
         raise UserError("targets: needs at least one network to try the masks on, got none")
-    for name, least in (("people", 1), ("photos", 1), ("tests", 2), ("people_per_step", 1)):
-        check_range(name, getattr(config, name), least, float("inf"))
     config.cloak.check(config.photos)
 
 
@@ -318,9 +318,7 @@ class Protection:
         rows = {
             "clean": clean,
             "cloaked": np.asarray(attacks.apply_cloak(clean, masks)),
-            f"mask, ±{self.epsilon:g} enlarged": np.rint(127.5 + 127.5 * masks / self.epsilon).astype(
-                np.uint8
-            ),
+            f"mask, ±{self.epsilon:g} enlarged": pixels.to_bytes(masks / self.epsilon),
         }
         bars = {}
         for kind in ("clean", "random"):
@@ -352,7 +350,7 @@ def cloak_stage(
     def step(state, batch):
         """Masks of the people in a batch, images [P, N, H, W, C] in [-1, 1]."""
         embed = attacks.surrogate(first.model, state.extra["surrogate"], dropout=cloak.dropout)
-        photos = jnp.rint(batch["image"] * 127.5 + 127.5)
+        photos = jnp.rint(pixels.to_levels(batch["image"]))
         keys = jax.vmap(lambda person: jax.random.fold_in(state.rng, person))(batch["label"])
         make = functools.partial(attacks.make_cloak, embed, cloak=cloak)
         masks, people = jax.vmap(make)(photos, keys), batch["label"]

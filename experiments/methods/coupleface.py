@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,9 @@ from experiments.recipes.recognition import (
 )
 from jaxface import axes, losses, metrics, training
 from jaxface import data as inputs
+from jaxface.checks import AtLeast, Fraction, NonNegative
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines, l2_normalize
-from jaxface.losses.checks import check_range
 from jaxface.losses.coupleface import set_rows
 from jaxface.metrics.recognition.report import MOST_FOR_ALL
 from jaxface.training import class_banks
@@ -40,18 +40,18 @@ class Config(Recipe):
     relations: Literal["mined", "random", "batch", "none"] = "mined"
     """Whom an image is compared with: the identities most similar to its own in the teacher's eyes, random ones, the other images
     of the batch (not CoupleFace: relations between student embeddings), or nobody."""
-    neighbors: int = 20
+    neighbors: Annotated[int, AtLeast(1)] = 20
     """Identities K that each identity is compared with, at most all others; 100 at full size."""
-    relation_weight: float = 5.0
+    relation_weight: Annotated[float, NonNegative] = 5.0
     """Weight α of the mean difference of the relations; 0 keeps it as a metric alone."""
     norm: Literal["l1", "l2"] = "l1"
     """Difference of two relations: absolute or squared."""
     memory: Literal["replace", "ema", "none"] = "replace"
     """How the newest teacher feature of an identity enters the memory: in place of the last one, averaged with it, or not at all,
     so that the memory keeps the mean features."""
-    memory_decay: float = 0.9
+    memory_decay: Annotated[float, Fraction] = 0.9
     """What stays of the last feature in the average, in [0, 1]."""
-    classification_weight: float = 0.0
+    classification_weight: Annotated[float, NonNegative] = 0.0
     """Weight β of a margin softmax on the student, with class prototypes of its own; 0 for none."""
     head: Head = Head()
     """That margin softmax."""
@@ -104,11 +104,6 @@ class Config(Recipe):
 
 def check(config: Config) -> None:
     """Raises UserError for a field of this method out of its range."""
-    if config.neighbors < 1:
-        raise UserError(f"neighbors: needs at least 1, got {config.neighbors}")
-    for name in ("relation_weight", "classification_weight"):
-        check_range(name, getattr(config, name), 0.0, float("inf"))
-    check_range("memory_decay", config.memory_decay, 0.0, 1.0)
     if config.classification_weight > 0:
         config.head.check()
 

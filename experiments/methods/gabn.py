@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from typing import Literal
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
@@ -22,10 +22,10 @@ from experiments.recipes.recognition import (
 )
 from jaxface import axes, losses, metrics, models, training
 from jaxface import data as inputs
+from jaxface.checks import AtLeast, Fraction, NonNegative
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines, l2_normalize
-from jaxface.losses.checks import check_range
 from jaxface.models import MLP
 
 DIAGNOSED = 900
@@ -51,7 +51,7 @@ class Config(Recipe):
     """How a gradient becomes a map: by channel averages (gradcam), place by place, or by the image itself (input)."""
     layer: str | None = None
     """Part of the network that gives the feature map; the last with a plane before the head unless given."""
-    erase_weight: float = 0.5
+    erase_weight: Annotated[float, NonNegative] = 0.5
     """Weight of the recognition loss of the erased images; 0 erases nothing."""
     erase_phase: tuple[float, float] = (0.0, 1.0)
     """First and last moment of that term, as fractions of the run."""
@@ -63,15 +63,15 @@ class Config(Recipe):
     """Whose images are erased: everybody's, or those of all groups but the reference."""
     fill: Literal["zero", "noise"] = "zero"
     """What erased pixels become: mid-gray, or uniform noise."""
-    adversarial_weight: float = 0.1
+    adversarial_weight: Annotated[float, NonNegative] = 0.1
     """Weight of the term that makes maps alike across groups; 0 trains no discriminator."""
     adversarial_phase: tuple[float, float] = (0.6, 1.0)
     """First and last moment of that term; from the start, beside erasing, it hides attention instead of moving it."""
-    ramp: float = 0.125
+    ramp: Annotated[float, Fraction] = 0.125
     """Fraction of the run over which a weight rises from 0 once its phase begins: early maps are noise."""
     adversary: Literal["uniform", "to_reference", "reversal"] = "uniform"
     """What the network wants of the discriminator: no opinion, everybody taken for the reference group, or wrong answers."""
-    reference: int = 0
+    reference: Annotated[int, AtLeast(0)] = 0
     """Number of the reference group in the order of the data."""
     discriminator_hidden: tuple[int, ...] = (64,)
     """Hidden units of the discriminator, which tells the group from a map."""
@@ -123,15 +123,10 @@ class Config(Recipe):
 def check(config: Config) -> None:
     """Raises UserError for what can be refused before any data is opened."""
     config.head.check()
-    for name in ("erase_weight", "adversarial_weight"):
-        check_range(name, getattr(config, name), 0.0, float("inf"))
-    check_range("ramp", config.ramp, 0.0, 1.0)
     for name in ("erase_phase", "adversarial_phase"):
         first, last = getattr(config, name)
         if not 0 <= first < last <= 1:
             raise UserError(f"{name}: needs 0 <= first < last <= 1, got {first:g} and {last:g}")
-    if config.adversarial_weight > 0:
-        config.discriminator.check()
 
 
 def feature_layer(config: Config, model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, tuple]:

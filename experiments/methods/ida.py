@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,10 @@ from experiments.recipes import recognition as recipe
 from experiments.recipes.recognition import Head, Recipe, Teacher
 from jaxface import data as inputs
 from jaxface import losses, metrics, models, training
+from jaxface.checks import UNIT_TOLERANCE, AtLeast, Cosine, NonNegative, ProperFraction
 from jaxface.data.sources.source import WithFields
 from jaxface.data.synthetic.crowded_embeddings import crowded_embeddings
+from jaxface.data.transforms.pixels import normalize_pixels, to_bytes
 from jaxface.errors import UserError
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
 from jaxface.layers.prototypes import l2_normalize
@@ -34,21 +36,21 @@ _HELD_OUT, _SIMULATED = 1 << 20, (1 << 20) + (1 << 19)  # first numbers of peopl
 class Crowd:
     """Synthetic embeddings of people in groups that are crowded to different degrees; no image and no network."""
 
-    identities: int = 600
+    identities: Annotated[int, AtLeast(2)] = 600
     """People of the gallery, from whom the estimator and the generator learn."""
-    per_identity: int = 6
+    per_identity: Annotated[int, AtLeast(1)] = 6
     """Embeddings of each of them."""
-    held_out_identities: int = 300
+    held_out_identities: Annotated[int, AtLeast(2)] = 300
     """Other people to verify."""
-    held_out_per_identity: int = 6
+    held_out_per_identity: Annotated[int, AtLeast(2)] = 6
     """Embeddings of each of these."""
-    groups: int = 6
+    groups: Annotated[int, AtLeast(1)] = 6
     """Groups; group g of G pulls its people together with a strength that rises from 0 to `crowding`."""
     crowding: float = 1.2
     """Strength of the most crowded group, where the spread of people is 1."""
-    size: int = 64
+    size: Annotated[int, AtLeast(1)] = 64
     """Size of an embedding."""
-    noise: float = 1.0
+    noise: Annotated[float, NonNegative] = 1.0
     """Deviation of the embeddings of one person, where that of people is 1."""
     candidates_crowding: float | None = None
     """Strength of the groups that simulated candidates are drawn from, where it is another: a mismatched generator."""
@@ -58,21 +60,21 @@ class Crowd:
 class Gan:
     """The compact generator of virtual faces, trained on the images of the run."""
 
-    steps: int = 400
+    steps: Annotated[int, AtLeast(0)] = 400
     """Training steps; 0 for no generator."""
-    batch_size: int = 32
+    batch_size: Annotated[int, AtLeast(1)] = 32
     """Real images per step, and as many generated ones."""
-    latent: int = 64
+    latent: Annotated[int, AtLeast(1)] = 64
     """Size of a latent vector."""
-    channels: int = 16
+    channels: Annotated[int, AtLeast(1)] = 16
     """Channels at full size; they double with every halving of the image, up to 8 times."""
-    penalty: float = 1.0
+    penalty: Annotated[float, NonNegative] = 1.0
     """Weight γ of the gradient penalty on real images."""
     optimizer: training.Optimizer = training.Optimizer(
         name="adam", learning_rate=2e-3, schedule="constant", momentum=0.0, weight_decay=0.0
     )
     """Optimizer of both networks."""
-    ema_decay: float = 0.99
+    ema_decay: Annotated[float, ProperFraction] = 0.99
     """Decay per step of the moving average of the generator, which makes the faces."""
 
 
@@ -85,11 +87,11 @@ class Estimator:
     center has no noise, so that those targets are larger and correct too much."""
     layer: str | None = None
     """Part of the network whose feature map it looks at, such as stage3_block1; the embedding unless given."""
-    hidden: int | None = None
+    hidden: Annotated[int | None, AtLeast(1)] = None
     """Units of its hidden layer; 256 on an embedding and 128 on a feature map unless given."""
-    steps: int = 400
+    steps: Annotated[int, AtLeast(0)] = 400
     """Training steps; 0 leaves it at the mean of the targets."""
-    batch_size: int = 512
+    batch_size: Annotated[int, AtLeast(1)] = 512
     """Embeddings or images per step; no more than there are."""
     optimizer: training.Optimizer = training.Optimizer(
         name="adam", learning_rate=1e-3, schedule="cosine", weight_decay=0.0
@@ -113,21 +115,21 @@ class Config(Recipe):
     score: Score = "generated"
     """Score that is reported as `verification`: the cosine; aligned by a gallery (the training people), by generated or
     simulated faces, by the learned estimator or by labeled neighbors (oracle); or s-norm with the virtual faces."""
-    neighbors: int = 50
+    neighbors: Annotated[int, AtLeast(1)] = 50
     """Size K of a support set, or its largest one where there is a cap."""
-    cap: float | None = None
+    cap: Annotated[float | None, Cosine] = None
     """Cosine of the cap inside which candidates are neighbors, instead of a fixed number of them."""
-    fewest: int = 10
+    fewest: Annotated[int, AtLeast(1)] = 10
     """With a cap: neighbors that are taken where fewer are inside."""
-    weight: float = 1.0
+    weight: Annotated[float, NonNegative] = 1.0
     """Weight λ of the correction; 0 is the cosine."""
-    candidates: int = 3000
+    candidates: Annotated[int, AtLeast(1)] = 3000
     """Virtual faces M that are generated, and simulated."""
-    gallery: int = 100_000
+    gallery: Annotated[int, AtLeast(2)] = 100_000
     """Most images of training people in the gallery, from which the estimator learns too."""
-    same_above: float | None = None
+    same_above: Annotated[float | None, Cosine] = None
     """Similarity above which a virtual face may be the person on an image and does not count for it; none by default."""
-    duplicates_above: float = 0.95
+    duplicates_above: Annotated[float, Cosine] = 0.95
     """Similarity with an earlier one above which a virtual face is dropped; 1 keeps all."""
     gan: Gan = Gan()
     """The generator."""
@@ -222,29 +224,12 @@ def build(
 
 def _check(config: Config) -> None:
     """Refuses numbers out of their range before any data is opened."""
-    for name, least in (("neighbors", 1), ("fewest", 1), ("candidates", 1), ("gallery", 2)):
-        if getattr(config, name) < least:
-            raise UserError(f"{name}: needs at least {least}, got {getattr(config, name)}")
-    for name in ("cap", "same_above", "duplicates_above"):
-        value = getattr(config, name)
-        if value is not None and not -1 <= value <= 1:
-            raise UserError(f"{name}: needs a cosine in [-1, 1], got {value}")
     if config.cap is not None and config.fewest > config.neighbors:
         raise UserError(f"fewest: needs at most the {config.neighbors} neighbors, got {config.fewest}")
-    if not 0 <= config.weight < float("inf"):
-        raise UserError(f"weight: needs a finite number from 0, got {config.weight}")
-    if config.gan.steps < 0:
-        raise UserError(f"gan.steps: needs a number from 0, got {config.gan.steps}")
-    if config.gan.steps and min(config.gan.batch_size, config.gan.latent, config.gan.channels) < 1:
-        raise UserError("gan: batch_size, latent and channels need at least 1")
     if config.gan.steps and config.gan.batch_size % jax.device_count():
         raise UserError(
             f"gan.batch_size: needs a multiple of the {jax.device_count()} devices, got {config.gan.batch_size}"
         )
-    if not config.gan.penalty >= 0:
-        raise UserError(f"gan.penalty: needs a number from 0, got {config.gan.penalty}")
-    if config.estimator.batch_size < 1:
-        raise UserError(f"estimator.batch_size: needs at least 1, got {config.estimator.batch_size}")
     given = [name for name in ("run", "crowd", "embeddings") if getattr(config, name) is not None]
     if len(given) > 1:
         raise UserError(f"{given[0]}: needs to be the only source of embeddings, got {' and '.join(given)}")
@@ -309,7 +294,7 @@ def _read_embeddings(path: str) -> dict[str, np.ndarray]:
         raise UserError(f"embeddings: need rows of one size, got {sizes}")
     for name in sizes:
         lengths = np.linalg.norm(found[name].astype(np.float64), axis=1)
-        if not len(lengths) or not (np.abs(lengths - 1) <= local.UNIT_TOLERANCE).all():
+        if not len(lengths) or not (np.abs(lengths - 1) <= UNIT_TOLERANCE).all():
             raise UserError(f"embeddings: {name} in {path} needs rows of unit length")
     return found
 
@@ -475,11 +460,7 @@ class Ida:
             if self.model is None:
                 source = Vectors(faces.reshape(len(faces), -1), labels)
             else:
-                pixels = (
-                    faces
-                    if faces.dtype == np.uint8
-                    else np.rint((faces.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
-                )
+                pixels = faces if faces.dtype == np.uint8 else to_bytes(faces)
                 source = inputs.ArraySource(pixels, labels, ["made up"])
             parts.append(self.embed(_extra(state), source))
         rows = np.concatenate(parts)
@@ -516,7 +497,7 @@ class Ida:
         parts = []
         for batch in inputs.evaluation_batches(source, 128):
             image = batch["image"]
-            image = (image.astype(np.float32) - 127.5) / 127.5 if image.dtype == np.uint8 else image
+            image = normalize_pixels(image)
             parts.append(np.asarray(estimate(_extra(state), image))[batch["valid"]])
         return np.concatenate(parts)
 

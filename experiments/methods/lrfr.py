@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,10 @@ from jax.sharding import PartitionSpec
 from experiments.recipes.recognition import Head, Recipe, evaluation, load, network, training_batches
 from jaxface import axes, losses, training
 from jaxface import data as inputs
+from jaxface.checks import AtLeast, NonNegative, Range
 from jaxface.data.transforms.resolution import check_probabilities, check_sizes
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines, l2_normalize
-from jaxface.losses.checks import check_range
 
 __all__ = ["Config", "build", "network"]
 
@@ -35,16 +35,16 @@ class Config(Recipe):
     """Loss of either copy over the class prototypes that they share."""
     distance: Literal["logexp", "l1", "l2", "none"] = "logexp"
     """What draws the embeddings of the two copies together; l1 and l2 are LogExp's limits for small errors at power 1 and 2."""
-    power: float = 1.0
+    power: Annotated[float, Range(1)] = 1.0
     """LogExp: power p of an error, at least 1; at 1 the push does not vanish at zero error."""
     reduction: Literal["per_sample", "batch_log"] = "per_sample"
     """LogExp: a logarithm for each pair, as the paper writes it, or one over the batch, as its code has it (about D times as
     strong)."""
-    weight: float = 1.0
+    weight: Annotated[float, NonNegative] = 1.0
     """Weight of the distance."""
     probe_sizes: tuple[int, ...] = (4, 6, 8, 10, 13, 16, 24, 48)
     """Sides in pixels at which to evaluate."""
-    galleries: int = 1
+    galleries: Annotated[int, AtLeast(1)] = 1
     """Galleries of one full-size image per person; identification is the mean over them."""
 
     @classmethod
@@ -135,8 +135,6 @@ def check(config: Config) -> None:
     check_sizes(config.sizes)
     if config.sizes or config.probabilities:
         check_probabilities(config.probabilities, len(config.sizes))
-    check_range("power", config.power, 1.0, float("inf"))
-    check_range("weight", config.weight, 0.0, float("inf"))
 
 
 def build(config: Config) -> list[training.Stage]:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,11 @@ from experiments.recipes import recognition as recipe
 from experiments.recipes.recognition import network
 from jaxface import axes, losses, models, training
 from jaxface import data as inputs
+from jaxface.checks import AtLeast, NonNegative, Positive, ProperFraction
 from jaxface.data.pipeline.batches import evaluation_batches
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines
-from jaxface.losses.checks import check_range
 
 __all__ = ["Config", "build", "network"]
 
@@ -27,7 +27,7 @@ __all__ = ["Config", "build", "network"]
 class Config(recipe.Recipe):
     """A teacher that is recorded as it trains, and a student that learns from one record after the other."""
 
-    steps: int = 300
+    steps: Annotated[int, AtLeast(1)] = 300
     """Steps of a student's run; with `restart` every anchor has a run of its own."""
     teacher: recipe.Teacher = recipe.Teacher()
     """Whose route; of a finished run (`teacher.run`), all checkpoints that it kept (`--cadence.keep`)."""
@@ -37,21 +37,21 @@ class Config(recipe.Recipe):
     """Steps of the teacher to record instead, increasing, the last of them its last."""
     selection: Literal["equal", "greedy", "given", "final"] = "equal"
     """Anchors among the records: at equal intervals, by greedy search, `given`, or each time the final teacher (a control)."""
-    anchors: int = 4
+    anchors: Annotated[int, AtLeast(1)] = 4
     """Number of anchors at equal intervals, or of runs on the final teacher; 1 is plain distillation."""
     given: tuple[int, ...] = ()
     """Steps of the records to learn from, increasing, where they are given."""
-    threshold: float = 1.3
+    threshold: Annotated[float, Positive] = 1.3
     """Greedy search: largest hardness ratio that the student is thought able to follow, > 0; depends on the student."""
     restart: bool = True
     """A fresh optimizer and schedule for every anchor; else one run in which the anchor is exchanged at equal intervals."""
     form: Literal["mimic", "logits", "hint"] = "mimic"
     """What is distilled: embeddings, tempered class scores, or the output of an inner layer."""
-    weight: float = 1.0
+    weight: Annotated[float, NonNegative] = 1.0
     """Weight of the distillation loss, ≥ 0; in the hint form of the mean square over the elements."""
-    label_weight: float = 0.0
+    label_weight: Annotated[float, NonNegative] = 0.0
     """Weight of the labels' loss, ≥ 0; 0 is mimic alone, as for the paper's faces; 1 for the other forms."""
-    temperature: float = 4.0
+    temperature: Annotated[float, Positive] = 4.0
     """Temperature T of the class scores."""
     unit: bool = True
     """Mimic: of normalized embeddings."""
@@ -59,7 +59,7 @@ class Config(recipe.Recipe):
     """Hint: layer of the student and layer of the teacher, by their names in the network, such as stage2_block1."""
     head: recipe.Head = recipe.Head()
     """Loss on labels; class scores are its scale times the cosines with prototypes, for student and teacher."""
-    validation: float = 0.1
+    validation: Annotated[float, ProperFraction] = 0.1
     """Fraction of the training images set aside, from teacher and student, to measure hardness on; 0 for none."""
 
     @classmethod
@@ -121,13 +121,7 @@ class Config(recipe.Recipe):
 
 def check(config: Config) -> None:
     """Raises UserError for what can be refused before any data is opened."""
-    check_range("temperature", config.temperature, 0.0, np.inf, open_low=True)
-    check_range("threshold", config.threshold, 0.0, np.inf, open_low=True)
-    check_range("weight", config.weight, 0.0, np.inf)
-    check_range("label_weight", config.label_weight, 0.0, np.inf)
     config.head.check()
-    if not 0 <= config.validation < 1:
-        raise UserError(f"validation: needs a fraction in [0, 1), got {config.validation}")
     if config.weight == config.label_weight == 0:
         raise UserError("weight: needs a positive number where label_weight is 0, got 0")
     if config.form == "hint" and config.label_weight == 0:
@@ -146,10 +140,6 @@ def check(config: Config) -> None:
         )
     if config.selection == "greedy" and config.validation == 0:
         raise UserError("validation: greedy search needs images to measure hardness on, got 0")
-    if config.anchors < 1:
-        raise UserError(f"anchors: needs at least 1, got {config.anchors}")
-    if config.steps < 1:
-        raise UserError(f"steps: needs at least 1, got {config.steps}")
 
 
 def set_aside(config: Config, split: inputs.Split) -> tuple[inputs.Split, inputs.Subset | None]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 from experiments.recipes.recognition import Recipe, load, network, training_batches
 from jaxface import axes, losses, metrics, optimizers, training
 from jaxface import data as inputs
+from jaxface.checks import Angle, AtLeast, Fraction, NonNegative, Positive, ProperFraction, Range
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import l2_normalize
 from jaxface.training import figures
@@ -22,27 +23,27 @@ from pallas_kernels import margin_softmax
 class Config(Recipe):
     """SFace and the losses it is compared with: one network, one recipe, four losses."""
 
-    label_noise: float = 0.0
+    label_noise: Annotated[float, Fraction] = 0.0
     """Fraction of the training labels replaced by another class, uniformly, as `data_seed` draws them."""
     loss: Literal["sface", "softmax", "cosface", "arcface"] = "sface"
     """Loss over the cosines between embeddings and class prototypes."""
-    scale: float = 64.0
+    scale: Annotated[float, Positive] = 64.0
     """Scale s of the loss."""
-    sharpness: float = 30.0
+    sharpness: Annotated[float, NonNegative] = 30.0
     """SFace: slope k of both sigmoids, per radian; the paper's 80 wants long runs, few classes and short runs want less."""
-    intra_angle: float = 0.87
+    intra_angle: Annotated[float, Angle] = 0.87
     """SFace: angle a to the own class below which the pull fades, radians."""
-    inter_angle: float = 1.1
+    inter_angle: Annotated[float, Angle] = 1.1
     """SFace: angle b to another class above which the push fades, radians."""
     margin: float = 0.5
     """ArcFace: angular margin in radians; CosFace: cosine margin."""
-    sample_rate: float = 1.0
+    sample_rate: Annotated[float, Range(0, 1, above=True)] = 1.0
     """Fraction of the classes that take part in a step (PartialFC), in (0, 1]; those of the batch always do."""
     unsampled: Literal["move", "stay"] = "move"
     """Prototypes that a step did not sample: momentum and weight decay move them, or they and their momentum stay as they are."""
-    accumulate: int = 1
+    accumulate: Annotated[int, AtLeast(1)] = 1
     """Micro-batches in which a step is computed; saves memory."""
-    ema_decay: float | None = None
+    ema_decay: Annotated[float | None, ProperFraction] = None
     """Decay per step of a moving average of the parameters, which is then evaluated; none by default."""
     init_from: str | None = None
     """Work directory of a finished run whose network to start from (fine-tuning); prototypes start afresh."""

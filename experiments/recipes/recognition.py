@@ -6,7 +6,7 @@ A method's `Config` inherits `Recipe`; its `build` takes from here what is not t
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 from experiments.configs import check_images, load_network
 from jaxface import axes, losses, models, training
 from jaxface import data as inputs
+from jaxface.checks import AtLeast
 from jaxface.errors import UserError
 
 
@@ -24,13 +25,13 @@ class Recipe:
 
     data: inputs.DataSpec = inputs.RenderedFaces()
     """Faces to learn from; some of the people are kept for verification."""
-    image_size: int = 48
+    image_size: Annotated[int, AtLeast(8)] = 48
     """Side of the images, pixels."""
     augment: inputs.Augment = inputs.Augment()
     """Random changes of the training images."""
     backbone: str = "iresnet_pico"
     """Network; `jaxface.models.names()` lists them, and mlp_512x256 is a perceptron with these hidden widths."""
-    embedding: int = 128
+    embedding: Annotated[int, AtLeast(1)] = 128
     """Size of an embedding."""
     bfloat16: bool = False
     """Compute in bfloat16 (parameters, statistics and the loss stay float32)."""
@@ -38,15 +39,15 @@ class Recipe:
         name="adam", learning_rate=3e-3, schedule="cosine", weight_decay=0.0
     )
     """Optimizer and learning-rate schedule."""
-    batch_size: int = 64
+    batch_size: Annotated[int, AtLeast(1)] = 64
     """Images per step over all devices."""
-    steps: int = 1000
+    steps: Annotated[int, AtLeast(0)] = 1000
     """Training steps."""
-    workers: int = 0
+    workers: Annotated[int, AtLeast(0)] = 0
     """Processes that decode and augment; 0 uses threads, best for rendered faces."""
-    seed: int = 0
+    seed: Annotated[int, AtLeast(0)] = 0
     """Seed of the initialization, the order of the data and its augmentation."""
-    data_seed: int = 0
+    data_seed: Annotated[int, AtLeast(0)] = 0
     """Seed of the rendered people and of the split by identity."""
 
 
@@ -84,7 +85,7 @@ class Teacher:
     """Work directory of a finished run of any method with an embedding network; the other fields are not used then."""
     backbone: str = "iresnet_nano"
     """Network of the teacher."""
-    embedding: int = 128
+    embedding: Annotated[int, AtLeast(1)] = 128
     """Size of its embedding."""
     head: Head = Head()
     """Loss that it is trained with."""
@@ -92,7 +93,7 @@ class Teacher:
         name="adam", learning_rate=3e-3, schedule="cosine", weight_decay=0.0
     )
     """Its optimizer."""
-    steps: int = 1000
+    steps: Annotated[int, AtLeast(0)] = 1000
     """Steps that it is trained for."""
 
 
@@ -112,8 +113,6 @@ def load(recipe: Recipe) -> inputs.Split:
     Raises:
       UserError: the data cannot be had or split.
     """
-    if recipe.data_seed < 0:
-        raise UserError(f"data_seed: needs a number from 0, got {recipe.data_seed}")
     return inputs.load(recipe.data, image_size=recipe.image_size, seed=recipe.data_seed)
 
 

@@ -8,7 +8,7 @@ which states the same dilemma and remedy (our reading). Pixels go from 0 to 255 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import chex
 import jax
@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxface.attacks.hulls import Hull, check_bounds, hull_coefficients
+from jaxface.checks import AtLeast, NonNegative, Positive, ProperFraction, Range, check_fields
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import l2_normalize
-from jaxface.losses.checks import check_range
 
 Embed = Callable[..., jax.Array]  # (images [B, H, W, C] in [0, 255], rng) -> [B, D]
 Gradient = Callable[
@@ -40,22 +40,22 @@ class Cloak:
     """OPOM, reduced hull: least coefficient of a photo."""
     hull_high: float = 0.5
     """OPOM, reduced hull: largest coefficient of a photo."""
-    epsilon: float = 8.0
+    epsilon: Annotated[float, Range(0, 255, above=True)] = 8.0
     """Largest change of a pixel, of 255."""
-    step_size: float = 1.0
+    step_size: Annotated[float, Positive] = 1.0
     """Change of a pixel in one step, of 255."""
-    steps: int = 16
+    steps: Annotated[int, AtLeast(0)] = 16
     """Steps of the mask; 100 with momentum and dropout."""
-    batch: int = 2
+    batch: Annotated[int, AtLeast(0)] = 2
     """Photos in a gradient; 0 takes all of them."""
-    accumulate: int = 20
+    accumulate: Annotated[int, AtLeast(1)] = 20
     """Gradients summed into one step (GA-OPOM); 1 makes a plain signed step of every gradient."""
-    look_ahead: float = 1.0
+    look_ahead: Annotated[float, NonNegative] = 1.0
     """How far the mask of the next gradient moves ahead within a step, as a share of the step size; at 0 accumulation is no more
     than a larger batch."""
-    momentum: float = 0.0
+    momentum: Annotated[float, ProperFraction] = 0.0
     """Decay of the accumulated direction, in [0, 1); 0.9 with dropout."""
-    dropout: float = 0.0
+    dropout: Annotated[float, ProperFraction] = 0.0
     """Share of the surrogate's features that are dropped anew in every gradient (DFANet: 0.1), in [0, 1)."""
     random_start: bool = True
     """Start from the mean of one random mask per photo, as published, instead of from no mask."""
@@ -64,18 +64,11 @@ class Cloak:
 
     def check(self, photos: int | None = None) -> None:
         """Raises UserError for a field out of its range, or one that does not suit so many photos."""
-        infinity = float("inf")
         if self.objective not in ("opom", "fi_uap", "fi_uap_plus"):
             raise UserError(f"objective: needs opom, fi_uap or fi_uap_plus, got {self.objective!r}")
         if self.hull not in ("center", "affine", "convex", "reduced"):
             raise UserError(f"hull: needs center, affine, convex or reduced, got {self.hull!r}")
-        check_range("epsilon", self.epsilon, 0.0, 255.0, open_low=True)
-        check_range("step_size", self.step_size, 0.0, infinity, open_low=True)
-        check_range("look_ahead", self.look_ahead, 0.0, infinity)
-        check_range("dropout", self.dropout, 0.0, 0.999)
-        check_range("momentum", self.momentum, 0.0, 0.999999)
-        for name, least in (("steps", 0), ("batch", 0), ("accumulate", 1)):
-            check_range(name, getattr(self, name), least, infinity)
+        check_fields(self)
         reduced = self.objective == "opom" and self.hull == "reduced"
         if reduced:
             check_bounds(self.hull_low, self.hull_high, photos)

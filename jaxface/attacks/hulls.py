@@ -6,8 +6,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxface.checks import AtLeast, Range, check_number
 from jaxface.errors import UserError
-from jaxface.losses.checks import check_range
 
 Hull = Literal["center", "affine", "convex", "reduced"]
 
@@ -16,8 +16,8 @@ _FLAT = 1e-6  # directions of the hull with less than this share of the largest 
 
 def check_bounds(low: float, high: float, points: int | None = None) -> None:
     """Raises UserError unless coefficients in [low, high] can sum to 1 (over so many points, where the number is known)."""
-    check_range("hull_low", low, -float("inf"), 1.0)
-    check_range("hull_high", high, low, float("inf"))
+    check_number("hull_low", low, Range(high=1))
+    check_number("hull_high", high, Range(low))
     if points is not None and (points * low > 1 or points * high < 1):
         raise UserError(
             f"hull_low, hull_high: {points} coefficients in [{low:g}, {high:g}] cannot sum to 1; "
@@ -72,7 +72,7 @@ def hull_coefficients(
     if kind == "convex":
         low, high = 0.0, 1.0
     check_bounds(low, high, points)
-    check_range("iterations", iterations, 1, float("inf"))
+    check_number("iterations", iterations, AtLeast(1))
     return _bounded(clean, features, low, high, iterations)
 
 

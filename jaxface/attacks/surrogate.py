@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxface.checks import ProperFraction, check_number
+from jaxface.data.transforms.pixels import from_levels
 from jaxface.errors import UserError
-from jaxface.losses.checks import check_range
 
 
 def surrogate(model: nn.Module, variables: Mapping, *, dropout: float = 0.0) -> Callable[..., jax.Array]:
@@ -29,10 +30,10 @@ def surrogate(model: nn.Module, variables: Mapping, *, dropout: float = 0.0) -> 
     Raises:
       UserError: `dropout` out of its range.
     """
-    check_range("dropout", dropout, 0.0, 0.999)
+    check_number("dropout", dropout, ProperFraction)
 
     def embed(images: jax.Array, rng: jax.Array | None = None) -> jax.Array:
-        images = (images - 127.5) / 127.5
+        images = from_levels(images)
         if dropout == 0:
             return model.apply(variables, images, train=False)
         if rng is None:

@@ -85,7 +85,10 @@ def parse_flags(
 
 
 def _complaint(framed: str) -> str:
-    """The sentence inside tyro's frame, which has a title above it and hints below."""
+    """The sentence inside tyro's frame, which has a title above it and hints below.
+
+    Tyro 1.0 has no public way to have it without the frame, so `setup.py` pins that version.
+    """
     lines = [re.sub(r"[─│╭╮╰╯]|-{5,}", " ", line).strip() for line in framed.splitlines()]
     text = " ".join([line for line in lines if line][1:])
     return " ".join(re.split("Argument helptext:|For full helptext", text)[0].split())

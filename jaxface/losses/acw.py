@@ -9,25 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxface.checks import Positive, check_finite, check_number, check_scores, check_unit_rows
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines, l2_normalize
-from jaxface.losses.checks import check_range, check_scores
 from jaxface.losses.softmax import cross_entropy
-
-
-def _check_finite(name: str, values: jax.Array) -> None:
-    if not isinstance(values, jax.core.Tracer) and not np.isfinite(np.asarray(values, np.float32)).all():
-        raise UserError(f"{name}: needs finite values, got some that are NaN or infinite")
-
-
-def _check_unit(name: str, rows: jax.Array) -> None:
-    """Refuses rows that are neither of length 1 nor zero, where their values are known."""
-    _check_finite(name, rows)
-    if not isinstance(rows, jax.core.Tracer):
-        lengths = np.linalg.norm(np.asarray(rows, np.float32), axis=-1)
-        wrong = (np.abs(lengths - 1) > 1e-3) & (lengths > 0)
-        if wrong.any():
-            raise UserError(f"{name}: needs rows of length 1, got {lengths[wrong][0]:g}")
 
 
 def _check_logits(name: str, logits: jax.Array) -> None:
@@ -64,10 +49,10 @@ def leave_one_out_cosines(
     """
     chex.assert_rank([features, sums], 2, custom_message="features must be [B, D] and sums [C, D]")
     chex.assert_equal_shape_suffix([features, sums], 1, custom_message="features and sums differ in size")
-    _check_unit("features", features)
+    check_unit_rows("features", features, zeros=True)
     if own is not None:
         chex.assert_equal_shape([features, own], custom_message="own must have the shape of features")
-        _check_unit("own", own)
+        check_unit_rows("own", own, zeros=True)
     if not isinstance(sums, jax.core.Tracer):
         empty = ~np.asarray(sums, bool).any(axis=1)
         if empty.any():
@@ -114,11 +99,11 @@ def acw_loss(
       AssertionError, ValueError: shapes or batches disagree, another dtype, or (where the values are known) a label out of range.
       UserError: a scale that is not positive, or (where the values are known) cosines that are not finite.
     """
-    check_range("scale", scale, 0.0, float("inf"), open_low=True)
+    check_number("scale", scale, Positive)
     _check_logits("logits", logits)
     for name, scores in (("rgb_cosines", rgb_cosines), ("depth_cosines", depth_cosines)):
         check_scores(scores, labels, name=name)
-        _check_finite(name, scores)
+        check_finite(name, scores)
     chex.assert_equal_shape(
         [rgb_cosines, depth_cosines], custom_message="rgb_cosines and depth_cosines differ"
     )
@@ -155,15 +140,15 @@ def acw_pair_loss(
       AssertionError, ValueError: shapes disagree, or another dtype.
       UserError: a scale that is not positive, or (where the values are known) scores that are not finite.
     """
-    check_range("scale", scale, 0.0, float("inf"), open_low=True)
+    check_number("scale", scale, Positive)
     for name, logits in (("first_logits", first_logits), ("second_logits", second_logits)):
         _check_logits(name, logits)
         chex.assert_equal_shape_prefix([logits, same], 1, custom_message=f"{name} and same differ in batch")
     chex.assert_equal_shape(
         [rgb_scores, depth_scores, same], custom_message="rgb_scores, depth_scores and same must be [B]"
     )
-    _check_finite("rgb_scores", rgb_scores)
-    _check_finite("depth_scores", depth_scores)
+    check_finite("rgb_scores", rgb_scores)
+    check_finite("depth_scores", depth_scores)
     total = (first_logits[:, 0] - first_logits[:, 1]) + (second_logits[:, 0] - second_logits[:, 1])
     margin = scale * (_blend(total, rgb_scores, depth_scores) - threshold)
     return jax.nn.softplus(jnp.where(same, -margin, margin))

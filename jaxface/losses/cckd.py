@@ -6,9 +6,9 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxface.checks import AtLeast, NonNegative, Positive, check_number, check_scores
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import l2_normalize
-from jaxface.losses.checks import check_range, check_scores
 from jaxface.losses.distillation import check_pair, soft_target_loss
 from jaxface.losses.softmax import cross_entropy
 
@@ -21,10 +21,9 @@ def _check_kernel(kernel: str, gamma, order: int, normalize: bool) -> None:
     if kernel not in KERNELS:
         raise UserError(f"kernel: needs one of {', '.join(KERNELS)}, got {kernel!r}")
     if kernel in ("rbf_taylor", "rbf"):
-        check_range("gamma", gamma, 0.0, float("inf"), open_low=True)
+        check_number("gamma", gamma, Positive)
     if kernel == "rbf_taylor":
-        if order < 1:
-            raise UserError(f"order: needs at least 1 (order 0 is a constant), got {order}")
+        check_number("order", order, AtLeast(1))  # order 0 is a constant
         if not normalize:
             raise UserError(
                 "normalize: needs True for rbf_taylor, an expansion for vectors of length one, got False"
@@ -285,7 +284,7 @@ def cckd_loss(
         "congruence_weight": congruence_weight,
     }
     for name, weight in weights.items():
-        check_range(name, weight, 0.0, float("inf"))
+        check_number(name, weight, NonNegative)
     if where is not None:
         student_logits, teacher_logits = (
             jnp.where(where[:, None], x, 0.0) for x in (student_logits, teacher_logits)

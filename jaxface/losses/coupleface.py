@@ -11,11 +11,10 @@ from typing import Literal, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from jaxface.checks import AtLeast, Fraction, NonNegative, check_labels, check_number, check_unit_rows
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import l2_normalize
-from jaxface.losses.checks import check_range
 from jaxface.losses.distillation import check_pair, mimic_loss
 
 Norm = Literal["l1", "l2"]
@@ -29,19 +28,6 @@ class CoupleFaceTerms(NamedTuple):
     relation: jax.Array  # [B], mean over the K relations of the difference
     student_relations: jax.Array  # [B, K], cosines of the student's embedding with the memory
     teacher_relations: jax.Array  # [B, K], those of the teacher's
-
-
-def _check_classes(name: str, labels: jax.Array, classes: int | None, *, low: int = 0) -> None:
-    """Labels are [B] integers and, where their values are known, in [low, classes)."""
-    chex.assert_rank(labels, 1, custom_message=f"{name} must be [B]")
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"{name}: needs an integer dtype, got {labels.dtype}")
-    if classes is not None and not isinstance(labels, jax.core.Tracer) and labels.size:
-        values = np.asarray(labels)
-        if values.min() < low or values.max() >= classes:
-            raise ValueError(
-                f"{name}: needs values in [{low}, {classes}), got {values.min()}..{values.max()}"
-            )
 
 
 def _own_rows(numbers: jax.Array, rows: int, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
@@ -85,7 +71,7 @@ def add_class_features(sums: jax.Array, features: jax.Array, labels: jax.Array) 
     )
     if not jnp.issubdtype(features.dtype, jnp.floating):
         raise ValueError(f"features: needs a float dtype, got {features.dtype}")
-    _check_classes("labels", labels, sums.shape[0], low=-1)
+    check_labels("labels", labels, sums.shape[0], low=-1)
     rows = jnp.where(labels >= 0, labels, sums.shape[0])  # -1 would count from the end
     return jnp.asarray(sums).at[rows].add(l2_normalize(jnp.asarray(features, jnp.float32)), mode="drop")
 
@@ -156,12 +142,11 @@ def mine_neighbors(
         raise UserError(
             f"neighbors: needs at least 1 and at most the {classes - 1} other classes, got {neighbors}"
         )
-    if block < 1:
-        raise ValueError(f"block: needs at least 1, got {block}")
+    check_number("block", block, AtLeast(1))
     valid = jnp.ones(rows, bool) if valid is None else valid
     chex.assert_shape(valid, (rows,), custom_message="valid must be [C]")
     of = jnp.arange(classes) if of is None else of
-    _check_classes("of", of, classes)
+    check_labels("of", of, classes)
     of = of.astype(jnp.int32)
     prototypes = jax.lax.stop_gradient(prototypes.astype(jnp.float32))
     queries = _sum(_rows(prototypes, of, axis_name), axis_name)
@@ -259,7 +244,7 @@ def update_memory(
     """
     if mode not in ("replace", "ema", "none"):
         raise UserError(f"mode: needs 'replace', 'ema' or 'none', got {mode!r}")
-    check_range("decay", decay, 0.0, 1.0)
+    check_number("decay", decay, Fraction)
     chex.assert_rank([memory, features], 2, custom_message="memory must be [C, D] and features [B, D]")
     chex.assert_equal_shape_suffix([memory, features], 1, custom_message="memory and features differ in size")
     chex.assert_equal_shape_prefix(
@@ -267,7 +252,7 @@ def update_memory(
     )
     if not jnp.issubdtype(features.dtype, jnp.floating):
         raise ValueError(f"features: needs a float dtype, got {features.dtype}")
-    _check_classes("labels", labels, memory.shape[0], low=-1)
+    check_labels("labels", labels, memory.shape[0], low=-1)
     memory, features = jax.lax.stop_gradient((memory, features))
     if mode == "none":
         return memory
@@ -326,20 +311,15 @@ def mined_relations(
         [student, labels], 1, custom_message="embeddings and labels differ in batch"
     )
     classes = memory.shape[0] if axis_name is None else None
-    _check_classes("labels", labels, classes)
-    _check_classes("neighbors", neighbors.reshape(-1), classes)
+    check_labels("labels", labels, classes)
+    check_labels("neighbors", neighbors.reshape(-1), classes)
     count = neighbors.shape[1]
     if classes is not None and not 1 <= count <= classes - 1:
         raise UserError(
             f"neighbors: needs at least 1 and at most the {classes - 1} other classes, got {count}"
         )
-    if block < 1:
-        raise ValueError(f"block: needs at least 1, got {block}")
-    if not isinstance(memory, jax.core.Tracer):
-        lengths = np.linalg.norm(np.asarray(memory, np.float32), axis=1)
-        wrong = (np.abs(lengths - 1) > 1e-2) & (lengths > 0)
-        if wrong.any():
-            raise ValueError(f"memory: needs rows of length 1 or 0, got {lengths[wrong][0]:g}")
+    check_number("block", block, AtLeast(1))
+    check_unit_rows("memory", memory, zeros=True)
     teacher, memory = jax.lax.stop_gradient((teacher, memory))
     both = jnp.stack([l2_normalize(x.astype(jnp.float32)) for x in (student, teacher)], axis=1)
     numbers = _sum(_rows(neighbors, labels, axis_name), axis_name)
@@ -461,7 +441,7 @@ def coupleface_loss(
     Raises:
       AssertionError, ValueError, UserError: as `mined_relations` and `relation_aware_loss`; a negative weight.
     """
-    check_range("relation_weight", relation_weight, 0.0, float("inf"))
+    check_number("relation_weight", relation_weight, NonNegative)
     terms = coupleface_terms(
         student, teacher, labels, memory, neighbors, norm=norm, axis_name=axis_name, block=block
     )

@@ -7,9 +7,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxface.checks import Positive, check_number
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import l2_normalize
-from jaxface.losses.checks import check_range
 
 
 def check_pair(student: jax.Array, teacher: jax.Array, *, name: str, same_size: bool = True) -> None:
@@ -51,7 +51,7 @@ def soft_target_loss(
       AssertionError, ValueError, UserError: as `check_pair`; a temperature that is not positive.
     """
     check_pair(student_logits, teacher_logits, name="logits")
-    check_range("temperature", temperature, 0.0, float("inf"), open_low=True)
+    check_number("temperature", temperature, Positive)
     teacher_logits = jax.lax.stop_gradient(teacher_logits)
     student, teacher = (
         jax.nn.log_softmax(z.astype(jnp.float32) / temperature, axis=-1)

@@ -5,11 +5,10 @@ from typing import Literal
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxface import axes
+from jaxface.checks import Range, check_finite, check_number
 from jaxface.errors import UserError
-from jaxface.losses.checks import check_range
 
 Reduction = Literal["per_sample", "batch_log"]
 
@@ -46,9 +45,8 @@ def _powered_errors(first: jax.Array, second: jax.Array, power: float) -> jax.Ar
     if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in (first, second)):
         raise ValueError(f"embeddings: need a float dtype, got {first.dtype} and {second.dtype}")
     for x in (first, second):
-        if not isinstance(x, jax.core.Tracer) and not np.isfinite(np.asarray(x, np.float32)).all():
-            raise UserError("embeddings: need finite values, got NaN or infinity")
-    check_range("power", power, 1.0, float("inf"))
+        check_finite("embeddings", x)
+    check_number("power", power, Range(1))
     errors = first.astype(jnp.float32) - second.astype(jnp.float32)
     return (errors * jnp.sign(errors)) ** power  # `abs` would have the derivative 1 at 0, this has 0
 

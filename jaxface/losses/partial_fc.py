@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxface.checks import Range, check_number
 from pallas_kernels.margin_softmax import Head, margin_softmax
 
 
@@ -89,8 +90,7 @@ def partial_fc_loss(
     Raises:
       ValueError: a rate outside (0, 1], or below 1 without a key; what `margin_softmax` refuses.
     """
-    if not 0 < rate <= 1:
-        raise ValueError(f"rate: needs a fraction in (0, 1], got {rate}")
+    check_number("rate", rate, Range(0, 1, above=True))
     if rate < 1 and key is None:
         raise ValueError("key: needs a random key where rate < 1")
     rows = prototypes.shape[0]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxface.losses.checks import check_range, check_scores
+from jaxface.checks import Angle, NonNegative, Positive, check_number, check_scores
 
 
 class SFaceTerms(NamedTuple):
@@ -56,10 +56,10 @@ def sface_terms(
 ) -> SFaceTerms:
     """The parts of `sface_loss`, which is `intra + inter`; arguments and errors as there."""
     check_scores(cosines, labels)
-    check_range("scale", scale, 0.0, float("inf"), open_low=True)
-    check_range("sharpness", sharpness, 0.0, float("inf"))
-    check_range("intra_angle", intra_angle, 0.0, jnp.pi)
-    check_range("inter_angle", inter_angle, 0.0, jnp.pi)
+    check_number("scale", scale, Positive)
+    check_number("sharpness", sharpness, NonNegative)
+    check_number("intra_angle", intra_angle, Angle)
+    check_number("inter_angle", inter_angle, Angle)
     cosines = cosines.astype(jnp.float32)
     # The weights are constants of the differentiation. An angle error of 0.01 moves a weight by a fifth at k = 80, so the
     # arccos is float32 whatever the compute dtype; it sees clipped cosines while the gradient path keeps the true ones.

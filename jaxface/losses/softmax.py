@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxface.losses.checks import check_range, check_scores
+from jaxface.checks import Angle, Positive, Range, check_number, check_scores
 
 GradientMode = Literal["exact", "straight_through"]
 
@@ -74,9 +74,9 @@ def margin_logits(
       AssertionError, ValueError: as `cross_entropy`; an unknown `gradient`.
     """
     check_scores(cosines, labels)
-    check_range("scale", scale, 0.0, float("inf"), open_low=True)
-    check_range("angular_margin", angular_margin, 0.0, jnp.pi)
-    check_range("cosine_margin", cosine_margin, 0.0, 2.0)
+    check_number("scale", scale, Positive)
+    check_number("angular_margin", angular_margin, Angle)
+    check_number("cosine_margin", cosine_margin, Range(0, 2))
     if gradient not in ("exact", "straight_through"):
         raise ValueError(f"gradient: needs 'exact' or 'straight_through', got {gradient!r}")
     cosines = cosines.astype(jnp.float32)
@@ -136,7 +136,7 @@ def cosface_loss(
     Raises:
       AssertionError, ValueError: as `softmax_loss`; `margin` out of range.
     """
-    check_range("margin", margin, 0.0, 2.0)
+    check_number("margin", margin, Range(0, 2))
     logits = margin_logits(cosines, labels, scale=scale, cosine_margin=margin)
     return cross_entropy(logits, labels, axis_name=axis_name)
 
@@ -164,7 +164,7 @@ def arcface_loss(
     Raises:
       AssertionError, ValueError: as `softmax_loss`; `margin` out of range, unknown `gradient`.
     """
-    check_range("margin", margin, 0.0, jnp.pi)
+    check_number("margin", margin, Angle)
     logits = margin_logits(
         cosines, labels, scale=scale, angular_margin=margin, gradient=gradient, guard=guard
     )

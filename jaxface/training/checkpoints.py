@@ -31,9 +31,10 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR or not any(f"{os.sep}orbax{os.sep}" in file for file in files)
 
 
-# Orbax raises every failure here too; pages of tracebacks from each of its threads would bury the line that says what is wrong.
-for _name in ("absl", "asyncio"):
-    logging.getLogger(_name).addFilter(_not_of_orbax)
+def _quiet_orbax() -> None:
+    """Orbax raises every failure here too; tracebacks from each of its threads would bury the line that says what is wrong."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_not_of_orbax)  # once, however often it is asked for
 
 
 class Saved(NamedTuple):
@@ -156,6 +157,9 @@ def _need_room(folder: pathlib.Path, plain) -> None:
 class _Kept:
     """Orbax asks it which checkpoints to keep: the newest, and the best of those that an earlier process wrote too."""
 
+    # Not orbax' own LatestN and BestN: they read the scores of an earlier process too, but from a file of their own, and a
+    # damaged one is an exception on opening (0.12.8), where here that checkpoint is set aside. Of equals they keep the last.
+
     def __init__(self, newest: int):
         self.newest, self.scores = newest, {}
 
@@ -180,6 +184,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: pathlib.Path, *, keep: int = 2):
+        _quiet_orbax()
         self.directory = pathlib.Path(directory).absolute()
         self._kept = _Kept(keep)
         options = ocp.CheckpointManagerOptions(
@@ -338,6 +343,7 @@ def restore_params(directory: pathlib.Path, *, best: bool = False, step: int | N
     Raises:
       UserError: no checkpoint there, none of that step, or it is damaged.
     """
+    _quiet_orbax()
     directory = pathlib.Path(directory).absolute()
     steps = checkpoint_steps(directory)
     if not steps:

@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 
+from jaxface.checks import AtLeast, Integers, check_number
 from jaxface.errors import UserError
 
 HEARTBEAT_SECONDS = 30
@@ -78,10 +79,8 @@ def start_processes(
         host, _, port = coordinator.rpartition(":")
         if not host or not port.isdigit():
             raise UserError(f"coordinator: needs HOST:PORT, got {coordinator!r}")
-        if processes < 1:
-            raise UserError(f"processes: needs at least 1, got {processes}")
-        if not 0 <= process < processes:
-            raise UserError(f"process: needs a number from 0 to {processes - 1}, got {process}")
+        check_number("processes", processes, AtLeast(1))
+        check_number("process", process, Integers(0, processes - 1))
         if processes == 1:
             return
         options = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from jaxface.checks import real_array
 from jaxface.errors import UserError
 
 GENUINE, IMPOSTOR = "tab:blue", "tab:orange"
@@ -77,7 +78,7 @@ def save_score_histogram(
     Raises:
       UserError: an empty set or a value that is not finite.
     """
-    genuine, impostor = _finite("genuine", genuine), _finite("impostor", impostor)
+    genuine, impostor = _values("genuine", genuine), _values("impostor", impostor)
     figure, axes = _axes(title, xlabel, "density")
     low, high = min(genuine.min(), impostor.min()), max(genuine.max(), impostor.max())
     margin = 0.0 if high > low else 0.5  # identical scores still need a bin of some width
@@ -154,7 +155,7 @@ def save_intervals(
       ValueError: lengths differ.
     """
     _some("names", names)
-    means, lower, upper = (_finite(n, v) for n, v in (("means", means), ("lower", lower), ("upper", upper)))
+    means, lower, upper = (_values(n, v) for n, v in (("means", means), ("lower", lower), ("upper", upper)))
     if not len(names) == means.size == lower.size == upper.size:
         raise ValueError(
             "names, means, lower, upper: need one length, "
@@ -283,11 +284,8 @@ def _some(name: str, values) -> None:
         raise UserError(f"{name}: nothing to draw")
 
 
-def _finite(name: str, values) -> np.ndarray:
-    values = np.asarray(values, np.float64).ravel()
-    if values.size == 0 or not np.isfinite(values).all():
-        raise UserError(f"{name}: needs at least one value, and finite ones only")
-    return values
+def _values(name: str, values) -> np.ndarray:
+    return real_array(name, np.ravel(np.asarray(values, np.float64)), ndim=1)
 
 
 def _same_length(name: str, first, second) -> tuple[np.ndarray, np.ndarray]:

@@ -8,12 +8,13 @@ import pathlib
 import signal
 import time
 from collections.abc import Generator
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxface.checks import AtLeast, check_fields
 from jaxface.errors import UserError
 from jaxface.training.checkpoints import Checkpoints
 from jaxface.training.parallel import JitParallel, Parallel
@@ -37,20 +38,14 @@ class Interrupted(SystemExit):
 class Cadence:
     """How often a run looks at itself, in steps."""
 
-    log_every: int = 20
+    log_every: Annotated[int, AtLeast(1)] = 20
     """Write the mean of the training metrics every so many steps."""
-    evaluate_every: int = 0
+    evaluate_every: Annotated[int, AtLeast(0)] = 0
     """Evaluate every so many steps besides at the end; 0 for the end alone."""
-    checkpoint_every: int = 500
+    checkpoint_every: Annotated[int, AtLeast(1)] = 500
     """Save every so many steps besides at the end."""
-    keep: int = 2
+    keep: Annotated[int, AtLeast(1)] = 2
     """How many of the newest checkpoints to keep; the best one is kept besides."""
-
-    def check(self) -> None:
-        """Raises UserError for a field out of its range."""
-        for name, least in (("log_every", 1), ("evaluate_every", 0), ("checkpoint_every", 1), ("keep", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"cadence.{name}: needs at least {least}, got {getattr(self, name)}")
 
 
 class _StopSignal:
@@ -287,7 +282,7 @@ def run(
       Interrupted: a signal asked to stop; everything is saved.
       UserError: no stage, or two stages of one name; a full or read-only work directory; no good checkpoint among those there.
     """
-    cadence.check()
+    check_fields(cadence, "cadence.")
     parallel = JitParallel() if parallel is None else parallel
     rng = jax.random.key(seed)
     started = time.monotonic()

@@ -1,12 +1,12 @@
 """Optimizers as a user chooses them: one documented dataclass that becomes an optax chain."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import optax
 
-from jaxface.errors import UserError
+from jaxface.checks import Increasing, NonNegative, OpenFraction, Positive, ProperFraction, check_fields
 
 
 def decay_mask(params):
@@ -27,35 +27,20 @@ class Optimizer:
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
     """Update rule."""
-    learning_rate: float = 0.1
+    learning_rate: Annotated[float, Positive] = 0.1
     """Peak learning rate, > 0."""
     schedule: Literal["constant", "step", "linear", "cosine"] = "step"
     """Shape after the warm-up: constant, divided by 10 at `decay_at`, or falling to 0 linearly or by a half cosine."""
-    decay_at: tuple[float, ...] = (0.5, 0.8)
+    decay_at: Annotated[tuple[float, ...], OpenFraction, Increasing()] = (0.5, 0.8)
     """Fractions of the run at which the `step` schedule divides the rate by 10, increasing, in (0, 1)."""
-    warmup: float = 0.0
+    warmup: Annotated[float, ProperFraction] = 0.0
     """Fraction of the run over which the rate rises linearly from 0, in [0, 1)."""
-    momentum: float = 0.9
+    momentum: Annotated[float, ProperFraction] = 0.9
     """Momentum of SGD (first-moment decay of Adam), in [0, 1)."""
-    weight_decay: float = 5e-4
+    weight_decay: Annotated[float, NonNegative] = 5e-4
     """Weight decay, ≥ 0; biases and normalization scales are exempt. SGD adds it to the gradient, AdamW to the update."""
-    clip_norm: float | None = None
+    clip_norm: Annotated[float | None, Positive] = None
     """Largest global gradient norm, > 0; none by default."""
-
-    def check(self) -> None:
-        """Raises UserError for a field out of its range."""
-        if not self.learning_rate > 0:
-            raise UserError(f"optimizer.learning_rate: needs a positive number, got {self.learning_rate}")
-        if not 0 <= self.warmup < 1:
-            raise UserError(f"optimizer.warmup: needs a fraction in [0, 1), got {self.warmup}")
-        if not 0 <= self.momentum < 1:
-            raise UserError(f"optimizer.momentum: needs a value in [0, 1), got {self.momentum}")
-        if not self.weight_decay >= 0:
-            raise UserError(f"optimizer.weight_decay: needs a value of at least 0, got {self.weight_decay}")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise UserError(f"optimizer.clip_norm: needs a positive number, got {self.clip_norm}")
-        if list(self.decay_at) != sorted(set(self.decay_at)) or not all(0 < f < 1 for f in self.decay_at):
-            raise UserError(f"optimizer.decay_at: needs increasing fractions in (0, 1), got {self.decay_at}")
 
     def learning_rates(self, steps: int) -> optax.Schedule:
         """The learning rate as a function of the step, for a run of `steps` steps."""
@@ -75,8 +60,8 @@ class Optimizer:
         return optax.join_schedules([rising, after], [warmup])
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        """The optax transformation for a run of `steps` steps."""
-        self.check()
+        """The optax transformation for a run of `steps` steps; UserError for a field out of its range."""
+        check_fields(self, "optimizer.")
         decay = optax.add_decayed_weights(self.weight_decay, mask=decay_mask)
         rule = {
             "sgd": lambda: [decay, optax.trace(self.momentum)],

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxface import axes
+from jaxface.checks import AtLeast, check_number
 from jaxface.data.transforms.pixels import device_batch
 from jaxface.errors import UserError
 from jaxface.training.distributed import connect
@@ -223,9 +224,9 @@ def make_parallel(mode: Mode = "jit", *, model_shards: int = 1, devices: list | 
 
 def check_batch_size(parallel: Parallel, batch_size: int, *, accumulate: int = 1) -> None:
     """Raises UserError unless the global batch divides evenly over the devices and the micro-batches."""
-    if accumulate < 1:
-        raise UserError(f"accumulate: needs at least 1, got {accumulate}")
-    if batch_size < 1 or batch_size % (parallel.replicas * accumulate):
+    check_number("accumulate", accumulate, AtLeast(1))
+    check_number("batch_size", batch_size, AtLeast(1))
+    if batch_size % (parallel.replicas * accumulate):
         parts = f"{parallel.replicas} devices" + (f" × {accumulate} micro-batches" if accumulate > 1 else "")
         raise UserError(
             f"batch_size: {batch_size} does not divide over {parts}; use a multiple of {parallel.replicas * accumulate}"

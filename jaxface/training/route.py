@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxface.checks import Integers, Positive, check_number
 from jaxface.errors import UserError
 from jaxface.training.checkpoints import checkpoint_steps, restore_params
 from jaxface.training.recognition import statistics
@@ -47,8 +48,7 @@ def equal_epoch_anchors(num_epochs: int, n: int) -> tuple[int, ...]:
     Raises:
       UserError: n outside [1, E].
     """
-    if not 1 <= n <= num_epochs:
-        raise UserError(f"anchors: needs a number from 1 to {num_epochs}, got {n}")
+    check_number("anchors", n, Integers(1, num_epochs))
     return tuple(-(-i * num_epochs // n) for i in range(1, n + 1))
 
 
@@ -66,7 +66,7 @@ def greedy_next_anchor(ratios: Sequence[float], current: int, threshold: float) 
       UserError: δ that is not positive.
       ValueError: no anchor behind `current`, or a ratio behind it that is not finite.
     """
-    _check_threshold(threshold)
+    check_number("threshold", threshold, Positive)
     ratios = np.asarray(ratios, np.float64)
     if ratios.ndim != 1 or not 0 <= current < len(ratios) - 1:
         raise ValueError(f"current: needs an anchor before the last of {ratios.shape}, got {current}")
@@ -99,7 +99,7 @@ def greedy_route(
     Raises:
       UserError: no anchor, `start` that is none, or δ that is not positive.
     """
-    _check_threshold(threshold)
+    check_number("threshold", threshold, Positive)
     if not 0 <= start < count:
         raise UserError(f"start: needs an anchor in [0, {count}), got {start}")
     route = [start]
@@ -108,11 +108,6 @@ def greedy_route(
         route.append(greedy_next_anchor(ratios_of(route[-1]), route[-1], threshold))
         train_on(route[-1])
     return route
-
-
-def _check_threshold(threshold: float) -> None:
-    if not threshold > 0:
-        raise UserError(f"threshold: needs a positive number, got {threshold}")
 
 
 def check_steps(steps: Sequence[int], *, last: int | None = None, name: str = "route") -> None:

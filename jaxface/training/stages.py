@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxface.errors import UserError
+from jaxface.checks import AtLeast, check_number
 
 State = Any  # any pytree of arrays; `jaxface.training.TrainState` for a plain method
 Metrics = dict[str, jax.Array]
@@ -63,8 +63,7 @@ class Stage:
     compile_init: bool = True
 
     def __post_init__(self):
-        if self.steps < 0:
-            raise UserError(f"steps: needs a number from 0, got {self.steps}")
+        check_number("steps", self.steps, AtLeast(0))
 
 
 class Outcome(NamedTuple):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxface import axes
+from jaxface.checks import ProperFraction, check_number
 from jaxface.errors import UserError
 
 Params = Any
@@ -142,8 +143,8 @@ def gradient_step(*objectives: Objective, accumulate: int = 1, ema_decay: float 
     if not objectives or len(set(names)) != len(names):
         raise ValueError(f"objectives: need at least one, each with a name of its own, got {names}")
 
-    if ema_decay is not None and not 0 <= ema_decay < 1:
-        raise UserError(f"ema_decay: needs a value in [0, 1), got {ema_decay}")
+    if ema_decay is not None:
+        check_number("ema_decay", ema_decay, ProperFraction)
 
     def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         rng = jax.random.fold_in(state.rng, state.step)

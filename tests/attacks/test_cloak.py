@@ -361,12 +361,12 @@ def test_gradients_are_counted():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"epsilon": 0.0}, "epsilon: needs a finite value in"),
-        ({"step_size": 0.0}, "step_size: needs a finite value in"),
+        ({"epsilon": 0.0}, "epsilon: needs a number above 0 and up to 255"),
+        ({"step_size": 0.0}, "step_size: needs a finite number above 0"),
         ({"batch": 6}, "batch: needs at most the 5 photos of a person, got 6"),
-        ({"accumulate": 0}, "accumulate: needs a finite value in"),
-        ({"momentum": 1.0}, "momentum: needs a finite value in"),
-        ({"dropout": 1.0}, "dropout: needs a finite value in"),
+        ({"accumulate": 0}, "accumulate: needs an integer from 1"),
+        ({"momentum": 1.0}, "momentum: needs a number from 0 and below 1"),
+        ({"dropout": 1.0}, "dropout: needs a number from 0 and below 1"),
         ({"objective": "max"}, "objective: needs opom, fi_uap or fi_uap_plus, got 'max'"),
         ({"hull": "ball"}, "hull: needs center, affine, convex or reduced, got 'ball'"),
         ({"hull": "reduced", "hull_high": 0.1}, r"5 coefficients in \[0, 0.1\] cannot sum to 1"),

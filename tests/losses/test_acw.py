@@ -162,8 +162,8 @@ def test_inputs_of_the_network():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"scale": 0.0}, "scale: needs a finite value"),
-        ({"scale": float("nan")}, "scale: needs a finite value"),
+        ({"scale": 0.0}, "scale: needs a finite number above 0"),
+        ({"scale": float("nan")}, "scale: needs a finite number above 0"),
         ({"logits": jnp.zeros((2, 2))}, "differ in batch"),
         ({"logits": jnp.zeros((1, 3))}, "logits: needs shape"),
         ({"depth_cosines": jnp.zeros((1, 4))}, "differ"),

@@ -275,9 +275,9 @@ def test_a_mesh_compares_the_whole_batch(kernel):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (dict(gamma=0.0), "gamma: needs a finite value"),
-        (dict(gamma=-1.0, kernel="rbf"), "gamma: needs a finite value"),
-        (dict(order=0), "order: needs at least 1"),
+        (dict(gamma=0.0), "gamma: needs a finite number above 0"),
+        (dict(gamma=-1.0, kernel="rbf"), "gamma: needs a finite number above 0"),
+        (dict(order=0), "order: needs an integer from 1"),
         (dict(kernel="laplace"), "kernel: needs one of rbf_taylor, rbf, bilinear, mmd, got 'laplace'"),
         (dict(normalize=False), "normalize: needs True for rbf_taylor"),
     ],

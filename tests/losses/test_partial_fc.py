@@ -82,7 +82,7 @@ def test_it_is_the_loss_of_the_cosines(name):
 
 def test_rates_that_make_no_sense_are_refused():
     embeddings, prototypes, labels = arrays()
-    with pytest.raises(ValueError, match="rate: needs a fraction in \\(0, 1\\], got 0"):
+    with pytest.raises(ValueError, match="rate: needs a number above 0 and up to 1, got 0"):
         losses.partial_fc_loss(embeddings, prototypes, labels, HEADS["arcface"], rate=0)
     with pytest.raises(ValueError, match="key: needs a random key"):
         losses.partial_fc_loss(embeddings, prototypes, labels, HEADS["arcface"], rate=0.5)

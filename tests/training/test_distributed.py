@@ -83,8 +83,8 @@ def test_three_flags_or_a_launcher(joined, monkeypatch):
         (("host", 2, 0), "coordinator: needs HOST:PORT, got 'host'"),
         ((":80", 2, 0), "coordinator: needs HOST:PORT, got ':80'"),
         (("host:x", 2, 0), "coordinator: needs HOST:PORT"),
-        (("host:1", 0, 0), "processes: needs at least 1, got 0"),
-        (("host:1", 2, 2), "process: needs a number from 0 to 1, got 2"),
+        (("host:1", 0, 0), "processes: needs an integer from 1, got 0"),
+        (("host:1", 2, 2), "process: needs an integer from 0 to 1, got 2"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(joined, arguments, message):

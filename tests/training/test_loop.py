@@ -168,7 +168,7 @@ def test_refusals(tmp_path):
         training.run([])
     with pytest.raises(UserError, match="two stages are named 'toy'"):
         training.run([toy.stage(steps=1), toy.stage(steps=1)])
-    with pytest.raises(UserError, match=r"cadence.log_every: needs at least 1"):
+    with pytest.raises(UserError, match=r"cadence.log_every: needs an integer from 1"):
         training.run([toy.stage()], cadence=training.Cadence(log_every=0))
     with pytest.raises(UserError, match="no checkpoint in"):
         training.restore_params(tmp_path / "nothing")

@@ -188,13 +188,16 @@ def state_of(**params):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: training.equal_epoch_anchors(3, 4), "anchors: needs a number from 1 to 3, got 4"),
-        (lambda: training.equal_epoch_anchors(3, 0), "anchors: needs a number from 1 to 3, got 0"),
-        (lambda: training.greedy_next_anchor([1, 2], 0, 0.0), "threshold: needs a positive number"),
-        (lambda: training.greedy_next_anchor([1, 2], 0, float("nan")), "threshold: needs a positive number"),
+        (lambda: training.equal_epoch_anchors(3, 4), "anchors: needs an integer from 1 to 3, got 4"),
+        (lambda: training.equal_epoch_anchors(3, 0), "anchors: needs an integer from 1 to 3, got 0"),
+        (lambda: training.greedy_next_anchor([1, 2], 0, 0.0), "threshold: needs a finite number above 0"),
+        (
+            lambda: training.greedy_next_anchor([1, 2], 0, float("nan")),
+            "threshold: needs a finite number above 0",
+        ),
         (
             lambda: training.greedy_route(print, print, 2, threshold=-1.0),
-            "threshold: needs a positive number",
+            "threshold: needs a finite number above 0",
         ),
         (lambda: training.greedy_route(print, print, 0), "start: needs an anchor in"),
         (lambda: training.greedy_route(print, print, 2, start=2), "start: needs an anchor in"),

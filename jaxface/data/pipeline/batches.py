@@ -15,6 +15,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from jaxface.checks import AtLeast, Fraction, check_number
 from jaxface.data.pipeline.samplers import Order
 from jaxface.data.sources.source import Record, Source
 from jaxface.data.transforms.augment import Augment, Augmentation
@@ -98,8 +99,7 @@ def corrupt_labels(
     Raises:
       UserError: `fraction` outside [0, 1], or one class only.
     """
-    if not 0 <= fraction <= 1:
-        raise UserError(f"label_noise: needs a fraction from 0 to 1, got {fraction}")
+    check_number("label_noise", fraction, Fraction)
     noisy = np.array(labels, np.int32)
     flipped = np.zeros(noisy.shape, bool)
     count = round(fraction * len(noisy))
@@ -283,8 +283,7 @@ def batches(
     """
     index, count = shard
     records = len(source)
-    if batch_size < 1:
-        raise UserError(f"batch_size: needs a positive number, got {batch_size}")
+    check_number("batch_size", batch_size, AtLeast(1))
     if batch_size > records:
         raise UserError(f"batch_size: needs at most the {records} records of this data, got {batch_size}")
     if not 0 <= index < count or batch_size % count:
@@ -295,10 +294,9 @@ def batches(
         raise ValueError(
             "drop_remainder must be True for several shards without repeat: their last batches would differ"
         )
-    if seed < 0:
-        raise UserError(f"seed: needs a number from 0, got {seed}")
-    if workers < 0 or prefetch < 1:
-        raise UserError(f"workers: needs a number from 0, and prefetch from 1, got {workers} and {prefetch}")
+    check_number("seed", seed, AtLeast(0))
+    check_number("workers", workers, AtLeast(0))
+    check_number("prefetch", prefetch, AtLeast(1))
     if label_override is not None:
         source = Relabeled(source, label_override)
     if order is not None:

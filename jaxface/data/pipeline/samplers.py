@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from jaxface.checks import AtLeast, Integers, check_number
 from jaxface.errors import UserError
 
 
@@ -49,8 +50,7 @@ class ClassUniform:
 
     def __init__(self, labels: np.ndarray, *, per_class: int = 4):
         labels = np.asarray(labels)
-        if per_class < 1:
-            raise UserError(f"per_class: needs at least 1, got {per_class}")
+        check_number("per_class", per_class, AtLeast(1))
         if not len(labels):
             raise UserError("labels: needs at least one record, got none")
         self._records = np.argsort(labels, kind="stable")
@@ -156,8 +156,7 @@ def superclasses(features: np.ndarray, count: int, *, seed: int) -> np.ndarray:
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
-    if not 1 <= count <= len(features):
-        raise UserError(f"superclasses: needs a number from 1 to the {len(features)} classes, got {count}")
+    check_number("superclasses", count, Integers(1, len(features)))
     if not np.isfinite(features).all():
         raise UserError("superclasses: needs finite features of the classes, some are NaN or infinite")
     # One thread: the order in which several add up their shares varies, and a resumed run must find the same groups.

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 
+from jaxface.checks import AtLeast, check_number
 from jaxface.data.render import sampling
 from jaxface.data.render.face_parameters import FaceParameters
 from jaxface.data.render.renderer import render, to_uint8
@@ -130,8 +131,7 @@ class RenderedSource:
             ("image_size", image_size, 8),
             ("first_identity", first_identity, 0),
         ):
-            if value < least:
-                raise UserError(f"{name}: needs at least {least}, got {value}")
+            check_number(name, value, AtLeast(least))
         if not 0 <= tone[0] <= tone[1] <= 1:
             raise UserError(f"tone: needs 0 <= least <= greatest <= 1, got {tone}")
         self._arguments = dict(

@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxface.checks import AtLeast, check_number
 from jaxface.data.render import appearance, presentation
 from jaxface.data.render.face_model import ALBEDO, EXPRESSION, GRID, IDENTITY, face_model
 from jaxface.data.render.face_parameters import FaceParameters
 from jaxface.data.render.head_geometry import grid_normals, head, project, rotation_matrix, shading
 from jaxface.data.render.rasterize import sample_grid, settle, visible_surface
+from jaxface.data.transforms.pixels import fractions_to_bytes
 from jaxface.errors import UserError
 
 OUTPUTS = ("image", "infrared", "depth", "normals")
@@ -154,8 +156,7 @@ def render(
       UserError: image_size below 8, or an unknown output.
       ValueError: a coefficient vector of the wrong length.
     """
-    if image_size < 8:
-        raise UserError(f"image_size: needs at least 8 pixels, got {image_size}")
+    check_number("image_size", image_size, AtLeast(8))
     unknown = set(outputs) - set(OUTPUTS)
     if unknown:
         raise UserError(f"outputs: unknown {sorted(unknown)}, choose from {', '.join(OUTPUTS)}")
@@ -174,4 +175,4 @@ def render(
 
 def to_uint8(image: jax.Array) -> jax.Array:
     """[0, 1] -> 0..255, rounded to nearest."""
-    return jnp.round(jnp.clip(image, 0.0, 1.0) * 255).astype(jnp.uint8)
+    return fractions_to_bytes(image)

@@ -1,8 +1,9 @@
 """The difficulty dial of the rendered faces."""
 
 import dataclasses
+from typing import Annotated
 
-from jaxface.errors import UserError
+from jaxface.checks import Fraction, NonNegative, Ordered, Range, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,61 +13,49 @@ class Variation:
     Ranges are (low, high) of a uniform draw.
     """
 
-    yaw: float = 30.0
+    yaw: Annotated[float, Range(0, 100)] = 30.0
     """Largest turn of the head to either side, degrees."""
-    pitch: float = 12.0
+    pitch: Annotated[float, Range(0, 90)] = 12.0
     """Largest nod up or down, degrees."""
-    roll: float = 8.0
+    roll: Annotated[float, Range(0, 180)] = 8.0
     """Largest tilt to either side, degrees."""
-    expression: float = 0.6
+    expression: Annotated[float, Range(0, 2, below=True)] = 0.6
     """Standard deviation of the expression coefficients, which are clipped to [-1, 1.5]."""
-    ambient: tuple[float, float] = (0.15, 0.45)
+    ambient: Annotated[tuple[float, float], NonNegative, Ordered()] = (0.15, 0.45)
     """Light from everywhere."""
-    light: tuple[float, float] = (0.35, 0.75)
+    light: Annotated[tuple[float, float], NonNegative, Ordered()] = (0.35, 0.75)
     """Intensity of the directional light."""
-    light_spread: float = 0.7
+    light_spread: Annotated[float, Range(0, 2, below=True)] = 0.7
     """Sideways spread of its direction against the camera's; 0 is a lamp at the camera."""
-    scale: tuple[float, float] = (0.95, 1.1)
+    scale: Annotated[tuple[float, float], NonNegative, Ordered()] = (0.95, 1.1)
     """Scale of the head, pixels per mm times 260 over the image size; faces that are aligned have another."""
-    shift: float = 0.01
+    shift: Annotated[float, Range(0, 2, below=True)] = 0.01
     """Largest translation to either side as a fraction of the image size, of aligned faces as well."""
-    zoom: float = 0.03
+    zoom: Annotated[float, Range(0, 2, below=True)] = 0.03
     """Largest relative change of scale that alignment leaves."""
-    gain: tuple[float, float] = (0.75, 1.2)
+    gain: Annotated[tuple[float, float], NonNegative, Ordered()] = (0.75, 1.2)
     """Exposure."""
-    white_balance: float = 0.07
+    white_balance: Annotated[float, Range(0, 2, below=True)] = 0.07
     """Largest relative change per channel."""
-    noise: tuple[float, float] = (0.01, 0.025)
+    noise: Annotated[tuple[float, float], NonNegative, Ordered()] = (0.01, 0.025)
     """Standard deviation of the noise in the colors, which are in [0, 1]."""
-    blur: tuple[float, float] = (0.4, 0.8)
+    blur: Annotated[tuple[float, float], NonNegative, Ordered()] = (0.4, 0.8)
     """Standard deviation of the camera's blur, pixels."""
-    depth_noise: tuple[float, float] = (2.0, 6.0)
+    depth_noise: Annotated[tuple[float, float], NonNegative, Ordered()] = (2.0, 6.0)
     """Standard deviation of the noise in the depth, mm."""
-    depth_holes: tuple[float, float] = (0.02, 0.1)
+    depth_holes: Annotated[tuple[float, float], NonNegative, Ordered()] = (0.02, 0.1)
     """Fraction of the depth pixels without a reading."""
-    background: float = 1.0
+    background: Annotated[float, Fraction] = 1.0
     """Strength of the background's texture, in [0, 1]."""
-    dark: float = 0.0
+    dark: Annotated[float, Fraction] = 0.0
     """Fraction of images under-exposed by a factor 4 to 12."""
-    occlusion: float = 0.0
+    occlusion: Annotated[float, Fraction] = 0.0
     """Fraction of images with a patch before the face."""
-    spoof: float = 0.0
+    spoof: Annotated[float, Fraction] = 0.0
     """Fraction of presentation attacks: print, replay, mask and cut-out in equal parts."""
 
     def __post_init__(self):
-        for name in ("dark", "occlusion", "spoof", "background"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name}: needs a fraction in [0, 1], got {getattr(self, name)}")
-        for name, limit in (("yaw", 100), ("pitch", 90), ("roll", 180)):
-            if not 0 <= getattr(self, name) <= limit:
-                raise UserError(f"{name}: needs degrees in [0, {limit}], got {getattr(self, name)}")
-        for name in ("ambient", "light", "scale", "gain", "noise", "blur", "depth_noise", "depth_holes"):
-            low, high = getattr(self, name)
-            if not 0 <= low <= high:
-                raise UserError(f"{name}: needs 0 <= low <= high, got ({low}, {high})")
-        for name in ("expression", "light_spread", "shift", "zoom", "white_balance"):
-            if not 0 <= getattr(self, name) < 2:
-                raise UserError(f"{name}: needs a number in [0, 2), got {getattr(self, name)}")
+        check_fields(self)
 
     @classmethod
     def none(cls) -> "Variation":

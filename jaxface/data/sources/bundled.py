@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxface.data.sources.images import Fit, fit_square
 from jaxface.data.sources.source import Record
+from jaxface.data.transforms.pixels import fractions_to_bytes
 from jaxface.errors import UserError
 
 
@@ -46,7 +47,7 @@ class ArraySource:
 
 def _to_uint8(images: np.ndarray) -> np.ndarray:
     """[0, 1] to 0..255, rounded; [N, H, W] gains a channel axis."""
-    pixels = np.rint(images * 255).clip(0, 255).astype(np.uint8)
+    pixels = fractions_to_bytes(images)
     return pixels[..., None] if pixels.ndim == 3 else pixels
 
 

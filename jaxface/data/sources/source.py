@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxface.checks import OpenFraction, check_number
 from jaxface.errors import UserError
 
 Record = dict[str, np.ndarray]
@@ -109,8 +110,7 @@ def split_identities(source: Source, held_out: float, *, seed: int = 0) -> tuple
     Raises:
       UserError: fewer than four classes, or `held_out` outside (0, 1).
     """
-    if not 0 < held_out < 1:
-        raise UserError(f"held_out: needs a fraction between 0 and 1, got {held_out}")
+    check_number("held_out", held_out, OpenFraction)
     classes = np.unique(source.labels)
     if len(classes) < 4:
         raise UserError(f"data: a split by identity needs at least 4 people, this source has {len(classes)}")

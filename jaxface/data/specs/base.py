@@ -7,8 +7,8 @@ import abc
 import dataclasses
 from typing import Literal, NamedTuple
 
+from jaxface.checks import AtLeast, check_fields, check_number
 from jaxface.data.sources.source import Source
-from jaxface.errors import UserError
 from jaxface.registry import Registry
 
 FIRST_HELD_OUT = 1 << 20
@@ -57,13 +57,6 @@ class DataSpec(abc.ABC):
         return self.source(image_size=image_size, seed=seed)
 
 
-def check_pairs(spec: DataSpec) -> None:
-    """Raises UserError unless the people to evaluate on make genuine and impostor pairs."""
-    for name in ("held_out_identities", "held_out_per_identity"):
-        if getattr(spec, name) < 2:
-            raise UserError(f"{name}: pairs to verify need at least 2, got {getattr(spec, name)}")
-
-
 def load(spec: DataSpec, *, image_size: int = 112, seed: int = 0) -> Split:
     """Opens data and splits it.
 
@@ -75,8 +68,8 @@ def load(spec: DataSpec, *, image_size: int = 112, seed: int = 0) -> Split:
     Raises:
       UserError: the data cannot be had, or not be split; the line names the field of `spec`.
     """
-    if image_size < 8:
-        raise UserError(f"image_size: needs at least 8 pixels, got {image_size}")
+    check_number("image_size", image_size, AtLeast(8))
+    check_fields(spec)
     return spec.divide(image_size=image_size, seed=seed)
 
 
@@ -91,6 +84,6 @@ def load_all(spec: DataSpec, *, image_size: int = 112, seed: int = 0) -> Source:
     Raises:
       UserError: the data cannot be had.
     """
-    if image_size < 8:
-        raise UserError(f"image_size: needs at least 8 pixels, got {image_size}")
+    check_number("image_size", image_size, AtLeast(8))
+    check_fields(spec)
     return spec.evaluation_source(image_size=image_size, seed=seed)

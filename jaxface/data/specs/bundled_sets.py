@@ -1,9 +1,11 @@
 """Data sets that scikit-learn and scikit-image bring or download."""
 
 import dataclasses
+from typing import Annotated
 
 import numpy as np
 
+from jaxface.checks import AtLeast, Integers, OpenFraction
 from jaxface.data.sources import bundled
 from jaxface.data.sources.depth import Modality
 from jaxface.data.sources.source import Source, Subset, WithFields, split_identities
@@ -23,7 +25,7 @@ class Olivetti(DataSpec):
 
     data_home: str | None = None
     """Where scikit-learn keeps its downloads; its own default unless given."""
-    held_out: float = 0.5
+    held_out: Annotated[float, OpenFraction] = 0.5
     """Fraction of the people to evaluate on."""
 
     @property
@@ -45,9 +47,9 @@ class Lfw(DataSpec):
 
     data_home: str | None = None
     """Where scikit-learn keeps its downloads; its own default unless given."""
-    min_faces: int = 2
+    min_faces: Annotated[int, AtLeast(1)] = 2
     """Fewest photographs of a person who takes part."""
-    held_out: float = 0.2
+    held_out: Annotated[float, OpenFraction] = 0.2
     """Fraction of the people to evaluate on."""
 
     @property
@@ -86,7 +88,7 @@ class DigitHalves(DataSpec):
 
     modality: Modality = "rgbd"
     """Left halves, right halves (of other digits), or pairs: the left half as the image, the right half as its `depth`."""
-    paired: int = 300
+    paired: Annotated[int, Integers(10, 300)] = 300
     """Digits whose both halves are learned from, at most 300; 597 others are tested on."""
 
     @property

@@ -2,7 +2,9 @@
 
 import dataclasses
 import pathlib
+from typing import Annotated
 
+from jaxface.checks import OpenFraction
 from jaxface.data.sources.depth import Modality, RgbdFolderSource, of_modality
 from jaxface.data.sources.folder import FolderSource
 from jaxface.data.sources.groups import JoinedGroups, group_folders
@@ -22,7 +24,7 @@ class Folder(DataSpec):
 
     root: str
     """The folder: <root>/<person>/<image>; JPEG, PNG, PGM/PPM, BMP or WebP, gray or color."""
-    held_out: float = 0.2
+    held_out: Annotated[float, OpenFraction] = 0.2
     """Fraction of the people to evaluate on."""
     swap: bool = False
     """Exchange the two parts: train on the held-out people, evaluate on the others."""
@@ -51,7 +53,7 @@ class RgbdFolder(DataSpec):
 
     root: str
     """The folder: <root>/<person>/<name>.png, and <name>_depth.png of 16 bits, mm from the camera, 0 for no reading."""
-    held_out: float = 0.2
+    held_out: Annotated[float, OpenFraction] = 0.2
     """Fraction of the people to evaluate on."""
     fit: Fit = "pad"
     """How a rectangle becomes a square: pad repeats the border, crop keeps the middle, stretch distorts."""
@@ -77,7 +79,7 @@ class GroupFolders(DataSpec):
 
     root: str
     """The folder: <root>/<group>/<person>/<image>."""
-    held_out: float = 0.2
+    held_out: Annotated[float, OpenFraction] = 0.2
     """Fraction of the people of each group to evaluate on."""
     fit: Fit = "pad"
     """How a rectangle becomes a square: pad repeats the border, crop keeps the middle, stretch distorts."""
@@ -113,7 +115,7 @@ class Tfds(DataSpec):
     """Name of its image feature."""
     label: str = "label"
     """Name of its feature that says who it is."""
-    held_out: float = 0.2
+    held_out: Annotated[float, OpenFraction] = 0.2
     """Fraction of the people to evaluate on."""
     test: str | None = None
     """A split with the same classes to evaluate on instead, by classification; then every class is trained on."""
@@ -153,7 +155,7 @@ class RecordIO(DataSpec):
 
     path: str
     """The .rec, or the folder that holds it."""
-    held_out: float = 0.02
+    held_out: Annotated[float, OpenFraction] = 0.02
     """Fraction of the people to evaluate on."""
     verification: str | None = None
     """A .bin pack to evaluate on instead; then everybody is trained on."""

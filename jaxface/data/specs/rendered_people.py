@@ -2,13 +2,15 @@
 
 import dataclasses
 import functools
+from typing import Annotated
 
+from jaxface.checks import AtLeast, Integers, check_number
 from jaxface.data.render.rendered import RenderedSource
 from jaxface.data.render.variation import Variation
 from jaxface.data.sources.depth import Modality, of_modality
 from jaxface.data.sources.groups import JoinedGroups
 from jaxface.data.sources.source import Source
-from jaxface.data.specs.base import FIRST_HELD_OUT, KINDS, DataSpec, Split, check_pairs
+from jaxface.data.specs.base import FIRST_HELD_OUT, KINDS, DataSpec, Split
 from jaxface.errors import UserError
 
 # A study opens the same people once per arm; they are rendered once.
@@ -20,19 +22,19 @@ _rendered = functools.lru_cache(maxsize=8)(RenderedSource)
 class RenderedFaces(DataSpec):
     """Faces of synthetic people from the renderer; nothing to download."""
 
-    identities: int = 512
+    identities: Annotated[int, AtLeast(2)] = 512
     """People to train on."""
-    per_identity: int = 16
+    per_identity: Annotated[int, AtLeast(1)] = 16
     """Images of each of them."""
-    held_out_identities: int = 100
+    held_out_identities: Annotated[int, AtLeast(2)] = 100
     """People to evaluate on; never among those to train on, and the same ones however many those are."""
-    held_out_per_identity: int = 8
+    held_out_per_identity: Annotated[int, AtLeast(2)] = 8
     """Images of each of these."""
     variation: Variation = dataclasses.field(default_factory=Variation)
     """How much the images of one person differ."""
     modality: Modality = "rgb"
     """What an image is: the photograph, its depth map as gray levels around the nose tip, or one with the other as `depth`."""
-    first_identity: int = 0
+    first_identity: Annotated[int, AtLeast(0)] = 0
     """Number of the first person to train on; data sets whose ranges do not overlap share nobody."""
 
     @property
@@ -46,18 +48,13 @@ class RenderedFaces(DataSpec):
         return of_modality(_rendered(*arguments, first_identity=first, with_depth=True), self.modality)
 
     def source(self, *, image_size: int, seed: int) -> Source:
-        if self.first_identity < 0:
-            raise UserError(f"first_identity: needs a number from 0, got {self.first_identity}")
-        most = FIRST_HELD_OUT - self.first_identity
-        if not 2 <= self.identities <= most:
-            raise UserError(f"identities: needs a number from 2 to {most}, got {self.identities}")
+        check_number("identities", self.identities, Integers(2, FIRST_HELD_OUT - self.first_identity))
         return self._open(
             self.identities, self.per_identity, image_size, seed, self.variation, first=self.first_identity
         )
 
     def evaluation_source(self, *, image_size: int, seed: int) -> Source:
         """The people to evaluate on."""
-        check_pairs(self)
         return self._open(
             self.held_out_identities,
             self.held_out_per_identity,
@@ -85,11 +82,11 @@ class TonedFaces(DataSpec):
     """Darkest skin tone of each group."""
     identities: tuple[int, ...] = (90, 45)
     """People of each group to train on."""
-    per_identity: int = 16
+    per_identity: Annotated[int, AtLeast(1)] = 16
     """Images of each of them."""
-    held_out_identities: int = 60
+    held_out_identities: Annotated[int, AtLeast(2)] = 60
     """People of each group to evaluate on; the same ones however many are trained on."""
-    held_out_per_identity: int = 8
+    held_out_per_identity: Annotated[int, AtLeast(2)] = 8
     """Images of each of these."""
     variation: Variation = Variation(noise=(0.02, 0.02))
     """How much the images of one person differ; the camera's noise is the same for all, so dark skin has less contrast."""
@@ -120,7 +117,6 @@ class TonedFaces(DataSpec):
         return self._joined(self.identities, self.per_identity, 0, image_size, seed)
 
     def divide(self, *, image_size: int, seed: int) -> Split:
-        check_pairs(self)
         unseen = self._joined(
             (self.held_out_identities,) * len(self.identities),
             self.held_out_per_identity,

@@ -1,15 +1,16 @@
 """Synthetic identities as vectors and small images."""
 
 import dataclasses
+from typing import Annotated
 
 import numpy as np
 
+from jaxface.checks import AtLeast, Fraction, NonNegative, check_number
 from jaxface.data.sources.source import Source, Subset
-from jaxface.data.specs.base import FIRST_HELD_OUT, KINDS, DataSpec, Split, check_pairs
+from jaxface.data.specs.base import FIRST_HELD_OUT, KINDS, DataSpec, Split
 from jaxface.data.synthetic.procedural_images import procedural_images
 from jaxface.data.synthetic.procedural_vectors import procedural_vectors
 from jaxface.data.synthetic.shortcut_digits import shortcut_digits
-from jaxface.errors import UserError
 
 
 @KINDS.register("procedural")
@@ -17,17 +18,17 @@ from jaxface.errors import UserError
 class Procedural(DataSpec):
     """Synthetic identities as vectors of 96 numbers, in confusable groups; for claims about embeddings, in seconds."""
 
-    identities: int = 300
+    identities: Annotated[int, AtLeast(2)] = 300
     """People to train on."""
-    per_identity: int = 12
+    per_identity: Annotated[int, AtLeast(1)] = 12
     """Records of each of them."""
-    held_out_identities: int = 150
+    held_out_identities: Annotated[int, AtLeast(0)] = 150
     """People to evaluate on, none of whom is trained on; 0 to classify other records of the people trained on."""
-    held_out_per_identity: int = 8
+    held_out_per_identity: Annotated[int, AtLeast(1)] = 8
     """Records of each person to evaluate on."""
-    groups: int = 15
+    groups: Annotated[int, AtLeast(1)] = 15
     """Groups of confusable people."""
-    noise: float = 0.6
+    noise: Annotated[float, NonNegative] = 0.6
     """Standard deviation of the records of one person, where that of people in a group is 0.7."""
 
     @property
@@ -43,8 +44,6 @@ class Procedural(DataSpec):
         )
 
     def divide(self, *, image_size: int, seed: int) -> Split:
-        if self.identities < 2:
-            raise UserError(f"identities: needs at least 2, got {self.identities}")
         if self.held_out_identities == 0:
             everything = self._people(self.identities, self.per_identity + self.held_out_per_identity, seed)
             later = np.arange(len(everything)) % (self.per_identity + self.held_out_per_identity)
@@ -53,7 +52,8 @@ class Procedural(DataSpec):
                 for chosen in (later < self.per_identity, later >= self.per_identity)
             )
             return Split(*parts, self.title, "classification")
-        check_pairs(self)
+        for name in ("held_out_identities", "held_out_per_identity"):  # pairs to verify need two of each
+            check_number(name, getattr(self, name), AtLeast(2))
         unseen = self._people(
             self.held_out_identities, self.held_out_per_identity, seed, first=FIRST_HELD_OUT
         )
@@ -65,13 +65,13 @@ class Procedural(DataSpec):
 class ProceduralImages(DataSpec):
     """Synthetic identities as small gray images of waves; for claims about changes of pixels, in seconds."""
 
-    identities: int = 250
+    identities: Annotated[int, AtLeast(2)] = 250
     """People to train on."""
-    per_identity: int = 12
+    per_identity: Annotated[int, AtLeast(1)] = 12
     """Images of each of them."""
-    held_out_identities: int = 100
+    held_out_identities: Annotated[int, AtLeast(2)] = 100
     """People to evaluate on, none of whom is trained on."""
-    held_out_per_identity: int = 15
+    held_out_per_identity: Annotated[int, AtLeast(2)] = 15
     """Images of each person to evaluate on."""
 
     @property
@@ -82,9 +82,6 @@ class ProceduralImages(DataSpec):
         return procedural_images(self.identities, self.per_identity, seed=seed, side=image_size)
 
     def divide(self, *, image_size: int, seed: int) -> Split:
-        if self.identities < 2:
-            raise UserError(f"identities: needs at least 2, got {self.identities}")
-        check_pairs(self)
         unseen = procedural_images(
             self.held_out_identities,
             self.held_out_per_identity,
@@ -100,9 +97,9 @@ class ProceduralImages(DataSpec):
 class ShortcutDigits(DataSpec):
     """Digits on a canvas of 16 x 16, half of which offer a shortcut that fails in the test (`shortcut.shortcut_digits`)."""
 
-    reliability: float = 0.9
+    reliability: Annotated[float, Fraction] = 0.9
     """Fraction of the training images of that half whose patch tells the digit."""
-    noise: float = 0.15
+    noise: Annotated[float, NonNegative] = 0.15
     """Standard deviation of the noise, where white is 1."""
 
     @property

@@ -5,8 +5,9 @@ A person is a weighting of localized waves; an image adds a weighting of nuisanc
 
 import numpy as np
 
+from jaxface.checks import AtLeast, check_number
 from jaxface.data.sources.bundled import ArraySource
-from jaxface.errors import UserError
+from jaxface.data.transforms.pixels import fractions_to_bytes
 
 
 def _waves(rng: np.random.Generator, count: int, side: int) -> np.ndarray:
@@ -66,8 +67,7 @@ def procedural_images(
         identities=identities, per_identity=per_identity, seed=seed, side=side, patterns=patterns, nuisance=nuisance
     )  # fmt: skip
     for name, low in least.items():
-        if values[name] < low:
-            raise UserError(f"{name}: needs at least {low}, got {values[name]}")
+        check_number(name, values[name], AtLeast(low))
     world = np.random.default_rng([seed, 2])
     own_waves, other_waves = _waves(world, patterns, side), _waves(world, nuisance, side)
     slopes = np.stack([axis.ravel() for axis in np.mgrid[:side, :side]]) / (side - 1) * 2 - 1
@@ -78,7 +78,7 @@ def procedural_images(
         other = nuisance_spread * own.normal(size=(per_identity, nuisance)) @ other_waves
         shade = light * own.normal(size=(per_identity, 2)) @ slopes
         rows.append(0.5 + face + other + shade + noise * own.normal(size=other.shape))
-    pixels = np.rint(np.concatenate(rows).clip(0, 1) * 255).astype(np.uint8)
+    pixels = fractions_to_bytes(np.concatenate(rows))
     labels = np.repeat(np.arange(identities, dtype=np.int32), per_identity)
     names = [f"person-{first_identity + i}" for i in range(identities)]
     return ArraySource(pixels.reshape(-1, side, side, 1), labels, names)

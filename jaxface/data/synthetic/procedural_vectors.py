@@ -6,8 +6,9 @@ its own, beside nuisance coordinates that say nothing about the person, pushed t
 
 import numpy as np
 
+from jaxface.checks import AtLeast, check_number
 from jaxface.data.sources.bundled import ArraySource
-from jaxface.errors import UserError
+from jaxface.data.transforms.pixels import to_bytes
 
 
 def procedural_vectors(
@@ -51,8 +52,7 @@ def procedural_vectors(
         observed=observed, seed=seed,
     )  # fmt: skip
     for name, low in least.items():
-        if values[name] < low:
-            raise UserError(f"{name}: needs at least {low}, got {values[name]}")
+        check_number(name, values[name], AtLeast(low))
     world = np.random.default_rng([seed, 0])
     mixing = world.normal(size=(observed, latent + nuisance)) / np.sqrt(latent + nuisance)
     centers = group_spread * world.normal(size=(groups, latent))
@@ -68,7 +68,7 @@ def procedural_vectors(
             axis=1,
         )
         rows.append(np.tanh(hidden @ mixing.T))
-    pixels = np.rint((np.concatenate(rows) + 1) * 127.5).astype(np.uint8)
+    pixels = to_bytes(np.concatenate(rows))
     labels = np.repeat(np.arange(identities, dtype=np.int32), per_identity)
     names = [f"person-{first_identity + i}" for i in range(identities)]
     return ArraySource(pixels[:, None, :, None], labels, names)

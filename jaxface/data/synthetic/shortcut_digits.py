@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from jaxface.checks import Fraction, NonNegative, check_number
 from jaxface.data.sources.bundled import ArraySource, digits
-from jaxface.errors import UserError
+from jaxface.data.transforms.pixels import to_bytes
 
 SHORTCUT = (slice(1, 4), slice(1, 4))
 """Rows and columns of the patch that the second group carries."""
@@ -31,10 +32,8 @@ def shortcut_digits(*, reliability: float, noise: float, seed: int) -> tuple[Arr
     Raises:
       UserError: a number out of its range.
     """
-    if not 0 <= reliability <= 1:
-        raise UserError(f"reliability: needs a fraction in [0, 1], got {reliability}")
-    if not 0 <= noise < float("inf"):
-        raise UserError(f"noise: needs a finite number from 0, got {noise}")
+    check_number("reliability", reliability, Fraction)
+    check_number("noise", noise, NonNegative)
     rng = np.random.default_rng([seed, 1])
     plain = digits()
     order = rng.permutation(len(plain))
@@ -48,7 +47,7 @@ def shortcut_digits(*, reliability: float, noise: float, seed: int) -> tuple[Arr
     patches = (shown[:, None] >> np.arange(9) & 1).reshape(-1, 3, 3)
     canvas[(slice(None), *SHORTCUT)] = patches * (groups == 1)[:, None, None]
     canvas += noise * rng.normal(size=canvas.shape)
-    pixels = np.rint((canvas / _RANGE).clip(-1, 1) * 127.5 + 127.5).astype(np.uint8)[..., None]
+    pixels = to_bytes(canvas / _RANGE)[..., None]
     first, second = (
         ArraySource(
             pixels[part],

@@ -7,14 +7,15 @@ stream: the same whichever thread, process or shard handles it.
 
 import dataclasses
 import math
+from typing import Annotated
 
 import cv2
 import grain
 import numpy as np
 
+from jaxface.checks import Fraction, Integers, Ordered, ProperFraction, Range, check_fields
 from jaxface.data.sources.source import Record
 from jaxface.data.transforms import geometry
-from jaxface.errors import UserError
 
 _PROBABILITIES = ("flip", "crop", "color", "gray", "blur", "jpeg", "occlusion", "low_resolution")
 
@@ -24,59 +25,40 @@ class Augment:
     """Random changes of training images. Each fires on its own with its probability; only the flip is on by
     default."""
 
-    flip: float = 0.5
+    flip: Annotated[float, Fraction] = 0.5
     """Probability of mirroring left and right."""
-    crop: float = 0.0
+    crop: Annotated[float, Fraction] = 0.0
     """Probability of cutting a window and resizing it back."""
-    crop_scale: tuple[float, float] = (0.8, 1.0)
+    crop_scale: Annotated[tuple[float, float], Range(0.1, 4), Ordered()] = (0.8, 1.0)
     """Least and greatest side of that window, as a fraction of the image's side; above 1 the face shrinks."""
-    crop_shift: float = 0.05
+    crop_shift: Annotated[float, Fraction] = 0.05
     """Greatest shift of that window's center beyond the image, as a fraction of the image's side, in either
     direction."""
-    color: float = 0.0
+    color: Annotated[float, Fraction] = 0.0
     """Probability of changing brightness, contrast, saturation and the balance of the channels."""
-    color_strength: float = 0.3
+    color_strength: Annotated[float, ProperFraction] = 0.3
     """Greatest relative change of brightness, contrast and saturation; a third of it for each channel."""
-    gray: float = 0.0
+    gray: Annotated[float, Fraction] = 0.0
     """Probability of making the image gray: its luma in all three channels."""
-    blur: float = 0.0
+    blur: Annotated[float, Fraction] = 0.0
     """Probability of a Gaussian blur."""
-    blur_sigma: tuple[float, float] = (0.5, 1.5)
+    blur_sigma: Annotated[tuple[float, float], Range(0.1, 100), Ordered()] = (0.5, 1.5)
     """Least and greatest standard deviation of that blur at 112 pixels; it grows with the image."""
-    jpeg: float = 0.0
+    jpeg: Annotated[float, Fraction] = 0.0
     """Probability of encoding as JPEG and decoding again."""
-    jpeg_quality: tuple[int, int] = (30, 90)
+    jpeg_quality: Annotated[tuple[int, int], Integers(1, 100), Ordered()] = (30, 90)
     """Least and greatest JPEG quality, 1 to 100."""
-    occlusion: float = 0.0
+    occlusion: Annotated[float, Fraction] = 0.0
     """Probability of covering a rectangle with one random color."""
-    occlusion_area: tuple[float, float] = (0.02, 0.2)
+    occlusion_area: Annotated[tuple[float, float], Range(0.001, 1), Ordered()] = (0.02, 0.2)
     """Least and greatest area of that rectangle, as a fraction of the image."""
-    low_resolution: float = 0.0
+    low_resolution: Annotated[float, Fraction] = 0.0
     """Probability of shrinking the image and enlarging it again."""
-    low_resolution_side: tuple[float, float] = (0.15, 0.5)
+    low_resolution_side: Annotated[tuple[float, float], Range(0.01, 1), Ordered()] = (0.15, 0.5)
     """Least and greatest side of the small image, as a fraction of the image's side."""
 
     def __post_init__(self):
-        for name in _PROBABILITIES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name}: a probability needs a value from 0 to 1, got {getattr(self, name)}")
-        limits = {
-            "crop_scale": (0.1, 4),
-            "blur_sigma": (0.1, 100),
-            "jpeg_quality": (1, 100),
-            "occlusion_area": (0.001, 1),
-            "low_resolution_side": (0.01, 1),
-        }
-        for name, (least, greatest) in limits.items():
-            low, high = getattr(self, name)
-            if not least <= low <= high <= greatest:
-                raise UserError(
-                    f"{name}: needs {least} <= least <= greatest <= {greatest}, got {low} and {high}"
-                )
-        if not 0 <= self.crop_shift <= 1:
-            raise UserError(f"crop_shift: needs a fraction from 0 to 1, got {self.crop_shift}")
-        if not 0 <= self.color_strength < 1:
-            raise UserError(f"color_strength: needs a fraction from 0 and below 1, got {self.color_strength}")
+        check_fields(self)
 
     @property
     def active(self) -> bool:

@@ -1,16 +1,43 @@
-"""The two ranges of a pixel: uint8 on the host, float32 in [-1, 1] on the device."""
+"""The ranges of a pixel: uint8 on the host, float32 in [-1, 1] on the device, and the fractions in [0, 1] of what draws."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Batch = dict[str, jax.Array]
 
 
+def from_levels(levels: jax.Array) -> jax.Array:
+    """(p - 127.5) / 127.5: levels in [0, 255] as floats in [-1, 1]."""
+    return (levels - 127.5) / 127.5
+
+
+def to_levels(image: jax.Array) -> jax.Array:
+    """127.5 x + 127.5, the inverse of `from_levels`; not rounded."""
+    return image * 127.5 + 127.5
+
+
 def normalize_pixels(image: jax.Array) -> jax.Array:
-    """(p - 127.5) / 127.5 for uint8 pixels: float32 in [-1, 1]. A float image is in that range already and passes."""
+    """uint8 pixels as float32 in [-1, 1]. A float image is in that range already and passes."""
     if image.dtype == jnp.uint8:
-        return (image.astype(jnp.float32) - 127.5) / 127.5
+        return from_levels(image.astype(jnp.float32))
     return image
+
+
+def round_to_levels(image: jax.Array) -> jax.Array:
+    """An image in [-1, 1] with the 256 values that bytes have; what is beyond the range goes to its ends."""
+    return jnp.clip(jnp.round(to_levels(image)), 0, 255) / 127.5 - 1
+
+
+def to_bytes(image: np.ndarray) -> np.ndarray:
+    """The inverse of `normalize_pixels`, on the host: floats in [-1, 1], clipped, as the nearest uint8."""
+    return np.rint(to_levels(np.clip(image, -1, 1))).astype(np.uint8)
+
+
+def fractions_to_bytes(image: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
+    """Fractions of white in [0, 1], clipped, as the nearest uint8."""
+    xp = jnp if isinstance(image, jax.Array) else np
+    return xp.rint(xp.clip(image, 0, 1) * 255).astype(xp.uint8)
 
 
 def device_batch(batch: Batch) -> Batch:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from jaxface.data.sources.source import Record, Source
-from jaxface.data.transforms.pixels import normalize_pixels
+from jaxface.data.transforms.pixels import normalize_pixels, round_to_levels
 from jaxface.errors import UserError
 
 
@@ -37,7 +37,7 @@ def check_probabilities(probabilities: Sequence[float], count: int, *, name: str
 
 def _to_levels(images: jax.Array) -> jax.Array:
     """The nearest of the 256 levels of a pixel in [-1, 1]; what lies beyond is clipped."""
-    return jnp.clip(jnp.round(images * 127.5 + 127.5), 0, 255) / 127.5 - 1
+    return round_to_levels(images)
 
 
 def low_resolution(images: jax.Array, size: int, *, round_levels: bool = True) -> jax.Array:

@@ -5,8 +5,8 @@ Maps are [N, h, w] ≥ 0 that sum to 1, or to 0 where a network gave none; those
 
 import numpy as np
 
+from jaxface import checks
 from jaxface.errors import UserError
-from jaxface.metrics import checks
 
 
 def _flat(maps) -> np.ndarray:

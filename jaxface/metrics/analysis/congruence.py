@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxface.metrics import checks
+from jaxface import checks
 
 
 def congruence_error(student, teacher) -> float:

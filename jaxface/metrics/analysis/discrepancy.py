@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxface import checks
 from jaxface.errors import UserError
-from jaxface.metrics import checks
+from jaxface.metrics import numbers
 
 TILE = 8192  # candidates compared at a time
 ROWS = 1024  # embeddings compared at a time: a block of similarities is 32 MiB
-UNIT_TOLERANCE = 1e-3
 
 
 class Discrepancy(NamedTuple):
@@ -130,8 +130,7 @@ def local_discrepancy_cap(
     Raises:
       ValueError, UserError: as `local_discrepancy`; τ or a K out of its range.
     """
-    if not isinstance(cap, jax.core.Tracer) and not -1 <= float(cap) <= 1:
-        raise UserError(f"cap: needs a cosine in [-1, 1], got {cap}")
+    checks.check_number("cap", cap, checks.Cosine)
     if not 1 <= k_min <= k_max:
         raise UserError(f"k_min: needs 1 <= k_min <= k_max, got {k_min} and {k_max}")
     nearest = _checked_nearest(
@@ -289,9 +288,8 @@ def filter_candidates(
       UserError: no candidate, a row that is not finite or not of unit length, or a cosine out of its range.
     """
     rows = checks.real_array("candidates", candidates, ndim=2).astype(np.float32)
-    _check_unit("candidates", rows)
-    if not -1 <= duplicates_above <= 1:
-        raise UserError(f"duplicates_above: needs a cosine in [-1, 1], got {duplicates_above}")
+    checks.check_unit_rows("candidates", rows)
+    checks.check_number("duplicates_above", duplicates_above, checks.Cosine)
     keep = np.ones(len(rows), bool)
     if scores is not None:
         scores = checks.real_array("scores", scores, ndim=1)
@@ -338,7 +336,7 @@ def group_false_accepts(scores, groups, far: float, *, pooled=None) -> GroupRate
         raise ValueError(f"groups: needs shape {scores.shape}, got {groups.shape}")
     far = float(checks.rates("far", far))
     pooled = scores if pooled is None else checks.real_array("pooled", pooled, ndim=1)
-    position = len(pooled) - 1 - int(checks.allowed_count(np.asarray(far), len(pooled)))
+    position = len(pooled) - 1 - int(numbers.allowed_count(np.asarray(far), len(pooled)))
     threshold = np.partition(pooled, position)[position]
     names, number = np.unique(groups, return_inverse=True)
     totals = np.bincount(number)
@@ -352,22 +350,6 @@ def _products(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(
         "nd,md->nm", a.astype(jnp.float32), b.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
     )
-
-
-def _check_unit(name: str, rows) -> None:
-    if isinstance(rows, jax.core.Tracer):
-        return
-    squares = np.asarray(jnp.sum(jnp.square(jnp.asarray(rows, jnp.float32)), axis=1))
-    if not np.isfinite(squares).all():
-        bad = int((~np.isfinite(squares)).sum())
-        raise UserError(f"{name}: needs finite rows, {bad} of {len(squares)} hold NaN or infinity")
-    lengths = np.sqrt(squares)
-    # Unit vectors in bfloat16 are rounded to 2e-3 of their entries.
-    tolerance = max(UNIT_TOLERANCE, float(jnp.finfo(rows.dtype).eps) / 2)
-    if np.abs(lengths - 1).max(initial=0) > tolerance:
-        raise UserError(
-            f"{name}: needs rows of unit length (within {tolerance:g}), got {lengths.min():.4g} to {lengths.max():.4g}"
-        )
 
 
 def _checked_nearest(
@@ -403,7 +385,7 @@ def _checked_nearest(
     for what, values in (("embeddings", embeddings), ("candidates", candidates)):
         if not jnp.issubdtype(values.dtype, jnp.floating):
             raise ValueError(f"{what}: needs a float dtype, got {values.dtype}")
-        _check_unit(what, values)
+        checks.check_unit_rows(what, values)
     return _nearest(
         embeddings,
         candidates,

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxface import checks
 from jaxface.errors import UserError
-from jaxface.metrics import checks
 from jaxface.metrics.recognition.curves import equal_error_rate
 from jaxface.metrics.recognition.pairs import Pairs, make_pairs
 from jaxface.metrics.recognition.similarity import pair_similarities

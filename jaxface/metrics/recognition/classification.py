@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxface import checks
 from jaxface.errors import UserError
-from jaxface.metrics import checks
 from jaxface.metrics.recognition.similarity import similarity_matrix
 from jaxface.metrics.recognition.verification import normalize
 
@@ -30,8 +30,7 @@ def correct_top_k(logits: jax.Array, labels: jax.Array, *, k: int = 1) -> jax.Ar
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(f"logits, labels: need shapes [B, C] and [B], got {logits.shape} and {labels.shape}")
-    if k < 1:
-        raise ValueError(f"k: needs at least 1, got {k}")
+    checks.check_number("k", k, checks.AtLeast(1))
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     earlier = jnp.arange(logits.shape[1]) < labels[:, None]
     above = jnp.sum((logits > own) | ((logits == own) & earlier), axis=1)

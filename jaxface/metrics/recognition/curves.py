@@ -14,8 +14,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from jaxface import checks
 from jaxface.errors import UserError
-from jaxface.metrics import checks
+from jaxface.metrics import numbers
 
 Rule = Literal["at_most", "nearest"]
 
@@ -170,7 +171,7 @@ def tar_at_far(genuine, impostor, fars, *, rule: Rule = "at_most", strict: bool 
     """
     targets = checks.rates("fars", fars)
     genuine, impostor = _sorted_pair(genuine, impostor)
-    allowed = checks.allowed_count(targets, impostor.size)
+    allowed = numbers.allowed_count(targets, impostor.size)
     resolvable = allowed >= 1
     if strict and not resolvable.all():
         least = float(targets.min())
@@ -183,10 +184,10 @@ def tar_at_far(genuine, impostor, fars, *, rule: Rule = "at_most", strict: bool 
     else:
         raise UserError(f"rule: needs 'at_most' or 'nearest', got {rule!r}")
     return TarAtFar(
-        checks.plain(_above(genuine, threshold) / genuine.size),
-        checks.plain(np.asarray(threshold, np.float64)),
-        checks.plain(_above(impostor, threshold) / impostor.size),
-        checks.plain(resolvable),
+        numbers.plain(_above(genuine, threshold) / genuine.size),
+        numbers.plain(np.asarray(threshold, np.float64)),
+        numbers.plain(_above(impostor, threshold) / impostor.size),
+        numbers.plain(resolvable),
     )
 
 

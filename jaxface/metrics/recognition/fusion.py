@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxface import checks
 from jaxface.errors import UserError
-from jaxface.metrics import checks
 from jaxface.metrics.recognition.similarity import similarity_blocks
 
 LIMIT = 15.0
@@ -161,7 +161,7 @@ def impostor_spread(embeddings, labels, *, most: int = 8192) -> float:
     Raises:
       ValueError: shapes disagree. UserError: not finite, not of length 1, one person only, or no spread at all.
     """
-    embeddings, labels = unit_rows("embeddings", embeddings), np.asarray(labels)
+    embeddings, labels = checks.unit_rows("embeddings", embeddings), np.asarray(labels)
     if labels.shape != (len(embeddings),):
         raise ValueError(f"labels: needs shape ({len(embeddings)},), got {labels.shape}")
     chosen = np.arange(0, len(labels), -(-len(labels) // most))
@@ -225,8 +225,7 @@ def fused_search(
       UserError: no probe, an empty gallery, templates that are not finite or neither of length 1 nor zero, k out of its range.
     """
     options = dict(probe_only=probe_only, block=_check_search(probes, gallery, block))
-    if not 1 <= k <= len(gallery.logit):
-        raise UserError(f"k: needs a number from 1 to the gallery's {len(gallery.logit)}, got {k}")
+    checks.check_number("k", k, checks.Integers(1, len(gallery.logit)))
     return _search(_device(probes), _device(gallery), jnp.asarray(spread, jnp.float32), k=k, **options)
 
 
@@ -251,29 +250,18 @@ def rank1(scores, probe_labels, gallery_labels) -> float:
     return float((gallery_labels[scores.argmax(axis=1)] == probe_labels).mean())
 
 
-def unit_rows(name: str, values) -> np.ndarray:
-    """`values` as a finite matrix whose rows have length 1, or 0 for what is missing; otherwise a UserError."""
-    rows = checks.real_array(name, values, ndim=2)
-    lengths = np.linalg.norm(rows, axis=1)
-    wrong = (np.abs(lengths - 1) > 1e-3) & (lengths > 0)
-    if wrong.any():
-        raise UserError(f"{name}: needs rows of length 1, got {lengths[wrong][0]:g}")
-    return rows
-
-
 def _device(templates: RgbdTemplates) -> RgbdTemplates:
     return RgbdTemplates(*(jnp.asarray(x, jnp.float32) for x in templates))
 
 
 def _check_search(probes: RgbdTemplates, gallery: RgbdTemplates, block: int) -> int:
     """The block to use; refuses templates that cannot be compared."""
-    if block < 1:
-        raise ValueError(f"block: needs at least 1, got {block}")
+    checks.check_number("block", block, checks.AtLeast(1))
     for name, templates in (("probes", probes), ("gallery", gallery)):
         if not len(templates.logit):
             raise UserError(f"{name}: needs at least one image, got none")
         for part in ("rgb", "depth"):
-            unit_rows(f"{name}.{part}", getattr(templates, part))
+            checks.unit_rows(f"{name}.{part}", getattr(templates, part))
         checks.real_array(f"{name}.logit", templates.logit, ndim=1)
         counts = {len(part) for part in templates}
         if len(counts) > 1:

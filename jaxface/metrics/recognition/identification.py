@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxface import checks
 from jaxface.errors import UserError
-from jaxface.metrics import checks
+from jaxface.metrics import numbers
 
 
 class TpirAtFpir(NamedTuple):
@@ -72,15 +73,14 @@ def rank_k(similarity, mate, k: int = 1) -> float:
     Raises:
       ValueError: k < 1, and as `ranks`.
     """
-    if k < 1:
-        raise ValueError(f"k: needs at least 1, got {k}")
+    checks.check_number("k", k, checks.AtLeast(1))
     return float((ranks(similarity, mate) <= k).mean())
 
 
 def cmc(similarity, mate, *, max_rank: int | None = None) -> np.ndarray:
     """Cumulative match characteristic: `rank_k` for k = 1..max_rank (G unless given), [max_rank]."""
-    if max_rank is not None and max_rank < 1:
-        raise ValueError(f"max_rank: needs at least 1, got {max_rank}")
+    if max_rank is not None:
+        checks.check_number("max_rank", max_rank, checks.AtLeast(1))
     mate_ranks = ranks(similarity, mate)
     max_rank = max_rank or np.shape(similarity)[1]
     counts = np.bincount(mate_ranks, minlength=max_rank + 1)[1 : max_rank + 1]
@@ -113,7 +113,7 @@ def tpir_at_fpir(mated, mate, non_mated, fpirs, *, rank1: bool = True, strict: b
     if non_mated.shape[1] != mated.shape[1]:
         raise ValueError(f"mated, non_mated: need one gallery, got {mated.shape} and {non_mated.shape}")
     alarms = np.sort(non_mated.max(axis=1))
-    allowed = checks.allowed_count(targets, alarms.size)
+    allowed = numbers.allowed_count(targets, alarms.size)
     if strict and not (allowed >= 1).all():
         raise UserError(f"fpirs: {targets.min():g} needs more non-mated probes than the {alarms.size} given")
     threshold = alarms[alarms.size - 1 - allowed]
@@ -123,11 +123,11 @@ def tpir_at_fpir(mated, mate, non_mated, fpirs, *, rank1: bool = True, strict: b
     tpir = (found.size - np.searchsorted(found, threshold, side="right")) / found.size
     fpir = (alarms.size - np.searchsorted(alarms, threshold, side="right")) / alarms.size
     return TpirAtFpir(
-        checks.plain(tpir),
-        checks.plain(1 - tpir),
-        checks.plain(np.asarray(threshold, np.float64)),
-        checks.plain(fpir),
-        checks.plain(allowed >= 1),
+        numbers.plain(tpir),
+        numbers.plain(1 - tpir),
+        numbers.plain(np.asarray(threshold, np.float64)),
+        numbers.plain(fpir),
+        numbers.plain(allowed >= 1),
     )
 
 
@@ -196,12 +196,12 @@ def mate_scores_above_non_mates(similarity, mate, rates) -> MateScores:
     others = np.ones(similarity.shape, bool)
     others[np.arange(probes), mate] = False
     false = np.sort(similarity[others])
-    lower = checks.allowed_count(targets, probes)
+    lower = numbers.allowed_count(targets, probes)
     position = lower + (lower / probes < targets)  # ceil(P f), safe from rounding of the product
     threshold = false[false.size - position]
     own = similarity[np.arange(probes), mate]
     rate = (own[:, None] > threshold.reshape(1, -1)).mean(axis=0).reshape(targets.shape)
-    return MateScores(checks.plain(rate), checks.plain(np.asarray(threshold, np.float64)))
+    return MateScores(numbers.plain(rate), numbers.plain(np.asarray(threshold, np.float64)))
 
 
 def _scored(similarity, mate) -> tuple[np.ndarray, np.ndarray]:

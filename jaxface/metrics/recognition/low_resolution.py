@@ -5,8 +5,8 @@ XQLFW and LFW at a reduced resolution are pair protocols: `verify` and `ten_fold
 
 import numpy as np
 
+from jaxface import checks
 from jaxface.errors import UserError
-from jaxface.metrics import checks
 from jaxface.metrics.recognition.similarity import similarity_blocks
 from jaxface.metrics.recognition.verification import normalize
 

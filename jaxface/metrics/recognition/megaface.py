@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from jaxface import checks
 from jaxface.errors import UserError
-from jaxface.metrics import checks
 from jaxface.metrics.recognition.similarity import HistogramTar, ScoreHistogram, similarity_blocks
 from jaxface.metrics.recognition.verification import normalize
 

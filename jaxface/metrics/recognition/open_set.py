@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from jaxface import checks
 from jaxface.errors import UserError
-from jaxface.metrics import checks
 from jaxface.metrics.recognition.identification import rank_k, tpir_at_fpir
 from jaxface.metrics.recognition.megaface import distractor_rank1
 from jaxface.metrics.recognition.similarity import similarity_matrix
@@ -38,8 +38,7 @@ def open_set(embeddings, labels, *, seed: int = 0, most: int = 10_000) -> dict[s
     labels = np.asarray(labels)
     if labels.shape != (len(embeddings),):
         raise ValueError(f"labels: needs shape ({len(embeddings)},), got {labels.shape}")
-    if most < 2:
-        raise ValueError(f"most: needs at least 2, got {most}")
+    checks.check_number("most", most, checks.AtLeast(2))
     unit = np.asarray(normalize(embeddings))
     rng = np.random.default_rng(seed)
     people, counts = np.unique(labels, return_counts=True)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxface import checks
 from jaxface.errors import UserError
 
 
@@ -65,10 +66,9 @@ def make_pairs(labels, *, folds: int = 10, per_fold: int | None = None, seed: in
         `per_fold`.
     """
     labels = _labels(labels)
-    if folds < 2:
-        raise UserError(f"folds: needs at least 2, got {folds}")
-    if per_fold is not None and per_fold < 1:
-        raise UserError(f"per_fold: needs at least 1, got {per_fold}")
+    checks.check_number("folds", folds, checks.AtLeast(2))
+    if per_fold is not None:
+        checks.check_number("per_fold", per_fold, checks.AtLeast(1))
     members = _members(labels)
     if len(members) < 2:
         raise UserError(f"labels: verification pairs need at least two people, got {len(members)}")

@@ -4,8 +4,8 @@ from typing import Literal
 
 import numpy as np
 
+from jaxface import checks
 from jaxface.errors import UserError
-from jaxface.metrics import checks
 from jaxface.metrics.recognition.curves import auc, equal_error_rate, tar_at_far
 from jaxface.metrics.recognition.pairs import Pairs, make_pairs
 from jaxface.metrics.recognition.similarity import all_pair_similarities, pair_similarities

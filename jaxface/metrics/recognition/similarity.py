@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxface import checks
 from jaxface.errors import UserError
-from jaxface.metrics import checks
+from jaxface.metrics import numbers
 
 BLOCK = 2048
 
@@ -72,8 +73,7 @@ def similarity_blocks(a, b=None, *, block: int = BLOCK) -> Iterator[Block]:
     b = a if symmetric else checks.real_array("b", b, ndim=2)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"a, b: need the same width, got {a.shape} and {b.shape}")
-    if block < 1:
-        raise ValueError(f"block: needs at least 1, got {block}")
+    checks.check_number("block", block, checks.AtLeast(1))
     height, width = min(block, len(a)), min(block, len(b))
     for top in range(0, len(a), height):
         rows = slice(top, min(top + height, len(a)))
@@ -190,7 +190,7 @@ class ScoreHistogram:
         for name, total in totals.items():
             if total == 0:
                 raise UserError(f"{name}: needs at least one score, none was added")
-        allowed = checks.allowed_count(targets, totals["impostor"])
+        allowed = numbers.allowed_count(targets, totals["impostor"])
         if strict and not (allowed >= 1).all():
             raise UserError(
                 f"fars: {targets.min():g} needs more impostor scores than the {totals['impostor']} added"
@@ -201,11 +201,11 @@ class ScoreHistogram:
         lowest = impostor.size - np.searchsorted(impostor[::-1], allowed, side="right")
         width = (self.high - self.low) / self.genuine.size
         return HistogramTar(
-            checks.plain(genuine[lowest] / totals["genuine"]),
-            checks.plain(genuine[np.maximum(lowest - 1, 0)] / totals["genuine"]),
-            checks.plain(self.low + lowest * width),
-            checks.plain(impostor[lowest] / totals["impostor"]),
-            checks.plain(allowed >= 1),
+            numbers.plain(genuine[lowest] / totals["genuine"]),
+            numbers.plain(genuine[np.maximum(lowest - 1, 0)] / totals["genuine"]),
+            numbers.plain(self.low + lowest * width),
+            numbers.plain(impostor[lowest] / totals["impostor"]),
+            numbers.plain(allowed >= 1),
         )
 
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from jaxface import checks
 from jaxface.errors import UserError
-from jaxface.metrics import checks
 from jaxface.metrics.recognition.similarity import pair_similarities
 from jaxface.metrics.recognition.verification import normalize
 

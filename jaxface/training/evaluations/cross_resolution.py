@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from jaxface import metrics
+from jaxface.checks import AtLeast, check_number
 from jaxface.data.sources.source import Source
 from jaxface.data.transforms.resolution import LowResolution, check_sizes, low_resolution
 from jaxface.errors import UserError
@@ -57,8 +58,7 @@ class CrossResolution:
         if not sizes:
             raise UserError("probe_sizes: needs at least one, got none")
         check_sizes(sizes, source.image_shape, name="probe_sizes")
-        if galleries < 1:
-            raise UserError(f"galleries: needs at least 1, got {galleries}")
+        check_number("galleries", galleries, AtLeast(1))
         self.model, self.source, self.classify, self.flip, self.seed = model, source, classify, flip, seed
         self.pairs = getattr(source, "pairs", None)
         self.sources = {size: LowResolution(source, size) for size in sorted(set(sizes))}

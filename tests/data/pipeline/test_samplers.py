@@ -184,7 +184,7 @@ def test_worker_processes_give_the_same_batches(fake):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (dict(per_class=0), "per_class: needs at least 1, got 0"),
+        (dict(per_class=0), "per_class: needs an integer from 1, got 0"),
         (dict(per_class=3), "per_class: needs a divisor of the batch of 40, got 3"),
         (dict(per_class=1), "per_class: needs at least 2 to fill a batch of 40 from 30 classes, got 1"),
     ],
@@ -240,7 +240,7 @@ def test_superclasses_are_the_clusters_of_class_means():
 
 @pytest.mark.parametrize("count", [0, 6])
 def test_superclasses_refuse(count):
-    with pytest.raises(UserError, match=f"superclasses: needs a number from 1 to the 5 classes, got {count}"):
+    with pytest.raises(UserError, match=f"superclasses: needs an integer from 1 to 5, got {count}"):
         superclasses(np.eye(5), count, seed=0)
     with pytest.raises(UserError, match="finite"):
         superclasses(np.full((5, 2), np.nan), 2, seed=0)

@@ -83,7 +83,7 @@ def test_refusals():
     for arguments, words in (
         ((0, 4), "identities"),
         ((4, 0), "per_identity"),
-        ((4, 4, 7), "image_size: needs at least 8"),
+        ((4, 4, 7), "image_size: needs an integer from 8"),
     ):
         with pytest.raises(UserError, match=words):
             RenderedSource(*arguments)

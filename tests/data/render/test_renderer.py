@@ -269,7 +269,7 @@ def test_surface_follows_the_coefficients():
 
 def test_refusals():
     faces = draw(8)
-    with pytest.raises(UserError, match="image_size: needs at least 8"):
+    with pytest.raises(UserError, match="image_size: needs an integer from 8"):
         render(faces, image_size=7)
     with pytest.raises(UserError, match="outputs: unknown"):
         render(faces, image_size=16, outputs=("rgb",))

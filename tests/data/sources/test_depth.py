@@ -161,7 +161,7 @@ def test_digit_halves():
     np.testing.assert_array_equal(record["depth"], right.held_out[7]["image"])
     whole = {data.digits()[i]["image"].tobytes() for i in range(1797)}
     assert np.concatenate([record["image"], record["depth"]], axis=1).tobytes() in whole
-    with pytest.raises(UserError, match="paired: needs a number from 10 to 300, got 301"):
+    with pytest.raises(UserError, match="paired: needs an integer from 10 to 300, got 301"):
         data.load(data.DigitHalves(paired=301), image_size=8)
 
 

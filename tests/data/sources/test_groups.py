@@ -119,7 +119,7 @@ def test_shortcut_digits():
             "groups: needs at least two",
         ),
         (dataclasses.replace(TONED, held_out_identities=1), "held_out_identities: pairs"),
-        (data.ShortcutDigits(reliability=1.5), "reliability: needs a fraction"),
+        (data.ShortcutDigits(reliability=1.5), "reliability: needs a number from 0 to 1"),
         (data.ShortcutDigits(noise=-1.0), "noise: needs"),
     ],
 )

@@ -41,8 +41,8 @@ def test_the_protocol():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"identities": 1}, "identities: needs at least 2, got 1"),
-        ({"per_identity": 0}, "per_identity: needs at least 1, got 0"),
+        ({"identities": 1}, "identities: needs an integer from 2, got 1"),
+        ({"per_identity": 0}, "per_identity: needs an integer from 1, got 0"),
         ({"held_out_per_identity": 1}, "held_out_per_identity: pairs to verify need at least 2, got 1"),
     ],
 )

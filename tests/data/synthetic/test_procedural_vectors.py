@@ -46,9 +46,9 @@ def test_the_two_protocols():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"identities": 1}, "identities: needs at least 2, got 1"),
-        ({"per_identity": 0}, "per_identity: needs at least 1, got 0"),
-        ({"groups": 0}, "groups: needs at least 1, got 0"),
+        ({"identities": 1}, "identities: needs an integer from 2, got 1"),
+        ({"per_identity": 0}, "per_identity: needs an integer from 1, got 0"),
+        ({"groups": 0}, "groups: needs an integer from 1, got 0"),
         ({"held_out_identities": 1}, "held_out_identities: pairs to verify need at least 2, got 1"),
     ],
 )

@@ -269,8 +269,8 @@ def test_finished_networks_and_a_folder_of_pairs(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--preset", "digits", "--scale", "0"], "scale: needs a finite value in (0, inf], got 0"),
-        (["--preset", "digits", "--hidden", "0"], "hidden: needs at least 1, got 0"),
+        (["--preset", "digits", "--scale", "0"], "scale: needs a finite number above 0, got 0"),
+        (["--preset", "digits", "--hidden", "0"], "hidden: needs an integer from 1, got 0"),
         (
             ["--preset", "digits", "--kinds", "none", "none"],
             "kinds: needs some of none, rgb, depth, both, occluded",
@@ -278,7 +278,7 @@ def test_finished_networks_and_a_folder_of_pairs(tmp_path):
         (["--preset", "digits", "--kinds", "rain"], "kinds: needs some of"),
         (
             ["--preset", "digits", "--leave-one-out", "-1"],
-            "leave_one_out: needs a number of images from 0, got -1",
+            "leave_one_out: needs an integer from 0, got -1",
         ),
         (["--preset", "digits", "--no-features", "--no-norms"], "features: the confidence network needs"),
         (["--preset", "digits", "--batch-size", "100000"], "batch_size"),

@@ -229,14 +229,14 @@ def test_photographs_run(photographs, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--gamma 0", "gamma: needs a finite value in (0, inf], got 0"),
-        ("--order 0", "order: needs at least 1 (order 0 is a constant), got 0"),
+        ("--gamma 0", "gamma: needs a finite number above 0, got 0"),
+        ("--order 0", "order: needs an integer from 1, got 0"),
         ("--kernel laplace", "--kernel"),
-        ("--temperature 0", "temperature: needs a finite value"),
-        ("--mimic-weight -1", "mimic_weight: needs a finite value"),
-        ("--congruence-weight nan", "congruence_weight: needs a finite value"),
+        ("--temperature 0", "temperature: needs a finite number above 0"),
+        ("--mimic-weight -1", "mimic_weight: needs a finite number from 0"),
+        ("--congruence-weight nan", "congruence_weight: needs a finite number from 0, got nan"),
         ("--mimic-weight 0 --congruence-weight 0", "congruence_weight: needs a positive weight"),
-        ("--head.scale 0", "scale: needs a finite value"),
+        ("--head.scale 0", "scale: needs a finite number above 0"),
         ("--batch-size 1 --sampler uniform", "batch_size: "),
         ("--batch-size 64 --per-class 3", "per_class: needs a divisor of the batch of 64, got 3"),
         (
@@ -245,9 +245,9 @@ def test_photographs_run(photographs, tmp_path):
         ),
         (
             "--sampler superclass --superclasses 25",
-            "superclasses: needs a number from 1 to the 24 classes, got 25",
+            "superclasses: needs an integer from 1 to 24, got 25",
         ),
-        ("--sampler superclass --per-class 0", "per_class: needs at least 1, got 0"),
+        ("--sampler superclass --per-class 0", "per_class: needs an integer from 1, got 0"),
         ("--data digits --image-size 8", "soft_target_weight: needs to be positive (or label_weight)"),
         ("--teacher.run {tmp}/none", "none"),
     ],

@@ -148,11 +148,11 @@ def test_networks_may_come_from_finished_runs(finished, photographs, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("--cloak.epsilon 0", "epsilon: needs a finite value in"),
+        ("--cloak.epsilon 0", "epsilon: needs a number above 0 and up to 255"),
         ("--cloak.batch 11", "batch: needs at most the 10 photos of a person, got 11"),
         ("--cloak.hull reduced --cloak.hull-high 0.05", "cannot sum to 1"),
         ("--photos 1 --cloak.batch 1", "photos: needs at least 2 per person, got 1"),
-        ("--tests 1", "tests: needs a finite value in"),
+        ("--tests 1", "tests: needs an integer from 2, got 1"),
         ("--data procedural_images --people 100", "PSR@5 needs at least 4 images of distractors, got 0"),
         ("--data procedural_images --photos 14", "people: needs 20 people with at least 16 photos"),
         ("--data digits", "data: needs people that are not trained on"),

@@ -208,11 +208,11 @@ def test_launched_on_images(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--neighbors 0", "neighbors: needs at least 1, got 0"),
-        ("--relation-weight=-1", "relation_weight: needs a finite value"),
-        ("--classification-weight=-1", "classification_weight: needs a finite value"),
-        ("--memory-decay 1.5", "memory_decay: needs a finite value in [0, 1]"),
-        ("--classification-weight 1 --head.scale 0", "scale: needs a finite value"),
+        ("--neighbors 0", "neighbors: needs an integer from 1, got 0"),
+        ("--relation-weight=-1", "relation_weight: needs a finite number from 0"),
+        ("--classification-weight=-1", "classification_weight: needs a finite number from 0"),
+        ("--memory-decay 1.5", "memory_decay: needs a number from 0 to 1"),
+        ("--classification-weight 1 --head.scale 0", "scale: needs a finite number above 0"),
         ("--teacher.run nowhere", "nowhere"),
     ],
 )

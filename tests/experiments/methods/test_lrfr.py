@@ -175,8 +175,8 @@ def test_the_preset_of_digits_runs(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["--power", "0.5"], "power: needs a finite value in [1, inf], got 0.5"),
-        (["--weight", "-1"], "weight: needs a finite value in [0, inf], got -1"),
+        (["--power", "0.5"], "power: needs a finite number from 1, got 0.5"),
+        (["--weight", "-1"], "weight: needs a finite number from 0, got -1"),
         (["--sizes", "0", "4", "8"], "sizes: needs sides from 1 to that of the images, got 0"),
         (["--sizes", "4", "8", "17"], "sizes: needs sides from 1 to 16, got 17"),
         (["--probabilities", "0.5", "0.5"], "probabilities: needs one for each of the 3 sizes, got 2"),
@@ -189,7 +189,7 @@ def test_the_preset_of_digits_runs(tmp_path):
             ["--probe-sizes", "4", "--galleries", "4"],
             "galleries: 4 need more than 4 images of every class, one has 4",
         ),
-        (["--probe-sizes", "4", "--head.margin", "-1"], "margin: needs a finite value in [0, 2], got -1"),
+        (["--probe-sizes", "4", "--head.margin", "-1"], "margin: needs a number from 0 to 2, got -1"),
     ],
 )
 def test_refusals(refusal, tiny, tmp_path, flags, line):

@@ -340,7 +340,7 @@ def test_the_route_of_an_earlier_run(tmp_path, refusal):
     anchor = training.run_anchors(earlier)[1].load()
     saved = training.restore_params(tmp_path / "rco/checkpoints/00-student1_on_4")["extra"]["teacher"]
     jax.tree.map(np.testing.assert_array_equal, saved["params"], anchor.params["backbone"])
-    assert "anchors: needs a number from 1 to 3, got 4" in refusal(launch.main, mine)
+    assert "anchors: needs an integer from 1 to 3, got 4" in refusal(launch.main, mine)
     assert "given: the teacher is recorded at steps 2, 4, 6, got 3" in refusal(
         launch.main, [*mine, "--selection", "given", "--given", "3"]
     )
@@ -384,35 +384,35 @@ def test_the_default_run_through_the_launcher(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"temperature": 0.0}, "temperature: needs a finite value"),
-        ({"threshold": 0.0}, "threshold: needs a finite value"),
-        ({"weight": -1.0}, "weight: needs a finite value"),
-        ({"label_weight": -1.0}, "label_weight: needs a finite value"),
+        ({"temperature": 0.0}, "temperature: needs a finite number above 0"),
+        ({"threshold": 0.0}, "threshold: needs a finite number above 0"),
+        ({"weight": -1.0}, "weight: needs a finite number from 0"),
+        ({"label_weight": -1.0}, "label_weight: needs a finite number from 0"),
         ({"weight": 0.0, "label_weight": 0.0}, "weight: needs a positive number"),
-        ({"head": recipe.Head(scale=0.0)}, "scale: needs a finite value"),
-        ({"validation": 1.0}, "validation: needs a fraction"),
+        ({"head": recipe.Head(scale=0.0)}, "scale: needs a finite number above 0"),
+        ({"validation": 1.0}, "validation: needs a number from 0 and below 1"),
         ({"selection": "greedy", "restart": False}, "restart: greedy search needs a run for every anchor"),
         ({"selection": "greedy", "validation": 0.0}, "validation: greedy search needs images"),
         ({"selection": "given"}, "given: needs at least one anchor, got none"),
         ({"selection": "given", "given": (4, 2)}, "given: needs increasing steps"),
         ({"form": "hint", "label_weight": 0.0}, "label_weight: needs a positive number, layers behind"),
         ({"form": "hint"}, "hint_layers: needs a layer of the student and one of the teacher"),
-        ({"anchors": 0}, "anchors: needs at least 1"),
-        ({"steps": 0}, "steps: needs at least 1"),
+        ({"anchors": 0}, "anchors: needs an integer from 1"),
+        ({"steps": 0}, "steps: needs an integer from 1"),
     ],
 )
 def test_what_is_refused_before_data_is_opened(monkeypatch, wrong, words):
     monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("the data was opened"))
     with pytest.raises(UserError, match=words) as caught:
-        rco.build(changed(**wrong))
+        configs.build("rco", changed(**wrong))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"anchors": 5}, "anchors: needs a number from 1 to 4, got 5"),
-        ({"anchors": 3, "restart": False, "steps": 2}, "anchors: needs a number from 1 to 2, got 3"),
+        ({"anchors": 5}, "anchors: needs an integer from 1 to 4, got 5"),
+        ({"anchors": 3, "restart": False, "steps": 2}, "anchors: needs an integer from 1 to 2, got 3"),
         ({"recorded": 9}, "recorded: needs a number from 1 to the teacher's 8 steps, got 9"),
         ({"recorded": 0}, "recorded: needs a number"),
         ({"recorded_at": (2, 6)}, "recorded_at: needs to end at the teacher's last step, 8, got 6"),
@@ -436,7 +436,7 @@ def test_what_is_refused_before_data_is_opened(monkeypatch, wrong, words):
 )
 def test_what_is_refused_before_the_teacher_trains(wrong, words):
     with pytest.raises(UserError, match=words) as caught:
-        rco.build(changed(**wrong))
+        configs.build("rco", changed(**wrong))
     assert "\n" not in str(caught.value)
 
 

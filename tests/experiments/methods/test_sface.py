@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import configs
 from experiments.methods import sface
 from jaxface import data, losses, training
 from jaxface.errors import UserError
@@ -106,8 +107,8 @@ def test_digits_are_learned():
 )
 def test_a_loss_out_of_its_range_is_refused_before_any_data_is_opened(monkeypatch, wrong, loss):
     monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("the data was opened"))
-    with pytest.raises(UserError, match=rf"^{next(iter(wrong))}: needs a finite value") as caught:
-        sface.build(dataclasses.replace(DIGITS, loss=loss, **wrong))
+    with pytest.raises(UserError, match=rf"^{next(iter(wrong))}: needs a (finite )?number") as caught:
+        configs.build("sface", dataclasses.replace(DIGITS, loss=loss, **wrong))
     assert "\n" not in str(caught.value)
 
 

@@ -165,7 +165,10 @@ def lonely(tmp_path, people):
         ("--run {run} --faces {people} --out {people}", "out: needs a folder apart from the originals"),
         ("--run {run} --faces {people} --out {people}/out", "out: needs a folder apart from the originals"),
         ("--run {run} --faces {people} --out {run}", "config"),
-        ("--run {run} --faces {people} --out {tmp}/out --eps 0", "epsilon: needs a finite value"),
+        (
+            "--run {run} --faces {people} --out {tmp}/out --eps 0",
+            "epsilon: needs a number above 0 and up to 255",
+        ),
         ("--run {run} --faces {people} --out {tmp}/out --photos 1", "photos: needs at least 2, got 1"),
         ("--run {run} --faces {people} --out {tmp}/out --seed -1", "seed: needs a number from 0"),
         (

@@ -268,10 +268,13 @@ HOLED = np.concatenate([units(3), np.full((1, 16), np.nan, np.float32)])
         ),
         (lambda: local_discrepancy(units(2), units(4), k=1, same_above=float("nan")), "same_above: needs"),
         (lambda: local_discrepancy(units(2), units(4), k=1, tile=0), "tile: needs"),
-        (lambda: local_discrepancy_cap(units(2), units(9), 1.1, k_min=1, k_max=2), "cap: needs a cosine"),
+        (
+            lambda: local_discrepancy_cap(units(2), units(9), 1.1, k_min=1, k_max=2),
+            "cap: needs a number from -1 to 1",
+        ),
         (
             lambda: local_discrepancy_cap(units(2), units(9), float("nan"), k_min=1, k_max=2),
-            "cap: needs a cosine",
+            "cap: needs a number from -1 to 1",
         ),
         (lambda: local_discrepancy_cap(units(2), units(9), 0.5, k_min=3, k_max=2), "k_min: needs"),
         (
@@ -279,7 +282,10 @@ HOLED = np.concatenate([units(3), np.full((1, 16), np.nan, np.float32)])
             "k_max: needs 1 to the 9",
         ),
         (lambda: filter_candidates(BAD), "candidates: needs rows of unit length"),
-        (lambda: filter_candidates(units(3), duplicates_above=2.0), "duplicates_above: needs a cosine"),
+        (
+            lambda: filter_candidates(units(3), duplicates_above=2.0),
+            "duplicates_above: needs a number from -1 to 1",
+        ),
         (lambda: group_false_accepts(np.ones(3), np.ones(3), 0.0), "far: needs rates"),
     ],
 )

@@ -170,7 +170,7 @@ def test_refusals():
         metrics.fused_similarities(empty, templates(0, 2))
     with pytest.raises(UserError, match="gallery: needs at least one image"):
         metrics.pair_weight(jnp.zeros(2), jnp.zeros(0))
-    with pytest.raises(UserError, match="k: needs a number from 1 to the gallery's 3, got 4"):
+    with pytest.raises(UserError, match="k: needs an integer from 1 to 3, got 4"):
         metrics.fused_search(templates(0, 2), templates(1, 3), k=4)
     with pytest.raises(ValueError, match="query, gallery: need shapes"):
         metrics.fuse_scores(jnp.zeros((2, 3)), jnp.zeros((2, 3)), jnp.zeros(3), jnp.zeros(3))

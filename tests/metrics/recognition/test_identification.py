@@ -125,7 +125,7 @@ def test_bad_input_is_refused(mated, mate, non_mated, kind, message):
 
 
 def test_other_refusals():
-    with pytest.raises(ValueError, match="k: needs at least 1"):
+    with pytest.raises(ValueError, match="k: needs an integer from 1"):
         rank_k(MATED, MATE, 0)
     with pytest.raises(ValueError, match="max_rank"):
         cmc(MATED, MATE, max_rank=0)

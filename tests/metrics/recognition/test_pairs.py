@@ -115,7 +115,7 @@ def test_ranks_of_pairs_are_exact():
             UserError,
             "10 folds need 10 genuine and 10 impostor pairs, the set has 0 and 1225",
         ),
-        ([0, 0, 1, 1], {"folds": 1}, UserError, "folds: needs at least 2"),
+        ([0, 0, 1, 1], {"folds": 1}, UserError, "folds: needs an integer from 2"),
         ([0, 0, 1, 1], {"per_fold": 0}, UserError, "per_fold"),
         ([[0, 1]], {}, ValueError, "labels"),
         ([0.5, 1.0], {}, ValueError, "labels"),

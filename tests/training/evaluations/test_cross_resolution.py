@@ -89,7 +89,7 @@ def test_the_figure_is_drawn(state, tmp_path):
         ({"sizes": ()}, "probe_sizes: needs at least one, got none"),
         ({"sizes": (4, 9)}, "probe_sizes: needs sides from 1 to 8, got 9"),
         ({"sizes": (0,)}, "probe_sizes: needs sides from 1 to 8, got 0"),
-        ({"sizes": (4,), "galleries": 0}, "galleries: needs at least 1, got 0"),
+        ({"sizes": (4,), "galleries": 0}, "galleries: needs an integer from 1, got 0"),
         ({"sizes": (4,), "galleries": 5}, "galleries: 5 need more than 5 images of every class, one has 5"),
     ],
 )
