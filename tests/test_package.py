@@ -171,3 +171,10 @@ def test_the_pure_packages_need_neither_pipelines_nor_programs():
         "assert losses.sface_loss and models.create('mlp') and metrics.verify\n"
         "import jax\nassert not jax._src.xla_bridge.backends_are_initialized(), 'an import touched a device'"
     )
+
+
+def test_an_import_leaves_the_logs_alone():
+    python(
+        "import logging, jaxface.training.checkpoints\n"
+        "assert not any(logging.getLogger(name).filters for name in ('absl', 'asyncio'))"
+    )
