@@ -245,7 +245,7 @@ def test_photographs_run(photographs, tmp_path):
         ),
         (
             "--sampler superclass --superclasses 25",
-            "superclasses: needs an integer from 1 to 24, got 25",
+            "superclasses: needs a number from 1 to the 24 classes, got 25",
         ),
         ("--sampler superclass --per-class 0", "per_class: needs an integer from 1, got 0"),
         ("--data digits --image-size 8", "soft_target_weight: needs to be positive (or label_weight)"),
