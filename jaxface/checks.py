@@ -191,7 +191,7 @@ def check_unit_rows(name: str, rows: jax.Array, *, zeros: bool = False) -> None:
 
 
 def check_labels(name: str, labels: jax.Array, classes: int | None, *, low: int = 0) -> None:
-    """Holds `labels` [B] to integers in [low, classes).
+    """Holds `labels` [B] to integers in [low, classes); `low` is 0, or -1 where that stands for nobody.
 
     Raises:
       AssertionError: another rank.
@@ -286,4 +286,5 @@ def _need_finite(name: str, array: np.ndarray) -> None:
 
 def _need_inside(name: str, array: np.ndarray, low: int, bound: int) -> None:
     if array.size and (array.min() < low or array.max() >= bound):
-        raise ValueError(f"{name}: needs values in [{low}, {bound}), got {array.min()}..{array.max()}")
+        allowed = f"[0, {bound}){' or -1' * (low == -1)}"  # -1 is nobody
+        raise ValueError(f"{name}: needs values in {allowed}, got {array.min()}..{array.max()}")

@@ -181,7 +181,7 @@ def test_refusals_of_the_loss(change, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"features": 1.01 * jnp.eye(2)}, "features: needs rows of length 1, got 1.01"),
+        ({"features": 1.01 * jnp.eye(2)}, "features: needs rows of length 1 or 0, got 1.01"),
         ({"features": jnp.full((2, 2), jnp.nan)}, "features: needs finite"),
         (
             {"sums": jnp.eye(2) * jnp.array([[1.0], [0.0]])},

@@ -245,8 +245,8 @@ HOLED = np.concatenate([units(3), np.full((1, 16), np.nan, np.float32)])
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: local_discrepancy(BAD, units(4), k=1), "embeddings: needs rows of unit length"),
-        (lambda: local_discrepancy(units(4), BAD, k=1), "candidates: needs rows of unit length"),
+        (lambda: local_discrepancy(BAD, units(4), k=1), "embeddings: needs rows of length 1"),
+        (lambda: local_discrepancy(units(4), BAD, k=1), "candidates: needs rows of length 1"),
         (lambda: local_discrepancy(HOLED, units(4), k=1), "embeddings: needs finite rows, 1 of 4"),
         (lambda: local_discrepancy(units(4), HOLED, k=1), "candidates: needs finite rows, 1 of 4"),
         (
@@ -281,7 +281,7 @@ HOLED = np.concatenate([units(3), np.full((1, 16), np.nan, np.float32)])
             lambda: local_discrepancy_cap(units(2), units(9), 0.5, k_min=3, k_max=10),
             "k_max: needs 1 to the 9",
         ),
-        (lambda: filter_candidates(BAD), "candidates: needs rows of unit length"),
+        (lambda: filter_candidates(BAD), "candidates: needs rows of length 1"),
         (
             lambda: filter_candidates(units(3), duplicates_above=2.0),
             "duplicates_above: needs a number from -1 to 1",
