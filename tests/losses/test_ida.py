@@ -52,7 +52,7 @@ def test_the_loss_and_its_gradient():
         (
             lambda: lid_targets(np.zeros((2, 4), np.float32), np.arange(2), units(3, 4), k=1),
             UserError,
-            "unit",
+            "embeddings: needs rows of length 1",
         ),
         (lambda: lid_targets(units(2), np.arange(3), units(3), k=1), AssertionError, "differ"),
         (lambda: lid_targets(units(2, 8), np.arange(2), units(3), k=1), AssertionError, "differ"),

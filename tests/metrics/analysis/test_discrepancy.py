@@ -247,8 +247,8 @@ HOLED = np.concatenate([units(3), np.full((1, 16), np.nan, np.float32)])
     [
         (lambda: local_discrepancy(BAD, units(4), k=1), "embeddings: needs rows of length 1"),
         (lambda: local_discrepancy(units(4), BAD, k=1), "candidates: needs rows of length 1"),
-        (lambda: local_discrepancy(HOLED, units(4), k=1), "embeddings: needs finite rows, 1 of 4"),
-        (lambda: local_discrepancy(units(4), HOLED, k=1), "candidates: needs finite rows, 1 of 4"),
+        (lambda: local_discrepancy(HOLED, units(4), k=1), "embeddings: needs finite values, "),
+        (lambda: local_discrepancy(units(4), HOLED, k=1), "candidates: needs finite values, "),
         (
             lambda: local_discrepancy(units(2), units(4), k=0),
             "k: needs 1 to the 4 candidates there are, got 0",
