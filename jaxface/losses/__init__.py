@@ -22,13 +22,13 @@
 | `gradient_attention`, `topn_mask`, `erase` | where a network looks, the image without it | arXiv:2304.02284 |
 | `adversarial_uniform`, `adversarial_to_reference`, `discriminator_loss` | attention that tells no group | arXiv:2304.02284 |
 | `adjacent_correlation_loss` | what RepDistiller benchmarks as correlation congruence | arXiv:1910.10699 |
-| `acw_loss`, `acw_pair_loss` | confidence moves to the modality that favors the right identity | arXiv:2403.06529 |
+| `acw_loss` | confidence moves to the modality that favors the right identity | arXiv:2403.06529 |
 | `leave_one_out_cosines` | cosines with prototypes that an image had no part in | arXiv:2403.06529 |
 | `lid_regression_loss`, `lid_targets` | how crowded the neighborhood of an image is, learned | arXiv:2103.01559 |
 | `gan_discriminator_loss`, `gan_generator_loss`, `r1_penalty` | a generator of faces | arXiv:1406.2661, 1801.04406 |
 """
 
-from jaxface.losses.acw import acw_loss, acw_pair_loss, leave_one_out_cosines
+from jaxface.losses.acw import acw_loss, leave_one_out_cosines
 from jaxface.losses.adversarial import gan_discriminator_loss, gan_generator_loss, r1_penalty
 from jaxface.losses.cckd import (
     CckdTerms,
@@ -78,7 +78,6 @@ __all__ = [
     "Kernel",
     "SFaceTerms",
     "acw_loss",
-    "acw_pair_loss",
     "add_class_features",
     "adjacent_correlation_loss",
     "adversarial_to_reference",

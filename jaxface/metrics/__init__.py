@@ -67,7 +67,9 @@ from jaxface.metrics.recognition.curves import (
 )
 from jaxface.metrics.recognition.fusion import (
     RgbdTemplates,
+    combine_scores,
     confidence_logit,
+    equalize,
     fuse_scores,
     fused_search,
     fused_similarities,
@@ -90,8 +92,8 @@ from jaxface.metrics.recognition.identification import (
 from jaxface.metrics.recognition.low_resolution import labeled_ranks, rank1_by_distance
 from jaxface.metrics.recognition.megaface import distractor_rank1, distractor_verification
 from jaxface.metrics.recognition.open_set import open_set
-from jaxface.metrics.recognition.pairs import Pairs, all_pairs, make_pairs
-from jaxface.metrics.recognition.report import verification_scores, verify
+from jaxface.metrics.recognition.pairs import Pairs, all_pairs, draw_pairs, make_pairs
+from jaxface.metrics.recognition.report import report_scores, verification_scores, verify
 from jaxface.metrics.recognition.similarity import (
     Block,
     HistogramTar,
@@ -147,6 +149,7 @@ __all__ = [
     "attention_mass",
     "auc",
     "cmc",
+    "combine_scores",
     "confidence_logit",
     "confusion_matrix",
     "congruence_error",
@@ -155,7 +158,9 @@ __all__ = [
     "cosine_to_squared_l2",
     "distractor_rank1",
     "distractor_verification",
+    "draw_pairs",
     "equal_error_rate",
+    "equalize",
     "filter_candidates",
     "flip_embeddings",
     "fnmr_at_fmr",
@@ -189,6 +194,7 @@ __all__ = [
     "rank1_by_distance",
     "rank_k",
     "ranks",
+    "report_scores",
     "roc",
     "sensitive_area",
     "similarity_blocks",

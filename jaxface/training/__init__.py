@@ -2,8 +2,10 @@
 
 from jaxface.training.checkpoints import Checkpoints, checkpoint_steps, restore_params
 from jaxface.training.distributed import start_processes, together
+from jaxface.training.evaluations.aligned_verification import AlignedVerification, SupportSets
 from jaxface.training.evaluations.cross_resolution import CrossResolution, resolution_gradient_norms
 from jaxface.training.evaluations.group_fairness import GroupFairness, PackFairness, source_groups
+from jaxface.training.evaluations.rgbd_identification import RgbdIdentification
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
 from jaxface.training.optimizer import Optimizer, decay_mask
 from jaxface.training.parallel import JitParallel, Mode, PmapParallel, check_batch_size, make_parallel
@@ -23,6 +25,7 @@ from jaxface.training.recognition import (
     verification_figures,
 )
 from jaxface.training.records import Records, read_records
+from jaxface.training.rgbd import RgbdClasses, RgbdFeatures, RgbdNetworks
 from jaxface.training.route import (
     Anchor,
     batches_from,
@@ -36,7 +39,7 @@ from jaxface.training.route import (
     run_anchors,
 )
 from jaxface.training.stages import Outcome, Stage
-from jaxface.training.step import Objective, TrainState, create_state, gradient_step
+from jaxface.training.step import Objective, TrainState, create_state, example_keys, gradient_step
 from jaxface.training.teachers import Teacher
 from jaxface.training.workdir import (
     check_workdir,
@@ -47,6 +50,7 @@ from jaxface.training.workdir import (
 )
 
 __all__ = [
+    "AlignedVerification",
     "Anchor",
     "Cadence",
     "Checkpoints",
@@ -66,7 +70,12 @@ __all__ = [
     "PmapParallel",
     "Recognizer",
     "Records",
+    "RgbdClasses",
+    "RgbdFeatures",
+    "RgbdIdentification",
+    "RgbdNetworks",
     "Stage",
+    "SupportSets",
     "Teacher",
     "TrainState",
     "Verification",
@@ -82,6 +91,7 @@ __all__ = [
     "decay_mask",
     "embed_source",
     "equal_epoch_anchors",
+    "example_keys",
     "give_up_workdir",
     "gradient_step",
     "greedy_next_anchor",

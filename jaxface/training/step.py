@@ -1,6 +1,7 @@
 """The state of a plain method, and a step of gradient descent on one or several objectives."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +80,24 @@ def create_state(
         opt_state=tuple(objective.optimizer.init(objective.select(params)) for objective in objectives),
         ema=jax.tree.map(jnp.copy, params) if ema else None,
     )
+
+
+def example_keys(state: TrainState, count: int) -> jax.Array:
+    """A key for each of the `count` examples that a step sees on this device.
+
+    The same however the batch is split over devices, and another one in every step.
+
+    Args:
+      state: of the step.
+      count: examples of the batch on this device, static.
+
+    Returns:
+      [count] keys.
+    """
+    # Far from the folds that the step itself takes.
+    step = jax.random.fold_in(jax.random.fold_in(state.rng, state.step), 1 << 16)
+    first = jax.lax.axis_index(axes.DATA) * count if axes.bound(axes.DATA) else 0
+    return jax.vmap(functools.partial(jax.random.fold_in, step))(first + jnp.arange(count))
 
 
 def _microbatches(batch: dict, count: int) -> dict:

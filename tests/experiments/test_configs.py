@@ -31,8 +31,17 @@ DATA = [
     data.TonedFaces(identities=(7, 3)),
     data.GroupFolders(root="photographs"),
     data.ShortcutDigits(),
+    data.Crowd(identities=7),
+    data.EmbeddingFile(embeddings="faces.npz"),
 ]
-REQUIRED = {"folder": "root", "rgbd_folder": "root", "recordio": "path", "bin": "path", "groups": "root"}
+REQUIRED = {
+    "folder": "root",
+    "rgbd_folder": "root",
+    "recordio": "path",
+    "bin": "path",
+    "groups": "root",
+    "embeddings": "embeddings",
+}
 PRESETS = [sface.Config, *(getattr(sface.Config, name) for name in configs.presets(sface.Config))]
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from jaxface.data.sources.source import Source, Subset
-from jaxface.data.specs.base import FIRST_HELD_OUT, KINDS, DataSpec, Split, check_pairs
+from jaxface.data.specs.base import FIRST_HELD_OUT, FIRST_SIMULATED, KINDS, DataSpec, Split, check_pairs
 from jaxface.data.synthetic.procedural_images import procedural_images
 from jaxface.data.synthetic.procedural_vectors import procedural_vectors
 from jaxface.data.synthetic.shortcut_digits import shortcut_digits
@@ -58,6 +58,9 @@ class Procedural(DataSpec):
             self.held_out_identities, self.held_out_per_identity, seed, first=FIRST_HELD_OUT
         )
         return Split(self.source(image_size=image_size, seed=seed), unseen, self.title, "verification")
+
+    def simulated(self, count: int, *, image_size: int, seed: int) -> Source:
+        return self._people(count, 1, seed, first=FIRST_SIMULATED)
 
 
 @KINDS.register("procedural_images")

@@ -5,7 +5,7 @@ all that fusion needs to know about quality. A missing modality is an embedding 
 """
 
 import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import chex
 import jax
@@ -148,6 +148,24 @@ def equalize(rgb_scores: jax.Array, depth_scores: jax.Array, spread: Spread) -> 
             raise UserError(f"spread: needs two positive numbers, got {sigma}")
     ratio = jnp.sqrt(jnp.asarray(spread[1], jnp.float32) / jnp.asarray(spread[0], jnp.float32))
     return jnp.asarray(rgb_scores, jnp.float32) * ratio, jnp.asarray(depth_scores, jnp.float32) / ratio
+
+
+def combine_scores(
+    rgb_scores: jax.Array, depth_scores: jax.Array, rule: Literal["rgb", "depth", "sum", "max"] | float
+) -> jax.Array:
+    """Scores of both modalities under a rule that is the same for all images, the baselines of `fuse_scores`.
+
+    Args:
+      rgb_scores, depth_scores: [...] float, equalized.
+      rule: "rgb" or "depth" alone, their mean ("sum"), their maximum, or w of w s^r + (1 - w) s^d.
+
+    Returns:
+      [...] float.
+    """
+    if rule == "max":
+        return jnp.maximum(rgb_scores, depth_scores)
+    weight = {"rgb": 1.0, "depth": 0.0, "sum": 0.5}[rule] if isinstance(rule, str) else rule
+    return weight * rgb_scores + (1 - weight) * depth_scores
 
 
 def impostor_spread(embeddings, labels, *, most: int = 8192) -> float:

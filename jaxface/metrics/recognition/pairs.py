@@ -94,6 +94,37 @@ def make_pairs(labels, *, folds: int = 10, per_fold: int | None = None, seed: in
     return Pairs(indices, np.tile(np.arange(2 * wanted) < wanted, folds), folds, wanted <= disjoint)
 
 
+def draw_pairs(labels, *, most: int = 5_000_000, seed: int = 0) -> Pairs:
+    """`all_pairs` of a labeled set; of more than `most` about a tenth genuine and the rest impostors, drawn at random.
+
+    Args:
+      labels: [N] integers, who is on each record.
+      most: pairs that are held at once; a draw has no pair twice and may be smaller.
+      seed: of the draw.
+
+    Raises:
+      UserError: fewer than two records.
+    """
+    labels = _labels(labels)
+    count = len(labels)
+    if count * (count - 1) // 2 <= most:
+        return all_pairs(labels)
+    rng = np.random.default_rng(seed)
+    order = np.argsort(labels, kind="stable")
+    _, starts, number, sizes = np.unique(
+        labels[order], return_index=True, return_inverse=True, return_counts=True
+    )
+    place = rng.integers(count, size=most // 10)
+    place = place[sizes[number[place]] > 1]
+    size, start = sizes[number[place]], starts[number[place]]
+    other = start + (place - start + rng.integers(1, size)) % size
+    genuine = np.stack([order[place], order[other]], axis=1)
+    drawn = rng.integers(count, size=(most - most // 10, 2))
+    impostor = drawn[labels[drawn[:, 0]] != labels[drawn[:, 1]]]
+    pairs = np.unique(np.sort(np.concatenate([genuine, impostor]), axis=1), axis=0)
+    return Pairs(pairs.astype(np.int32), labels[pairs[:, 0]] == labels[pairs[:, 1]], folds=1)
+
+
 def _labels(labels) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
