@@ -246,7 +246,7 @@ def _with_depth_noise(step, state, batch):
 
 
 class Fusion:
-    """The confidences in both modalities: parameters, loss, and scores of probes with a gallery under any fusion.
+    """The confidences in both modalities, or another fusion that learns: prototypes, parameters, pairs and loss.
 
     Args:
       config: the configuration.
@@ -341,68 +341,23 @@ class Fusion:
         ones = jnp.ones(rgb.shape[0])
         return {"confidence": self.net.init(rng, rgb, depth, ones, ones)["params"]}
 
-    def _logits(self, params: Mapping, features: RgbdFeatures) -> jax.Array:
+    def logits(self, params: Mapping, features: RgbdFeatures) -> jax.Array:
+        """Confidence logits [B, 2]."""
         return self.net.apply({"params": params["confidence"]}, *features)
 
     def loss(self, params, extra, batch, rng):
         """The training loss; only the parameters of the fusion receive a gradient."""
         features, labels = self.networks.describe(extra, batch["image"], batch["depth"]), batch["label"]
         if self.name == "concat":
-            scores = cosines(_projected(params, features), params["prototypes"])
+            scores = cosines(training.projected(params, features), params["prototypes"])
             value = losses.softmax_loss(scores, labels, scale=self.config.scale)
             return value.mean(), (extra, {"accuracy": (scores.argmax(axis=1) == labels).mean()})
         rgb, depth = self._class_cosines(extra["classes"], features, labels, batch)
-        logits = self._logits(params, features)
+        logits = self.logits(params, features)
         value = losses.acw_loss(logits, rgb, depth, labels, scale=self.config.scale)
         trust = jax.nn.sigmoid(logits[:, :1] - logits[:, 1:])
         correct = metrics.combine_scores(rgb, depth, trust).argmax(axis=1) == labels
         return value.mean(), (extra, {"accuracy": correct.mean(), "confidence_rgb": trust.mean()})
-
-    # Testing: a modality counts where it is good in both images of a pair.
-
-    def confidence(self, params: Mapping, features: RgbdFeatures) -> jax.Array | None:
-        """a [N] of `metrics.confidence_logit`; None where nothing is learned about confidence."""
-        return metrics.confidence_logit(self._logits(params, features)) if "confidence" in params else None
-
-    def class_gallery(self, classes: RgbdClasses) -> RgbdFeatures:
-        """The classes themselves as a gallery, which trusts both modalities alike."""
-        rgb, depth = (np.asarray(l2_normalize(jnp.asarray(x))) for x in (classes.rgb, classes.depth))
-        return RgbdFeatures(rgb, depth, np.ones(len(rgb)), np.ones(len(rgb)))
-
-    def scores(
-        self,
-        name: str,
-        params: Mapping,
-        classes: RgbdClasses,
-        probes: RgbdFeatures,
-        gallery: RgbdFeatures,
-        *,
-        to_classes: bool,
-    ) -> np.ndarray:
-        """[Q, G] scores of a fusion; `to_classes` where the gallery is the classes themselves."""
-        if name == "concat":
-            stored = params["prototypes"] if to_classes else _projected(params, gallery)
-            return np.asarray(cosines(_projected(params, probes), stored))
-        if name in ("acw", "acw_probe"):
-            trust = jnp.zeros(len(gallery.rgb)) if to_classes else self.confidence(params, gallery)
-            templates = [
-                metrics.RgbdTemplates(features.rgb, features.depth, logit)
-                for features, logit in ((probes, self.confidence(params, probes)), (gallery, trust))
-            ]
-            spread = tuple(np.asarray(classes.spread).tolist())
-            return np.asarray(
-                metrics.fused_similarities(*templates, probe_only=name == "acw_probe", spread=spread)
-            )
-        rgb, depth = (
-            metrics.similarity_matrix(getattr(probes, part), getattr(gallery, part)) for part in MODALITIES
-        )
-        rule = classes.weight if name == "fixed" else name
-        return np.asarray(metrics.combine_scores(*metrics.equalize(rgb, depth, classes.spread), rule))
-
-
-def _projected(params: Mapping, features: RgbdFeatures) -> jax.Array:
-    """The linear map of both embeddings."""
-    return jnp.concatenate([features.rgb, features.depth], axis=1) @ params["projection"]
 
 
 def fusion_stage(config: Config, fusion: Fusion, split: inputs.Split) -> training.Stage:
@@ -423,13 +378,22 @@ def fusion_stage(config: Config, fusion: Fusion, split: inputs.Split) -> trainin
         images, depth = networks.corrupt(keys, batch["image"], normalize_pixels(batch["depth"]))
         return step(state, {**batch, "image": images, "depth": depth})
 
+    # Testing: a modality counts where it is good in both images of a pair.
+    evaluation = training.RgbdIdentification(
+        networks,
+        split,
+        fusion.logits,
+        fusion=config.fusion,
+        kinds=config.kinds,
+        baselines=BASELINES,
+    )
     return training.Stage(
         name="fusion",
         init=init,
         step=corrupted_step if trains else None,
         batches=fusion.batches if trains else None,
         steps=config.steps if trains else 0,
-        evaluate=training.RgbdIdentification(fusion, split, kinds=config.kinds, baselines=BASELINES),
+        evaluate=evaluation,
         best="rank1",
         compile_init=False,
     )

@@ -9,6 +9,7 @@ generator is a compact GAN trained on the spot (docs/methods/ida.md).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -305,28 +306,16 @@ class _Ida:
         generate = self.generator or gan.trained_generator(
             config.gan, self.shape, state.params.get("generator")
         )
-        embeddings, scores = [], []
-        for faces in gan.generated_faces(
+        faces = gan.generated_faces(
             generate, config.candidates, latent=config.gan.latent, image_shape=self.shape, seed=config.seed
-        ):
-            labels = np.zeros(len(faces), np.int32)
-            if self.frozen is None:
-                source = inputs.VectorSource(faces.reshape(len(faces), -1), labels)
-            else:
-                pixels = np.rint((faces.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
-                source = inputs.ArraySource(
-                    faces if faces.dtype == np.uint8 else pixels, labels, ["generated"]
-                )
-            embeddings.append(self.embed(_extra(state), source))
-            if self.detector is not None:
-                scores.append(np.asarray(self.detector(faces)))
-        rows = np.concatenate(embeddings)
-        passed = metrics.filter_candidates(
-            rows, np.concatenate(scores) if scores else None, duplicates_above=config.duplicates_above
         )
-        if not passed.any():
-            raise UserError(f"generator: all of its {len(rows)} faces were dropped")
-        return rows[passed], len(rows)
+        return gan.virtual_embeddings(
+            faces,
+            functools.partial(self.embed, _extra(state)),
+            vectors=self.frozen is None,
+            detector=self.detector,
+            duplicates_above=config.duplicates_above,
+        )
 
     def estimator(self, initial: float = 0.0) -> LIDEstimator | FeatureMapLIDEstimator:
         """The estimator's module, whose output starts at a value."""

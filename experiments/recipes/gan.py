@@ -5,7 +5,7 @@ Methods: ida
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.recipes.recognition import Recipe, training_batches
 from jaxface import data as inputs
-from jaxface import losses, training
+from jaxface import losses, metrics, training
 from jaxface.errors import UserError
 from jaxface.models.generative.gan import Discriminator, Generator
 
@@ -121,6 +121,48 @@ def trained_generator(spec: GanSpec, image_shape: tuple[int, int, int], params: 
     """The generator of `gan_stage` with its parameters, compiled."""
     module = Generator(image_shape, spec.channels)
     return jax.jit(functools.partial(module.apply, {"params": params}))
+
+
+def virtual_embeddings(
+    faces: Iterable[np.ndarray],
+    embed: Callable[[inputs.Source], np.ndarray],
+    *,
+    vectors: bool = False,
+    detector: Callable[[np.ndarray], jax.Array] | None = None,
+    duplicates_above: float = 1.0,
+) -> tuple[np.ndarray, int]:
+    """(unit embeddings [M, D] of the faces that pass `jaxface.metrics.filter_candidates`, how many there were).
+
+    Args:
+      faces: blocks [B, H, W, C], float in [-1, 1] or uint8.
+      embed: source -> unit embeddings.
+      vectors: the faces are embeddings themselves.
+      detector: faces -> detection scores [B]; all count unless given.
+      duplicates_above: as in `filter_candidates`.
+
+    Raises:
+      UserError: no face passes.
+    """
+    embeddings, scores = [], []
+    for block in faces:
+        labels = np.zeros(len(block), np.int32)
+        if vectors:
+            source = inputs.VectorSource(block.reshape(len(block), -1), labels)
+        elif block.dtype == np.uint8:
+            source = inputs.ArraySource(block, labels, ["generated"])
+        else:
+            pixels = np.rint((block.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+            source = inputs.ArraySource(pixels, labels, ["generated"])
+        embeddings.append(embed(source))
+        if detector is not None:
+            scores.append(np.asarray(detector(block)))
+    rows = np.concatenate(embeddings)
+    passed = metrics.filter_candidates(
+        rows, np.concatenate(scores) if scores else None, duplicates_above=duplicates_above
+    )
+    if not passed.any():
+        raise UserError(f"generator: all of its {len(rows)} faces were dropped")
+    return rows[passed], len(rows)
 
 
 def generated_faces(

@@ -5,7 +5,7 @@ from jaxface.training.distributed import start_processes, together
 from jaxface.training.evaluations.aligned_verification import AlignedVerification, SupportSets
 from jaxface.training.evaluations.cross_resolution import CrossResolution, resolution_gradient_norms
 from jaxface.training.evaluations.group_fairness import GroupFairness, PackFairness, source_groups
-from jaxface.training.evaluations.rgbd_identification import RgbdIdentification
+from jaxface.training.evaluations.rgbd_identification import RgbdIdentification, projected
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
 from jaxface.training.optimizer import Optimizer, decay_mask
 from jaxface.training.parallel import JitParallel, Mode, PmapParallel, check_batch_size, make_parallel
@@ -101,6 +101,7 @@ __all__ = [
     "network_variables",
     "open_workdir",
     "pretrained_backbone",
+    "projected",
     "prototype_loss",
     "prototype_rows",
     "read_config",

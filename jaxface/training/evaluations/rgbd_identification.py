@@ -3,46 +3,22 @@
 Methods: acw
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxface import data, metrics
 from jaxface.errors import UserError
+from jaxface.layers.prototypes import cosines, l2_normalize
 from jaxface.training.rgbd import RgbdClasses, RgbdFeatures, RgbdNetworks
 from jaxface.training.step import TrainState
 
 
-class ScoreFusion(Protocol):
-    """What makes one score of two, by name.
-
-    Attributes:
-      name: of the fusion that is learned.
-      networks: both frozen networks.
-    """
-
-    name: str
-    networks: RgbdNetworks
-
-    def confidence(self, params: Mapping, features: RgbdFeatures) -> jax.Array | None:
-        """a [N] of `jaxface.metrics.confidence_logit`; None where nothing is learned about confidence."""
-
-    def class_gallery(self, classes: RgbdClasses) -> RgbdFeatures:
-        """The classes themselves as a gallery."""
-
-    def scores(
-        self,
-        name: str,
-        params: Mapping,
-        classes: RgbdClasses,
-        probes: RgbdFeatures,
-        gallery: RgbdFeatures,
-        *,
-        to_classes: bool,
-    ) -> np.ndarray:
-        """[Q, G] scores of a fusion; `to_classes` where the gallery is the classes themselves."""
+def projected(params: Mapping, features: RgbdFeatures) -> jax.Array:
+    """The linear map of both embeddings, `params["projection"]`: [N, D_r + D_d]."""
+    return jnp.concatenate([features.rgb, features.depth], axis=1) @ params["projection"]
 
 
 class RgbdIdentification:
@@ -54,9 +30,15 @@ class RgbdIdentification:
     confidence in RGB; `rank1@no_rgb` and `@no_depth`, of clean probes with one modality; and `tar@1e-3` over all probes where
     there are enough impostors. The state has the networks and, as `classes`, an `RgbdClasses` in `extra`.
 
+    A fusion is "acw" (`jaxface.metrics.fused_similarities`), "acw_probe" (the same by the probe's confidences alone), "concat"
+    (cosines of a linear map of both embeddings, in `params` as `projection` and `prototypes`), or a rule of
+    `jaxface.metrics.combine_scores`, of which "fixed" is the weight of the classes.
+
     Args:
-      fusion: what is judged.
+      networks: both frozen networks.
       split: the pairs.
+      logits: (params, features) -> confidence logits [N, 2]; asked where `params` has a part named `confidence`.
+      fusion: the learned fusion.
       kinds: of `jaxface.data.RGBD_CORRUPTIONS`.
       baselines: names of fusions without a parameter.
       block: probes at a time.
@@ -67,14 +49,17 @@ class RgbdIdentification:
 
     def __init__(
         self,
-        fusion: ScoreFusion,
+        networks: RgbdNetworks,
         split: data.Split,
+        logits: Callable[[Mapping, RgbdFeatures], jax.Array],
         *,
+        fusion: str,
         kinds: Sequence[str],
         baselines: Sequence[str],
         block: int = 2048,
     ):
-        self.fusion, self.kinds, self.baselines, self.block = fusion, kinds, baselines, block
+        self.networks, self.logits, self.fusion = networks, logits, fusion
+        self.kinds, self.baselines, self.block = kinds, baselines, block
         labels = np.asarray(split.held_out.labels)
         self.to_classes = split.protocol == "classification"
         if self.to_classes:
@@ -88,10 +73,10 @@ class RgbdIdentification:
             self.enrolled, self.probes = (data.Subset(split.held_out, rows) for rows in (first, rest))
 
     def __call__(self, state: TrainState) -> dict[str, float]:
-        networks, learned = self.fusion.networks, self.fusion.name
+        networks, learned = self.networks, self.fusion
         params, classes = jax.device_get((state.averaged_params, state.extra["classes"]))
         if self.to_classes:
-            gallery = self.fusion.class_gallery(classes)
+            gallery = _class_gallery(classes)
         else:
             gallery = networks.describe_source(state.extra, self.enrolled)
         rates = {name: {} for name in dict.fromkeys((learned, *self.baselines))}
@@ -101,8 +86,8 @@ class RgbdIdentification:
             for name, of_kind in rates.items():
                 scores_of = histogram if name == learned else None
                 of_kind[kind] = self._rank1(name, params, classes, probes, gallery, scores_of)
-            confidence = self.fusion.confidence(params, probes)
-            if confidence is not None:
+            if "confidence" in params:
+                confidence = self._confidence(params, probes)
                 report[f"confidence@{kind}"] = float(jax.nn.sigmoid(confidence).mean())
                 if kind == "none":
                     report |= self._missing(params, classes, probes, gallery)
@@ -122,7 +107,7 @@ class RgbdIdentification:
         for start in range(0, len(probes.rgb), self.block):
             block = RgbdFeatures(*(x[start : start + self.block] for x in probes))
             labels = np.asarray(self.probes.labels)[start : start + self.block]
-            scores = self.fusion.scores(name, params, classes, block, gallery, to_classes=self.to_classes)
+            scores = self._scores(name, params, classes, block, gallery)
             correct += metrics.rank1(scores, labels, self.gallery_labels) * len(labels)
             if histogram is not None:
                 same = labels[:, None] == self.gallery_labels
@@ -130,20 +115,55 @@ class RgbdIdentification:
                 histogram.add(genuine=scores[same], impostor=scores[~same])
         return correct / len(probes.rgb)
 
+    def _confidence(self, params: Mapping, features: RgbdFeatures, *, enrolled: bool = False) -> jax.Array:
+        """a [N] of `jaxface.metrics.confidence_logit`; classes trust both modalities alike."""
+        if enrolled and self.to_classes:
+            return jnp.zeros(len(features.rgb))
+        return metrics.confidence_logit(self.logits(params, features))
+
+    def _scores(
+        self, name: str, params: Mapping, classes: RgbdClasses, probes: RgbdFeatures, gallery: RgbdFeatures
+    ) -> np.ndarray:
+        """[Q, G] scores of a fusion."""
+        if name == "concat":
+            stored = params["prototypes"] if self.to_classes else projected(params, gallery)
+            return np.asarray(cosines(projected(params, probes), stored))
+        if name in ("acw", "acw_probe"):
+            templates = [
+                metrics.RgbdTemplates(features.rgb, features.depth, logit)
+                for features, logit in (
+                    (probes, self._confidence(params, probes)),
+                    (gallery, self._confidence(params, gallery, enrolled=True)),
+                )
+            ]
+            spread = tuple(np.asarray(classes.spread).tolist())
+            return np.asarray(
+                metrics.fused_similarities(*templates, probe_only=name == "acw_probe", spread=spread)
+            )
+        rgb = metrics.similarity_matrix(probes.rgb, gallery.rgb)
+        depth = metrics.similarity_matrix(probes.depth, gallery.depth)
+        rule = classes.weight if name == "fixed" else name
+        return np.asarray(metrics.combine_scores(*metrics.equalize(rgb, depth, classes.spread), rule))
+
     def _missing(self, params, classes: RgbdClasses, probes, gallery) -> dict[str, float]:
         """Clean probes of which one modality is not there."""
-        trust = np.zeros(len(gallery.rgb)) if self.to_classes else self.fusion.confidence(params, gallery)
+        trust = self._confidence(params, gallery, enrolled=True)
         stored = metrics.RgbdTemplates(gallery.rgb, gallery.depth, trust)
-        whole = metrics.RgbdTemplates(probes.rgb, probes.depth, self.fusion.confidence(params, probes))
+        whole = metrics.RgbdTemplates(probes.rgb, probes.depth, self._confidence(params, probes))
         report, labels, present = {}, np.asarray(self.probes.labels), np.ones(len(probes.rgb), bool)
         for name, has in (("no_rgb", (~present, present)), ("no_depth", (present, ~present))):
             _, nearest = metrics.fused_search(
                 metrics.missing_modality(whole, *has),
                 stored,
-                probe_only=self.fusion.name == "acw_probe",
+                probe_only=self.fusion == "acw_probe",
                 spread=tuple(np.asarray(classes.spread).tolist()),
                 block=self.block,
             )
             answers = self.gallery_labels[np.asarray(nearest)[:, 0]]
             report[f"rank1@{name}"] = float((answers == labels).mean())
         return report
+
+
+def _class_gallery(classes: RgbdClasses) -> RgbdFeatures:
+    rgb, depth = (np.asarray(l2_normalize(jnp.asarray(sums))) for sums in (classes.rgb, classes.depth))
+    return RgbdFeatures(rgb, depth, np.ones(len(rgb)), np.ones(len(rgb)))

@@ -67,6 +67,11 @@ def sharing(config, done):
     return [*frozen, last]
 
 
+def fusion_of(config):
+    split = data.load(config.data, image_size=config.image_size, seed=config.data_seed)
+    return acw.Fusion(config, acw.pretraining(config, split)[1], split.train)
+
+
 @pytest.fixture(scope="module")
 def trained():
     """Outcomes of the tiny run on one device."""
@@ -182,7 +187,7 @@ def test_the_fixed_weight_is_the_best_on_training_data(networks):
     config = changed(fusion="fixed")
     stage = acw.build(config)[2]
     state = stage.init(jax.random.key(0), again(networks)[1])
-    fusion = stage.evaluate.fusion
+    fusion = fusion_of(config)
     seen = fusion.networks.describe_source(state.extra, fusion.source, None, seed=1)
     labels = np.asarray(fusion.source.labels)
     classes = state.extra["classes"]
@@ -195,7 +200,7 @@ def test_shares_of_the_prototypes_travel_with_their_images(networks):
     config = changed(prototypes="images", leave_one_out=1000, equalize=True)
     stage = acw.build(config)[2]
     state = stage.init(jax.random.key(0), again(networks)[1])
-    fusion = stage.evaluate.fusion
+    fusion = fusion_of(config)
     clean = fusion.networks.describe_source(state.extra, fusion.source)
     # The batches are a function of the state alone: a stage that never was initialized opens the same ones.
     batch, same = (next(opened.batches(state)) for opened in (stage, acw.build(config)[2]))

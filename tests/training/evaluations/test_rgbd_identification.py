@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxface import data, metrics, training
+from jaxface import data, training
 from jaxface.errors import UserError
 from jaxface.training import RgbdClasses, RgbdFeatures
 
@@ -18,6 +18,7 @@ def unit(rows):
 
 
 CENTERS = unit(rng.normal(size=(6, 5))), unit(rng.normal(size=(6, 4)))
+BOTH = np.concatenate(CENTERS, axis=1)
 
 
 class Networks:
@@ -34,36 +35,21 @@ class Networks:
         )
 
 
-class Fusion:
+def logits(params, features):
     """Trusts photographs by their length."""
-
-    networks = Networks()
-
-    def __init__(self, name="acw"):
-        self.name = name
-
-    def confidence(self, params, features):
-        return jnp.asarray(4.0 - 4.0 * (features.rgb_norm > 1.5)) if self.name == "acw" else None
-
-    def class_gallery(self, classes):
-        return RgbdFeatures(classes.rgb, classes.depth, np.ones(6), np.ones(6))
-
-    def scores(self, name, params, classes, probes, gallery, *, to_classes):
-        rgb, depth = probes.rgb @ gallery.rgb.T, probes.depth @ gallery.depth.T
-        if name in BASELINES:
-            return np.asarray(metrics.combine_scores(rgb, depth, name))
-        if name == "fixed":
-            return np.asarray(metrics.combine_scores(rgb, depth, classes.weight))
-        trust = jnp.zeros(len(gallery.rgb)) if to_classes else self.confidence(params, gallery)
-        return np.asarray(metrics.fuse_scores(rgb, depth, self.confidence(params, probes), trust))
+    a = jnp.asarray(4.0 - 4.0 * (features.rgb_norm > 1.5))
+    return jnp.stack([a, jnp.zeros_like(a)], axis=1)
 
 
 def judge(protocol, name="acw", labels=LABELS, **options):
     source = data.ArraySource(np.zeros((len(labels), 2, 2, 1), np.uint8), labels, list("abcdef"))
     split = data.Split(source, source, "made", protocol)
-    evaluation = training.RgbdIdentification(Fusion(name), split, kinds=KINDS, baselines=BASELINES, **options)
+    evaluation = training.RgbdIdentification(
+        Networks(), split, logits, fusion=name, kinds=KINDS, baselines=BASELINES, **options
+    )
+    params = {"confidence": {}} if name.startswith("acw") else {"projection": np.eye(9), "prototypes": BOTH}
     classes = RgbdClasses(*CENTERS, np.ones(2, np.float32), np.float32(0.25))
-    return evaluation(types.SimpleNamespace(averaged_params={}, extra={"classes": classes}))
+    return evaluation(types.SimpleNamespace(averaged_params=params, extra={"classes": classes}))
 
 
 def test_rates_of_every_kind_and_fusion():
@@ -112,3 +98,16 @@ def test_a_fusion_without_confidence():
     assert not [key for key in report if "confidence" in key or "no_rgb" in key]
     alone = judge("classification", "sum")
     assert alone["rank1"] == alone["sum/rank1"]
+
+
+@pytest.mark.parametrize("protocol", ["classification", "verification"])
+def test_a_concatenation_that_changes_nothing_is_the_sum(protocol):
+    report = judge(protocol, "concat")
+    for kind in KINDS:
+        assert report[f"rank1@{kind}"] == report[f"sum/rank1@{kind}"]
+
+
+def test_a_probe_alone_weighs_as_a_gallery_that_trusts_both_alike():
+    alone, both = judge("classification", "acw_probe"), judge("classification")
+    assert alone == pytest.approx(both)
+    assert judge("verification", "acw_probe")["rank1@rgb"] != judge("verification")["rank1@rgb"]
