@@ -12,7 +12,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo real-faces test test-slow test-aot lint format bench bench-kernels tpu-aot reproduce clean
+.PHONY: help venv demo real-faces test test-times test-slow test-aot lint format bench bench-kernels tpu-aot reproduce clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -36,7 +36,10 @@ test: $(STAMP)  ## the fast tests
 	XLA_FLAGS="$(UNOPTIMIZED) $$XLA_FLAGS" \
 		$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not aot and not accelerator" $(ARGS)
 
-# The rooms with the longest tests come first, so that no core waits for the other at the end.
+test-times:  ## the fast tests, then CPU-seconds per test file
+	$(MAKE) test ARGS="--cpu-times --durations=40 $(ARGS)"
+
+# The folders with the longest tests come first, so that no core waits for the other at the end.
 test-slow: $(STAMP)  ## the slow tests
 	XLA_FLAGS="$(UNOPTIMIZED) $$XLA_FLAGS" \
 		$(BIN)/python -m pytest -q -n auto --dist worksteal -m "slow and not aot and not accelerator" \

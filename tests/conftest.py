@@ -1,8 +1,11 @@
 """Runs before anything imports JAX: the CPU as eight devices, and a compilation cache that survives the run."""
 
+import collections
 import os
 import pathlib
 import tempfile
+
+import pytest
 
 if "tests/accelerator" not in os.environ.get("PYTEST_TARGET", ""):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -14,3 +17,43 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--cpu-times", action="store_true", help="print CPU-seconds per test file")
+
+
+def pytest_configure(config):
+    if config.getoption("--cpu-times"):
+        config.pluginmanager.register(_CpuTimes(config))
+
+
+class _CpuTimes:
+    """CPU-seconds of every test file, of the test processes and those they started, over all workers."""
+
+    def __init__(self, config):
+        self.seconds = collections.Counter()
+        self.workeroutput = getattr(config, "workeroutput", None)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        before = sum(os.times()[:4])
+        try:
+            return (yield)
+        finally:
+            self.seconds[item.nodeid.partition("::")[0]] += sum(os.times()[:4]) - before
+
+    def pytest_sessionfinish(self):
+        if self.workeroutput is not None:
+            self.workeroutput["cpu_times"] = dict(self.seconds)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node):
+        self.seconds.update(getattr(node, "workeroutput", {}).get("cpu_times", {}))
+
+    def pytest_terminal_summary(self, terminalreporter):
+        if self.workeroutput is None:
+            terminalreporter.section("CPU-seconds per test file")
+            for name, seconds in self.seconds.most_common():
+                terminalreporter.write_line(f"{seconds:8.1f}  {name}")
+            terminalreporter.write_line(f"{self.seconds.total():8.1f}  all")

@@ -5,6 +5,7 @@ or, like the studies' results, in its folder's.
 """
 
 import ast
+import functools
 import pathlib
 import sys
 
@@ -16,14 +17,19 @@ from jaxface.registry import nearest
 _PACKAGES = ("jaxface", "pallas_kernels", "experiments")
 
 
+@functools.cache
 def root() -> pathlib.Path:
     """The folder that holds the packages: a checkout, or where they are installed."""
     return pathlib.Path(jaxface.__file__).parents[1]
 
 
+@functools.cache
 def methods_line(path: pathlib.Path) -> tuple[str, ...] | None:
     """The slugs of the line `Methods: …` that ends a module's docstring; None where it has none."""
-    docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+    text = path.read_text("utf-8")
+    if "Methods: " not in text:
+        return None
+    docstring = ast.get_docstring(ast.parse(text)) or ""
     last = docstring.rstrip().rpartition("\n")[2]
     if not last.startswith("Methods: "):
         return None
