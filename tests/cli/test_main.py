@@ -73,13 +73,14 @@ def test_where_a_method_lives(capsys):
 
 
 def test_a_line_of_methods_is_the_last_of_a_docstring(tmp_path):
-    module = tmp_path / "module.py"
-    for docstring, slugs_of_it in [
+    cases = [
         ("Distances.\n\nMethods: lrfr, cckd\n", ("lrfr", "cckd")),
         ("Distances.\n\nMethods: lrfr.", ("lrfr",)),
         ("Methods: lrfr\n\nDistances.", None),
         ("Distances.", None),
-    ]:
+    ]
+    for number, (docstring, slugs_of_it) in enumerate(cases):
+        module = tmp_path / f"module{number}.py"
         module.write_text(f'"""{docstring}"""\n')
         assert methods_line(module) == slugs_of_it
 

@@ -58,16 +58,9 @@ def where(slug: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     if slug not in slugs():
         raise UserError(f"slug: needs one of {', '.join(slugs())}, got {slug!r}{nearest(slug, slugs())}")
     alone = [path for path in _modules() if path.stem == slug]
-    for folder, pattern in (
-        ("tests", f"test_{slug}*.py"),
-        ("docs", f"{slug}.md"),
-        ("docs/studies", f"{slug}/*"),
-    ):
-        alone += (
-            sorted((root() / folder).rglob(pattern))
-            if "/" not in pattern
-            else sorted((root() / folder).glob(pattern))
-        )
+    alone += sorted((root() / "tests").rglob(f"test_{slug}*.py"))
+    alone += sorted((root() / "docs" / "methods").glob(f"{slug}.md"))
+    alone += sorted((root() / "docs" / "studies" / slug).glob("*"))
     shared = [path for path in _modules() if slug in (methods_line(path) or ())]
     return tuple([path.relative_to(root()) for path in paths] for paths in (alone, shared))
 
