@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pallas_kernels import aot, common
 from pallas_kernels import quantized_attention as qa
 from pallas_kernels.common import KernelError
-from pallas_kernels.quantized_attention import gpu, quantizers, reference, tile, tpu, xla
+from pallas_kernels.quantized_attention import gpu, quantizers, reference, tile, tpu, tpu_tile, xla
 
 KERNELS = ("pallas_tpu_interpret", "pallas_gpu_interpret")
 
@@ -171,7 +171,7 @@ def test_integer_logits_are_exact():
     q8[0, 0, 0] = k8[0, 0, 0] = -128  # the largest product, 64 · 128²
     wanted = q8[0, 0].astype(np.int64) @ k8[0, 0].astype(np.int64).T
     for int8 in (True, False):  # False: the bfloat16 route of TPU v4
-        found = tpu._scores(jnp.asarray(k8[0, 0]), jnp.asarray(q8[0, 0]), int8)
+        found = tpu_tile.scores(jnp.asarray(k8[0, 0]), jnp.asarray(q8[0, 0]), int8)
         np.testing.assert_array_equal(found.T, wanted)
     # One key: lse is its logit, the integer times c a_q a_k = 1/8.
     _, lse = qa.quantized_attention_codes(
@@ -193,7 +193,7 @@ def test_shift_by_128():
     found = reference._codes_times_values(codes, jnp.asarray(v)[None, None], 255)
     np.testing.assert_array_equal(found[0, 0], wanted)
     for int8 in (True, False):
-        found = tpu._values(jnp.asarray(v.T), jnp.asarray(p.T, jnp.float32), 255, int8)
+        found = tpu_tile.values(jnp.asarray(v.T), jnp.asarray(p.T, jnp.float32), 255, int8)
         np.testing.assert_array_equal(found.T, wanted)
 
 
@@ -564,7 +564,7 @@ def small_blocks(monkeypatch):
     """Several blocks from few tokens."""
     monkeypatch.setattr(tpu, "RESIDENT", 128)
     monkeypatch.setattr(gpu, "RESIDENT", 128)
-    monkeypatch.setattr(tpu, "_BLOCK", 128)
+    monkeypatch.setattr(tpu_tile, "BLOCK", 128)
 
 
 def compare_kernel(implementation, arrays, *, bits, mode, dtype=jnp.float32, gradients=True, **masks):
