@@ -70,7 +70,7 @@ def margin_softmax(
       classes: [S] int, distinct, in [0, C): negative sampling. Only these prototypes take part, labels are positions in
         `classes`, and all other prototypes have gradient 0.
       where: [C] bool, or [S] with `classes`: False leaves a class out of the sum over the others, with gradient 0 unless it
-        is the target of a row. For a shard padded to the size of its neighbours, and for unused places in `classes`.
+        is the target of a row. For a shard padded to the size of its neighbors, and for unused places in `classes`.
       axis_name: mesh axis or axes over which the prototypes are sharded, inside `jax.shard_map`. Embeddings and weights are then
         those of the whole batch on every shard (replicated or gathered), labels, `classes` and `where` the shard's own;
         partial sums are combined over the axis. Gradients follow the rules of `shard_map`, inside and outside of it: under

@@ -34,13 +34,13 @@ def quantized_attention(
         "ptq":  o = a_v / (L Σ_j e_j) · round(L e) v8,  e = exp(s - max s),  L = min(2^b_p - 1, 127)
 
     The two modes are two contracts. "lsq" is what a network trained with learned steps computes (Q-ViT, Q-DETR): the
-    quantiser sees normalised probabilities, so a quantised row need not sum to 1. "ptq" replaces the attention of a network
-    that was not trained for it (SageAttention): the normaliser is the float one. A kernel that walks over blocks of keys
+    quantizer sees normalized probabilities, so a quantized row need not sum to 1. "ptq" replaces the attention of a network
+    that was not trained for it (SageAttention): the normalizer is the float one. A kernel that walks over blocks of keys
     takes e against the running maximum of its row, which is never a coarser grid than the one above.
 
-    Gradients go straight through every rounding. "lsq": entries that a quantiser clips get none; the steps get theirs,
+    Gradients go straight through every rounding. "lsq": entries that a quantizer clips get none; the steps get theirs,
     scaled by g = 1/√(numel · Qp) (arXiv:1902.08153, eq. 3 and section 2.2). "ptq": those of the attention with
-    p unquantised at the dequantised operands; the steps get none. `bias` gets its gradient in both.
+    p unquantized at the dequantized operands; the steps get none. `bias` gets its gradient in both.
 
     Args:
       q: [B, H, Nq, d] float32, bfloat16 or float16.

@@ -4,7 +4,7 @@
 probabilities go through shared memory to become an operand (their accumulator layout is not the operand's).
 
 `_resident` (up to `RESIDENT` keys): one warpgroup holds all scores of 64 queries. `_streamed`: two warpgroups of 64 queries
-and a third that copies blocks of keys and values ahead of them; "lsq" walks over the keys twice (normaliser, then codes),
+and a third that copies blocks of keys and values ahead of them; "lsq" walks over the keys twice (normalizer, then codes),
 "ptq" once with a running maximum. Neither overlaps its own matrix products with its own softmax: that is left to the other
 warpgroups of the multiprocessor. The gradients after this forward run in plain XLA.
 """

@@ -8,7 +8,7 @@ Mode = Literal["lsq", "ptq"]
 
 
 class AttnSteps(NamedTuple):
-    """Quantisation steps (or zero points) of an attention's four operands.
+    """Quantization steps (or zero points) of an attention's four operands.
 
     Attributes:
       q, k: scalar, [H] (per head), or, mode "ptq", [B or 1, H or 1, N or 1] as `quantize_absmax` returns them.

@@ -336,14 +336,14 @@ class TestBlock:
 
 
 class TestThresholds:
-    def normalisation(self, alpha, gamma, beta, mean, variance):
+    def normalization(self, alpha, gamma, beta, mean, variance):
         arrays = (np.atleast_1d(np.asarray(v, np.float32)) for v in (alpha, gamma, beta, mean, variance))
         return bc.fold_batch_norm(*(jnp.asarray(v) for v in arrays), epsilon=0.0)
 
     def test_sign_of_batch_norm(self):
         rng = np.random.default_rng(0)
         gamma = rng.standard_normal(40)
-        scale, shift = self.normalisation(
+        scale, shift = self.normalization(
             rng.uniform(0.5, 2, 40), gamma, rng.standard_normal(40), 20 * rng.standard_normal(40),
             rng.uniform(1, 400, 40),
         )  # fmt: skip
@@ -354,7 +354,7 @@ class TestThresholds:
 
     def test_ties_give_plus_one(self):
         # θ = (μ - β·σ/γ)/α = (6 ∓ 4)/0.5: 4 where γ > 0, 20 where γ < 0.
-        scale, shift = self.normalisation([0.5, 0.5], [1, -1], [2, 2], [6, 6], [4, 4])
+        scale, shift = self.normalization([0.5, 0.5], [1, -1], [2, 2], [6, 6], [4, 4])
         thresholds, rising = bc.sign_thresholds(scale, shift)
         assert thresholds.tolist() == [4, 20]
         assert rising.tolist() == [True, False]

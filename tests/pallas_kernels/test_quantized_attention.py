@@ -1,4 +1,4 @@
-"""Quantised attention: the definition against float64, every kernel against the definition, gradients, refusals."""
+"""Quantized attention: the definition against float64, every kernel against the definition, gradients, refusals."""
 
 import functools
 import math
@@ -75,9 +75,9 @@ def relative(found, wanted):
 
 
 def ste_attention(q, k, v, steps, bits, *, bias=0.0, seen=None, zero_points=None):
-    """The fake-quantised graph whose autodiff is the truth: LSQ with gradient scales and straight-through rounding."""
+    """The fake-quantized graph whose autodiff is the truth: LSQ with gradient scales and straight-through rounding."""
 
-    def quantised(x, step, low, high, zero=0.0):
+    def quantized(x, step, low, high, zero=0.0):
         g = 1 / math.sqrt(x.size * high)
         step = step * g + jax.lax.stop_gradient(step - step * g)
         if not isinstance(zero, float):
@@ -92,11 +92,11 @@ def ste_attention(q, k, v, steps, bits, *, bias=0.0, seen=None, zero_points=None
     for i, x in enumerate((q, k, v)):
         low, high = quantizers.code_range(bits[i])
         zero = 0.0 if zero_points is None else per_head(zero_points[i])
-        hats.append(quantised(x, per_head(steps[i]), low, high, zero))
+        hats.append(quantized(x, per_head(steps[i]), low, high, zero))
     s = jnp.einsum("bhqd,bhkd->bhqk", hats[0], hats[1]) / math.sqrt(q.shape[-1]) + bias
     if seen is not None:
         s = jnp.where(seen, s, -1e30)
-    p = quantised(jax.nn.softmax(s, -1), per_head(steps[3]), 0, 2 ** bits[3] - 1)
+    p = quantized(jax.nn.softmax(s, -1), per_head(steps[3]), 0, 2 ** bits[3] - 1)
     return jnp.einsum("bhqk,bhkd->bhqd", p, hats[2]), jax.nn.logsumexp(s, -1)
 
 
@@ -336,7 +336,7 @@ def test_bits_up_error_down():
     assert errors == sorted(errors, reverse=True)
 
 
-def test_quantised_rows_do_not_sum_to_one():
+def test_quantized_rows_do_not_sum_to_one():
     """2-bit probabilities at their initial step: rows sum to .85 on average, .66 to .97."""
     q, k, _ = operands(0, 1, 2, 197, 197, 64)
     bits = (8, 8, 2, 2)
@@ -347,7 +347,7 @@ def test_quantised_rows_do_not_sum_to_one():
     assert 0.8 < sums.mean() < 0.9 and 0.6 < sums.min() < 0.75 and 0.93 < sums.max() < 1.0
 
 
-def test_quantisers():
+def test_quantizers():
     x = jnp.array([-2, -0.3, 0.1, 0.24, 0.26, 0.74, 0.9, 3])
     codes = qa.quantize_lsq(x, 0.5, bits=2)
     np.testing.assert_array_equal(codes, [-2, -1, 0, 0, 1, 1, 1, 1])
@@ -408,7 +408,7 @@ def test_lsq_gradients_equal_autodiff_in_float64(bits):
 
 
 def test_delta_is_not_the_row_shortcut():
-    """Σ d_out·o in place of Σ dP p makes dq wrong by per cents where probabilities are quantised."""
+    """Σ d_out·o in place of Σ dP p makes dq wrong by per cents where probabilities are quantized."""
     bits = (4, 4, 4, 2)
 
     @jax.jit
@@ -615,7 +615,7 @@ def compare_kernel(implementation, arrays, *, bits, mode, dtype=jnp.float32, gra
         wanted[1],
         found[1],
     )
-    # A running maximum quantises "ptq" probabilities of several blocks on a finer grid.
+    # A running maximum quantizes "ptq" probabilities of several blocks on a finer grid.
     tolerance = 0.03 if mode == "ptq" and k.shape[2] > 128 else 2e-3 if dtype == jnp.float32 else 0.01
     assert relative(found[0], wanted[0]) < tolerance
     np.testing.assert_allclose(found[1], wanted[1], rtol=1e-5, atol=1e-5)
@@ -859,7 +859,7 @@ def test_refused_head_sizes():
         (lambda: qa.quantize_lsq(Q, 0.1, bits=9), "bits: needs 2 to 8"),
     ],
 )
-def test_refused_quantisers(call, message):
+def test_refused_quantizers(call, message):
     with pytest.raises(KernelError, match=message):
         call()
 
