@@ -58,7 +58,8 @@ def quantized_attention(
         each to itself. Along each row the ids must not decrease. In mode "ptq" give steps per token or per head: the
         default's blocks would mix images.
       return_residuals: also return the log-sum-exp.
-      implementation: see `pallas_kernels.common.Implementation`; None chooses.
+      implementation: see `pallas_kernels.common.Implementation`; None chooses among those, which give the same values up to
+        rounding. Attention without quantization is another function; on a CPU it is faster for long sequences.
 
     Returns:
       o [B, H, Nq, d] in the dtype of q; a query that sees no key gives 0. With `return_residuals` also the natural
