@@ -261,7 +261,9 @@ def nearest_composites(kernels, starts=12, rounds=300):
             return jnp.linalg.norm(dc.compose_taps(solve(b, kernel), b) - kernel)
 
         of_starts = jax.vmap(jax.vmap(run, (0, None)), (None, 0))
-        return np.min(jax.jit(of_starts)(numbers(starts, 2, 2, dtype=jnp.float64), np.stack(kernels)), axis=1)
+        return np.asarray(
+            jax.jit(of_starts)(numbers(starts, 2, 2, dtype=jnp.float64), np.stack(kernels))
+        ).min(axis=1)
 
 
 def test_what_a_cascade_can_represent():
