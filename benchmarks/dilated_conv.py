@@ -1,11 +1,11 @@
 """Dilated cascades, DDC and pooled convolutions against convolutions: python -m benchmarks.dilated_conv [--quick] [--out FOLDER]
 
 "lax" is the chain of XLA's own dilated, grouped convolutions, "space_to_batch" the same on the d² phases of the image without
-dilation, "dense_3x3" one dense dilated convolution by the composed weights (linear cascades alone), "xla" our shift-and-add, and
-"pallas" the device's kernel. Feature maps are those of face detectors, of a segmenter's pyramid and of Tiny-YOLO; bfloat16, on a
-CPU float32. Every output is checked against the float32 definition. On a GPU, bytes are those of x and y, as if nothing else
-were moved, and the bound is the larger of those at 4.3 TB/s and of the matrix products at 790 TFLOP/s. Maps below 50 MB stay in
-an H200's cache from one call to the next.
+dilation, "dense_3x3" one dense dilated convolution by the composed weights (linear cascades alone), "xla" ours (shift-and-add,
+or whole convolutions where they are faster), and "pallas" the device's kernel. Feature maps are those of face detectors, of a
+segmenter's pyramid and of Tiny-YOLO; bfloat16, on a CPU float32. Every output is checked against the float32 definition. On a
+GPU, bytes are those of x and y, as if nothing else were moved, and the bound is the larger of those at 4.3 TB/s and of the
+matrix products at 790 TFLOP/s. Maps below 50 MB stay in an H200's cache from one call to the next.
 """
 
 import argparse
@@ -198,12 +198,12 @@ def with_gradients(function: Callable) -> Callable:
 
 
 def variants(row: Row, platform: str) -> dict[str, Callable]:
-    found = {"lax": lax_chain}
+    chains = {"lax": lax_chain}
     if row.dilation > 1:
-        found["space_to_batch"] = space_to_batch
+        chains["space_to_batch"] = space_to_batch
     if row.activation == "identity":
-        found["dense_3x3"] = dense_3x3
-    functions = {name: functools.partial(function, row) for name, function in found.items()}
+        chains["dense_3x3"] = dense_3x3
+    functions = {name: functools.partial(function, row) for name, function in chains.items()}
     functions["xla"] = functools.partial(ours, row, "xla")
     if platform != "cpu":
         functions["pallas"] = functools.partial(ours, row, f"pallas_{platform}")
@@ -214,9 +214,9 @@ def variants(row: Row, platform: str) -> dict[str, Callable]:
 
 
 @jax.jit
-def distance(found, expected):
+def distance(outputs, expected):
     """The greatest ‖a - b‖ / ‖b‖ of the output and of each gradient."""
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    pairs = zip(jax.tree.leaves(outputs), jax.tree.leaves(expected), strict=True)
     norm = lambda t: jnp.linalg.norm(t.astype(jnp.float32).ravel())  # noqa: E731
     return jnp.max(jnp.stack([norm(a.astype(jnp.float32) - b) / norm(b) for a, b in pairs]))
 
@@ -287,20 +287,20 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, help="folder for the JSON, instead of benchmarks/results/<device>"
     )
-    given = parser.parse_args()
+    arguments = parser.parse_args()
 
     platform = jax.devices()[0].platform
     platform = "gpu" if platform in ("cuda", "rocm") else platform
     results, left_out, started = [], [], time.perf_counter()
-    for row in rows(platform, quick=given.quick):
+    for row in rows(platform, quick=arguments.quick):
         if time.perf_counter() - started > LIMIT[platform]:
             left_out.append(dataclasses.asdict(row))
             continue
-        results.append(measure(row, platform, quick=given.quick))
+        results.append(measure(row, platform, quick=arguments.quick))
         show(results[-1])
     if left_out:
         print(f"{len(left_out)} rows were not begun after {LIMIT[platform]:.0f} s")
-    print(common.write("dilated_conv", {"rows": results, "left_out": left_out}, folder=given.out))
+    print(common.write("dilated_conv", {"rows": results, "left_out": left_out}, folder=arguments.out))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import common
 from pallas_kernels.common import KernelError
-from pallas_kernels.dilated_conv import gpu, ops, tpu
+from pallas_kernels.dilated_conv import gpu, ops, tpu, xla
 
 ACTIVATIONS = ("identity", "relu", "prelu")
 
@@ -45,7 +45,7 @@ def cassod(
       activation: φ: "identity", "relu", or "prelu" (slope·u where u <= 0).
       slope: for "prelu", a number (leaky ReLU) or one per channel; it gets gradients if it is an array.
       bias: β [O]; 0 if None.
-      padding: "exact" evaluates u on [0, H+d) × [0, W+d), so that y is centred and a linear cascade equals the zero-padded
+      padding: "exact" evaluates u on [0, H+d) × [0, W+d), so that y is centered and a linear cascade equals the zero-padded
         3×3 convolution everywhere. "per_stage" takes s as zero beyond the image; the last d rows and columns of y differ.
       implementation: see `common.Implementation`; None picks.
 
@@ -90,7 +90,11 @@ def cassod(
         return ops.depthwise(x, taps, offset, slope, pointwise, bias, options)
     obstacles = _obstacles("cascade", x, a, b, pointwise, dilation=dilation)
     options = ops.Options(
-        common.choose(implementation, obstacles), activation, dilation, exact=padding == "exact"
+        common.choose(implementation, obstacles),
+        activation,
+        dilation,
+        exact=padding == "exact",
+        plain=_plain(xla.plain_cascade(x, a)),
     )
     return ops.cascade(x, a, offset, slope, b, pointwise, bias, options)
 
@@ -188,7 +192,7 @@ def conv_ccp(
     _check_odd(w)
     _check_integer("groups", groups, 1)
     if groups > 127:
-        raise KernelError(f"groups: needs at most 127, the winner is kept as int8; got {groups}")
+        raise KernelError(f"groups: needs at most 127, the winner is stored as int8; got {groups}")
     if w.shape[-1] % groups:
         raise KernelError(f"groups: needs a divisor of w's {w.shape[-1]} filters; got {groups}")
     _check_activation(activation)
@@ -201,9 +205,13 @@ def conv_ccp(
     bias = jnp.zeros(w.shape[-1], jnp.float32) if bias is None else _wide(bias)
     w, bias = w.reshape(*w.shape[:3], -1, groups), bias.reshape(-1, groups)
     obstacles = _obstacles("conv_ccp", x, w)
-    chosen = common.choose(implementation, obstacles)
-    constant = float(slope) if activation == "prelu" else 0.0
-    options = ops.Options(chosen, activation, slope=constant, winner=return_winner)
+    options = ops.Options(
+        common.choose(implementation, obstacles),
+        activation,
+        slope=float(slope) if activation == "prelu" else 0.0,
+        winner=return_winner,
+        plain=_plain(xla.plain_conv_ccp(x, w)),
+    )
     y, winner = ops.conv_ccp(x, w, bias, options)
     return (y, winner) if return_winner else y
 
@@ -261,6 +269,11 @@ def _middle(x, channels, scale, bias, activation, slope):
         raise KernelError(f"slope: needs a number or [{channels}]; got {list(jnp.shape(slope))}")
     zeros = jnp.zeros(channels, jnp.float32)
     return zeros if bias is None else _wide(bias), zeros if slope is None else zeros + _wide(slope)
+
+
+def _plain(faster_on_cpu: bool) -> bool:
+    """Whether "xla" is the library's own convolutions: measured to be the faster form for some shapes on CPUs."""
+    return faster_on_cpu and common.target_device().platform == "cpu"
 
 
 def _obstacles(op: str, *arrays, **options) -> Mapping[str, str | None]:
