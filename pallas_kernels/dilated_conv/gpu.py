@@ -2,7 +2,7 @@
 
 A program is one warpgroup with `rows` × 64 output pixels. The copy engine brings the window of one chunk of channels, zero
 outside the image, so no mask is needed there; shifted views are slices of it. A row of 64 pixels is computed in float32,
-16 bytes of neighbouring channels per thread, rounded to bfloat16 into a swizzled tile, and multiplied on the tensor cores by
+16 bytes of neighboring channels per thread, rounded to bfloat16 into a swizzled tile, and multiplied on the tensor cores by
 the chunk's matrices. With several chunks the next window is in flight meanwhile; several programs share a multiprocessor.
 Gradients are XLA's (`xla.py`).
 """
