@@ -123,13 +123,13 @@ def quantized_attention(
             if steps.p is not None:
                 raise KernelError(f'steps: p is static in mode "ptq" and needs None; got {steps.p}')
             steps = _check_steps(steps, mode, q.shape, k.shape, precise)
-    facts = {
+    limits = {
         "shape": (*q.shape[:3], k.shape[2], d),
         "bias": bias is not None,
         "zero_points": zero_points is not None,
         "dtype": q.dtype,
     }
-    chosen = _choose(implementation, facts)
+    chosen = _choose(implementation, mode, limits, codes=False)
     config = _Config(mode, bits, chosen)
     if mode == "lsq":
         out, lse = _lsq(config, q, k, v, steps, zero_points, bias, starts, ends)
@@ -199,15 +199,13 @@ def quantized_attention_codes(
             'steps: p needs a step in mode "lsq" and None in mode "ptq"; got mode ' + repr(mode)
         )
     steps = _check_steps(steps, mode, q8.shape, k8.shape, jnp.float32)
-    chosen = _choose(
-        implementation,
-        {
-            "shape": (*q8.shape[:3], k8.shape[2], q8.shape[3]),
-            "bias": False,
-            "zero_points": False,
-            "dtype": out_dtype,
-        },
-    )
+    limits = {
+        "shape": (*q8.shape[:3], k8.shape[2], q8.shape[3]),
+        "bias": False,
+        "zero_points": False,
+        "dtype": out_dtype,
+    }
+    chosen = _choose(implementation, mode, limits, codes=True)
     config = _Config(mode, bits, chosen)
     out, lse = _forward(config, _problem(steps, q8, k8, v8, None, starts, ends), out_dtype)
     return (out, lse) if return_residuals else out
@@ -375,9 +373,35 @@ def _windows(q_shape, k_shape, q_lengths, kv_lengths, segment_ids):
     return starts, ends
 
 
-def _choose(implementation, facts):
-    obstacles = {"pallas_gpu": gpu.obstacle(**facts), "pallas_tpu": tpu.obstacle(**facts)}
-    return common.choose(implementation, obstacles)
+def _choose(implementation, mode, limits, *, codes):
+    obstacles = {"pallas_gpu": gpu.obstacle(**limits), "pallas_tpu": tpu.obstacle(**limits)}
+    return common.choose(
+        implementation,
+        obstacles,
+        op="quantized_attention",
+        facts=facts(mode, codes, limits["shape"], limits["dtype"]),
+    )
+
+
+def facts(mode: str, codes: bool, shape: tuple[int, ...], dtype) -> dict[str, str | bool | int]:
+    """What the speed of a call depends on, for `common.choose`.
+
+    Args:
+      mode: "lsq" or "ptq".
+      codes: whether the operands are codes already (`quantized_attention_codes`).
+      shape: (B, H, Nq, Nk, d).
+      dtype: of the result.
+    """
+    batch, heads, queries, keys, features = shape
+    return {
+        "operation": mode,
+        "codes": codes,
+        "dtype": jnp.dtype(dtype).name,
+        "heads": batch * heads,
+        "queries": queries,
+        "keys": keys,
+        "features": features,
+    }
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
