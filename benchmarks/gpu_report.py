@@ -115,6 +115,7 @@ def run_item(
     Returns:
       The note: "status" ("done", "failed: …", "killed after N s", "skipped: …"), "seconds", "sources", "device".
     """
+    folder.mkdir(parents=True, exist_ok=True)
     limit = min(item.limit, seconds)
     note = {"status": "", "seconds": 0.0, "sources": digest(*item.sources), "device": device}
     if (op := item.name.rpartition(" ")[2]) in OPS:
@@ -125,7 +126,8 @@ def run_item(
     while True:
         remaining = limit - (time.monotonic() - started)
         inside = max(inner - (time.monotonic() - started), 0.0)
-        filled = [part.format(out=folder, seconds=f"{inside:.0f}") for part in item.command]
+        values = {"{out}": str(folder), "{seconds}": f"{inside:.0f}"}
+        filled = [values.get(part, part) for part in item.command]
         status, code, progress = _process(filled, remaining, environment, limit)
         # An error of the device ends a process of checks, and so does a case that hangs: another one goes on behind it.
         again = item.file == "correctness" and code is not None and code != 0 and progress
