@@ -2,7 +2,7 @@
 
 On a CPU: float32 convolution, int8 matrix product and population counts at the layers of ResNet-18, batch 1; then whole
 blocks. On a GPU or TPU: the kernels and XLA against the bfloat16 convolution, and the fused block against sign, convolution,
-normalisation, shortcut, PReLU and sign by XLA, at the layers of ResNet-18 and ResNet-50. Every output is checked.
+normalization, shortcut, PReLU and sign by XLA, at the layers of ResNet-18 and ResNet-50. Every output is checked.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def real(x, w):
 
 
 def real_block(x, w, scale, shift, residual, prelu, bias):
-    """The block without bits: sign, convolution, normalisation, shortcut, PReLU, sign."""
+    """The block without bits: sign, convolution, normalization, shortcut, PReLU, sign."""
     signs = jnp.where(x >= 0, 1, -1).astype(x.dtype)
     t = real(signs, w).astype(jnp.float32) * scale + shift + residual.astype(jnp.float32)
     out = jnp.where(t >= 0, t, t * prelu).astype(jnp.bfloat16)
