@@ -133,7 +133,7 @@ def _margin(measurements) -> Iterator[tuple[str, str, str, str]]:
     for row in measurements:
         label = f"margin_softmax {row['head']} B={row['batch']} C={row['classes']}"
         seconds = {name: entry["seconds_median"] for name, entry in row.get("seconds", {}).items()}
-        plain = [value for name, value in seconds.items() if name.startswith(("materialised", "torch"))]
+        plain = [value for name, value in seconds.items() if name.startswith(("materialized", "torch"))]
         ours = {name: value for name, value in seconds.items() if name.startswith(("xla", "pallas"))}
         fastest = min(ours, key=ours.__getitem__, default=None)
         if fastest and plain:
@@ -144,7 +144,7 @@ def _margin(measurements) -> Iterator[tuple[str, str, str, str]]:
                 MARGIN_SPEEDUP,
             )
         for name, error in row["errors"].items():
-            yield f"{label}: {name}", error[:100], "", "" if name.startswith("materialised") else "missed"
+            yield f"{label}: {name}", error[:100], "", "" if name.startswith("materialized") else "missed"
 
 
 def _train_step(measurements) -> Iterator[tuple[str, str, str, str]]:

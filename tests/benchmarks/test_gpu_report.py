@@ -346,7 +346,7 @@ class TestFacts:
 
     @pytest.mark.parametrize("head", sorted(benchmark_margin.HEADS))
     def test_margin_softmax(self, asked, head):
-        seconds = {name: {"seconds_median": 1.0} for name in ("materialised", "xla", "xla_bf16", "pallas")}
+        seconds = {name: {"seconds_median": 1.0} for name in ("materialized", "xla", "xla_bf16", "pallas")}
         row = {"head": head, "batch": 32, "classes": 3000, "features": 64, "seconds": seconds}
         labels = np.zeros(32, np.int32)
 
