@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import functools
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,19 +39,24 @@ class Row:
     activation: str = "relu"
     gradient: bool = False
 
-    def arrays(self, dtype) -> list[jax.Array]:
+    def filters(self) -> list[tuple[int, ...]]:
+        """Shapes of the parameters."""
         *_, channels, outputs = self.shape
-        filters = {
+        return {
             "ddp": [(2, 2, channels), (2, 2, channels), (channels, outputs)],
             "dc": [(2, 2, channels), (2, 2, channels, outputs)],
             "cc": [(2, 2, channels, outputs), (2, 2, outputs, outputs)],
             "ddc": [(3, 3, channels), (channels, outputs)],
             "ccp": [(3, 3, channels, 2 * outputs)],
         }[self.kind]
+
+    def arrays(self, dtype) -> list[jax.Array]:
         rng = np.random.default_rng(0)
         x = jnp.asarray(rng.standard_normal(self.shape[:4], np.float32), dtype)
         # Parameters that bfloat16 represents, so that none of the variants rounds them.
-        parameters = (rng.standard_normal(f, np.float32) / math.sqrt(math.prod(f[:-1])) for f in filters)
+        parameters = (
+            rng.standard_normal(f, np.float32) / math.sqrt(math.prod(f[:-1])) for f in self.filters()
+        )
         return [x, *(jnp.asarray(p, jnp.bfloat16).astype(jnp.float32) for p in parameters)]
 
     def bytes(self, dtype) -> int:
@@ -287,20 +291,21 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, help="folder for the JSON, instead of benchmarks/results/<device>"
     )
-    arguments = parser.parse_args()
+    parser.add_argument("--seconds", type=float, help="no further row begins after them")
+    given = parser.parse_args()
 
     platform = jax.devices()[0].platform
     platform = "gpu" if platform in ("cuda", "rocm") else platform
-    results, left_out, started = [], [], time.perf_counter()
-    for row in rows(platform, quick=arguments.quick):
-        if time.perf_counter() - started > LIMIT[platform]:
-            left_out.append(dataclasses.asdict(row))
-            continue
-        results.append(measure(row, platform, quick=arguments.quick))
+    limit = LIMIT[platform] if given.seconds is None else given.seconds
+    results, left_out = [], []
+    for row in common.within(rows(platform, quick=given.quick), limit, left_out):
+        results.append(measure(row, platform, quick=given.quick))
         show(results[-1])
+        common.write("dilated_conv", {"rows": results}, folder=given.out)
     if left_out:
-        print(f"{len(left_out)} rows were not begun after {LIMIT[platform]:.0f} s")
-    print(common.write("dilated_conv", {"rows": results, "left_out": left_out}, folder=arguments.out))
+        print(f"{len(left_out)} rows were not begun after {limit:.0f} s")
+    report = {"rows": results, "left_out": [dataclasses.asdict(row) for row in left_out]}
+    print(common.write("dilated_conv", report, folder=given.out))
 
 
 if __name__ == "__main__":

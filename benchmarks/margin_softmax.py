@@ -242,14 +242,18 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, help="folder for the JSON, instead of benchmarks/results/<device>"
     )
+    parser.add_argument("--seconds", type=float, default=600.0, help="no further case begins after them")
     arguments = parser.parse_args()
 
     platform = jax.devices()[0].platform
+    save = functools.partial(common.write, "margin_softmax", packages=("torch",), folder=arguments.out)
     results = []
-    for case in cases(platform, quick=arguments.quick):
-        results.append(measure(case, budget=2.0 if arguments.quick else 10.0))
+    for case in common.within(cases(platform, quick=arguments.quick), arguments.seconds):
+        # Compiling and checking take the greater part of a limit.
+        results.append(measure(case, budget=2.0 if arguments.quick else min(10.0, arguments.seconds / 8)))
         show(results[-1])
-    print(common.write("margin_softmax", results, packages=("torch",), folder=arguments.out))
+        save(results)
+    print(save(results))
 
 
 if __name__ == "__main__":

@@ -136,8 +136,6 @@ def measure(name, shape, mode, bits, target, *, kernels, repeats, iterations):
             continue
         variants[f"{kernel} codes"] = functools.partial(from_codes, implementation=kernel)
         arguments[f"{kernel} codes"] = (*wide, wide_steps, lengths)
-        if kernel == "xla" and len(kernels) > 1:
-            continue
         variants[f"{kernel} float"] = functools.partial(from_floats, implementation=kernel)
         arguments[f"{kernel} float"] = (q, k, v, steps)
     if target_device().platform == "gpu":
@@ -300,13 +298,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny shapes and few repeats")
     parser.add_argument("--out", type=Path, help="folder for the JSON file")
+    parser.add_argument("--seconds", type=float, default=600.0, help="no further row begins after them")
     options = parser.parse_args()
     platform = target_device().platform
     kernels = {"gpu": ["pallas_gpu", "xla"], "tpu": ["pallas_tpu", "xla"]}.get(platform, ["xla"])
     rows = QUICK_ROWS if options.quick else CPU_ROWS if platform == "cpu" else ROWS
     repeats, iterations = (5, 2) if options.quick else (20, 2) if platform == "cpu" else (50, 20)
+    packages = ("torch", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
+    save = functools.partial(common.write, "quantized_attention", packages=packages, folder=options.out)
     measured = []
-    for name, (shape, contracts, target) in rows.items():
+    for name, (shape, contracts, target) in common.within(rows.items(), options.seconds):
         torch_time = torch_seconds(shape, repeats) if platform == "gpu" else None
         for mode, bits in contracts:
             loops = max(2, min(iterations, int(3e12 / math.prod(shape)))) if platform != "cpu" else iterations
@@ -315,13 +316,13 @@ def main():
                 row["torch_bf16_seconds"] = torch_time
             measured.append(row)
             show(row)
+            save(measured)
     gradient = {"cpu": (2, 6, 197, 197, 64)}.get(platform, (64, 6, 197, 197, 64))
     gradient = (1, 2, 40, 40, 32) if options.quick else gradient
     row = gradient_row(gradient, kernels=kernels, repeats=repeats, iterations=min(iterations, 10))
     measured.append(row)
     show(row)
-    packages = ("torch", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
-    print(common.write("quantized_attention", measured, packages=packages, folder=options.out))
+    print(save(measured))
 
 
 def show(row):

@@ -1,4 +1,7 @@
-"""Runs before anything imports JAX: the CPU as eight devices, and a compilation cache that survives the run."""
+"""Runs before anything imports JAX: the CPU as eight devices, and a compilation cache that survives the run.
+
+`pytest -m accelerator` alone takes the GPU or TPU that JAX finds; every other run is for the CPU.
+"""
 
 import collections
 import os
@@ -7,8 +10,6 @@ import tempfile
 
 import pytest
 
-if "tests/accelerator" not in os.environ.get("PYTEST_TARGET", ""):
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
@@ -24,6 +25,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    """Chooses the platform before a test module imports JAX, in the workers of pytest-xdist too."""
+    if config.getoption("markexpr").strip() != "accelerator":
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if config.getoption("--cpu-times"):
         config.pluginmanager.register(_CpuTimes(config))
 

@@ -1,7 +1,5 @@
 """Dilated 2×2 cascades, depthwise large-kernel convolution, and convolution with cross-channel max pooling; NHWC."""
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
 
@@ -85,16 +83,12 @@ def cassod(
     b = _wide(b)
     if kind == "ddp" and activation == "identity" and padding == "exact":
         taps, offset = compose_taps(a, b), offset * jnp.sum(b, axis=(0, 1))
-        obstacles = _obstacles("depthwise", x, taps, pointwise, dilation=dilation, stride=1)
-        options = ops.Options(common.choose(implementation, obstacles), activation, dilation)
+        chosen = _choose(implementation, "depthwise", x, taps, pointwise, dilation=dilation, stride=1)
+        options = ops.Options(chosen, activation, dilation)
         return ops.depthwise(x, taps, offset, slope, pointwise, bias, options)
-    obstacles = _obstacles("cascade", x, a, b, pointwise, dilation=dilation)
+    chosen = _choose(implementation, "cascade", x, a, b, pointwise, dilation=dilation)
     options = ops.Options(
-        common.choose(implementation, obstacles),
-        activation,
-        dilation,
-        exact=padding == "exact",
-        plain=_plain(xla.plain_cascade(x, a)),
+        chosen, activation, dilation, exact=padding == "exact", plain=_plain(xla.plain_cascade(x, a))
     )
     return ops.cascade(x, a, offset, slope, b, pointwise, bias, options)
 
@@ -148,8 +142,8 @@ def depthwise_conv(
         _check_floating("bias", bias, (outputs,))
         bias = _wide(bias)
     w = _wide(w) if mid_scale is None else _wide(w) * _wide(mid_scale)
-    obstacles = _obstacles("depthwise", x, w, pointwise, dilation=dilation, stride=stride)
-    options = ops.Options(common.choose(implementation, obstacles), activation, dilation, stride)
+    chosen = _choose(implementation, "depthwise", x, w, pointwise, dilation=dilation, stride=stride)
+    options = ops.Options(chosen, activation, dilation, stride)
     return ops.depthwise(x, w, offset, slope, pointwise, bias, options)
 
 
@@ -204,9 +198,9 @@ def conv_ccp(
         _check_floating("bias", bias, (w.shape[-1],))
     bias = jnp.zeros(w.shape[-1], jnp.float32) if bias is None else _wide(bias)
     w, bias = w.reshape(*w.shape[:3], -1, groups), bias.reshape(-1, groups)
-    obstacles = _obstacles("conv_ccp", x, w)
+    chosen = _choose(implementation, "conv_ccp", x, w)
     options = ops.Options(
-        common.choose(implementation, obstacles),
+        chosen,
         activation,
         slope=float(slope) if activation == "prelu" else 0.0,
         winner=return_winner,
@@ -276,10 +270,37 @@ def _plain(faster_on_cpu: bool) -> bool:
     return faster_on_cpu and common.target_device().platform == "cpu"
 
 
-def _obstacles(op: str, *arrays, **options) -> Mapping[str, str | None]:
-    return {
+def _choose(implementation: str | None, op: str, *arrays, **options) -> str:
+    obstacles = {
         "pallas_gpu": gpu.obstacle(op, *arrays, **options),
         "pallas_tpu": tpu.obstacle(op, *arrays, **options),
+    }
+    return common.choose(implementation, obstacles, op="dilated_conv", facts=facts(op, *arrays, **options))
+
+
+def facts(op: str, x, *filters, dilation: int = 1, stride: int = 1) -> dict[str, str | bool | int]:
+    """What the speed of a "cascade", a "depthwise" or a "conv_ccp" depends on, for `common.choose`.
+
+    Args:
+      op: one of these.
+      x: [N, H, W, C].
+      filters: of the stages, then the pointwise matrix or None; for "conv_ccp" the filters [k, k, C, M, R] alone.
+    """
+    if op == "conv_ccp":
+        outputs, mixed = filters[0].shape[3], f"groups of {filters[0].shape[4]}"
+    else:
+        last = filters[-1] if filters[-1] is not None else filters[-2]
+        outputs, mixed = last.shape[-1], "-".join("none" if f is None else str(f.ndim) for f in filters)
+    return {
+        "operation": op,
+        "mixed": mixed,  # which stages mix channels, by the ranks of their filters
+        "dtype": x.dtype.name,
+        "stride": stride,
+        "pixels": x.shape[0] * x.shape[1] * x.shape[2],
+        "side": filters[0].shape[0],
+        "dilation": dilation,
+        "channels": x.shape[3],
+        "outputs": outputs,
     }
 
 

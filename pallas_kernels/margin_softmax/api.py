@@ -105,7 +105,7 @@ def margin_softmax(
     over = shards.axes(*(array for array in arrays if array is not None)) | set(names)
     # From here on everything is local to a shard. JAX sums the gradients of what was replicated, as it knows where.
     arrays = shards.vary(arrays, over)
-    implementation = _choose(implementation, batch, *prototypes.shape)
+    implementation = _choose(implementation, head, embeddings.dtype, batch, *prototypes.shape)
     plan = Plan(head, implementation, _saved_classes(implementation, embeddings, prototypes, saved_bytes))
     loss, terms = (_sface if head.one_pass else _margin)(plan, names, *arrays)
     return loss, jax.lax.stop_gradient(terms)
@@ -140,12 +140,27 @@ class Plan:
         return functools.partial(getattr(kernels, name), interpret=common.interpret(self.implementation))
 
 
-def _choose(implementation: str | None, batch: int, classes: int, features: int) -> Implementation:
+def _choose(
+    implementation: str | None, head: Head, dtype, batch: int, classes: int, features: int
+) -> Implementation:
     obstacles = {
         "pallas_gpu": gpu.obstacle(batch, classes, features),
         "pallas_tpu": tpu.obstacle(batch, classes, features),
     }
-    return common.choose(implementation, obstacles)
+    return common.choose(
+        implementation, obstacles, op="margin_softmax", facts=facts(head, dtype, batch, classes, features)
+    )
+
+
+def facts(head: Head, dtype, batch: int, classes: int, features: int) -> dict[str, str | int]:
+    """What the speed of a loss with its gradients depends on, for `common.choose`; `dtype` is the embeddings'."""
+    return {
+        "operation": "one pass" if head.one_pass else "two passes",
+        "dtype": jnp.dtype(dtype).name,
+        "batch": batch,
+        "classes": classes,
+        "features": features,
+    }
 
 
 def _saved_classes(implementation, embeddings, prototypes, saved_bytes):

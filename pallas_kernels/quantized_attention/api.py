@@ -91,13 +91,13 @@ def quantized_attention(
             if steps.p is not None:
                 raise KernelError(f'steps: p is static in mode "ptq" and needs None; got {steps.p}')
             steps = checks.check_steps(steps, mode, q.shape, k.shape, precise)
-    facts = {
+    limits = {
         "shape": (*q.shape[:3], k.shape[2], d),
         "bias": bias is not None,
         "zero_points": zero_points is not None,
         "dtype": q.dtype,
     }
-    config = Config(mode, bits, _choose(implementation, facts))
+    config = Config(mode, bits, _choose(implementation, mode, limits, codes=False))
     if mode == "lsq":
         out, lse = vjp.lsq(config, q, k, v, steps, zero_points, bias, starts, ends)
         return (out, lse) if return_residuals else out
@@ -166,17 +166,43 @@ def quantized_attention_codes(
             'steps: p needs a step in mode "lsq" and None in mode "ptq"; got mode ' + repr(mode)
         )
     steps = checks.check_steps(steps, mode, q8.shape, k8.shape, jnp.float32)
-    facts = {
+    limits = {
         "shape": (*q8.shape[:3], k8.shape[2], q8.shape[3]),
         "bias": False,
         "zero_points": False,
         "dtype": out_dtype,
     }
-    config = Config(mode, bits, _choose(implementation, facts))
+    config = Config(mode, bits, _choose(implementation, mode, limits, codes=True))
     out, lse = vjp.forward(config, operands.problem(steps, q8, k8, v8, None, starts, ends), out_dtype)
     return (out, lse) if return_residuals else out
 
 
-def _choose(implementation, facts):
-    obstacles = {"pallas_gpu": gpu.obstacle(**facts), "pallas_tpu": tpu.obstacle(**facts)}
-    return common.choose(implementation, obstacles)
+def _choose(implementation, mode, limits, *, codes):
+    obstacles = {"pallas_gpu": gpu.obstacle(**limits), "pallas_tpu": tpu.obstacle(**limits)}
+    return common.choose(
+        implementation,
+        obstacles,
+        op="quantized_attention",
+        facts=facts(mode, codes, limits["shape"], limits["dtype"]),
+    )
+
+
+def facts(mode: str, codes: bool, shape: tuple[int, ...], dtype) -> dict[str, str | bool | int]:
+    """What the speed of a call depends on, for `common.choose`.
+
+    Args:
+      mode: "lsq" or "ptq".
+      codes: whether the operands are codes already (`quantized_attention_codes`).
+      shape: (B, H, Nq, Nk, d).
+      dtype: of the result.
+    """
+    batch, heads, queries, keys, features = shape
+    return {
+        "operation": mode,
+        "codes": codes,
+        "dtype": jnp.dtype(dtype).name,
+        "heads": batch * heads,
+        "queries": queries,
+        "keys": keys,
+        "features": features,
+    }
