@@ -1,4 +1,7 @@
-"""Where among the affine combinations of a person's features another feature is approached best (arXiv:2205.11981)."""
+"""Where among the affine combinations of a person's features another feature is approached best (arXiv:2205.11981).
+
+Methods: cloak
+"""
 
 from typing import Literal
 

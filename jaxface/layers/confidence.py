@@ -1,4 +1,7 @@
-"""How far each of two modalities of a face can be trusted."""
+"""How far each of two modalities of a face can be trusted.
+
+Methods: acw
+"""
 
 from typing import Any
 

@@ -116,4 +116,5 @@ def partial_fc_loss(
         classes=sampled,
         where=where,
         axis_name=axis_name,
+        saved_bytes=0,
     )

@@ -1,4 +1,7 @@
-"""Softmax cross-entropy over cosines, and its margins: CosFace (arXiv:1801.09414) and ArcFace (arXiv:1801.07698)."""
+"""Softmax cross-entropy over cosines, and its margins: CosFace (arXiv:1801.09414) and ArcFace (arXiv:1801.07698).
+
+Methods: acw, cckd, sface
+"""
 
 from typing import Literal
 

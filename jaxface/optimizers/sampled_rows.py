@@ -1,4 +1,7 @@
-"""Optimizers that leave alone the rows of a table that a step did not sample."""
+"""Optimizers that leave alone the rows of a table that a step did not sample.
+
+Methods: sface
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -2,6 +2,8 @@
 
 A person is a point of a latent space, near the center of a group of confusable people; a record is that point with noise of
 its own, beside nuisance coordinates that say nothing about the person, pushed through a fixed random tanh map.
+
+Methods: ida
 """
 
 import numpy as np

@@ -1,6 +1,8 @@
 """What attention maps look like: reported, never optimized.
 
 Maps are [N, h, w] ≥ 0 that sum to 1, or to 0 where a network gave none; those without are left out of every mean.
+
+Methods: gabn
 """
 
 import numpy as np

@@ -7,6 +7,8 @@ gallery, or synthetic faces; there may be a million of them, since nothing here 
 
 The abstract names the operator and the support sets. Their formulas are our reading; s-norm, the cap rule, the filters and
 the spread of the groups' rates are ours.
+
+Methods: ida
 """
 
 import functools

@@ -1,4 +1,7 @@
-"""How often a mask on a photograph keeps the person in it from being found (the face-cloak protocols of arXiv:2205.11981)."""
+"""How often a mask on a photograph keeps the person in it from being found (the face-cloak protocols of arXiv:2205.11981).
+
+Methods: cloak
+"""
 
 from collections.abc import Sequence
 

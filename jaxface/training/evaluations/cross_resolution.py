@@ -1,4 +1,7 @@
-"""How a network fares on faces of few pixels: accuracy and gradient norm over the resolution (arXiv:2302.05621)."""
+"""How a network fares on faces of few pixels: accuracy and gradient norm over the resolution (arXiv:2302.05621).
+
+Methods: lrfr
+"""
 
 import functools
 from collections.abc import Callable, Sequence

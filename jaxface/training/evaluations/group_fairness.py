@@ -1,4 +1,7 @@
-"""Evaluation of a state group by group: is every group of people recognized alike?"""
+"""Evaluation of a state group by group: is every group of people recognized alike?
+
+Methods: gabn
+"""
 
 from collections.abc import Mapping
 
