@@ -27,6 +27,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from benchmarks import common
 from experiments.methods import acw, cckd, cloak, coupleface, gabn, ida, lrfr, rco
 from experiments.recipes.recognition import Recipe, Teacher
+from experiments.studies import gabn as gabn_study
+from experiments.studies import lrfr as lrfr_study
 from jaxface import data, metrics, training
 from jaxface.data.transforms.pixels import device_batch
 from jaxface.layers.prototypes import l2_normalize
@@ -126,9 +128,9 @@ CASES = (
     Case("coupleface", coupleface.Config(), "embeddings alone", stage(coupleface.build, "student"), {"relations": "none"}),
     Case("cckd", cckd.Config(), "mimic alone", stage(cckd.build, "student"), {"congruence_weight": 0.0}),
     Case("rco", rco.Config(recorded=EARLIER), "final teacher alone", stage(rco.build, "student"), {"selection": "final"}),
-    Case("lrfr", lrfr.Config(probe_sizes=(16,)), "full size only", stage(lrfr.build, "recognition"), lrfr.FULL),
+    Case("lrfr", lrfr.Config(probe_sizes=(16,)), "full size only", stage(lrfr.build, "recognition"), lrfr_study.FULL),
     Case("acw", acw.Config(), "concatenation", stage(acw.build, "fusion"), {"fusion": "concat"}),
-    Case("gabn", gabn.Config(), "plain recognition", stage(gabn.build, "recognition"), gabn.ARMS["baseline"]),
+    Case("gabn", gabn.Config(), "plain recognition", stage(gabn.build, "recognition"), gabn_study.ARMS["baseline"]),
     Case("ida, images", ida.Config(), "cosines", ida_scores, COSINE),
     Case("ida, embeddings", ida.Config(), "cosines", functools.partial(ida_scores, embedded=True), COSINE),
     Case("cloak", CLOAK, "FI-UAP, equal steps", stage(cloak.build, "cloak"), {"cloak": MASKS["fi_uap"]}),

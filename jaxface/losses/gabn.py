@@ -14,7 +14,7 @@ import numpy as np
 from jaxface.errors import UserError
 
 AttentionKind = Literal["gradcam", "elementwise", "input"]
-KINDS = ("gradcam", "elementwise", "input")
+_KINDS = ("gradcam", "elementwise", "input")
 _FLOOR = 1e-6
 
 
@@ -42,7 +42,7 @@ def _pool(maps: jax.Array, grid: tuple[int, int], name: str) -> jax.Array:
     return maps.reshape(-1, rows, height // rows, columns, width // columns).mean(axis=(2, 4))
 
 
-def attention_maps(
+def _attention_maps(
     features: jax.Array,
     gradients: jax.Array,
     *,
@@ -75,8 +75,8 @@ def attention_maps(
     """
     chex.assert_rank(features, 4, custom_message="features must be [B, h, w, C]")
     chex.assert_equal_shape([features, gradients], custom_message="features and gradients differ")
-    if kind not in KINDS:
-        raise ValueError(f"kind: needs one of {', '.join(KINDS)}, got {kind!r}")
+    if kind not in _KINDS:
+        raise ValueError(f"kind: needs one of {', '.join(_KINDS)}, got {kind!r}")
     features, gradients = _at_least_float32(features), _at_least_float32(gradients)
     if kind == "gradcam":
         maps = jax.nn.relu(jnp.sum(gradients.mean(axis=(1, 2), keepdims=True) * features, axis=-1))
@@ -98,7 +98,7 @@ def gradient_attention(
     kind: AttentionKind = "elementwise",
     grid: tuple[int, int] | None = None,
 ) -> Attention:
-    """Where the cosine with the own class comes from: `attention_maps` of its gradient by a feature map.
+    """Where the cosine with the own class comes from: `_attention_maps` of its gradient by a feature map.
 
         q_b = ⟨e_b, W_{y_b}⟩,   D = ∂(Σ_b q_b) / ∂A
 
@@ -111,13 +111,13 @@ def gradient_attention(
         closure over parameters (`jaxface.models.apply_from_layer`). For the kind "input" it is the whole network.
       features: [B, h, w, C] float, the map; the image [B, H, W, 3] for the kind "input".
       labels: [B] integers in [0, n); only for a tail that gives all cosines.
-      kind, grid: as `attention_maps`.
+      kind, grid: as `_attention_maps`.
 
     Returns:
       Attention: maps [B, h, w] and valid [B].
 
     Raises:
-      AssertionError, ValueError, UserError: as `attention_maps`, or a tail of another shape.
+      AssertionError, ValueError, UserError: as `_attention_maps`, or a tail of another shape.
     """
 
     def score(features):
@@ -128,7 +128,7 @@ def gradient_attention(
         chex.assert_shape(cosines, features.shape[:1], custom_message="without labels tail must give [B]")
         return cosines.sum()
 
-    return attention_maps(features, jax.grad(score)(features), kind=kind, grid=grid)
+    return _attention_maps(features, jax.grad(score)(features), kind=kind, grid=grid)
 
 
 def topn_mask(maps: jax.Array, *, count: int, cells: int, image_shape: tuple[int, int]) -> jax.Array:
@@ -159,9 +159,9 @@ def topn_mask(maps: jax.Array, *, count: int, cells: int, image_shape: tuple[int
         raise UserError(f"erase: needs a number from 0 to the {cells**2} cells, got {count}")
     scores = _pool(jax.lax.stop_gradient(maps), (cells, cells), "cells").reshape(-1, cells**2)
     order = jnp.argsort(-scores, axis=1, stable=True)
-    kept = (jnp.argsort(order, axis=1) >= count).astype(jnp.float32).reshape(-1, cells, cells)
+    stays = (jnp.argsort(order, axis=1) >= count).astype(jnp.float32).reshape(-1, cells, cells)
     height, width = (side // cells for side in image_shape)
-    return jnp.repeat(jnp.repeat(kept, height, axis=1), width, axis=2)
+    return jnp.repeat(jnp.repeat(stays, height, axis=1), width, axis=2)
 
 
 def erase(images: jax.Array, mask: jax.Array, fill: jax.Array | float = 0.0) -> jax.Array:
@@ -249,8 +249,8 @@ def discriminator_loss(
     """
     _check_groups(logits, groups)
     log_probabilities = jax.nn.log_softmax(_at_least_float32(logits))
-    own = jnp.take_along_axis(log_probabilities, groups[:, None], axis=1)[:, 0]
-    return _masked(-own, valid, weights)
+    of_group = jnp.take_along_axis(log_probabilities, groups[:, None], axis=1)[:, 0]
+    return _masked(-of_group, valid, weights)
 
 
 def adversarial_uniform(

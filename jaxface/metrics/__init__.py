@@ -9,7 +9,7 @@
 | a million distractors | `distractor_rank1`, `distractor_verification` |
 | does a mask keep people from being found? | `protection_success` |
 | which class is it? | `accuracy`, `top_k_accuracy`, `nearest_prototype_accuracy`, `confusion_matrix` |
-| does it serve every group alike? | `group_fairness`, `group_accuracy`, `group_verification`, `group_error_rates` |
+| does it serve every group alike? | `group_fairness`, `group_accuracy`, `group_verification` |
 | where does it look? | `attention_coverage`, `attention_gap`, `attention_mass`, `sensitive_area` |
 | does a student see the relations that its teacher sees? | `congruence_error` |
 | which of two modalities to believe for this pair? | `fuse_scores`, `pair_weight`, `fused_search`, `missing_modality` |
@@ -40,7 +40,6 @@ from jaxface.metrics.analysis.fairness import (
     GroupErrors,
     GroupVerification,
     group_accuracy,
-    group_error_rates,
     group_fairness,
     group_verification,
 )
@@ -169,7 +168,6 @@ __all__ = [
     "fused_similarities",
     "gallery_similarity",
     "group_accuracy",
-    "group_error_rates",
     "group_fairness",
     "group_false_accepts",
     "group_verification",

@@ -3,9 +3,12 @@
 from jaxface.training.checkpoints import Checkpoints, checkpoint_steps, restore_params
 from jaxface.training.distributed import start_processes, together
 from jaxface.training.evaluations.aligned_verification import AlignedVerification, SupportSets
+from jaxface.training.evaluations.cloak_protection import CloakProtection, CloakTrial, FrozenNetwork
 from jaxface.training.evaluations.cross_resolution import CrossResolution, resolution_gradient_norms
+from jaxface.training.evaluations.group_attention import AttentiveRecognizer, GroupAttention
 from jaxface.training.evaluations.group_fairness import GroupFairness, PackFairness, source_groups
 from jaxface.training.evaluations.rgbd_identification import RgbdIdentification, projected
+from jaxface.training.evaluations.route_hardness import RouteHardness
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
 from jaxface.training.optimizer import Optimizer, decay_mask
 from jaxface.training.parallel import JitParallel, Mode, PmapParallel, check_batch_size, make_parallel
@@ -28,14 +31,13 @@ from jaxface.training.records import Records, read_records
 from jaxface.training.rgbd import RgbdClasses, RgbdFeatures, RgbdNetworks
 from jaxface.training.route import (
     Anchor,
+    Route,
     batches_from,
     check_same_network,
     check_steps,
     cut_stage,
     equal_epoch_anchors,
     greedy_next_anchor,
-    greedy_route,
-    host_state,
     run_anchors,
 )
 from jaxface.training.stages import Outcome, Stage
@@ -52,12 +54,17 @@ from jaxface.training.workdir import (
 __all__ = [
     "AlignedVerification",
     "Anchor",
+    "AttentiveRecognizer",
     "Cadence",
     "Checkpoints",
+    "CloakProtection",
+    "CloakTrial",
     "CrossResolution",
     "Diverged",
     "Evaluations",
     "Figures",
+    "FrozenNetwork",
+    "GroupAttention",
     "GroupFairness",
     "Interrupted",
     "JitParallel",
@@ -74,6 +81,8 @@ __all__ = [
     "RgbdFeatures",
     "RgbdIdentification",
     "RgbdNetworks",
+    "Route",
+    "RouteHardness",
     "Stage",
     "SupportSets",
     "Teacher",
@@ -95,8 +104,6 @@ __all__ = [
     "give_up_workdir",
     "gradient_step",
     "greedy_next_anchor",
-    "greedy_route",
-    "host_state",
     "make_parallel",
     "network_variables",
     "open_workdir",

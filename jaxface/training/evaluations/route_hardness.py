@@ -1,0 +1,78 @@
+"""How hard the anchors of a teacher's route are for a student (arXiv:1904.09149).
+
+Methods: rco
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxface import losses
+from jaxface.data.pipeline.batches import evaluation_batches
+from jaxface.data.sources.source import Source
+from jaxface.training.recognition import Figures, statistics
+from jaxface.training.route import Anchor
+from jaxface.training.step import TrainState
+from jaxface.training.teachers import Teacher
+
+BATCH_SIZE = 128
+"""Images at a time, rounded up to a multiple of the devices."""
+
+
+class RouteHardness:
+    """Evaluation of a student on images that nobody learned from: how far it is from its anchor and from those ahead.
+
+    Reports `congruence`, the distillation loss to the student's anchor; `hardness/<step>` of that anchor and of every later
+    one; and `ratio/<step>`, a row of the matrix r_ij (`jaxface.losses.hardness_ratios`).
+
+    Args:
+      distance: jitted, (params, extra, images [B, H, W, C] uint8, valid [B] bool) -> means over the valid images of the
+        distillation loss and of the hardness, both [], against the anchor that is installed in `extra`.
+      teacher: the anchors' network, which installs them.
+      source: the images.
+      anchors: the student's, and those ahead.
+    """
+
+    def __init__(
+        self,
+        distance: Callable[..., tuple[jax.Array, jax.Array]],
+        teacher: Teacher,
+        source: Source,
+        anchors: Sequence[Anchor],
+    ):
+        self.distance, self.teacher, self.source, self.anchors = distance, teacher, source, anchors
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        distances = [self._mean_distance(state, anchor) for anchor in self.anchors]
+        hardness = np.array([value for _, value in distances])
+        ratios = np.asarray(losses.hardness_ratios(hardness, 0))
+        report = {"congruence": float(distances[0][0])}
+        for anchor, value, ratio in zip(self.anchors, hardness, ratios, strict=True):
+            report |= {f"hardness/{anchor.step}": float(value), f"ratio/{anchor.step}": float(ratio)}
+        return report
+
+    def _mean_distance(self, state: TrainState, anchor: Anchor) -> np.ndarray:
+        """[2] of the whole source: distillation loss and hardness."""
+        params, size = state.averaged_params, BATCH_SIZE
+        extra = self.teacher.installed(statistics(state.extra), anchor.load())
+        sharding = jax.tree.leaves(params)[0].sharding
+        over_rows = None
+        if isinstance(sharding, NamedSharding):
+            mesh = sharding.mesh
+            over_rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+            size = -(-size // mesh.size) * mesh.size
+            extra = jax.device_put(extra, NamedSharding(mesh, PartitionSpec()))
+        total = np.zeros(2)
+        for batch in evaluation_batches(self.source, size):
+            images, valid = batch["image"], batch["valid"]
+            if over_rows is not None:
+                images, valid = jax.device_put((images, valid), over_rows)
+            means = self.distance(params, extra, images, valid)
+            total += np.array([float(mean) for mean in means]) * batch["valid"].sum()
+        return total / len(self.source)
+
+    def figures(self, state: TrainState) -> Figures:
+        """None: a row of numbers says it all."""
+        return {}
