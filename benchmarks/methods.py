@@ -65,22 +65,22 @@ class Case:
     baseline: Mapping[str, Any]
 
 
-def started(stages: Stages, wanted: str, parallel: training.JitParallel) -> Work:
-    """The first stage whose name starts with `wanted`, where it begins; those before it are run without being evaluated."""
-    found = []
+def started(stages: Stages, prefix: str, parallel: training.JitParallel) -> Work:
+    """The first stage whose name starts with `prefix`, where it begins; those before it are run without being evaluated."""
+    reached = []
 
     def until():
         source, outcome = iter(stages), None
-        while not found:
+        while not reached:
             stage = source.send(outcome) if isinstance(source, Generator) else next(source)
             stage = dataclasses.replace(stage, evaluate=None, figures=None)
-            if stage.name.startswith(wanted):
-                found.append(stage)
+            if stage.name.startswith(prefix):
+                reached.append(stage)
                 stage = dataclasses.replace(stage, steps=0)
             outcome = yield stage
 
     state = training.run(until(), parallel=parallel).state
-    return Work(found[0].step, state, next(found[0].batches(state)))
+    return Work(reached[0].step, state, next(reached[0].batches(state)))
 
 
 def stage(build: Callable, name: str) -> Callable[[Any, training.JitParallel], Work]:
@@ -175,11 +175,14 @@ def measure(case: Case, *, repeats: int, quick: bool) -> dict:
             return step(state, device_batch(batch))
 
         # As `JitParallel.compile` does it: the state is consumed and leaves as it came.
-        kept = jax.tree.map(lambda x: x.sharding, state)
+        state_shardings = jax.tree.map(lambda x: x.sharding, state)
         spread, everywhere = (
             NamedSharding(parallel.mesh, PartitionSpec(*spec)) for spec in ((parallel.mesh.axis_names,), ())
         )
-        shardings = {"in_shardings": (kept, spread), "out_shardings": (kept, everywhere)}
+        shardings = {
+            "in_shardings": (state_shardings, spread),
+            "out_shardings": (state_shardings, everywhere),
+        }
         with jax.set_mesh(parallel.mesh):
             memory[arm] = common.memory(on_device, state, batch, donate_argnums=0, **shardings)
         calls[arm] = stepping(parallel.compile(step), state, batch)
@@ -228,8 +231,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = list(dict.fromkeys(case.name.partition(",")[0] for case in CASES))
-    parser.add_argument("--methods", nargs="+", default=known, choices=known)
+    names = list(dict.fromkeys(case.name.partition(",")[0] for case in CASES))
+    parser.add_argument("--methods", nargs="+", default=names, choices=names)
     parser.add_argument(
         "--repeats", type=int, default=20, help="timed steps of each, fewer where they are slow"
     )

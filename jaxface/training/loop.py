@@ -1,4 +1,4 @@
-"""The loop: runs the stages of a method, writes down what they report, and goes on where it was interrupted."""
+"""The loop: runs the stages of a method, writes down what they report, and resumes where it was interrupted."""
 
 import collections
 import contextlib
@@ -30,7 +30,7 @@ class Diverged(UserError):
 
 
 class Interrupted(SystemExit):
-    """The run was asked to stop, saved itself and can go on with the same command."""
+    """The run was asked to stop, saved itself, and the same command resumes it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ class _Pending:
 
     def __init__(self, rows: list[dict[str, float]] | None = None):
         self._rows: list[dict] = rows or []
-        self._known = len(self._rows)  # rows[:known] are floats already
+        self._num_fetched = len(self._rows)  # rows[:num_fetched] are floats already
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
         self._rows.append(metrics)
@@ -105,21 +105,21 @@ class _Pending:
         Raises:
           Diverged: a loss in them is not finite; the message names the step and the metric.
         """
-        fetched = jax.device_get(self._rows[self._known :])
-        self._rows[self._known :] = [{k: float(v) for k, v in row.items()} for row in fetched]
+        fetched = jax.device_get(self._rows[self._num_fetched :])
+        self._rows[self._num_fetched :] = [{k: float(v) for k, v in row.items()} for row in fetched]
         first = last_step - len(self._rows) + 1
-        for index, row in enumerate(self._rows[self._known :], self._known):
+        for index, row in enumerate(self._rows[self._num_fetched :], self._num_fetched):
             for key, value in row.items():
                 if key.rsplit("/", 1)[-1].endswith("loss") and not math.isfinite(value):
                     raise Diverged(f"{key} is {value} at step {first + index}")
-        self._known = len(self._rows)
+        self._num_fetched = len(self._rows)
         return self._rows
 
     def take_mean(self, last_step: int) -> dict[str, float]:
         """Mean of every metric, after which nothing is pending."""
         rows = self.rows(last_step)
         means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
-        self._rows, self._known = [], 0
+        self._rows, self._num_fetched = [], 0
         return means
 
 
@@ -138,7 +138,7 @@ class _StageRun:
         self.complete = False  # every step taken, evaluated and saved by an earlier process
 
     def start(self, rng: jax.Array, previous) -> tuple[Any, int]:
-        """The state to go on from, and the step at which it stands."""
+        """The state to resume from, and its step."""
         stage = self.stage
         state = self.parallel.create(
             stage.init, rng, previous, rules=stage.sharding, compiled=stage.compile_init
@@ -205,7 +205,7 @@ class _StageRun:
             self.save(state, done, scored=bool(evaluated))
         if asked is not None:
             self.progress.note(
-                f"stopped at step {done} of {self.stage.name}; the same command goes on from here"
+                f"stopped at step {done} of {self.stage.name}; the same command resumes from here"
             )
             raise Interrupted(0 if asked == signal.SIGTERM else 130)
 
@@ -266,7 +266,7 @@ def run(
     workdir: pathlib.Path | None = None,
     progress: bool = False,
 ) -> Outcome:
-    """Runs the stages of a method to the end, or goes on with an interrupted run.
+    """Runs the stages of a method to the end, or resumes an interrupted run.
 
     With a work directory, everything that the run needs is saved there: a run stopped at any moment and started again ends
     bit-for-bit where the uninterrupted one ends (same devices, same flags). SIGTERM saves and exits with status 0.

@@ -18,7 +18,7 @@ LossFunction = Callable[[Params, Any, dict[str, jax.Array], jax.Array], tuple[ja
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything that a run needs to go on.
+    """Everything that a run needs to resume.
 
     Attributes:
       step: int32 scalar, steps taken.
@@ -148,7 +148,7 @@ def gradient_step(*objectives: Objective, accumulate: int = 1, ema_decay: float 
       objectives: one or several; those given to `create_state`, in the same order.
       accumulate: number of micro-batches into which a batch is cut; gradients are averaged over them, so that memory falls and
         the step stays the same (batch statistics excepted, which see one micro-batch after the other).
-      ema_decay: in [0, 1), decay of the moving average per step; the state must have been created with `ema=True`.
+      ema_decay: in [0, 1), decay of the moving average per step; the state needs to be created with `ema=True`.
 
     Returns:
       step(state, batch) -> (state, metrics); metrics hold `loss`, `gradient_norm` and what the losses report.
@@ -159,7 +159,7 @@ def gradient_step(*objectives: Objective, accumulate: int = 1, ema_decay: float 
     """
     names = [objective.name for objective in objectives]
     if not objectives or len(set(names)) != len(names):
-        raise ValueError(f"objectives: need at least one, each with a name of its own, got {names}")
+        raise ValueError(f"objectives: needs at least one, each with its own name, got {names}")
 
     if ema_decay is not None and not 0 <= ema_decay < 1:
         raise UserError(f"ema_decay: needs a value in [0, 1), got {ema_decay}")

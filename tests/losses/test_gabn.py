@@ -264,5 +264,5 @@ def test_misuse_is_named():
         gabn._attention_maps(A, A, kind="max")
     with pytest.raises(AssertionError, match="features and gradients differ"):
         gabn._attention_maps(A, A[:, :1])
-    with pytest.raises(AssertionError, match=r"tail must give \[B\]"):
+    with pytest.raises(AssertionError, match=r"tail: needs to give \[B\]"):
         losses.gradient_attention(lambda a: a.mean(axis=(1, 2)), A)

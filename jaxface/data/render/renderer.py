@@ -158,7 +158,7 @@ def render(
         raise UserError(f"image_size: needs at least 8 pixels, got {image_size}")
     unknown = set(outputs) - set(OUTPUTS)
     if unknown:
-        raise UserError(f"outputs: unknown {sorted(unknown)}, choose from {', '.join(OUTPUTS)}")
+        raise UserError(f"outputs: needs names among {', '.join(OUTPUTS)}, got {sorted(unknown)}")
     for name, value, last in (
         ("identity.shape", faces.identity.shape, IDENTITY),
         ("identity.albedo", faces.identity.albedo, ALBEDO),

@@ -111,7 +111,7 @@ class TonedFaces(DataSpec):
             raise UserError(f"identities: needs as many groups as lightest and darkest, got {given}")
         if len(set(tones)) < len(tones):
             raise UserError(f"lightest: needs groups that differ in it or in darkest, got {tones}")
-        # Groups draw from numbers of their own: the same number under another tone would be the same head.
+        # Each group draws from its own numbers: the same number under another tone would be the same head.
         return JoinedGroups(
             {
                 f"tone-{low:g}-{high:g}": _rendered(

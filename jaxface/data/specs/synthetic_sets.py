@@ -48,11 +48,11 @@ class Procedural(DataSpec):
         if self.held_out_identities == 0:
             everything = self._people(self.identities, self.per_identity + self.held_out_per_identity, seed)
             later = np.arange(len(everything)) % (self.per_identity + self.held_out_per_identity)
-            parts = (
-                Subset(everything, np.flatnonzero(chosen))
-                for chosen in (later < self.per_identity, later >= self.per_identity)
+            subsets = (
+                Subset(everything, np.flatnonzero(rows))
+                for rows in (later < self.per_identity, later >= self.per_identity)
             )
-            return Split(*parts, self.title, "classification")
+            return Split(*subsets, self.title, "classification")
         check_pairs(self)
         unseen = self._people(
             self.held_out_identities, self.held_out_per_identity, seed, first=FIRST_HELD_OUT
@@ -116,5 +116,5 @@ class ShortcutDigits(DataSpec):
         return self.divide(image_size=image_size, seed=seed).train
 
     def divide(self, *, image_size: int, seed: int) -> Split:
-        parts = shortcut_digits(reliability=self.reliability, noise=self.noise, seed=seed)
-        return Split(*parts, self.title, "classification")
+        subsets = shortcut_digits(reliability=self.reliability, noise=self.noise, seed=seed)
+        return Split(*subsets, self.title, "classification")

@@ -59,10 +59,10 @@ def attention_gap(maps, groups, first: int = 0, second: int = 1) -> float:
         raise ValueError(f"groups: needs shape ({len(flat)},), got {groups.shape}")
     means = []
     for group in (first, second):
-        members = flat[(groups == group) & flat.any(axis=1)]
-        if not len(members):
+        group_maps = flat[(groups == group) & flat.any(axis=1)]
+        if not len(group_maps):
             raise UserError(f"groups: needs maps of each group, got none of group {group}")
-        means.append(members.mean(axis=0))
+        means.append(group_maps.mean(axis=0))
     return float(np.abs(means[0] - means[1]).sum())
 
 
