@@ -11,7 +11,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.recipes import recognition as recipe
+from experiments.recipes.heads import HeadSpec
 from experiments.recipes.recognition import network
+from experiments.recipes.teachers import TeacherSpec, teacher_stage
 from jaxface import axes, losses, models, training
 from jaxface import data as inputs
 from jaxface.data.pipeline.batches import evaluation_batches
@@ -29,7 +31,7 @@ class Config(recipe.Recipe):
 
     steps: int = 300
     """Steps of a student's run; with `restart` every anchor has a run of its own."""
-    teacher: recipe.Teacher = recipe.Teacher()
+    teacher: TeacherSpec = TeacherSpec()
     """Whose route; of a finished run (`teacher.run`), all checkpoints that it kept (`--cadence.keep`)."""
     recorded: int = 8
     """Points of the teacher's training that are recorded, at equal intervals, its end included."""
@@ -57,7 +59,7 @@ class Config(recipe.Recipe):
     """Mimic: of normalized embeddings."""
     hint_layers: tuple[str, str] = ("", "")
     """Hint: layer of the student and layer of the teacher, by their names in the network, such as stage2_block1."""
-    head: recipe.Head = recipe.Head()
+    head: HeadSpec = HeadSpec()
     """Loss on labels; class scores are its scale times the cosines with prototypes, for student and teacher."""
     validation: float = 0.1
     """Fraction of the training images set aside, from teacher and student, to measure hardness on; 0 for none."""
@@ -77,11 +79,11 @@ class Config(recipe.Recipe):
             embedding=512,
             form="logits",
             label_weight=1.0,
-            head=recipe.Head(loss="softmax"),
-            teacher=recipe.Teacher(
+            head=HeadSpec(loss="softmax"),
+            teacher=TeacherSpec(
                 backbone="cifar_resnet50",
                 embedding=512,
-                head=recipe.Head(loss="softmax"),
+                head=HeadSpec(loss="softmax"),
                 optimizer=training.Optimizer(learning_rate=0.05, decay_at=(150 / 240, 180 / 240, 210 / 240)),
                 steps=240 * epoch,
             ),
@@ -103,10 +105,10 @@ class Config(recipe.Recipe):
             embedding=512,
             bfloat16=True,
             unit=False,
-            teacher=recipe.Teacher(
+            teacher=TeacherSpec(
                 backbone="iresnet50",
                 embedding=512,
-                head=recipe.Head(scale=64.0, margin=0.5),
+                head=HeadSpec(scale=64.0, margin=0.5),
                 optimizer=training.Optimizer(decay_at=(0.5, 0.75, 0.9)),
                 steps=180_000,
             ),
@@ -211,7 +213,8 @@ class Distillation:
 
     def __init__(self, config: Config, model, teacher: training.Teacher, classes: int, image_shape, anchor):
         self.config, self.model, self.teacher, self.classes = config, model, teacher, classes
-        self.recognizer = training.Recognizer(model, classes, image_shape)
+        self.recognition = recipe.Recognition(config, model, classes, image_shape, config.head.build())
+        self.recognizer = self.recognition.recognizer
         self._hint = self._hint_channels(image_shape, anchor) if config.form == "hint" else None
         self.init, self.judge = jax.jit(self._init), jax.jit(self._judge)
 
@@ -233,7 +236,7 @@ class Distillation:
 
     def _init(self, rng: jax.Array) -> tuple[dict, dict]:
         """A fresh student: (params, extra)."""
-        params, extra = self.recognizer.init(rng)
+        params, extra = self.recognition.init(rng)
         if self.config.form != "logits" and self.config.label_weight == 0:
             del params["prototypes"]  # nothing would train them
         if self._hint:
@@ -285,10 +288,10 @@ class Distillation:
         distilled = self.loss(student, anchor).mean()
         value, reported = config.weight * distilled, {"distillation": distilled}
         if "prototypes" in params:
-            scores = cosines(embeddings, params["prototypes"][: self.classes])
-            reported["accuracy"] = (scores.argmax(axis=1) == batch["label"]).mean()
+            labels = self.recognition.classify(params, embeddings, batch["label"], rng)
+            reported |= labels.report()
             if config.label_weight:
-                value = value + config.label_weight * config.head(scores, batch["label"]).mean()
+                value = value + config.label_weight * labels.loss
         return value, (extra, reported)
 
     def _judge(self, params, extra, images: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -356,7 +359,7 @@ def build(config: Config):
         raise UserError(
             "label_weight: needs a positive number where the classes of images are evaluated, got 0"
         )
-    stage, teacher = recipe.teacher_stage(
+    stage, teacher = teacher_stage(
         config,
         config.teacher,
         split,
@@ -376,7 +379,8 @@ def build(config: Config):
     model = network(config)
     classes, image_shape = len(split.train.class_names), split.train.image_shape
     distillation = Distillation(config, model, teacher, classes, image_shape, anchor_shapes)
-    objective = training.Objective(distillation.objective, config.optimizer.build(config.steps))
+    objective = training.Objective(distillation.objective, distillation.recognition.optimizer())
+    create_state = distillation.recognition.create_state
     open_batches = recipe.training_batches(config, split.train)
     lengths = [config.steps] * len(order or ())
     if order and not config.restart:
@@ -389,11 +393,11 @@ def build(config: Config):
             taught = functools.partial(teacher.installed, state=installable(anchor))
             if first:
                 params, extra = distillation.init(rng)
-                return training.create_state(rng, params, objective, extra=taught(extra))
+                return create_state(rng, params, objective, extra=taught(extra))
             extra = taught(training.statistics(previous.extra))
             if not config.restart:
                 return previous.replace(extra=extra)
-            return training.create_state(rng, previous.params, objective, extra=extra)
+            return create_state(rng, previous.params, objective, extra=extra)
 
         return init
 
@@ -403,13 +407,11 @@ def build(config: Config):
         return state
 
     # Every stage has this one step, whose anchor is an argument: it is compiled once.
-    step = training.gradient_step(objective)
+    step = distillation.recognition.step(objective)
 
     def first_step(rng, anchor, batch):
         params, extra = distillation.init(rng)
-        return step(
-            training.create_state(rng, params, objective, extra=teacher.installed(extra, anchor)), batch
-        )
+        return step(create_state(rng, params, objective, extra=teacher.installed(extra, anchor)), batch)
 
     # A shape that the networks cannot take is refused here, not after the teacher has trained.
     jax.eval_shape(

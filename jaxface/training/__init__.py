@@ -5,7 +5,7 @@ from jaxface.training.distributed import start_processes, together
 from jaxface.training.evaluations.cross_resolution import CrossResolution, resolution_gradient_norms
 from jaxface.training.evaluations.group_fairness import GroupFairness, PackFairness, source_groups
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
-from jaxface.training.optimizer import Optimizer, decay_mask
+from jaxface.training.optimizer import Optimizer, adam, decay_mask, sgd
 from jaxface.training.parallel import JitParallel, Mode, PmapParallel, check_batch_size, make_parallel
 from jaxface.training.prototypes import prototype_loss, prototype_rows
 from jaxface.training.recognition import (
@@ -70,6 +70,7 @@ __all__ = [
     "Teacher",
     "TrainState",
     "Verification",
+    "adam",
     "backbone_checkpoint",
     "batches_from",
     "check_batch_size",
@@ -100,6 +101,7 @@ __all__ = [
     "run",
     "run_anchors",
     "run_checkpoint",
+    "sgd",
     "source_groups",
     "start_processes",
     "statistics",
