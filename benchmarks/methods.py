@@ -26,7 +26,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import common
 from experiments.methods import acw, cckd, cloak, coupleface, gabn, ida, lrfr, rco
-from experiments.recipes.recognition import Recipe, Teacher
+from experiments.recipes.recognition import Recipe
+from experiments.recipes.teachers import TeacherSpec
 from experiments.studies import gabn as gabn_study
 from experiments.studies import lrfr as lrfr_study
 from jaxface import data, metrics, training
@@ -123,7 +124,7 @@ def ida_scores(config: ida.Config, parallel: training.JitParallel, *, embedded: 
 COSINE = {"weight": 0.0}
 MASKS = cloak.methods(cloak.Config())
 # The black boxes, which no mask is made on, are whatever is quick to make.
-CLOAK = cloak.Config(baselines=False, people=4, targets=(Teacher(backbone="mlp"),))
+CLOAK = cloak.Config(baselines=False, people=4, targets=(TeacherSpec(backbone="mlp"),))
 CASES = (
     Case("coupleface", coupleface.Config(), "embeddings alone", stage(coupleface.build, "student"), {"relations": "none"}),
     Case("cckd", cckd.Config(), "mimic alone", stage(cckd.build, "student"), {"congruence_weight": 0.0}),
@@ -145,7 +146,7 @@ def shortened(config: Recipe, *, quick: bool) -> Recipe:
 
     def cut(value):
         match value:
-            case Teacher():
+            case TeacherSpec():
                 return dataclasses.replace(value, steps=EARLIER, **tiny)
             case data.RenderedFaces():
                 return dataclasses.replace(value, identities=32, held_out_identities=8)

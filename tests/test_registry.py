@@ -64,14 +64,15 @@ METHOD = """
 '''Plain: a softmax and nothing else (arXiv:0000.00000).'''
 
 import dataclasses
-from experiments.recipes.recognition import Head, Recipe, load, network, recognition_stage
+from experiments.recipes.heads import HeadSpec
+from experiments.recipes.recognition import Recipe, load, network, recognition_stage
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Recipe):
     pass
 
 def build(config):
-    return [recognition_stage("recognition", config, load(config), network(config), Head())]
+    return [recognition_stage("recognition", config, load(config), network(config), HeadSpec().build())]
 """
 
 

@@ -17,7 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.recipes.recognition import Head, Recipe, Teacher, teacher_stage, training_batches
+from experiments.recipes.heads import HeadSpec
+from experiments.recipes.recognition import Recipe, training_batches
+from experiments.recipes.teachers import TeacherSpec, teacher_stage
 from jaxface import data as inputs
 from jaxface import layers, losses, metrics, training
 from jaxface.data.transforms.corruption import RGBD_CORRUPTIONS
@@ -32,7 +34,7 @@ BASELINES = ("rgb", "depth", "sum", "max")
 TRAINED = ("acw", "acw_probe", "concat")
 MODALITIES = ("rgb", "depth")
 
-_PRETRAINED = Teacher(backbone="iresnet_pico", embedding=64, steps=600)
+_PRETRAINED = TeacherSpec(backbone="iresnet_pico", embedding=64, steps=600)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,9 +65,9 @@ class Config(Recipe):
     """Virtual depth of other people for the depth network; ignored with `depth.run`."""
     image_size: int = 32
     """Side of the images, pixels."""
-    rgb: Teacher = _PRETRAINED
+    rgb: TeacherSpec = _PRETRAINED
     """RGB network, trained on `rgb_data`, or that of a finished run."""
-    depth: Teacher = _PRETRAINED
+    depth: TeacherSpec = _PRETRAINED
     """Depth network, trained on `depth_data`, or that of a finished run on depth images (`--data.modality depth`)."""
     depth_augment: inputs.Augment = inputs.Augment(crop=1.0, crop_scale=(0.9, 1.1), crop_shift=0.02)
     """Random changes of the depth images to learn from, on the host; the recipe's `augment` is for photographs."""
@@ -107,7 +109,7 @@ class Config(Recipe):
         Virtual depth: 10,000 people x 50 images, 45 GB of memory as rendered.
         """
         sgd = training.Optimizer(schedule="cosine")
-        head = Head(scale=64.0, margin=0.5)
+        head = HeadSpec(scale=64.0, margin=0.5)
         return cls(
             data=inputs.RgbdFolder(root="lock3dface", held_out=169 / 509),
             rgb_data=inputs.RecordIO(path="faces_emore"),
@@ -120,8 +122,8 @@ class Config(Recipe):
             image_size=112,
             bfloat16=True,
             batch_size=512,
-            rgb=Teacher(backbone="iresnet50", embedding=512, head=head, optimizer=sgd, steps=180_000),
-            depth=Teacher(
+            rgb=TeacherSpec(backbone="iresnet50", embedding=512, head=head, optimizer=sgd, steps=180_000),
+            depth=TeacherSpec(
                 backbone="iresnet50",
                 embedding=512,
                 head=head,
@@ -137,11 +139,11 @@ class Config(Recipe):
     @classmethod
     def digits(cls) -> "Config":
         """The mechanism: left and right halves of digits as two modalities, uniform noise as what goes wrong; takes seconds."""
-        adam = training.Optimizer(name="adam", learning_rate=3e-3, schedule="constant", weight_decay=0.0)
-        half = Teacher(
+        adam = training.adam(3e-3, schedule="constant")
+        half = TeacherSpec(
             backbone="mlp_96",
             embedding=24,
-            head=Head(loss="cosface", scale=16.0, margin=0.2),
+            head=HeadSpec(loss="cosface", scale=16.0, margin=0.2),
             optimizer=adam,
             steps=600,
         )

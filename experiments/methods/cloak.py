@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.recipes.recognition import Head, Recipe, Teacher, load, teacher_stage
+from experiments.recipes.heads import HeadSpec
+from experiments.recipes.recognition import Recipe, load
+from experiments.recipes.teachers import TeacherSpec, teacher_stage
 from jaxface import attacks, axes, training
 from jaxface import data as inputs
 from jaxface.errors import UserError
@@ -40,13 +42,13 @@ class Config(Recipe):
     """Faces to train the networks on; the people to protect and the distractors are among the others."""
     steps: int = 400
     """Training steps of the surrogate."""
-    head: Head = Head(loss="softmax", scale=16.0, margin=0.0)
+    head: HeadSpec = HeadSpec(loss="softmax", scale=16.0, margin=0.0)
     """Loss of the surrogate."""
     surrogate: str | None = None
     """Work directory of a finished run to take that network from, instead of training one."""
-    targets: tuple[Teacher, ...] = (
-        Teacher(backbone="iresnet_nano", head=Head(loss="arcface"), steps=400),
-        Teacher(backbone="iresnet_pico", head=Head(loss="cosface", margin=0.2), steps=400),
+    targets: tuple[TeacherSpec, ...] = (
+        TeacherSpec(backbone="iresnet_nano", head=HeadSpec(loss="arcface"), steps=400),
+        TeacherSpec(backbone="iresnet_pico", head=HeadSpec(loss="cosface", margin=0.2), steps=400),
     )
     """Black boxes: other networks, trained on the same people or taken from finished runs, that the masks never saw."""
     cloak: attacks.Cloak = attacks.Cloak()
@@ -70,8 +72,8 @@ class Config(Recipe):
     def paper(cls) -> "Config":
         """CASIA-WebFace networks and Privacy-Commons: mean PSR@1 over six targets above OPOM's at equal steps is the test."""
         long = training.Optimizer(decay_at=(100 / 180, 140 / 180, 160 / 180))
-        softmax = Head(loss="softmax", scale=32.0, margin=0.0)
-        target = functools.partial(Teacher, embedding=512, optimizer=long, steps=180_000)
+        softmax = HeadSpec(loss="softmax", scale=32.0, margin=0.0)
+        target = functools.partial(TeacherSpec, embedding=512, optimizer=long, steps=180_000)
         return cls(
             data=inputs.Folder(root="casia-webface", held_out=0.02),
             protect="privacy-commons",
@@ -85,9 +87,9 @@ class Config(Recipe):
             steps=180_000,
             optimizer=long,
             targets=(
-                target(backbone="resnet50", head=Head(loss="arcface", scale=64.0, margin=0.5)),
-                target(backbone="resnet50", head=Head(loss="cosface", scale=64.0, margin=0.35)),
-                target(backbone="iresnet34", head=Head(loss="arcface", scale=64.0, margin=0.5)),
+                target(backbone="resnet50", head=HeadSpec(loss="arcface", scale=64.0, margin=0.5)),
+                target(backbone="resnet50", head=HeadSpec(loss="cosface", scale=64.0, margin=0.35)),
+                target(backbone="iresnet34", head=HeadSpec(loss="arcface", scale=64.0, margin=0.5)),
                 target(backbone="mobilefacenet", head=softmax),
                 target(backbone="mobilenet_v2", head=softmax),
                 target(backbone="face_resnet34", head=softmax),
@@ -100,10 +102,10 @@ class Config(Recipe):
     def procedural(cls) -> "Config":
         """Images of waves and perceptrons, seconds per run; ε of 24, where masks carry over to networks as small as these."""
         optimizer = Adam(learning_rate=2e-3, schedule="cosine")
-        target = functools.partial(Teacher, embedding=48, optimizer=optimizer, steps=300)
+        target = functools.partial(TeacherSpec, embedding=48, optimizer=optimizer, steps=300)
         softmax, cosface = (
-            Head(loss="softmax", scale=16.0, margin=0.0),
-            Head(loss="cosface", scale=16.0, margin=0.2),
+            HeadSpec(loss="softmax", scale=16.0, margin=0.0),
+            HeadSpec(loss="cosface", scale=16.0, margin=0.2),
         )
         return cls(
             data=inputs.ProceduralImages(),
@@ -245,7 +247,7 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
     for cloak in cloaks.values():
         cloak.check(config.photos)
     people = trial(config, split.held_out)
-    surrogate = Teacher(
+    surrogate = TeacherSpec(
         run=config.surrogate,
         backbone=config.backbone,
         embedding=config.embedding,

@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from experiments.recipes.heads import HeadSpec
 from experiments.recipes.recognition import (
-    Head,
     Recipe,
+    Recognition,
     evaluation,
     load,
     network,
@@ -31,7 +32,6 @@ from experiments.recipes.recognition import (
 from jaxface import axes, losses, models, training
 from jaxface import data as inputs
 from jaxface.errors import UserError
-from jaxface.layers.prototypes import cosines
 from jaxface.losses.checks import check_range
 from jaxface.models import MLP
 
@@ -49,7 +49,7 @@ class Config(Recipe):
     """Side of the images, pixels."""
     steps: int = 600
     """Training steps."""
-    head: Head = Head(loss="cosface", scale=16.0, margin=0.2)
+    head: HeadSpec = HeadSpec(loss="cosface", scale=16.0, margin=0.2)
     """Recognition loss, of the images as they are and of the erased ones."""
     attention: losses.AttentionKind = "elementwise"
     """How a gradient becomes a map: by channel averages (gradcam), place by place, or by the image itself (input)."""
@@ -79,9 +79,7 @@ class Config(Recipe):
     """Number of the reference group in the order of the data."""
     discriminator_hidden: tuple[int, ...] = (64,)
     """Hidden units of the discriminator, which tells the group from a map."""
-    discriminator: training.Optimizer = training.Optimizer(
-        name="adam", learning_rate=1e-3, schedule="constant", weight_decay=0.0
-    )
+    discriminator: training.Optimizer = training.adam(1e-3, schedule="constant")
     """Its optimizer; it learns throughout, one update per step."""
     packs: tuple[str, ...] = ()
     """Verification packs (.bin), one for each group, on which to report fairness instead; RFW has four."""
@@ -94,13 +92,11 @@ class Config(Recipe):
             image_size=112,
             backbone="iresnet34",
             embedding=512,
-            head=Head(loss="arcface", scale=64.0, margin=0.5),
+            head=HeadSpec(loss="arcface", scale=64.0, margin=0.5),
             cells=7,
             erase=3,
             reference=2,
-            discriminator=training.Optimizer(
-                name="adam", learning_rate=1e-4, schedule="constant", weight_decay=0.0
-            ),
+            discriminator=training.adam(1e-4, schedule="constant"),
             packs=tuple(f"rfw/{name}.bin" for name in ("African", "Asian", "Caucasian", "Indian")),
             bfloat16=True,
             batch_size=512,
@@ -112,7 +108,7 @@ class Config(Recipe):
     @classmethod
     def digits(cls) -> "Config":
         """Digits of which one group offers a small shortcut that fails in the test; the premise of the paper in the small."""
-        adam = training.Optimizer(name="adam", learning_rate=2e-3, schedule="constant", weight_decay=0.0)
+        adam = training.adam(2e-3, schedule="constant")
         return cls(
             data=inputs.ShortcutDigits(),
             augment=inputs.Augment(flip=0.0),
@@ -218,14 +214,14 @@ def build(config: Config) -> list[training.Stage]:
         raise UserError(
             f"attention: input needs images of a multiple of the map's {shape[0]}x{shape[1]}, got {height}x{width}"
         )
-    recognizer = training.Recognizer(model, classes, image_shape)
-    look = training.AttentiveRecognizer(recognizer, layer, shape[:2], config.attention)
+    recognition = Recognition(config, model, classes, image_shape, config.head.build())
+    look = training.AttentiveRecognizer(recognition.recognizer, layer, shape[:2], config.attention)
     evaluate = evaluations(config, split, look)
     open_batches = training_batches(config, split.train)
     best = f"{split.protocol}/accuracy"
     if config.erase_weight == config.adversarial_weight == 0:
         stage = recognition_stage(
-            "recognition", config, split, model, config.head, batches=open_batches, evaluate=False
+            "recognition", config, split, model, config.head.build(), batches=open_batches, evaluate=False
         )
         return [dataclasses.replace(stage, evaluate=evaluate, figures=evaluate.figures, best=best)]
     adversarial = config.adversarial_weight > 0
@@ -269,20 +265,19 @@ def build(config: Config) -> list[training.Stage]:
             fill = jax.random.uniform(noise, images.shape, minval=-1.0, maxval=1.0)
         erased = losses.erase(images, top_cells(attention.maps), fill)
         # Erased images have batch statistics of their own, which stay out of the running averages: those are for whole faces.
-        similarity, _ = recognizer.train_cosines(params, extra, erased, dropout)
+        embeddings, _ = recognition.recognizer.train_embeddings(params, extra, erased, dropout)
         counts = attention.valid
         if config.erase_groups == "others":
             counts = counts & (batch["group"] != config.reference)
-        return jnp.where(counts, config.head(similarity, batch["label"]), 0.0).mean()
+        return recognition.classify(params, embeddings, batch["label"], rng, where=counts).loss
 
     # L = L_face + w_e L_face(erased) + w_a L_adversarial, each term in its phase.
     def loss_fn(params, extra, batch, rng):
-        step, keys = extra["step"], jax.random.split(rng)
+        step, keys = extra["step"] // config.accumulate, jax.random.split(rng)
         embeddings, attention, updated = look(params, extra, batch, keys[0])
-        similarity = cosines(embeddings, params["prototypes"][:classes])
-        total = config.head(similarity, batch["label"]).mean()
-        correct = similarity.argmax(axis=1) == batch["label"]
-        report = {"accuracy": correct.mean(), "recognition_loss": total}
+        classification = recognition.classify(params, embeddings, batch["label"], rng)
+        total = classification.loss
+        report = {**classification.report(), "recognition_loss": total}
         weight_at = functools.partial(schedule, step, config.steps, ramp=config.ramp)
         if config.erase_weight > 0:
             erased = erased_loss(params, extra, attention, batch, keys[1])
@@ -294,11 +289,11 @@ def build(config: Config) -> list[training.Stage]:
             weight = weight_at(config.adversarial_weight, config.adversarial_phase)
             total = total + weight * value
             report |= {"adversarial_loss": value, "adversarial_weight": weight}
-        return total, ({**updated, "step": step + 1}, report)
+        return total, ({**updated, "step": extra["step"] + 1}, report)
 
     # In every step the discriminator answers first, then the network is updated against it.
     objectives = [
-        training.Objective(loss_fn, config.optimizer.build(config.steps), ("backbone", "prototypes"))
+        training.Objective(loss_fn, recognition.optimizer(), ("backbone", "prototypes")),
     ]
     if adversarial:
         optimizer = config.discriminator.build(config.steps)
@@ -307,18 +302,18 @@ def build(config: Config) -> list[training.Stage]:
         )
 
     def init(rng, previous):
-        params, extra = recognizer.init(rng)
+        params, extra = recognition.init(rng)
         if adversarial:
             blank = jnp.zeros((1, *shape[:2]))
             params["discriminator"] = discriminator.init(jax.random.fold_in(rng, 1), blank)["params"]
         extra = {**extra, "step": jnp.zeros((), jnp.int32)}
-        return training.create_state(rng, params, *objectives, extra=extra)
+        return recognition.create_state(rng, params, *objectives, extra=extra)
 
     return [
         training.Stage(
             name="recognition",
             init=init,
-            step=training.gradient_step(*objectives),
+            step=recognition.step(*objectives),
             batches=lambda state: open_batches(),
             steps=config.steps,
             evaluate=evaluate,

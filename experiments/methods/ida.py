@@ -20,7 +20,9 @@ import numpy as np
 from experiments.recipes import gan
 from experiments.recipes import recognition as recipe
 from experiments.recipes.gan import GanSpec
-from experiments.recipes.recognition import Head, Recipe, Teacher
+from experiments.recipes.heads import HeadSpec
+from experiments.recipes.recognition import Recipe
+from experiments.recipes.teachers import TeacherSpec, teacher_stage
 from jaxface import data as inputs
 from jaxface import losses, metrics, models, training
 from jaxface.data.transforms.pixels import normalize_pixels
@@ -48,9 +50,7 @@ class EstimatorSpec:
     """Training steps; 0 leaves it at the mean of the targets."""
     batch_size: int = 512
     """Embeddings or images per step; no more than there are."""
-    optimizer: training.Optimizer = training.Optimizer(
-        name="adam", learning_rate=1e-3, schedule="cosine", weight_decay=0.0
-    )
+    optimizer: training.Optimizer = training.adam(1e-3)
     """Its optimizer."""
 
 
@@ -58,7 +58,7 @@ class EstimatorSpec:
 class Config(Recipe):
     """A network trained as usual, a generator and an estimator; every way to estimate support sets is reported."""
 
-    head: Head = Head()
+    head: HeadSpec = HeadSpec()
     """Loss that the network is trained with."""
     run: str | None = None
     """Work directory of a finished run whose network is used instead of training one."""
@@ -100,7 +100,7 @@ class Config(Recipe):
             backbone="iresnet100",
             embedding=512,
             bfloat16=True,
-            head=Head(scale=64.0, margin=0.5),
+            head=HeadSpec(scale=64.0, margin=0.5),
             batch_size=512,
             steps=180_000,
             optimizer=training.Optimizer(decay_at=(100 / 180, 160 / 180), clip_norm=5.0),
@@ -218,10 +218,10 @@ class _Ida:
         if config.run is None:
             model = network(config)
             self.recognition_stage = recipe.recognition_stage(
-                "recognition", config, self.split, model, config.head
+                "recognition", config, self.split, model, config.head.build()
             )
         else:
-            stage, teacher = recipe.teacher_stage(config, Teacher(run=config.run), self.split)
+            stage, teacher = teacher_stage(config, TeacherSpec(run=config.run), self.split)
             model = teacher.model
             self.recognition_stage = dataclasses.replace(stage, name="recognition")
         self.frozen = training.Teacher(model)

@@ -21,12 +21,13 @@ from jax.sharding import PartitionSpec
 
 from experiments.recipes import recognition as recipe
 from experiments.recipes.distillation import Answers, Form, Pair
+from experiments.recipes.heads import HeadSpec
 from experiments.recipes.recognition import network
+from experiments.recipes.teachers import TeacherSpec, teacher_stage
 from jaxface import axes, losses, training
 from jaxface import data as inputs
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
-from jaxface.layers.prototypes import cosines
 from jaxface.losses.checks import check_range
 
 __all__ = ["Config", "build", "network"]
@@ -38,7 +39,7 @@ class Config(recipe.Recipe):
 
     steps: int = 300
     """Steps of a student's run; with `restart` every anchor has a run of its own."""
-    teacher: recipe.Teacher = recipe.Teacher()
+    teacher: TeacherSpec = TeacherSpec()
     """Whose route; of a finished run (`teacher.run`), all checkpoints that it kept (`--cadence.keep`)."""
     recorded: int = 8
     """Points of the teacher's training that are recorded, at equal intervals, its end included."""
@@ -66,7 +67,7 @@ class Config(recipe.Recipe):
     """Mimic: of normalized embeddings."""
     hint_layers: tuple[str, str] = ("", "")
     """Hint: layer of the student and layer of the teacher, by their names in the network, such as stage2_block1."""
-    head: recipe.Head = recipe.Head()
+    head: HeadSpec = HeadSpec()
     """Loss on labels; class scores are its scale times the cosines with prototypes, for student and teacher."""
     validation: float = 0.1
     """Fraction of the training images set aside, from teacher and student, to measure hardness on; 0 for none."""
@@ -86,11 +87,11 @@ class Config(recipe.Recipe):
             embedding=512,
             form="logits",
             label_weight=1.0,
-            head=recipe.Head(loss="softmax"),
-            teacher=recipe.Teacher(
+            head=HeadSpec(loss="softmax"),
+            teacher=TeacherSpec(
                 backbone="cifar_resnet50",
                 embedding=512,
-                head=recipe.Head(loss="softmax"),
+                head=HeadSpec(loss="softmax"),
                 optimizer=training.Optimizer(learning_rate=0.05, decay_at=(150 / 240, 180 / 240, 210 / 240)),
                 steps=240 * epoch,
             ),
@@ -112,10 +113,10 @@ class Config(recipe.Recipe):
             embedding=512,
             bfloat16=True,
             unit=False,
-            teacher=recipe.Teacher(
+            teacher=TeacherSpec(
                 backbone="iresnet50",
                 embedding=512,
-                head=recipe.Head(scale=64.0, margin=0.5),
+                head=HeadSpec(scale=64.0, margin=0.5),
                 optimizer=training.Optimizer(decay_at=(0.5, 0.75, 0.9)),
                 steps=180_000,
             ),
@@ -215,10 +216,10 @@ class Distillation:
       anchor: shapes of an anchor's state.
     """
 
-    def __init__(self, config: Config, recognizer: training.Recognizer, teacher: training.Teacher, anchor):
-        self.config, self.classes = config, recognizer.classes
+    def __init__(self, config: Config, recognition: recipe.Recognition, teacher: training.Teacher, anchor):
+        self.config, self.recognition = config, recognition
         self.pair = Pair(
-            recognizer,
+            recognition,
             teacher,
             config.form,
             scale=config.head.scale,
@@ -245,10 +246,10 @@ class Distillation:
         distilled = self.loss(answers).mean()
         value, reported = config.weight * distilled, {"distillation": distilled}
         if "prototypes" in params:
-            similarity = cosines(answers.embeddings, params["prototypes"][: self.classes])
-            reported["accuracy"] = (similarity.argmax(axis=1) == batch["label"]).mean()
+            labels = self.recognition.classify(params, answers.embeddings, batch["label"], rng)
+            reported |= labels.report()
             if config.label_weight:
-                value = value + config.label_weight * config.head(similarity, batch["label"]).mean()
+                value = value + config.label_weight * labels.loss
         return value, (answers.extra, reported)
 
     def _distance(self, params, extra, images: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -270,22 +271,24 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
         )
 
     # Anchor points: the teacher is stored along its training.
-    teacher_stage, teacher = recipe.teacher_stage(
+    last_stage, teacher = teacher_stage(
         config,
         config.teacher,
         split,
         embedding=config.embedding if config.form == "mimic" else None,
         prototypes=config.form == "logits",
     )
-    route = teacher_route(config, teacher_stage)
+    route = teacher_route(config, last_stage)
     order = anchor_order(config, route.steps)
 
     # L_KD: one step for all anchors, which are arguments of it; exchanging them compiles nothing.
     model, image_shape = network(config), split.train.image_shape
-    recognizer = training.Recognizer(model, len(split.train.class_names), image_shape)
-    distillation = Distillation(config, recognizer, teacher, route.shapes)
-    objective = training.Objective(distillation.objective, config.optimizer.build(config.steps))
-    step = training.gradient_step(objective)
+    recognition = recipe.Recognition(
+        config, model, len(split.train.class_names), image_shape, config.head.build()
+    )
+    distillation = Distillation(config, recognition, teacher, route.shapes)
+    objective = training.Objective(distillation.objective, recognition.optimizer())
+    step = recognition.step(objective)
     open_batches = recipe.training_batches(config, split.train)
     lengths = itertools.repeat(config.steps)
     if not config.restart:
@@ -293,7 +296,7 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
 
     def first_step(rng, anchor, batch):
         params, extra = distillation.init(rng)
-        state = training.create_state(rng, params, objective, extra=teacher.installed(extra, anchor))
+        state = recognition.create_state(rng, params, objective, extra=teacher.installed(extra, anchor))
         return step(state, batch)
 
     # A shape that the networks cannot take is refused here, not after the teacher has trained.
@@ -316,7 +319,7 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
             extra = teacher.installed(extra, anchor)
             if number > 1 and not config.restart:
                 return previous.replace(extra=extra)
-            return training.create_state(rng, params, objective, extra=extra)  # a fresh optimizer
+            return recognition.create_state(rng, params, objective, extra=extra)  # a fresh optimizer
 
         evaluations = [recipe.evaluation(config, model, split, identify=True)]
         if aside is not None:

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from experiments.recipes.recognition import Recognition
 from jaxface import models, training
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines
@@ -36,7 +37,7 @@ class Pair:
     In the form "hint" a linear regressor gives the student's layer the channels of the teacher's.
 
     Args:
-      recognizer: the student.
+      recognition: the student.
       teacher: the teachers' network.
       form: what is compared.
       scale: logits: of the cosines with prototypes.
@@ -49,7 +50,7 @@ class Pair:
 
     def __init__(
         self,
-        recognizer: training.Recognizer,
+        recognition: Recognition,
         teacher: training.Teacher,
         form: Form,
         *,
@@ -57,7 +58,8 @@ class Pair:
         hint_layers: tuple[str, str],
         teacher_state: training.TrainState | None,
     ):
-        self.recognizer, self.teacher, self.form = recognizer, teacher, form
+        self.recognition, self.recognizer = recognition, recognition.recognizer
+        self.teacher, self.form = teacher, form
         self.scale, self.hint_layers = scale, hint_layers
         self._channels = self._hint_channels(teacher_state) if form == "hint" else None
 
@@ -86,7 +88,7 @@ class Pair:
 
     def init(self, rng: jax.Array, *, prototypes: bool) -> tuple[dict, dict]:
         """A fresh student, (params, extra); without class prototypes where nothing would train them."""
-        params, extra = self.recognizer.init(rng)
+        params, extra = self.recognition.init(rng)
         if not prototypes:
             del params["prototypes"]
         if self._channels:

@@ -48,6 +48,10 @@ def cosines(embeddings: jax.Array, prototypes: jax.Array) -> jax.Array:
     )
 
 
-def init_prototypes(rng: jax.Array, classes: int, size: int) -> jax.Array:
-    """[classes, size] float32 prototypes from normal(0, 0.01); only their directions matter."""
-    return 0.01 * jax.random.normal(rng, (classes, size), jnp.float32)
+def init_prototypes(rng: jax.Array, classes: int, size: int, *, std: float = 0.01) -> jax.Array:
+    """[classes, size] float32 prototypes from normal(0, std), of length about std √size.
+
+    A loss sees directions alone, but the length counts under plain SGD: a gradient by a longer prototype is shorter, and turns
+    it by a smaller angle.
+    """
+    return std * jax.random.normal(rng, (classes, size), jnp.float32)

@@ -6,6 +6,7 @@
 | `softmax_loss` | cross-entropy over scaled cosines | arXiv:1704.06369 |
 | `cosface_loss` | cosine margin | arXiv:1801.09414 |
 | `arcface_loss` | angular margin | arXiv:1801.07698 |
+| `Softmax`, `CosFace`, `ArcFace`, `SFace` | the four above with their hyper-parameters, plain or fused; by name in `HEADS` | |
 | `cross_entropy` | over logits, classes sharded or not | |
 | `partial_fc_loss` | all of these over sharded prototypes, with sampled negatives; no [B, C] | arXiv:2203.15565 |
 | `logexp_distance`, `logexp_loss` | distance of two resolutions of a face, whose push does not vanish at 0 | arXiv:2302.05621 |
@@ -18,7 +19,6 @@
 | `hardness`, `hardness_ratios` | how far a student is from the points of its teacher's route | arXiv:1904.09149 |
 | `mimic_loss` | squared distance to the teacher's embedding, or to its direction | |
 | `correlation_congruence_loss` | the relations between the examples of a batch are the teacher's | arXiv:1904.01802 |
-| `cckd_loss` | labels, soft targets and correlation congruence | arXiv:1904.01802 |
 | `gradient_attention`, `topn_mask`, `erase` | where a network looks, the image without it | arXiv:2304.02284 |
 | `adversarial_uniform`, `adversarial_to_reference`, `discriminator_loss` | attention that tells no group | arXiv:2304.02284 |
 | `adjacent_correlation_loss` | what RepDistiller benchmarks as correlation congruence | arXiv:1910.10699 |
@@ -31,10 +31,8 @@
 from jaxface.losses.acw import acw_loss, leave_one_out_cosines
 from jaxface.losses.adversarial import gan_discriminator_loss, gan_generator_loss, r1_penalty
 from jaxface.losses.cckd import (
-    CckdTerms,
     Kernel,
     adjacent_correlation_loss,
-    cckd_loss,
     correlation_congruence_loss,
     correlation_matrix,
     taylor_rbf_coeffs,
@@ -44,7 +42,6 @@ from jaxface.losses.coupleface import (
     add_class_features,
     class_prototypes,
     coupleface_loss,
-    coupleface_terms,
     mine_neighbors,
     mined_relations,
     relation_aware_loss,
@@ -62,33 +59,37 @@ from jaxface.losses.gabn import (
     group_weights,
     topn_mask,
 )
+from jaxface.losses.heads import HEADS, ArcFace, CosFace, Head, SFace, Softmax, create_head
 from jaxface.losses.ida import lid_regression_loss, lid_targets
 from jaxface.losses.lrfr import logexp_distance, logexp_loss, power_distance
 from jaxface.losses.partial_fc import partial_fc_loss, sample_classes, shard_bounds
 from jaxface.losses.rco import hardness, hardness_ratios, hint_loss
-from jaxface.losses.sface import SFaceTerms, sface_loss, sface_rescale, sface_terms
+from jaxface.losses.sface import sface_loss
 from jaxface.losses.softmax import arcface_loss, cosface_loss, cross_entropy, margin_logits, softmax_loss
 
 __all__ = [
+    "HEADS",
+    "ArcFace",
     "Attention",
     "AttentionKind",
-    "CckdTerms",
+    "CosFace",
     "CoupleFaceTerms",
+    "Head",
     "Kernel",
-    "SFaceTerms",
+    "SFace",
+    "Softmax",
     "acw_loss",
     "add_class_features",
     "adjacent_correlation_loss",
     "adversarial_to_reference",
     "adversarial_uniform",
     "arcface_loss",
-    "cckd_loss",
     "class_prototypes",
     "correlation_congruence_loss",
     "correlation_matrix",
     "cosface_loss",
     "coupleface_loss",
-    "coupleface_terms",
+    "create_head",
     "cross_entropy",
     "discriminator_loss",
     "erase",
@@ -114,8 +115,6 @@ __all__ = [
     "relation_aware_loss",
     "sample_classes",
     "sface_loss",
-    "sface_rescale",
-    "sface_terms",
     "shard_bounds",
     "soft_target_loss",
     "softmax_loss",

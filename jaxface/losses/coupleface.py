@@ -23,12 +23,10 @@ MemoryUpdate = Literal["replace", "ema", "none"]
 
 
 class CoupleFaceTerms(NamedTuple):
-    """The two parts of the loss and the relations behind the second; float32."""
+    """The two parts of `coupleface_loss` before their weights; each [B] float32."""
 
-    consistency: jax.Array  # [B], 1 - cos(f_s, f_t)
-    relation: jax.Array  # [B], mean over the K relations of the difference
-    student_relations: jax.Array  # [B, K], cosines of the student's embedding with the memory
-    teacher_relations: jax.Array  # [B, K], those of the teacher's
+    consistency: jax.Array  # 1 - cos(f_s, f_t)
+    relation: jax.Array  # mean over the K relations of the difference
 
 
 def _check_classes(name: str, labels: jax.Array, classes: int | None, *, low: int = 0) -> None:
@@ -405,64 +403,37 @@ def relation_aware_loss(
     return jnp.sum(jnp.where(where, difference, 0.0), axis=1) / jnp.maximum(where.sum(axis=1), 1)
 
 
-def coupleface_terms(
-    student: jax.Array,
-    teacher: jax.Array,
-    labels: jax.Array,
-    memory: jax.Array,
-    neighbors: jax.Array,
-    *,
-    norm: Norm = "l1",
-    axis_name: str | None = None,
-    block: int = 16,
-) -> CoupleFaceTerms:
-    """The parts of `coupleface_loss`; arguments and errors as there."""
-    student_relations, teacher_relations = mined_relations(
-        student, teacher, labels, memory, neighbors, axis_name=axis_name, block=block
-    )
-    return CoupleFaceTerms(
-        consistency=0.5 * mimic_loss(student, teacher, unit=True),
-        relation=relation_aware_loss(student_relations, teacher_relations, norm=norm),
-        student_relations=student_relations,
-        teacher_relations=teacher_relations,
-    )
-
-
 def coupleface_loss(
     student: jax.Array,
     teacher: jax.Array,
-    labels: jax.Array,
-    memory: jax.Array,
-    neighbors: jax.Array,
+    relations: tuple[jax.Array, jax.Array] | None = None,
     *,
     relation_weight: float = 5.0,
     norm: Norm = "l1",
-    axis_name: str | None = None,
-    block: int = 16,
-) -> jax.Array:
+) -> tuple[jax.Array, CoupleFaceTerms]:
     """CoupleFace: feature consistency and mined mutual relations (our reading of arXiv:2204.05502).
 
         L_i = 1 - cos(f^s_i, f^t_i) + α 1/K Σ_k |r^s_ik - r^t_ik|
 
-    with the relations of `mined_relations`. Two students at the same distance from the teacher may differ in the second term.
+    Two students at the same distance from the teacher may differ in the second term.
 
     Args:
       student: [B, D] float.
       teacher: [B, D] float, of the same images; a constant.
-      labels: [B] integers in [0, C).
-      memory: [C, D] float, a unit teacher feature of every class (`class_prototypes`, then `update_memory`); a constant.
-      neighbors: [C, K] integers (`mine_neighbors`).
+      relations: r^s and r^t, each [B, K] float, usually of `mined_relations` with the memory of teacher features; r^t is a
+        constant. None is the first term alone.
       relation_weight: α ≥ 0; the paper's is unknown to us, 5 is ours for the mean over K (design).
-      norm, axis_name, block: as `relation_aware_loss` and `mined_relations`.
+      norm: as `relation_aware_loss`.
 
     Returns:
-      [B] float32, unreduced.
+      ([B] float32, unreduced; its terms, each [B]).
 
     Raises:
-      AssertionError, ValueError, UserError: as `mined_relations` and `relation_aware_loss`; a negative weight.
+      AssertionError, ValueError, UserError: as `mimic_loss` and `relation_aware_loss`; a negative weight.
     """
     check_range("relation_weight", relation_weight, 0.0, float("inf"))
-    terms = coupleface_terms(
-        student, teacher, labels, memory, neighbors, norm=norm, axis_name=axis_name, block=block
-    )
-    return terms.consistency + relation_weight * terms.relation
+    consistency = 0.5 * mimic_loss(student, teacher, unit=True)
+    if relations is None:
+        return consistency, CoupleFaceTerms(consistency, jnp.zeros_like(consistency))
+    relation = relation_aware_loss(*relations, norm=norm)
+    return consistency + relation_weight * relation, CoupleFaceTerms(consistency, relation)

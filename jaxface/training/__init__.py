@@ -10,7 +10,7 @@ from jaxface.training.evaluations.group_fairness import GroupFairness, PackFairn
 from jaxface.training.evaluations.rgbd_identification import RgbdIdentification, projected
 from jaxface.training.evaluations.route_hardness import RouteHardness
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
-from jaxface.training.optimizer import Optimizer, decay_mask
+from jaxface.training.optimizer import Optimizer, adam, decay_mask, sgd
 from jaxface.training.parallel import JitParallel, Mode, PmapParallel, check_batch_size, make_parallel
 from jaxface.training.prototypes import prototype_loss, prototype_rows
 from jaxface.training.recognition import (
@@ -88,6 +88,7 @@ __all__ = [
     "Teacher",
     "TrainState",
     "Verification",
+    "adam",
     "backbone_checkpoint",
     "batches_from",
     "check_batch_size",
@@ -118,6 +119,7 @@ __all__ = [
     "run",
     "run_anchors",
     "run_checkpoint",
+    "sgd",
     "source_groups",
     "start_processes",
     "statistics",

@@ -45,18 +45,21 @@ class Recognizer:
       model: module with `(image [B, H, W, C], train=) -> [B, D]`.
       classes: C, number of prototypes.
       image_shape: (H, W, C) of an image.
+      prototype_std: standard deviation of the prototypes' entries at the start.
     """
 
     model: nn.Module
     classes: int
     image_shape: tuple[int, int, int]
+    prototype_std: float = 0.01
 
     def init(self, rng: jax.Array) -> tuple[dict, dict]:
         """Fresh (params, extra); `extra` holds the batch statistics."""
         backbone_rng, prototype_rng = jax.random.split(rng)
         variables = dict(self.model.init(backbone_rng, jnp.zeros((1, *self.image_shape)), train=False))
         backbone = variables.pop("params")
-        prototypes = init_prototypes(prototype_rng, prototype_rows(self.classes), self.model.embedding)
+        rows = prototype_rows(self.classes)
+        prototypes = init_prototypes(prototype_rng, rows, self.model.embedding, std=self.prototype_std)
         return {"backbone": backbone, "prototypes": prototypes}, variables
 
     def train_embeddings(

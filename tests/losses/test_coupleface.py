@@ -31,8 +31,20 @@ def random_case(seed=0, batch=6, classes=40, size=8, count=7):
     return student, teacher, rng.integers(0, classes, batch), memory, neighbors
 
 
+def terms_of(student, teacher, labels, memory, neighbors, **options):
+    """The terms of the loss whose relations are the mined ones."""
+    relations = losses.mined_relations(student, teacher, labels, memory, neighbors)
+    return losses.coupleface_loss(student, teacher, relations, **options)[1]
+
+
+def loss_of(student, teacher, labels, memory, neighbors, *, block=16, **options):
+    """That loss [B]."""
+    relations = losses.mined_relations(student, teacher, labels, memory, neighbors, block=block)
+    return losses.coupleface_loss(student, teacher, relations, **options)[0]
+
+
 def test_consistency_by_hand():
-    terms = losses.coupleface_terms(STUDENT, TEACHER, LABELS, PROTOTYPES, NEIGHBORS)
+    terms = terms_of(STUDENT, TEACHER, LABELS, PROTOTYPES, NEIGHBORS)
     assert float(terms.consistency.mean()) == pytest.approx(0.172105, abs=1e-6)
     cosine = [1 / np.sqrt(2), 3 / np.sqrt(10)]
     np.testing.assert_allclose(terms.consistency, 1 - np.array(cosine), rtol=1e-5)
@@ -46,23 +58,22 @@ def test_neighbors_by_hand_with_ties_to_the_lower_index():
 
 
 def test_relations_by_hand():
-    terms = losses.coupleface_terms(STUDENT, TEACHER, LABELS, PROTOTYPES, NEIGHBORS)
-    np.testing.assert_allclose(
-        terms.student_relations, [[0.989949, 0.707107], [0.894427, 0.447214]], atol=1e-6
-    )
-    np.testing.assert_allclose(terms.teacher_relations, [[0.8, 0.0], [0.707107, 0.707107]], atol=1e-6)
+    terms = terms_of(STUDENT, TEACHER, LABELS, PROTOTYPES, NEIGHBORS)
+    student, teacher = losses.mined_relations(STUDENT, TEACHER, LABELS, PROTOTYPES, NEIGHBORS)
+    np.testing.assert_allclose(student, [[0.989949, 0.707107], [0.894427, 0.447214]], atol=1e-6)
+    np.testing.assert_allclose(teacher, [[0.8, 0.0], [0.707107, 0.707107]], atol=1e-6)
     assert float(terms.relation.mean()) == pytest.approx(0.336067, abs=1e-6)
-    squared = losses.coupleface_terms(STUDENT, TEACHER, LABELS, PROTOTYPES, NEIGHBORS, norm="l2")
+    squared = terms_of(STUDENT, TEACHER, LABELS, PROTOTYPES, NEIGHBORS, norm="l2")
     assert float(squared.relation.mean()) == pytest.approx(0.159679, abs=1e-6)
-    total = losses.coupleface_loss(STUDENT, TEACHER, LABELS, PROTOTYPES, NEIGHBORS, relation_weight=2.0)
+    total = loss_of(STUDENT, TEACHER, LABELS, PROTOTYPES, NEIGHBORS, relation_weight=2.0)
     np.testing.assert_allclose(total, terms.consistency + 2 * terms.relation, rtol=1e-6)
-    default = losses.coupleface_loss(STUDENT, TEACHER, LABELS, PROTOTYPES, NEIGHBORS)
+    default = loss_of(STUDENT, TEACHER, LABELS, PROTOTYPES, NEIGHBORS)
     np.testing.assert_allclose(default, terms.consistency + 5 * terms.relation, rtol=1e-6)
 
 
 def test_the_gradient_by_hand():
     def loss(student):
-        return losses.coupleface_terms(student, TEACHER, LABELS, PROTOTYPES, NEIGHBORS).relation.mean()
+        return terms_of(student, TEACHER, LABELS, PROTOTYPES, NEIGHBORS).relation.mean()
 
     unit = l2_normalize(STUDENT)
     by_hand = np.array([[0.2, 0.4, 0.0], [0.0, -0.25, 0.25]])  # 1/(BK) Σ_k sign(r_s - r_t) q_k
@@ -77,7 +88,7 @@ def test_feature_distance_alone_does_not_know_relations():
     teacher = jnp.array([[1.0, 0.0, 0.0]])
     memory = jnp.array([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0]])
     sides = [
-        losses.coupleface_terms(
+        terms_of(
             jnp.array([[np.cos(0.3), sign * np.sin(0.3), 0.0]]),
             teacher,
             np.array([0]),
@@ -94,7 +105,7 @@ def test_feature_distance_alone_does_not_know_relations():
 def test_a_student_that_is_the_teacher_has_no_loss_and_no_gradient():
     _, teacher, labels, memory, neighbors = random_case()
     value_and_grad = jax.jit(
-        jax.value_and_grad(lambda s: losses.coupleface_loss(s, teacher, labels, memory, neighbors).sum())
+        jax.value_and_grad(lambda s: loss_of(s, teacher, labels, memory, neighbors).sum())
     )
     for scale in (1.0, 4.0, 3.3):
         value, gradient = value_and_grad(scale * teacher)
@@ -103,7 +114,7 @@ def test_a_student_that_is_the_teacher_has_no_loss_and_no_gradient():
 
 def test_no_gradient_reaches_the_teacher_or_the_memory():
     student, teacher, labels, memory, neighbors = random_case()
-    gradients = jax.grad(lambda s, t, m: losses.coupleface_loss(s, t, labels, m, neighbors).sum(), (0, 1, 2))(
+    gradients = jax.grad(lambda s, t, m: loss_of(s, t, labels, m, neighbors).sum(), (0, 1, 2))(
         student, teacher, memory
     )
     assert [bool((g == 0).all()) for g in gradients] == [False, True, True]
@@ -196,16 +207,16 @@ def test_averaged_and_frozen_memories():
 def test_one_rotation_of_everything_changes_nothing():
     student, teacher, labels, memory, neighbors = random_case()
     turn = jnp.asarray(np.linalg.qr(np.random.default_rng(5).normal(size=(8, 8)))[0], jnp.float32)
-    plain = losses.coupleface_terms(student, teacher, labels, memory, neighbors)
-    turned = losses.coupleface_terms(student @ turn, teacher @ turn, labels, memory @ turn, neighbors)
+    plain = terms_of(student, teacher, labels, memory, neighbors)
+    turned = terms_of(student @ turn, teacher @ turn, labels, memory @ turn, neighbors)
     np.testing.assert_allclose(turned.consistency, plain.consistency, atol=1e-5)
     np.testing.assert_allclose(turned.relation, plain.relation, atol=1e-5)
 
 
 def test_relations_differ_by_no_more_than_the_embeddings():
-    terms_of = jax.jit(losses.coupleface_terms)
+    jitted = jax.jit(terms_of)
     for seed in range(10):
-        terms = terms_of(*random_case(seed))
+        terms = jitted(*random_case(seed))
         assert (terms.relation <= np.sqrt(2 * terms.consistency) + 1e-6).all()
         assert float(terms.relation.mean()) ** 2 <= 2 * float(terms.consistency.mean())
 
@@ -213,9 +224,7 @@ def test_relations_differ_by_no_more_than_the_embeddings():
 def test_blocks_of_neighbors_are_the_whole_and_no_b_k_d_is_made():
     case = random_case(count=33)
     whole, blocked = (
-        jax.value_and_grad(lambda s, block=block: losses.coupleface_loss(s, *case[1:], block=block).sum())(
-            case[0]
-        )
+        jax.value_and_grad(lambda s, block=block: loss_of(s, *case[1:], block=block).sum())(case[0])
         for block in (64, 5)
     )
     np.testing.assert_allclose(blocked[0], whole[0], rtol=1e-6)
@@ -226,7 +235,7 @@ def test_blocks_of_neighbors_are_the_whole_and_no_b_k_d_is_made():
     arguments = [jax.ShapeDtypeStruct(*x) for x in zip(shapes, kinds, strict=True)]
 
     def temporary(block):
-        gradient = jax.grad(lambda s, *rest: losses.coupleface_loss(s, *rest, block=block).mean())
+        gradient = jax.grad(lambda s, *rest: loss_of(s, *rest, block=block).mean())
         return jax.jit(gradient).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
     everything = batch * count * size * 4
@@ -244,33 +253,31 @@ def test_relations_that_do_not_count():
 def test_boundaries_are_finite():
     _, teacher, labels, memory, neighbors = random_case()
     memory = memory.at[3].set(0.0)
-    value_and_grad = jax.jit(
-        jax.value_and_grad(lambda s, t: losses.coupleface_loss(s, t, labels, memory, neighbors).sum())
-    )
+    value_and_grad = jax.jit(jax.value_and_grad(lambda s, t: loss_of(s, t, labels, memory, neighbors).sum()))
     for student in (jnp.zeros_like(teacher), teacher, -teacher, 1e-20 * teacher):
         for target in (teacher, jnp.zeros_like(teacher)):
             value, gradient = value_and_grad(student, target)
             assert np.isfinite(value) and jnp.isfinite(gradient).all()
-    one = losses.coupleface_loss(teacher[:1], -teacher[:1], labels[:1], memory, neighbors)
+    one = loss_of(teacher[:1], -teacher[:1], labels[:1], memory, neighbors)
     assert one.shape == (1,) and np.isfinite(one).all()
 
 
 def test_bfloat16_jit_and_vmap():
     student, teacher, labels, memory, neighbors = random_case()
-    plain = losses.coupleface_loss(student, teacher, labels, memory, neighbors)
-    rounded = jax.jit(losses.coupleface_loss)(
+    plain = loss_of(student, teacher, labels, memory, neighbors)
+    rounded = jax.jit(loss_of)(
         student.astype(jnp.bfloat16), teacher.astype(jnp.bfloat16), labels, memory, neighbors
     )
     assert rounded.dtype == jnp.float32
     np.testing.assert_allclose(rounded, plain, rtol=3e-2)
     pairs = jnp.stack([student, teacher]), jnp.stack([teacher, student])
-    mapped = jax.vmap(lambda s, t: losses.coupleface_loss(s, t, labels, memory, neighbors))(*pairs)
+    mapped = jax.vmap(lambda s, t: loss_of(s, t, labels, memory, neighbors))(*pairs)
     np.testing.assert_allclose(mapped[0], plain, rtol=1e-5)
 
 
 def test_refusals():
     student, teacher, labels, memory, neighbors = random_case()
-    loss = losses.coupleface_loss
+    loss = loss_of
     with pytest.raises(UserError, match="one size for student and teacher, got 7 and 8"):
         loss(student[:, :7], teacher, labels, memory, neighbors)
     with pytest.raises(AssertionError, match="batch"):

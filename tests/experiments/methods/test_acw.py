@@ -9,6 +9,8 @@ from PIL import Image
 from experiments import configs, launch
 from experiments.methods import acw
 from experiments.recipes import recognition as recipe
+from experiments.recipes.heads import HeadSpec
+from experiments.recipes.teachers import TeacherSpec
 from jaxface import data, losses, metrics, training
 from jaxface.data.transforms.corruption import RGBD_CORRUPTIONS
 from jaxface.errors import UserError
@@ -16,10 +18,10 @@ from jaxface.errors import UserError
 TINY = dataclasses.replace(
     acw.Config.digits(),
     **{
-        name: recipe.Teacher(
+        name: TeacherSpec(
             backbone="mlp_16",
             embedding=8,
-            head=recipe.Head(loss="cosface", scale=16.0, margin=0.2),
+            head=HeadSpec(loss="cosface", scale=16.0, margin=0.2),
             steps=60,
         )
         for name in ("rgb", "depth")

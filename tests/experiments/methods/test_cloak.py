@@ -7,7 +7,7 @@ import pytest
 
 from experiments import configs, launch
 from experiments.methods import cloak
-from experiments.recipes.recognition import Teacher
+from experiments.recipes.teachers import TeacherSpec
 from experiments.studies import cloak as studies
 from jaxface import attacks, data, training
 from jaxface.errors import UserError
@@ -21,8 +21,8 @@ SMALL = dataclasses.replace(
     batch_size=8,
     steps=3,
     targets=(
-        Teacher(backbone="mlp_12", embedding=6, steps=2),
-        Teacher(backbone="mlp_8x8", embedding=6, steps=2),
+        TeacherSpec(backbone="mlp_12", embedding=6, steps=2),
+        TeacherSpec(backbone="mlp_8x8", embedding=6, steps=2),
     ),
     cloak=attacks.Cloak(epsilon=24.0, step_size=6.0, steps=3, accumulate=2),
     people=5,
@@ -85,7 +85,9 @@ def test_baselines_have_as_many_steps_or_as_many_gradients():
 
 def masks_of(config, parallel, devices=None):
     """What the last stage makes of given networks, which are not trained."""
-    stages = cloak.build(dataclasses.replace(config, steps=0, targets=(Teacher(backbone="mlp_8", steps=0),)))
+    stages = cloak.build(
+        dataclasses.replace(config, steps=0, targets=(TeacherSpec(backbone="mlp_8", steps=0),))
+    )
     return training.run(stages, seed=1, parallel=parallel)
 
 
@@ -113,7 +115,7 @@ def test_networks_may_come_from_finished_runs(finished, photographs, tmp_path):
         data=data.RenderedFaces(8, 4, held_out_identities=4, held_out_per_identity=5),
         image_size=16,
         surrogate=str(finished),
-        targets=(Teacher(run=str(finished)),),
+        targets=(TeacherSpec(run=str(finished)),),
         cloak=attacks.Cloak(steps=2, accumulate=1),
         people=3,
         photos=2,

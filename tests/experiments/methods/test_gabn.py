@@ -9,7 +9,7 @@ import pytest
 from experiments import configs, launch
 from experiments.methods import gabn
 from experiments.recipes import recognition as recipe
-from experiments.recipes.recognition import Head
+from experiments.recipes.heads import HeadSpec
 from experiments.studies.gabn import ARMS
 from jaxface import data, losses, models, training
 from jaxface.data.sources.packs import write_bin
@@ -183,7 +183,10 @@ def test_schedule():
 
 def test_maps_know_neither_scale_nor_margin():
     reports = []
-    for head in (Head(loss="cosface", scale=16.0, margin=0.2), Head(loss="arcface", scale=64.0, margin=0.5)):
+    for head in (
+        HeadSpec(loss="cosface", scale=16.0, margin=0.2),
+        HeadSpec(loss="arcface", scale=64.0, margin=0.5),
+    ):
         stage, state, batch = started(dataclasses.replace(DIGITS, **ALL, head=head))
         reports.append(jax.jit(stage.step)(state, batch)[1])
     np.testing.assert_allclose(reports[0]["discriminator/loss"], reports[1]["discriminator/loss"], rtol=1e-6)

@@ -8,6 +8,8 @@ import pytest
 from experiments import configs, launch
 from experiments.methods import rco
 from experiments.recipes import recognition as recipe
+from experiments.recipes.heads import HeadSpec
+from experiments.recipes.teachers import TeacherSpec, teacher_stage
 from experiments.reproduce import sharing
 from experiments.studies import rco as studies
 from jaxface import data, losses, models, training
@@ -28,7 +30,7 @@ TINY = rco.Config(
     embedding=8,
     form="logits",
     label_weight=0.5,
-    teacher=recipe.Teacher(backbone="mlp_16", embedding=8, steps=8),
+    teacher=TeacherSpec(backbone="mlp_16", embedding=8, steps=8),
     recorded=4,
     optimizer=training.Optimizer(learning_rate=0.05, schedule="cosine"),
     batch_size=16,
@@ -88,7 +90,7 @@ def test_one_anchor_is_plain_distillation(by):
     """Two plain stages give the same student: bit for bit with the same loss, up to rounding with one written by hand."""
     config = changed(anchors=1, recorded=1)
     split, _ = rco.set_aside(config, recipe.load(config))
-    first, teacher = recipe.teacher_stage(config, config.teacher, split, prototypes=True)
+    first, teacher = teacher_stage(config, config.teacher, split, prototypes=True)
     model = recipe.network(config)
     student = training.Recognizer(model, 8, (1, 96, 1))
 
@@ -97,7 +99,7 @@ def test_one_anchor_is_plain_distillation(by):
         scores = cosines(embeddings, params["prototypes"][:8])
         soft = cosines(teacher.embeddings(extra, batch["image"]), teacher.prototypes(extra)[:8])
         value = losses.soft_target_loss(16 * scores, 16 * soft, temperature=4.0).mean()
-        return value + 0.5 * config.head(scores, batch["label"]).mean(), (extra, {})
+        return value + 0.5 * config.head.build().loss(scores, batch["label"]).mean(), (extra, {})
 
     if by == "the same loss":
         loss = rco.Distillation(config, student, teacher, None).objective
@@ -341,7 +343,7 @@ def test_batch_statistics_of_anchors_stay_and_those_of_the_student_go_on():
         image_size=16,
         embedding=8,
         backbone="iresnet_pico",
-        teacher=recipe.Teacher(backbone="iresnet_pico", embedding=8, steps=4),
+        teacher=TeacherSpec(backbone="iresnet_pico", embedding=8, steps=4),
         recorded=2,
         anchors=2,
         batch_size=8,
@@ -377,7 +379,7 @@ def test_the_default_run_through_the_launcher(tmp_path):
         ({"weight": -1.0}, "weight: needs a finite value"),
         ({"label_weight": -1.0}, "label_weight: needs a finite value"),
         ({"weight": 0.0, "label_weight": 0.0}, "weight: needs a positive number"),
-        ({"head": recipe.Head(scale=0.0)}, "scale: needs a finite value"),
+        ({"head": HeadSpec(scale=0.0)}, "scale: needs a finite value"),
         ({"validation": 1.0}, "validation: needs a fraction"),
         ({"selection": "greedy", "restart": False}, "restart: greedy search needs a run for every anchor"),
         ({"selection": "greedy", "validation": 0.0}, "validation: greedy search needs images"),

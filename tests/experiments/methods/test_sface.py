@@ -66,7 +66,7 @@ def test_the_loss_is_the_one_of_the_library(name):
         "cosface": lambda: losses.cosface_loss(cosines, labels, scale=16.0, margin=0.3),
         "arcface": lambda: losses.arcface_loss(cosines, labels, scale=16.0, margin=0.3),
     }[name]()
-    np.testing.assert_array_equal(sface.per_example_loss(config)(cosines, labels), expected)
+    np.testing.assert_array_equal(sface.head(config).loss(cosines, labels), expected)
 
 
 def test_the_first_loss_is_the_one_of_the_first_batch():
