@@ -133,6 +133,7 @@ def test_one_anchor_again_and_again_without_a_restart_is_plain_distillation():
     equal(repeated["student"].state, single["student"].state)
 
 
+@pytest.mark.slow
 def test_recording_the_teacher_does_not_change_it():
     often, never = run(changed(recorded=8, anchors=1)), run_once(changed(recorded=1, anchors=1))
     assert [name for name in often if name.startswith("teacher")][:3] == [
@@ -291,6 +292,7 @@ def test_a_mimic_without_labels_has_no_prototypes_and_a_hint_has_a_regressor():
     assert set(params) == {"backbone", "prototypes", "regressor"}
 
 
+@pytest.mark.slow
 def test_a_search_resumes_where_it_was_stopped(tmp_path):
     config = changed(MIMIC, selection="greedy", threshold=1e-6)
     whole = training.run(rco.build(config), workdir=tmp_path / "whole", parallel=one_device())
