@@ -8,17 +8,16 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.recipes.recognition import Head, Recipe, Teacher, teacher_stage, training_batches
 from jaxface import axes, layers, losses, metrics, training
 from jaxface import data as inputs
-from jaxface.data.pipeline.batches import evaluation_batches
 from jaxface.data.transforms.corruption import RGBD_CORRUPTIONS
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines, l2_normalize
 from jaxface.losses.checks import check_range
+from jaxface.training import class_banks
 
 FIXED = ("rgb", "depth", "sum", "max")
 """Fusions without a parameter; every run reports them beside its own."""
@@ -230,9 +229,13 @@ class Networks:
             kinds = jnp.asarray(self.kinds)[draw]
         return inputs.corrupt_rgbd(keys[:, 1], images, depth, kinds, strength=self.config.corruption)
 
-    def _corrupt_and_describe(self, extra, images, depth, kinds, seed, number) -> Described:
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), images.shape[0])
-        images, depth = normalize_pixels(images), normalize_pixels(depth)
+    def _corrupt_and_describe(self, arrays, batch) -> Described:
+        extra, kind, seed = arrays
+        size = batch["image"].shape[0]
+        number = batch["position"][0] // size
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), size)
+        images, depth = normalize_pixels(batch["image"]), normalize_pixels(batch["depth"])
+        kinds = None if kind is None else jnp.full(size, kind)
         return self.describe(extra, *self.corrupt(keys, images, depth, kinds))
 
     def describe_source(
@@ -245,23 +248,11 @@ class Networks:
         size: int = 128,
     ) -> Described:
         """Of every record in order, on the host; corrupted by `kind`, or by one drawn for each where it is None."""
-        home = getattr(jax.tree.leaves(extra["rgb"])[0], "sharding", None)
-        rows = None
-        if isinstance(home, NamedSharding):
-            size = -(-size // home.mesh.size) * home.mesh.size
-            rows = NamedSharding(home.mesh, PartitionSpec(home.mesh.axis_names))
-            everywhere = NamedSharding(home.mesh, PartitionSpec())
-        kinds = None if kind is None else np.full(size, RGBD_CORRUPTIONS.index(kind), np.int32)
-        parts = []
-        for number, batch in enumerate(evaluation_batches(source, size)):
-            arrays = batch["image"], batch["depth"], kinds
-            if rows is not None:
-                arrays = jax.device_put(arrays, rows)
-            found = self._described(extra, *arrays, seed, number)
-            if rows is not None and jax.process_count() > 1:
-                found = jax.device_put(found, everywhere)
-            parts.append(Described(*(np.asarray(x)[batch["valid"]] for x in found)))
-        return Described(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        number = None if kind is None else np.int32(RGBD_CORRUPTIONS.index(kind))
+        arrays = extra, number, np.int32(seed)
+        return training.map_source(
+            self._described, source, arrays, batch_size=size, fields=("image", "depth")
+        )
 
 
 class Fusion:
@@ -309,7 +300,7 @@ class Fusion:
                 sums[name] = l2_normalize(jnp.asarray(weights, jnp.float32))
             else:
                 zeros = jnp.zeros((self.classes, unit.shape[1]))
-                sums[name] = losses.add_class_features(zeros, unit, labels)
+                sums[name] = class_banks.add_class_features(zeros, unit, labels)
             self.own[f"own_{name}"] = np.where(self.left_out[:, None], unit, 0).astype(np.float32)
             spread.append(metrics.impostor_spread(unit, labels) if config.equalize else 1.0)
         extra = {**extra, "sums": jax.device_get(sums), "spread": np.float32(spread)}

@@ -227,17 +227,18 @@ class AttentionReport:
         self.cells = config.cells
 
         @jax.jit
-        def look(params, extra, images, labels):
-            batch = {"image": normalize_pixels(images), "label": labels}
+        def look(variables, batch):
+            (params, extra), labels = variables, batch["label"]
+            batch = {"image": normalize_pixels(batch["image"]), "label": labels}
             rng = jax.random.key(0)  # nothing is drawn in evaluation mode
             embeddings, attention, _ = looks(params, extra, batch, rng, train=False)
             own = l2_normalize(params["prototypes"][labels])
 
             def without(cell):
                 mask = jnp.ones((1, self.cells**2)).at[0, cell].set(0.0).reshape(1, self.cells, self.cells)
-                repeats = [side // self.cells for side in images.shape[1:3]]
+                repeats = [side // self.cells for side in batch["image"].shape[1:3]]
                 mask = jnp.repeat(jnp.repeat(mask, repeats[0], axis=1), repeats[1], axis=2)
-                erased = losses.erase(batch["image"], jnp.broadcast_to(mask, images.shape[:3]))
+                erased = losses.erase(batch["image"], jnp.broadcast_to(mask, batch["image"].shape[:3]))
                 variables = training.network_variables(params["backbone"], extra)
                 found = looks.recognizer.model.apply(variables, erased, train=False)
                 return jnp.sum((l2_normalize(embeddings) - l2_normalize(found)) * own, axis=1)
@@ -248,13 +249,10 @@ class AttentionReport:
         self._look = look
 
     def __call__(self, state: training.TrainState) -> dict[str, float]:
-        parts = []
-        for batch in inputs.evaluation_batches(self.source, 128):
-            found = self._look(state.averaged_params, state.extra, batch["image"], batch["label"])
-            parts.append([np.asarray(maps)[batch["valid"]] for maps in found])
+        variables = state.averaged_params, state.extra
+        both = training.map_source(self._look, self.source, variables, fields=("image", "label"))
         report = {}
-        for index, name in enumerate(("attention", "occlusion")):
-            maps = np.concatenate([part[index] for part in parts])
+        for name, maps in zip(("attention", "occlusion"), both, strict=True):
             report |= {f"{name}/{key}": value for key, value in self._describe(maps).items()}
         return report
 
@@ -273,10 +271,6 @@ class AttentionReport:
             if self.region is not None:
                 report[f"shortcut_mass@{name}"] = float(metrics.attention_mass(own, self.region).mean())
         return report
-
-    def figures(self, state: training.TrainState) -> training.Figures:
-        """None."""
-        return {}
 
 
 def evaluations(config: Config, split: inputs.Split, model: nn.Module, looks: Looks) -> training.Evaluations:
@@ -333,11 +327,7 @@ def build(config: Config) -> list[training.Stage]:
         stage = recognition_stage(
             "recognition", config, split, model, config.head, batches=open_batches, evaluate=False
         )
-        return [
-            dataclasses.replace(
-                stage, evaluate=judged, figures=judged.figures, best=f"{split.protocol}/accuracy"
-            )
-        ]
+        return [dataclasses.replace(stage, evaluate=judged, best=f"{split.protocol}/accuracy")]
     adversarial = config.adversarial_weight > 0
     discriminator = MLP(embedding=groups, hidden=config.discriminator_hidden)
 
@@ -429,7 +419,6 @@ def build(config: Config) -> list[training.Stage]:
             batches=lambda state: open_batches(),
             steps=config.steps,
             evaluate=judged,
-            figures=judged.figures,
             best=f"{split.protocol}/accuracy",
             sharding={"prototypes": PartitionSpec(axes.MODEL)},
         )

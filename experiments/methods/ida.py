@@ -15,6 +15,7 @@ from jaxface import data as inputs
 from jaxface import losses, metrics, models, training
 from jaxface.data.sources.source import WithFields
 from jaxface.data.synthetic.crowded_embeddings import crowded_embeddings
+from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
 from jaxface.layers.prototypes import l2_normalize
@@ -505,7 +506,8 @@ class Ida:
             return np.asarray(module.apply(variables, jnp.asarray(rows)))
 
         @jax.jit
-        def estimate(extra, image):
+        def estimate(arrays, batch):
+            (variables, extra), image = arrays, normalize_pixels(batch["image"])
             views = (image, image[:, :, ::-1]) if self.flip else (image,)
             found = [
                 module.apply(variables, self.frozen.layer(extra, view, self.config.estimator.layer))
@@ -513,12 +515,7 @@ class Ida:
             ]
             return sum(found) / len(found)
 
-        parts = []
-        for batch in inputs.evaluation_batches(source, 128):
-            image = batch["image"]
-            image = (image.astype(np.float32) - 127.5) / 127.5 if image.dtype == np.uint8 else image
-            parts.append(np.asarray(estimate(_extra(state), image))[batch["valid"]])
-        return np.concatenate(parts)
+        return training.map_source(estimate, source, (variables, _extra(state)))
 
 
 def _extra(state: training.TrainState) -> dict:
@@ -659,7 +656,7 @@ def _alignment_stage(ida: Ida) -> training.Stage:
         return training.create_state(rng, params, extra=extra)
 
     judged = Comparison(ida)
-    return training.Stage("alignment", init=init, evaluate=judged, figures=judged.figures, compile_init=False)
+    return training.Stage("alignment", init=init, evaluate=judged, compile_init=False)
 
 
 class Comparison:

@@ -8,13 +8,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from experiments.recipes import recognition as recipe
 from experiments.recipes.recognition import network
 from jaxface import axes, losses, models, training
 from jaxface import data as inputs
-from jaxface.data.pipeline.batches import evaluation_batches
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines
@@ -291,13 +290,14 @@ class Distillation:
                 value = value + config.label_weight * config.head(scores, batch["label"]).mean()
         return value, (extra, reported)
 
-    def _judge(self, params, extra, images: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Means over the valid examples of the distillation loss, and of the hardness."""
-        student, anchor, _, _ = self.outputs(params, extra, normalize_pixels(images))
+    def _judge(self, variables, batch) -> jax.Array:
+        """Distillation loss and hardness [B, 2] of images, the means over the batch for each of them."""
+        student, anchor, _, _ = self.outputs(*variables, normalize_pixels(batch["image"]))
+        valid = batch["valid"]
         mean = jnp.sum(self.loss(student, anchor) * valid) / jnp.sum(valid)
         # Embeddings and features have no class scores: their distance itself says how hard they are (design).
         hard = losses.hardness(student, anchor, where=valid) if self.config.form == "logits" else mean
-        return mean, hard
+        return jnp.broadcast_to(jnp.stack([mean, hard]), (len(valid), 2))
 
 
 class Hardness:
@@ -325,27 +325,11 @@ class Hardness:
         return report
 
     def _judge(self, state, anchor: training.Anchor) -> np.ndarray:
-        params, size = state.averaged_params, 128
         extra = self.distillation.teacher.installed(training.statistics(state.extra), anchor.load())
-        sharding = jax.tree.leaves(params)[0].sharding
-        rows = None
-        if isinstance(sharding, NamedSharding):
-            mesh = sharding.mesh
-            rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-            size = -(-size // mesh.size) * mesh.size
-            extra = jax.device_put(extra, NamedSharding(mesh, PartitionSpec()))
-        total = np.zeros(2)
-        for batch in evaluation_batches(self.source, size):
-            images, valid = batch["image"], batch["valid"]
-            if rows is not None:
-                images, valid = jax.device_put((images, valid), rows)
-            means = self.distillation.judge(params, extra, images, valid)
-            total += np.array([float(mean) for mean in means]) * batch["valid"].sum()
-        return total / len(self.source)
-
-    def figures(self, state) -> training.Figures:
-        """None: a row of numbers says it all."""
-        return {}
+        variables = state.averaged_params, extra
+        return training.map_source(self.distillation.judge, self.source, variables).mean(
+            axis=0, dtype=np.float64
+        )
 
 
 def build(config: Config):
@@ -435,7 +419,7 @@ def build(config: Config):
             batches=lambda state: training.batches_from(open_batches(), before),
             steps=steps,
             evaluate=evaluate,
-            figures=evaluate.figures if last else None,
+            figures=None if last else training.no_figures,
             best=f"{split.protocol}/accuracy",
             sharding={"prototypes": PartitionSpec(axes.MODEL)},
             compile_init=False,

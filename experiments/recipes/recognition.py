@@ -185,7 +185,6 @@ def recognition_stage(
         batches=lambda state: open_batches(),
         steps=steps,
         evaluate=judged,
-        figures=getattr(judged, "figures", None),
         best=f"{split.protocol}/accuracy" if evaluate else None,
         sharding={"prototypes": PartitionSpec(axes.MODEL)},
     )

@@ -2,25 +2,24 @@
 
 from jaxface.training.checkpoints import Checkpoints, checkpoint_steps, restore_params
 from jaxface.training.distributed import start_processes, together
+from jaxface.training.evaluations.combined import Evaluations
 from jaxface.training.evaluations.cross_resolution import CrossResolution, resolution_gradient_norms
 from jaxface.training.evaluations.group_fairness import GroupFairness, PackFairness, source_groups
+from jaxface.training.evaluations.nearest_prototype import NearestPrototype
+from jaxface.training.evaluations.pair_verification import Verification, verification_figures
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
+from jaxface.training.map_source import map_source
 from jaxface.training.optimizer import Optimizer, decay_mask
 from jaxface.training.parallel import JitParallel, Mode, PmapParallel, check_batch_size, make_parallel
 from jaxface.training.prototypes import prototype_loss, prototype_rows
 from jaxface.training.recognition import (
-    Evaluations,
-    Figures,
-    NearestPrototype,
     Recognizer,
-    Verification,
     backbone_checkpoint,
     embed_source,
     network_variables,
     pretrained_backbone,
     run_checkpoint,
     statistics,
-    verification_figures,
 )
 from jaxface.training.records import Records, read_records
 from jaxface.training.route import (
@@ -35,7 +34,7 @@ from jaxface.training.route import (
     host_state,
     run_anchors,
 )
-from jaxface.training.stages import Outcome, Stage
+from jaxface.training.stages import Figures, Outcome, Stage, no_figures
 from jaxface.training.step import Objective, TrainState, create_state, gradient_step
 from jaxface.training.teachers import Teacher
 from jaxface.training.workdir import (
@@ -88,7 +87,9 @@ __all__ = [
     "greedy_route",
     "host_state",
     "make_parallel",
+    "map_source",
     "network_variables",
+    "no_figures",
     "open_workdir",
     "pretrained_backbone",
     "prototype_loss",

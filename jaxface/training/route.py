@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jaxface.errors import UserError
 from jaxface.training.checkpoints import checkpoint_steps, restore_params
 from jaxface.training.recognition import statistics
-from jaxface.training.stages import Stage
+from jaxface.training.stages import Stage, no_figures
 from jaxface.training.step import TrainState, create_state
 
 
@@ -149,7 +149,7 @@ def cut_stage(stage: Stage, at: Sequence[int], names: Sequence[str]) -> list[Sta
             name=name,
             batches=lambda state, start=start: batches_from(stage.batches(state), start),
             steps=end - start,
-            figures=stage.figures if end == stage.steps else None,
+            figures=stage.figures if end == stage.steps else no_figures,
         )
         parts.append(part if start == 0 else dataclasses.replace(part, init=_goes_on))
     return parts
