@@ -27,7 +27,7 @@ from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines, l2_normalize
 from jaxface.losses.checks import check_range
-from jaxface.training import RgbdClasses, RgbdFeatures, RgbdNetworks
+from jaxface.training import RgbdClasses, RgbdFeatures, RgbdNetworks, class_banks
 
 BASELINES = ("rgb", "depth", "sum", "max")
 """Fusions without a parameter; every run reports them beside its own."""
@@ -285,7 +285,8 @@ class Fusion:
             if config.prototypes == "weights":
                 sums.append(l2_normalize(jnp.asarray(extra[name]["prototypes"][:count], jnp.float32)))
             else:
-                sums.append(losses.add_class_features(jnp.zeros((count, unit.shape[1])), unit, labels))
+                zeros = jnp.zeros((count, unit.shape[1]))
+                sums.append(class_banks.add_class_features(zeros, unit, labels))
             spread.append(metrics.impostor_spread(unit, labels) if config.equalize else 1.0)
         classes = RgbdClasses(*jax.device_get(sums), np.float32(spread), np.float32(0.5))
         if config.fusion == "fixed":

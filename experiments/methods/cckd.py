@@ -177,10 +177,6 @@ class CongruenceError:
         teacher = self.teacher.embed(state.extra, self.source)
         return {"congruence/error": metrics.congruence_error(student, teacher)}
 
-    def figures(self, state: training.TrainState) -> training.Figures:
-        """None: one number says it all."""
-        return {}
-
 
 def superclasses(
     config: Config, source: inputs.Source, teacher: training.Teacher, extra: dict, *, most: int = 16
@@ -289,7 +285,6 @@ def build(config: Config) -> list[training.Stage]:
         batches=batches,
         steps=config.steps,
         evaluate=evaluate,
-        figures=evaluate.figures,
         best=f"{split.protocol}/accuracy",
         sharding={"prototypes": PartitionSpec(axes.MODEL)},
     )

@@ -17,7 +17,6 @@ from jaxface import data as inputs
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines, l2_normalize
 from jaxface.losses.checks import check_range
-from jaxface.losses.coupleface import set_rows
 from jaxface.metrics.recognition.report import MOST_FOR_ALL
 from jaxface.training import class_banks
 
@@ -137,7 +136,7 @@ def prototype_stage(config: Config, split: inputs.Split, teacher: training.Teach
         positions = state.step * size + first + jnp.arange(labels.shape[0])
         counted = jnp.where(positions < records, labels, -1)
         memory = class_banks.update_bank(
-            losses.add_class_features, state.extra["memory"], embeddings, counted
+            class_banks.add_class_features, state.extra["memory"], embeddings, counted
         )
         norm = axes.mean(jnp.linalg.norm(embeddings, axis=1).mean())
         state = state.replace(step=state.step + 1, extra={**state.extra, "memory": memory})
@@ -187,7 +186,9 @@ def mining_stage(config: Config, split: inputs.Split, *, together: int = 4096) -
         if config.relations == "random":  # neighbors among directions that have nothing to do with faces
             searched = l2_normalize(jax.random.normal(state.rng, memory.shape))
         found = class_banks.mine_neighbors(searched, count, batch["label"], valid=valid)
-        neighbors = class_banks.update_bank(set_rows, state.extra["neighbors"], found, batch["label"])
+        neighbors = class_banks.update_bank(
+            class_banks.set_rows, state.extra["neighbors"], found, batch["label"]
+        )
         state = state.replace(step=state.step + 1, extra={**state.extra, "neighbors": neighbors})
         return state, {"classes": axes.mean(jnp.float32(per_step))}
 
@@ -228,7 +229,9 @@ class NearestMean:
             training.embed_source(self.model, backbone, state.extra, source, flip=False)
             for source in (self.train, self.held_out)
         )
-        means = losses.class_prototypes(known, np.asarray(self.train.labels), len(self.train.class_names))
+        means = class_banks.class_prototypes(
+            known, np.asarray(self.train.labels), len(self.train.class_names)
+        )
         correct = metrics.nearest_prototype_accuracy(asked, np.asarray(means), self.held_out.labels)
         return {"classification/accuracy": correct}
 
@@ -240,7 +243,7 @@ def student_stage(config: Config, split: inputs.Split, teacher: training.Teacher
     head = config.head.build() if config.classification_weight > 0 else None
     recognition = Recognition(config, model, classes, split.train.image_shape, head)
     other_size = model.embedding != teacher.model.embedding
-    update = functools.partial(losses.update_memory, mode=config.memory, decay=config.memory_decay)
+    update = functools.partial(class_banks.update_memory, mode=config.memory, decay=config.memory_decay)
 
     def loss_fn(params, extra, batch, rng):
         images, labels = batch["image"], batch["label"]
@@ -295,7 +298,6 @@ def student_stage(config: Config, split: inputs.Split, teacher: training.Teacher
         batches=lambda state: open_batches(),
         steps=config.steps,
         evaluate=judged,
-        figures=getattr(judged, "figures", None),
         best=f"{split.protocol}/accuracy",
         sharding=SHARDING,
     )

@@ -223,7 +223,7 @@ def build(config: Config) -> list[training.Stage]:
         stage = recognition_stage(
             "recognition", config, split, model, config.head.build(), batches=open_batches, evaluate=False
         )
-        return [dataclasses.replace(stage, evaluate=evaluate, figures=evaluate.figures, best=best)]
+        return [dataclasses.replace(stage, evaluate=evaluate, best=best)]
     adversarial = config.adversarial_weight > 0
     discriminator = MLP(embedding=groups, hidden=config.discriminator_hidden)
 
@@ -317,7 +317,6 @@ def build(config: Config) -> list[training.Stage]:
             batches=lambda state: open_batches(),
             steps=config.steps,
             evaluate=evaluate,
-            figures=evaluate.figures,
             best=best,
             sharding={"prototypes": PartitionSpec(axes.MODEL)},
         )

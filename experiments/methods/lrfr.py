@@ -208,7 +208,6 @@ def build(config: Config) -> list[training.Stage]:
             batches=lambda state: open_batches(),
             steps=config.steps,
             evaluate=evaluate,
-            figures=evaluate.figures,
             best="resolution/accuracy",
             sharding={"prototypes": PartitionSpec(axes.MODEL)},
         )

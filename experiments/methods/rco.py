@@ -332,7 +332,7 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
             batches=lambda state: training.batches_from(open_batches(), steps_before),
             steps=steps,
             evaluate=evaluate,
-            figures=evaluate.figures if last else None,
+            figures=None if last else training.no_figures,
             best=f"{split.protocol}/accuracy",
             sharding={"prototypes": PartitionSpec(axes.MODEL)},
             compile_init=False,  # it may read a file

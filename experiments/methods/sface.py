@@ -162,7 +162,6 @@ def build(config: Config) -> list[training.Stage]:
             stage,
             batches=lambda state: batches(),
             evaluate=evaluate,
-            figures=evaluate.figures,
             best=f"{split.protocol}/accuracy",
         )
     ]

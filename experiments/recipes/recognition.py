@@ -299,6 +299,5 @@ def recognition_stage(
         stage,
         batches=lambda state: open_batches(),
         evaluate=judged,
-        figures=getattr(judged, "figures", None),
         best=f"{split.protocol}/accuracy" if evaluate else None,
     )

@@ -12,7 +12,7 @@
 | `logexp_distance`, `logexp_loss` | distance of two resolutions of a face, whose push does not vanish at 0 | arXiv:2302.05621 |
 | `power_distance` | mean power of the errors: what LogExp is for small ones | |
 | `coupleface_loss` | the teacher's direction, and its cosines with the identities most easily confused | arXiv:2204.05502 |
-| `mine_neighbors`, `mined_relations` | which identities those are, and the cosines with them | arXiv:2204.05502 |
+| `mined_relations` | the cosines with those identities (`training.class_banks.mine_neighbors`) | arXiv:2204.05502 |
 | `relation_aware_loss` | the difference of two networks' relations | arXiv:2204.05502 |
 | `soft_target_loss` | T² KL between tempered softmaxes of teacher and student | arXiv:1503.02531 |
 | `hint_loss` | squared distance of a regressed feature to the teacher's | arXiv:1904.09149 |
@@ -37,15 +37,11 @@ from jaxface.losses.cckd import (
     correlation_matrix,
     taylor_rbf_coeffs,
 )
+from jaxface.losses.class_features import mined_relations
 from jaxface.losses.coupleface import (
     CoupleFaceTerms,
-    add_class_features,
-    class_prototypes,
     coupleface_loss,
-    mine_neighbors,
-    mined_relations,
     relation_aware_loss,
-    update_memory,
 )
 from jaxface.losses.distillation import mimic_loss, soft_target_loss
 from jaxface.losses.gabn import (
@@ -79,12 +75,10 @@ __all__ = [
     "SFace",
     "Softmax",
     "acw_loss",
-    "add_class_features",
     "adjacent_correlation_loss",
     "adversarial_to_reference",
     "adversarial_uniform",
     "arcface_loss",
-    "class_prototypes",
     "correlation_congruence_loss",
     "correlation_matrix",
     "cosface_loss",
@@ -107,7 +101,6 @@ __all__ = [
     "logexp_loss",
     "margin_logits",
     "mimic_loss",
-    "mine_neighbors",
     "mined_relations",
     "partial_fc_loss",
     "power_distance",
@@ -120,5 +113,4 @@ __all__ = [
     "softmax_loss",
     "taylor_rbf_coeffs",
     "topn_mask",
-    "update_memory",
 ]

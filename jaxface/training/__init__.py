@@ -4,28 +4,27 @@ from jaxface.training.checkpoints import Checkpoints, checkpoint_steps, restore_
 from jaxface.training.distributed import start_processes, together
 from jaxface.training.evaluations.aligned_verification import AlignedVerification, SupportSets
 from jaxface.training.evaluations.cloak_protection import CloakProtection, CloakTrial, FrozenNetwork
+from jaxface.training.evaluations.combined import Evaluations
 from jaxface.training.evaluations.cross_resolution import CrossResolution, resolution_gradient_norms
 from jaxface.training.evaluations.group_attention import AttentiveRecognizer, GroupAttention
 from jaxface.training.evaluations.group_fairness import GroupFairness, PackFairness, source_groups
+from jaxface.training.evaluations.nearest_prototype import NearestPrototype
+from jaxface.training.evaluations.pair_verification import Verification, verification_figures
 from jaxface.training.evaluations.rgbd_identification import RgbdIdentification, projected
 from jaxface.training.evaluations.route_hardness import RouteHardness
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
+from jaxface.training.map_source import map_source
 from jaxface.training.optimizer import Optimizer, adam, decay_mask, sgd
 from jaxface.training.parallel import JitParallel, Mode, PmapParallel, check_batch_size, make_parallel
 from jaxface.training.prototypes import prototype_loss, prototype_rows
 from jaxface.training.recognition import (
-    Evaluations,
-    Figures,
-    NearestPrototype,
     Recognizer,
-    Verification,
     backbone_checkpoint,
     embed_source,
     network_variables,
     pretrained_backbone,
     run_checkpoint,
     statistics,
-    verification_figures,
 )
 from jaxface.training.records import Records, read_records
 from jaxface.training.rgbd import RgbdClasses, RgbdFeatures, RgbdNetworks
@@ -40,7 +39,7 @@ from jaxface.training.route import (
     greedy_next_anchor,
     run_anchors,
 )
-from jaxface.training.stages import Outcome, Stage
+from jaxface.training.stages import Figures, Outcome, Stage, no_figures
 from jaxface.training.step import Objective, TrainState, create_state, example_keys, gradient_step
 from jaxface.training.teachers import Teacher
 from jaxface.training.workdir import (
@@ -106,7 +105,9 @@ __all__ = [
     "gradient_step",
     "greedy_next_anchor",
     "make_parallel",
+    "map_source",
     "network_variables",
+    "no_figures",
     "open_workdir",
     "pretrained_backbone",
     "projected",

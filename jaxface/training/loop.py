@@ -19,7 +19,7 @@ from jaxface.training.checkpoints import Checkpoints
 from jaxface.training.parallel import JitParallel, Parallel
 from jaxface.training.progress import Progress
 from jaxface.training.records import Records
-from jaxface.training.stages import Outcome, Stage, Stages
+from jaxface.training.stages import Outcome, Stage, Stages, figures_of
 from jaxface.training.workdir import writing
 
 IN_FLIGHT = 2  # steps that may be queued on the device: enough to hide the host, too few to fill the memory
@@ -235,9 +235,11 @@ class _StageRun:
             self.records.write(self.stage.name, done, "evaluate", self.metrics, offset=self.offset)
 
     def draw(self, state, done: int) -> None:
-        if self.stage.figures is None or self.records is None:
+        if self.records is None:
             return
-        for name, figure in self.stage.figures(self.parallel.single(state)).items():
+        single, draw = self.parallel.single(state), self.stage.figures
+        figures = figures_of(self.stage.evaluate, single) if draw is None else draw(single)
+        for name, figure in figures.items():
             self.records.figure(f"{self.stage.name}/{name}", figure, self.offset + done)
 
     def save(self, state, done: int, *, scored: bool = True) -> None:

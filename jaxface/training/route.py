@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jaxface.errors import UserError
 from jaxface.training.checkpoints import checkpoint_steps, restore_params
 from jaxface.training.recognition import statistics
-from jaxface.training.stages import Stage
+from jaxface.training.stages import Stage, no_figures
 from jaxface.training.step import TrainState, create_state
 
 
@@ -119,7 +119,7 @@ def cut_stage(stage: Stage, at: Sequence[int]) -> list[Stage]:
             init=stage.init if start == 0 else _previous_state,
             batches=lambda state, start=start: batches_from(stage.batches(state), start),
             steps=end - start,
-            figures=stage.figures if end == stage.steps else None,
+            figures=stage.figures if end == stage.steps else no_figures,
         )
         for start, end in itertools.pairwise((0, *at))
     ]

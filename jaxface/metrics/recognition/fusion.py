@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxface import search
 from jaxface.errors import UserError
 from jaxface.metrics import checks
 from jaxface.metrics.recognition.similarity import similarity_blocks
@@ -229,7 +230,7 @@ def fused_search(
     spread: Spread = (1.0, 1.0),
     block: int = 1024,
 ) -> tuple[jax.Array, jax.Array]:
-    """The k most similar images of a large gallery for each probe; memory is three times block · G · 4 bytes, no [Q, G].
+    """The k most similar images of a large gallery for each probe; no [Q, G] is held.
 
     Args:
       probes, gallery, probe_only, spread, block: as `fused_similarities`.
@@ -318,21 +319,29 @@ def _in_blocks(function, probes: RgbdTemplates, block: int):
     return jax.tree.map(lambda x: x.reshape(blocks * block, -1)[:count], jax.lax.map(function, padded))
 
 
-def _fused(probes: RgbdTemplates, gallery: RgbdTemplates, spread: jax.Array, probe_only: bool) -> jax.Array:
+def _fused(probes: RgbdTemplates, gallery: RgbdTemplates, spread, *, probe_only: bool) -> jax.Array:
     rgb, depth = (
         jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
         for a, b in ((probes.rgb, gallery.rgb), (probes.depth, gallery.depth))
     )
-    return fuse_scores(
-        rgb, depth, probes.logit, None if probe_only else gallery.logit, spread=(spread[0], spread[1])
-    )
+    return fuse_scores(rgb, depth, probes.logit, None if probe_only else gallery.logit, spread=spread)
 
 
 @functools.partial(jax.jit, static_argnames=("probe_only", "block"))
 def _similarities(probes, gallery, spread, *, probe_only: bool, block: int) -> jax.Array:
-    return _in_blocks(lambda part: _fused(part, gallery, spread, probe_only), probes, block)
+    return _in_blocks(
+        lambda part: _fused(part, gallery, (spread[0], spread[1]), probe_only=probe_only), probes, block
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("k", "probe_only", "block"))
 def _search(probes, gallery, spread, *, k: int, probe_only: bool, block: int):
-    return _in_blocks(lambda part: jax.lax.top_k(_fused(part, gallery, spread, probe_only), k), probes, block)
+    if probe_only:
+        gallery = gallery._replace(logit=jnp.zeros_like(gallery.logit))
+    spreads = jnp.broadcast_to(spread, (len(probes.logit), 2))
+    return search.nearest((probes, spreads), gallery, k, similarity=_fused_with_spreads, query_block=block)
+
+
+def _fused_with_spreads(probes: tuple[RgbdTemplates, jax.Array], gallery: RgbdTemplates) -> jax.Array:
+    templates, spreads = probes
+    return _fused(templates, gallery, (spreads[:, :1], spreads[:, 1:]), probe_only=False)

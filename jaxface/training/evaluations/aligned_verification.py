@@ -12,7 +12,7 @@ from jaxface import metrics
 from jaxface.data.sources.source import Source
 from jaxface.metrics import Discrepancy
 from jaxface.training import figures
-from jaxface.training.recognition import Figures
+from jaxface.training.stages import Figures
 from jaxface.training.step import TrainState
 
 

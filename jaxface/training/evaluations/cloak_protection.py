@@ -17,7 +17,8 @@ from jaxface.data.sources.bundled import ArraySource
 from jaxface.data.sources.source import Record, Source
 from jaxface.errors import UserError
 from jaxface.training import figures
-from jaxface.training.recognition import Figures, embed_source, statistics
+from jaxface.training.recognition import embed_source, statistics
+from jaxface.training.stages import Figures
 from jaxface.training.step import TrainState
 
 RANKS = (1, 5)

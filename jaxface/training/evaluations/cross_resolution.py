@@ -16,7 +16,8 @@ from jaxface.data.sources.source import Source
 from jaxface.data.transforms.resolution import LowResolution, check_sizes, low_resolution
 from jaxface.errors import UserError
 from jaxface.training import figures
-from jaxface.training.recognition import Figures, embed_source
+from jaxface.training.recognition import embed_source
+from jaxface.training.stages import Figures
 from jaxface.training.step import Params, TrainState
 
 

@@ -15,7 +15,8 @@ from jaxface.data.pipeline.batches import evaluation_batches
 from jaxface.data.sources.source import Source, Subset
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.layers.prototypes import l2_normalize
-from jaxface.training.recognition import Figures, Recognizer, network_variables
+from jaxface.training.recognition import Recognizer, network_variables
+from jaxface.training.stages import Figures
 from jaxface.training.step import TrainState
 
 

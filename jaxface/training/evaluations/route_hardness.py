@@ -12,8 +12,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxface import losses
 from jaxface.data.pipeline.batches import evaluation_batches
 from jaxface.data.sources.source import Source
-from jaxface.training.recognition import Figures, statistics
+from jaxface.training.recognition import statistics
 from jaxface.training.route import Anchor
+from jaxface.training.stages import Figures
 from jaxface.training.step import TrainState
 from jaxface.training.teachers import Teacher
 

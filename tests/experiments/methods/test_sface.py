@@ -118,7 +118,7 @@ def test_protocol_and_best_checkpoint_follow_the_data():
     faces = data.RenderedFaces(8, 4, held_out_identities=6, held_out_per_identity=4)
     (stage,) = sface.build(dataclasses.replace(DIGITS, data=faces, image_size=16, batch_size=16))
     assert isinstance(stage.evaluate.parts[0], training.Verification)
-    assert stage.best == "verification/accuracy" and callable(stage.figures)
+    assert stage.best == "verification/accuracy" and callable(stage.evaluate.figures)
     assert len(stage.evaluate.parts[0].source) == 24
 
 
