@@ -347,15 +347,12 @@ class _Ida:
             return np.asarray(estimator.apply(variables, jnp.asarray(rows)))
 
         @jax.jit
-        def estimate(extra, images):
-            images = normalize_pixels(images)
+        def estimate(arrays, batch):
+            (variables, extra), images = arrays, normalize_pixels(batch["image"])
             views = (images, images[:, :, ::-1]) if self.flip else (images,)
             return sum(estimator.apply(variables, self.features(extra, view)) for view in views) / len(views)
 
-        batches = inputs.evaluation_batches(self.split.held_out, 128)
-        return np.concatenate(
-            [np.asarray(estimate(extra, batch["image"]))[batch["valid"]] for batch in batches]
-        )
+        return training.map_source(estimate, self.split.held_out, (variables, extra))
 
 
 def _extra(state: training.TrainState) -> dict:

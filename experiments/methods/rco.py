@@ -252,13 +252,14 @@ class Distillation:
                 value = value + config.label_weight * labels.loss
         return value, (answers.extra, reported)
 
-    def _distance(self, params, extra, images: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Means over the valid images of the distillation loss, and of the hardness."""
-        answers = self.pair.answers(params, extra, normalize_pixels(images))
+    def _distance(self, variables, batch) -> jax.Array:
+        """Distillation loss and hardness [B, 2] of images: the means over the batch, for each of them."""
+        answers, valid = self.pair.answers(*variables, normalize_pixels(batch["image"])), batch["valid"]
         mean = jnp.sum(self.loss(answers) * valid) / jnp.sum(valid)
+        hard = mean  # without class scores the distance itself says how hard an image is (design)
         if self.config.form == "logits":
-            return mean, losses.hardness(answers.student, answers.teacher, where=valid)
-        return mean, mean  # no class scores: the distance itself says how hard it is (design)
+            hard = losses.hardness(answers.student, answers.teacher, where=valid)
+        return jnp.broadcast_to(jnp.stack([mean, hard]), (len(valid), 2))
 
 
 def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:

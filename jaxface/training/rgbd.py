@@ -9,13 +9,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxface.data.pipeline.batches import evaluation_batches
 from jaxface.data.sources.source import Source
 from jaxface.data.transforms.corruption import RGBD_CORRUPTIONS, RgbdCorruption, corrupt_rgbd
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.layers.prototypes import l2_normalize
+from jaxface.training.map_source import map_source
 from jaxface.training.teachers import Teacher
 
 
@@ -82,9 +81,13 @@ class RgbdNetworks:
             kinds = jnp.asarray(self.kinds)[draw]
         return corrupt_rgbd(keys[:, 1], images, depth, kinds, strength=self.strength)
 
-    def _corrupt_and_describe(self, extra, images, depth, kinds, seed, number) -> RgbdFeatures:
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), images.shape[0])
-        images, depth = normalize_pixels(images), normalize_pixels(depth)
+    def _corrupt_and_describe(self, arrays, batch) -> RgbdFeatures:
+        extra, kind, seed = arrays
+        size = batch["image"].shape[0]
+        number = batch["position"][0] // size
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), size)
+        images, depth = normalize_pixels(batch["image"]), normalize_pixels(batch["depth"])
+        kinds = None if kind is None else jnp.full(size, kind)
         return self.describe(extra, *self.corrupt(keys, images, depth, kinds))
 
     def describe_source(
@@ -97,20 +100,6 @@ class RgbdNetworks:
         size: int = 128,
     ) -> RgbdFeatures:
         """Of every record in order, on the host; corrupted by `kind`, or by one drawn for each where it is None."""
-        home = getattr(jax.tree.leaves(extra[self.rgb.key])[0], "sharding", None)
-        rows = None
-        if isinstance(home, NamedSharding):
-            size = -(-size // home.mesh.size) * home.mesh.size
-            rows = NamedSharding(home.mesh, PartitionSpec(home.mesh.axis_names))
-            everywhere = NamedSharding(home.mesh, PartitionSpec())
-        kinds = None if kind is None else np.full(size, RGBD_CORRUPTIONS.index(kind), np.int32)
-        blocks = []
-        for number, batch in enumerate(evaluation_batches(source, size)):
-            arrays = batch["image"], batch["depth"], kinds
-            if rows is not None:
-                arrays = jax.device_put(arrays, rows)
-            features = self._described(extra, *arrays, seed, number)
-            if rows is not None and jax.process_count() > 1:
-                features = jax.device_put(features, everywhere)
-            blocks.append(RgbdFeatures(*(np.asarray(x)[batch["valid"]] for x in features)))
-        return RgbdFeatures(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
+        number = None if kind is None else np.int32(RGBD_CORRUPTIONS.index(kind))
+        arrays = extra, number, np.int32(seed)
+        return map_source(self._described, source, arrays, batch_size=size, fields=("image", "depth"))

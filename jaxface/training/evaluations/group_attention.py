@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxface import losses, metrics, models
-from jaxface.data.pipeline.batches import evaluation_batches
 from jaxface.data.sources.source import Source, Subset
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.layers.prototypes import l2_normalize
+from jaxface.training.map_source import map_source
 from jaxface.training.recognition import Recognizer, network_variables
-from jaxface.training.stages import Figures
 from jaxface.training.step import TrainState
 
 
@@ -108,8 +107,9 @@ class GroupAttention:
         self.groups, self.names = np.asarray(self.source.groups), list(source.group_names)
         self._maps = jax.jit(self._attention_and_occlusion)
 
-    def _attention_and_occlusion(self, params, extra, images, labels):
+    def _attention_and_occlusion(self, variables, batch):
         """Maps [B, h, w] by gradient and [B, cells, cells] by occlusion."""
+        (params, extra), images, labels = variables, batch["image"], batch["label"]
         batch = {"image": normalize_pixels(images), "label": labels}
         rng = jax.random.key(0)  # nothing is drawn in evaluation mode
         look = self.recognizer(params, extra, batch, rng, train=False)
@@ -129,13 +129,11 @@ class GroupAttention:
         return look.attention.maps, jax.nn.relu(drops.T).reshape(-1, self.cells, self.cells)
 
     def __call__(self, state: TrainState) -> dict[str, float]:
-        blocks = []
-        for batch in evaluation_batches(self.source, 128):
-            maps = self._maps(state.averaged_params, state.extra, batch["image"], batch["label"])
-            blocks.append([np.asarray(each)[batch["valid"]] for each in maps])
+        variables = state.averaged_params, state.extra
+        both = map_source(self._maps, self.source, variables, fields=("image", "label"))
         report = {}
-        for name, maps in zip(("attention", "occlusion"), zip(*blocks, strict=True), strict=True):
-            report |= {f"{name}/{key}": value for key, value in self._describe(np.concatenate(maps)).items()}
+        for name, maps in zip(("attention", "occlusion"), both, strict=True):
+            report |= {f"{name}/{key}": value for key, value in self._describe(maps).items()}
         return report
 
     def _describe(self, maps: np.ndarray) -> dict[str, float]:
@@ -153,7 +151,3 @@ class GroupAttention:
             if self.region is not None:
                 report[f"shortcut_mass@{name}"] = float(metrics.attention_mass(members, self.region).mean())
         return report
-
-    def figures(self, state: TrainState) -> Figures:
-        """None: the numbers say it."""
-        return {}

@@ -7,14 +7,12 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxface import losses
-from jaxface.data.pipeline.batches import evaluation_batches
 from jaxface.data.sources.source import Source
+from jaxface.training.map_source import map_source
 from jaxface.training.recognition import statistics
 from jaxface.training.route import Anchor
-from jaxface.training.stages import Figures
 from jaxface.training.step import TrainState
 from jaxface.training.teachers import Teacher
 
@@ -38,7 +36,7 @@ class RouteHardness:
 
     def __init__(
         self,
-        distance: Callable[..., tuple[jax.Array, jax.Array]],
+        distance: Callable[..., jax.Array],
         teacher: Teacher,
         source: Source,
         anchors: Sequence[Anchor],
@@ -56,24 +54,6 @@ class RouteHardness:
 
     def _mean_distance(self, state: TrainState, anchor: Anchor) -> np.ndarray:
         """[2] of the whole source: distillation loss and hardness."""
-        params, size = state.averaged_params, BATCH_SIZE
         extra = self.teacher.installed(statistics(state.extra), anchor.load())
-        sharding = jax.tree.leaves(params)[0].sharding
-        over_rows = None
-        if isinstance(sharding, NamedSharding):
-            mesh = sharding.mesh
-            over_rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-            size = -(-size // mesh.size) * mesh.size
-            extra = jax.device_put(extra, NamedSharding(mesh, PartitionSpec()))
-        total = np.zeros(2)
-        for batch in evaluation_batches(self.source, size):
-            images, valid = batch["image"], batch["valid"]
-            if over_rows is not None:
-                images, valid = jax.device_put((images, valid), over_rows)
-            means = self.distance(params, extra, images, valid)
-            total += np.array([float(mean) for mean in means]) * batch["valid"].sum()
-        return total / len(self.source)
-
-    def figures(self, state: TrainState) -> Figures:
-        """None: a row of numbers says it all."""
-        return {}
+        rows = map_source(self.distance, self.source, (state.averaged_params, extra), batch_size=BATCH_SIZE)
+        return rows.mean(axis=0, dtype=np.float64)
