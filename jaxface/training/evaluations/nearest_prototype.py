@@ -1,4 +1,7 @@
-"""Evaluation of a state on the classes that it was trained on."""
+"""Evaluation of a state on the classes that it was trained on.
+
+Methods: sface
+"""
 
 import flax.linen as nn
 import numpy as np

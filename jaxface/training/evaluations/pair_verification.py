@@ -1,4 +1,7 @@
-"""Evaluation of a state by verification on people it never saw."""
+"""Evaluation of a state by verification on people it never saw.
+
+Methods: cckd, coupleface, sface
+"""
 
 import functools
 

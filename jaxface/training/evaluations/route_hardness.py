@@ -27,8 +27,8 @@ class RouteHardness:
     one; and `ratio/<step>`, a row of the matrix r_ij (`jaxface.losses.hardness_ratios`).
 
     Args:
-      distance: jitted, (params, extra, images [B, H, W, C] uint8, valid [B] bool) -> means over the valid images of the
-        distillation loss and of the hardness, both [], against the anchor that is installed in `extra`.
+      distance: jitted, ((params, extra), batch of `map_source`) -> [B, 2]: the distillation loss and the hardness against the
+        anchor that is installed in `extra`, as means over the valid images of the batch, alike for each of them.
       teacher: the anchors' network, which installs them.
       source: the images.
       anchors: the student's, and those ahead.
