@@ -8,11 +8,12 @@ COMPILERS := .cache/compilers
 UNOPTIMIZED := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1
 WORKDIR ?= runs/demo
 METHOD ?= sface
+HAS_JAX := import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, ("jax", "flax", "optax"))))
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo real-faces test test-slow test-aot lint format bench bench-kernels tpu-aot reproduce clean
+.PHONY: help venv demo real-faces test test-times test-slow test-aot test-accelerator lint format bench bench-kernels gpu-report tpu-aot reproduce clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -36,7 +37,10 @@ test: $(STAMP)  ## the fast tests
 	XLA_FLAGS="$(UNOPTIMIZED) $$XLA_FLAGS" \
 		$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not aot and not accelerator" $(ARGS)
 
-# The rooms with the longest tests come first, so that no core waits for the other at the end.
+test-times:  ## the fast tests, then CPU-seconds per test file
+	$(MAKE) test ARGS="--cpu-times --durations=40 $(ARGS)"
+
+# The folders with the longest tests come first, so that no core waits for the other at the end.
 test-slow: $(STAMP)  ## the slow tests
 	XLA_FLAGS="$(UNOPTIMIZED) $$XLA_FLAGS" \
 		$(BIN)/python -m pytest -q -n auto --dist worksteal -m "slow and not aot and not accelerator" \
@@ -51,6 +55,10 @@ $(COMPILERS)/.installed: $(STAMP)
 
 test-aot: $(COMPILERS)/.installed  ## compile the kernels for TPUs v4 to v6e and Hopper GPUs, without either
 	PYTHONPATH=$(COMPILERS) $(BIN)/python -m pytest -q -n auto --dist load -m aot $(ARGS)
+
+test-accelerator:  ## the kernels against the reference on this machine's GPU or TPU; without one all tests skip themselves
+	@if $(PYTHON) -c '$(HAS_JAX)'; then python=$(PYTHON); else $(MAKE) --no-print-directory venv && python=$(BIN)/python; fi; \
+		$$python -m pytest -q -m accelerator tests/accelerator $(ARGS)
 
 lint: $(STAMP)  ## ruff: formatting and lint
 	$(BIN)/ruff format --check --quiet .
@@ -75,6 +83,11 @@ bench-kernels: $(STAMP)  ## the kernels alone against their peers
 	$(BIN)/python -m benchmarks.dilated_conv $(ARGS)
 	$(BIN)/python -m benchmarks.quantized_attention $(ARGS)
 	$(BIN)/python -m benchmarks.margin_softmax $(ARGS)
+
+# On an image with a GPU and no package index the interpreter that holds jax does; elsewhere the environment is made.
+gpu-report:  ## on a GPU, in under 9 minutes: are the kernels right, what do they bring; ARGS="--out DIR", "--dry-run", WHEELS=DIR
+	@if $(PYTHON) -c '$(HAS_JAX)'; then python=$(PYTHON); else $(MAKE) --no-print-directory venv && python=$(BIN)/python; fi; \
+		$$python -m benchmarks.gpu_report $(if $(WHEELS),--wheels $(WHEELS)) $(ARGS)
 
 tpu-aot: $(COMPILERS)/.installed  ## compile the steps of 10^8 and 10^9 identities for TPU v5p without a TPU (10 min), print bytes per chip
 	PYTHONPATH=$(COMPILERS) $(BIN)/python -m benchmarks.tpu_aot $(ARGS)

@@ -20,6 +20,8 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.12",
     packages=find_packages(include=["jaxface*", "pallas_kernels*", "experiments*"]),
+    entry_points={"console_scripts": ["jaxface = jaxface.cli.main:main"]},
+    package_data={"pallas_kernels.measured": ["*.json"]},  # what `pallas_kernels.common.choose` goes by
     install_requires=[
         "jax>=0.11,<0.13",
         "flax>=0.12",  # linen modules: models as pure `apply`

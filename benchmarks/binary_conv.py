@@ -2,7 +2,7 @@
 
 On a CPU: float32 convolution, int8 matrix product and population counts at the layers of ResNet-18, batch 1; then whole
 blocks. On a GPU or TPU: the kernels and XLA against the bfloat16 convolution, and the fused block against sign, convolution,
-normalisation, shortcut, PReLU and sign by XLA, at the layers of ResNet-18 and ResNet-50. Every output is checked.
+normalization, shortcut, PReLU and sign by XLA, at the layers of ResNet-18 and ResNet-50. Every output is checked.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def real(x, w):
 
 
 def real_block(x, w, scale, shift, residual, prelu, bias):
-    """The block without bits: sign, convolution, normalisation, shortcut, PReLU, sign."""
+    """The block without bits: sign, convolution, normalization, shortcut, PReLU, sign."""
     signs = jnp.where(x >= 0, 1, -1).astype(x.dtype)
     t = real(signs, w).astype(jnp.float32) * scale + shift + residual.astype(jnp.float32)
     out = jnp.where(t >= 0, t, t * prelu).astype(jnp.bfloat16)
@@ -123,7 +123,7 @@ def show(row, kind, peer):
     print(" | ".join(cells), flush=True)
 
 
-def cpu(quick):
+def cpu(quick, limit, save):
     def methods(c):
         def call(method, xp, wp):
             return method(xp, wp, api.geometry_of(xp, wp, c, 1, "SAME", "zero"))
@@ -136,10 +136,11 @@ def cpu(quick):
 
     layers = {"5x5 64-64": (5, 64, 64, 3)} if quick else RESNET18
     options = {"repeats": 5, "iterations": 1} if quick else {"repeats": 60, "iterations": 1, "budget": 10}
-    rows = [
-        layer(name, shape, 1, dtype=jnp.float32, convolutions=methods, blocks=blocks, options=options)
-        for name, shape in layers.items()
-    ]
+    rows = []
+    for name, shape in common.within(layers.items(), limit):
+        kinds = {"convolutions": methods, "blocks": blocks}
+        rows.append(layer(name, shape, 1, dtype=jnp.float32, options=options, **kinds))
+        save({"method": xla.method(), "rows": rows})
     flags = sorted({"amx_int8", "avx512_vpopcntdq", "avx512_vnni"} & xla.cpu_flags())
     if not quick and "avx512_vpopcntdq" in flags and "amx_int8" not in flags:
         slow = [r["layer"] for r in rows if r["convolution"]["speedups"]["popcount"] < 2]
@@ -148,7 +149,7 @@ def cpu(quick):
     return {"method": xla.method(), "cpu_flags": flags, "rows": rows}
 
 
-def accelerator(quick):
+def accelerator(quick, limit, save):
     hopper = jax.devices()[0].platform == "gpu"
 
     def variants(public, kernel):
@@ -170,20 +171,21 @@ def accelerator(quick):
         return of
 
     options = {"repeats": 5, "iterations": 5} if quick else {"repeats": 30, "iterations": 20, "budget": 1}
-    rows = [
-        layer(
-            name,
-            (RESNET18 | RESNET50)[name],
-            batch,
-            dtype=jnp.bfloat16,
-            convolutions=variants(bc.binary_conv2d, gpu.convolve),
-            blocks=variants(bc.binary_conv2d_block, gpu.block),
-            options=options,
-        )
-        for name, batches in ({"r18 3x3 14x14 256-256": [1]} if quick else DEVICE_ROWS).items()
-        for batch in batches
-    ]
-    report = {"rows": rows}
+    wanted = {"r18 3x3 14x14 256-256": [1]} if quick else DEVICE_ROWS
+    # The largest batches first: they say most, and time may end.
+    pairs = sorted(
+        ((name, batch) for name, batches in wanted.items() for batch in batches), key=lambda p: -p[1]
+    )
+    rows, left_out = [], []
+    for name, batch in common.within(pairs, limit, left_out):
+        kinds = {
+            "convolutions": variants(bc.binary_conv2d, gpu.convolve),
+            "blocks": variants(bc.binary_conv2d_block, gpu.block),
+        }
+        shape = (RESNET18 | RESNET50)[name]
+        rows.append(layer(name, shape, batch, dtype=jnp.bfloat16, options=options, **kinds))
+        save({"rows": rows})
+    report = {"rows": rows, "left_out": left_out}
     if hopper:
         report |= {"bits_are_exact": gpu.bits_are_exact(), "instructions": instructions(options)}
     return report
@@ -260,9 +262,11 @@ def main():
     parser.add_argument(
         "--out", type=pathlib.Path, help="folder of the JSON file (default: benchmarks/results/<device>)"
     )
+    parser.add_argument("--seconds", type=float, default=600.0, help="no further row begins after them")
     given = parser.parse_args()
     run = cpu if jax.devices()[0].platform == "cpu" else accelerator
-    print(common.write("binary_conv", run(given.quick), folder=given.out))
+    save = functools.partial(common.write, "binary_conv", folder=given.out)
+    print(save(run(given.quick, given.seconds, save)))
 
 
 if __name__ == "__main__":

@@ -1,27 +1,35 @@
 """What every benchmark needs: timing, where it ran, and a JSON file that says so."""
 
 import functools
+import hashlib
 import json
 import os
 import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
 import jax
 import numpy as np
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def device_name() -> str:
     """A folder name for the device, such as `cpu-2-cores` or `nvidia-h200`."""
     device = jax.devices()[0]
-    name = f"cpu {len(os.sched_getaffinity(0))} cores" if device.platform == "cpu" else device.device_kind
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return device_folder(
+        f"cpu {len(os.sched_getaffinity(0))} cores" if device.platform == "cpu" else device.device_kind
+    )
+
+
+def device_folder(kind: str) -> str:
+    """`nvidia-h200` for "NVIDIA H200"."""
+    return re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-")
 
 
 def commit() -> str | None:
@@ -176,22 +184,65 @@ def memory(function: Callable, *arguments, **options) -> dict[str, int]:
     }
 
 
+def within(rows: Iterable, seconds: float, left_out: list | None = None) -> Iterator:
+    """The rows that begin within `seconds` of the first; the others are added to `left_out`."""
+    started = time.perf_counter()
+    for row in rows:
+        if time.perf_counter() - started <= seconds:
+            yield row
+        elif left_out is not None:
+            left_out.append(row)
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's type and the first line of its message, at most 300 characters."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:300]
+
+
+def digest(*paths: str) -> str:
+    """A short hash of files of this repository, or of all Python files of its folders."""
+    value = hashlib.sha256()
+    for name in paths:
+        path = ROOT / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            value.update(f"{file.relative_to(ROOT)}\n".encode() + file.read_bytes())
+    return value.hexdigest()[:16]
+
+
 def write(
-    name: str, measurements: object, *, packages: tuple[str, ...] = (), folder: Path | None = None
+    name: str,
+    measurements: object,
+    *,
+    packages: tuple[str, ...] = (),
+    folder: Path | None = None,
+    report: Mapping | None = None,
+    clock: bool = True,
 ) -> Path:
-    """Writes `results/<device>/<name>.json`: device, versions, commit and the measurements; returns the path."""
+    """Writes `results/<device>/<name>.json`: device, versions, commit and the measurements; returns the path.
+
+    The file appears whole or not at all. `report` is what `benchmarks.gpu_report` has noted in it; `clock=False` leaves out
+    the driver's clocks, which take a moment to ask.
+    """
     path = (folder or RESULTS / device_name()) / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    report = {
+    content = {
         "benchmark": name,
         "device": jax.devices()[0].device_kind,
         "platform": jax.devices()[0].platform,
         "device_count": jax.device_count(),
         "cpu_cores": len(os.sched_getaffinity(0)),
-        "clocks": clocks(),
+        "clocks": clocks() if clock else None,
         "versions": versions(*packages),
         "commit": commit(),
         "measurements": measurements,
-    }
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    } | ({"report": report} if report else {})
+    return write_json(path, content)
+
+
+def write_json(path: Path, content: object) -> Path:
+    """Writes a JSON file in one move, so that a process that is killed leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
     return path

@@ -1,18 +1,17 @@
 """Dilated cascades, DDC and pooled convolutions against convolutions: python -m benchmarks.dilated_conv [--quick] [--out FOLDER]
 
 "lax" is the chain of XLA's own dilated, grouped convolutions, "space_to_batch" the same on the d² phases of the image without
-dilation, "dense_3x3" one dense dilated convolution by the composed weights (linear cascades alone), "xla" our shift-and-add, and
-"pallas" the device's kernel. Feature maps are those of face detectors, of a segmenter's pyramid and of Tiny-YOLO; bfloat16, on a
-CPU float32. Every output is checked against the float32 definition. On a GPU, bytes are those of x and y, as if nothing else
-were moved, and the bound is the larger of those at 4.3 TB/s and of the matrix products at 790 TFLOP/s. Maps below 50 MB stay in
-an H200's cache from one call to the next.
+dilation, "dense_3x3" one dense dilated convolution by the composed weights (linear cascades alone), "xla" ours (shift-and-add,
+or whole convolutions where they are faster), and "pallas" the device's kernel. Feature maps are those of face detectors, of a
+segmenter's pyramid and of Tiny-YOLO; bfloat16, on a CPU float32. Every output is checked against the float32 definition. On a
+GPU, bytes are those of x and y, as if nothing else were moved, and the bound is the larger of those at 4.3 TB/s and of the
+matrix products at 790 TFLOP/s. Maps below 50 MB stay in an H200's cache from one call to the next.
 """
 
 import argparse
 import dataclasses
 import functools
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,19 +39,24 @@ class Row:
     activation: str = "relu"
     gradient: bool = False
 
-    def arrays(self, dtype) -> list[jax.Array]:
+    def filters(self) -> list[tuple[int, ...]]:
+        """Shapes of the parameters."""
         *_, channels, outputs = self.shape
-        filters = {
+        return {
             "ddp": [(2, 2, channels), (2, 2, channels), (channels, outputs)],
             "dc": [(2, 2, channels), (2, 2, channels, outputs)],
             "cc": [(2, 2, channels, outputs), (2, 2, outputs, outputs)],
             "ddc": [(3, 3, channels), (channels, outputs)],
             "ccp": [(3, 3, channels, 2 * outputs)],
         }[self.kind]
+
+    def arrays(self, dtype) -> list[jax.Array]:
         rng = np.random.default_rng(0)
         x = jnp.asarray(rng.standard_normal(self.shape[:4], np.float32), dtype)
         # Parameters that bfloat16 represents, so that none of the variants rounds them.
-        parameters = (rng.standard_normal(f, np.float32) / math.sqrt(math.prod(f[:-1])) for f in filters)
+        parameters = (
+            rng.standard_normal(f, np.float32) / math.sqrt(math.prod(f[:-1])) for f in self.filters()
+        )
         return [x, *(jnp.asarray(p, jnp.bfloat16).astype(jnp.float32) for p in parameters)]
 
     def bytes(self, dtype) -> int:
@@ -198,12 +202,12 @@ def with_gradients(function: Callable) -> Callable:
 
 
 def variants(row: Row, platform: str) -> dict[str, Callable]:
-    found = {"lax": lax_chain}
+    chains = {"lax": lax_chain}
     if row.dilation > 1:
-        found["space_to_batch"] = space_to_batch
+        chains["space_to_batch"] = space_to_batch
     if row.activation == "identity":
-        found["dense_3x3"] = dense_3x3
-    functions = {name: functools.partial(function, row) for name, function in found.items()}
+        chains["dense_3x3"] = dense_3x3
+    functions = {name: functools.partial(function, row) for name, function in chains.items()}
     functions["xla"] = functools.partial(ours, row, "xla")
     if platform != "cpu":
         functions["pallas"] = functools.partial(ours, row, f"pallas_{platform}")
@@ -214,9 +218,9 @@ def variants(row: Row, platform: str) -> dict[str, Callable]:
 
 
 @jax.jit
-def distance(found, expected):
+def distance(outputs, expected):
     """The greatest ‖a - b‖ / ‖b‖ of the output and of each gradient."""
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    pairs = zip(jax.tree.leaves(outputs), jax.tree.leaves(expected), strict=True)
     norm = lambda t: jnp.linalg.norm(t.astype(jnp.float32).ravel())  # noqa: E731
     return jnp.max(jnp.stack([norm(a.astype(jnp.float32) - b) / norm(b) for a, b in pairs]))
 
@@ -287,20 +291,21 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, help="folder for the JSON, instead of benchmarks/results/<device>"
     )
+    parser.add_argument("--seconds", type=float, help="no further row begins after them")
     given = parser.parse_args()
 
     platform = jax.devices()[0].platform
     platform = "gpu" if platform in ("cuda", "rocm") else platform
-    results, left_out, started = [], [], time.perf_counter()
-    for row in rows(platform, quick=given.quick):
-        if time.perf_counter() - started > LIMIT[platform]:
-            left_out.append(dataclasses.asdict(row))
-            continue
+    limit = LIMIT[platform] if given.seconds is None else given.seconds
+    results, left_out = [], []
+    for row in common.within(rows(platform, quick=given.quick), limit, left_out):
         results.append(measure(row, platform, quick=given.quick))
         show(results[-1])
+        common.write("dilated_conv", {"rows": results}, folder=given.out)
     if left_out:
-        print(f"{len(left_out)} rows were not begun after {LIMIT[platform]:.0f} s")
-    print(common.write("dilated_conv", {"rows": results, "left_out": left_out}, folder=given.out))
+        print(f"{len(left_out)} rows were not begun after {limit:.0f} s")
+    report = {"rows": results, "left_out": [dataclasses.asdict(row) for row in left_out]}
+    print(common.write("dilated_conv", report, folder=given.out))
 
 
 if __name__ == "__main__":

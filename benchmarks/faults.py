@@ -59,10 +59,10 @@ def moments(count: int, seed: int, *, start_up: float = 5.0, end: float = 1.5) -
     rng = random.Random(seed)
     longest = {"start-up": start_up, "between steps": 0.05, "writing a checkpoint": 0.05}
     aims = [phase for phase, share in PHASES.items() for _ in range(share)]
-    chosen = rng.sample(aims * -(-count // len(aims)), count)
-    chosen.sort(key=lambda phase: phase == "evaluation and figures")
+    phases = rng.sample(aims * -(-count // len(aims)), count)
+    phases.sort(key=lambda phase: phase == "evaluation and figures")
     after = {"between steps": 12, "writing a checkpoint": 4}
-    return [Moment(p, rng.randint(1, after.get(p, 1)), rng.uniform(0, longest.get(p, end))) for p in chosen]
+    return [Moment(p, rng.randint(1, after.get(p, 1)), rng.uniform(0, longest.get(p, end))) for p in phases]
 
 
 class _Seen:
@@ -82,11 +82,11 @@ class _Seen:
 
     def temporary(self) -> set[tuple[str, int]]:
         """The checkpoints being written, or left half-written by a killed process."""
-        found = set()
+        folders = set()
         for path in self._workdir.glob("checkpoints/*/*.orbax-checkpoint-tmp"):
             with contextlib.suppress(FileNotFoundError):
-                found.add((path.name, path.stat().st_ino))
-        return found
+                folders.add((path.name, path.stat().st_ino))
+        return folders
 
     def new_temporary(self) -> set[tuple[str, int]]:
         return self.temporary() - self._old
@@ -148,24 +148,24 @@ def _newest(workdir: pathlib.Path) -> int:
 
 def differences(whole: pathlib.Path, cut: pathlib.Path) -> list[str]:
     """What differs between two finished runs; nothing where they are equal bit for bit."""
-    found = []
+    differing = []
     files = ["config.json", "metrics.jsonl", "results.json", *(p.name for p in whole.glob("*.png"))]
     folder = pathlib.Path("checkpoints/00-recognition")
-    kept = [sorted(p.name for p in (run / folder).iterdir() if p.name.isdigit()) for run in (whole, cut)]
-    if kept[0] != kept[1]:
-        found.append(f"kept checkpoints: {kept[0]} and {kept[1]}")
-    common_steps = [step for step in kept[0] if step in kept[1]]
+    steps = [sorted(p.name for p in (run / folder).iterdir() if p.name.isdigit()) for run in (whole, cut)]
+    if steps[0] != steps[1]:
+        differing.append(f"checkpoints: {steps[0]} and {steps[1]}")
+    common_steps = [step for step in steps[0] if step in steps[1]]
     files += [str(folder / step / "position/metadata") for step in common_steps]
-    found += [name for name in files if (whole / name).read_bytes() != (cut / name).read_bytes()]
+    differing += [name for name in files if (whole / name).read_bytes() != (cut / name).read_bytes()]
     for step in common_steps:
         arrays = [_arrays(run / folder / step / "state") for run in (whole, cut)]
         if arrays[0].keys() != arrays[1].keys():
-            found.append(f"names of arrays at step {step}")
+            differing.append(f"names of arrays at step {step}")
         else:
-            found += [
+            differing += [
                 f"{name} at step {step}" for name, value in arrays[0].items() if value != arrays[1][name]
             ]
-    return found
+    return differing
 
 
 def _arrays(folder: pathlib.Path) -> dict[str, tuple]:
@@ -198,7 +198,7 @@ def kill_and_compare(
       JSON-like: kills, starts, runs, phases in which the kills fell, whether all runs were equal, and what differed.
 
     Raises:
-      RuntimeError: a process ended otherwise than by our hand or in success, or a checkpoint was lost; tells what it said.
+      RuntimeError: a process ended otherwise than by our hand or in success, or a checkpoint was lost; gives its output.
     """
     environment = {**(os.environ if environment is None else environment)}
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
@@ -211,8 +211,8 @@ def kill_and_compare(
         def check(process: subprocess.Popen) -> None:
             if process.wait() != 0:
                 log.seek(0)
-                said = log.read().decode(errors="replace")[-2000:]
-                raise RuntimeError(f"the run ended with status {process.returncode}: {said}")
+                output = log.read().decode(errors="replace")[-2000:]
+                raise RuntimeError(f"the run ended with status {process.returncode}: {output}")
 
         whole = folder / "whole"
         check(_start(whole, environment, log))
@@ -228,7 +228,7 @@ def kill_and_compare(
                 starts += 1
                 if not _wait(process, seen, moment):
                     check(process)
-                    break  # too quick for this moment: the rest is drawn anew for another run
+                    break  # too quick for this moment: the rest is drawn again for another run
                 process.kill()
                 process.wait()
                 done += 1
@@ -237,8 +237,8 @@ def kill_and_compare(
                     raise RuntimeError(f"checkpoint {before} was lost, {_newest(cut)} is the newest")
             check(_start(cut, environment, log))
             starts += 1
-            if found := differences(whole, cut):
-                differing[cut.name] = found
+            if differing_files := differences(whole, cut):
+                differing[cut.name] = differing_files
     return {
         "kills": done,
         "phases": dict(phases),

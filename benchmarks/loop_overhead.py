@@ -10,8 +10,8 @@ progress bar, and in some variants writes records or draws a bar. Compilation, t
 
 Host time is the processor time of the thread that runs the loop, to which waiting for the device adds nothing; wall time is what
 passes. Both are taken over windows of 100 steps, bare and whole loop in turns; the least of all windows is what counts, since
-other programs on the machine only ever add, and the median is there to show how much they did. On a CPU everything is measured
-with one device and with eight made of the same cores, each in a process of its own; what such a device computes within the
+other programs on the machine only ever add, and the median shows how much they did. On a CPU everything is measured
+with one device and with eight made of the same cores, each in its own process; what such a device computes within the
 calling thread counts as host time in both loops.
 """
 
@@ -101,8 +101,8 @@ def bare(init: Callable, mode: str, steps: int) -> np.ndarray:
     parallel = training.make_parallel(mode)
     state = parallel.create(init, {})
     if mode == "pmap":
-        parts = {k: v.reshape(parallel.replicas, -1, *v.shape[1:]) for k, v in BATCH.items()}
-        batch = jax.pmap(lambda x: x)(parts)
+        shards = {k: v.reshape(parallel.replicas, -1, *v.shape[1:]) for k, v in BATCH.items()}
+        batch = jax.pmap(lambda x: x)(shards)
         step = jax.pmap(count, out_axes=(0, None), donate_argnums=0)
     else:
         batch = jax.device_put(BATCH, NamedSharding(parallel.mesh, PartitionSpec(parallel.mesh.axis_names)))
@@ -148,7 +148,7 @@ def whole(init: Callable, mode: str, steps: int, log_every: int, records: bool, 
 
 def measure(steps: int, rounds: int) -> list[dict]:
     """Every state and mode on this process's devices; microseconds per step."""
-    found = []
+    rows = []
     for init, names in ((counter, tuple(VARIANTS)), (iresnet50, LARGE_VARIANTS)):
         for mode in ("jit", "pmap"):
             without, within = [], {name: [] for name in names}
@@ -173,9 +173,9 @@ def measure(steps: int, rounds: int) -> list[dict]:
                     f"{kind}_beyond_us": report[f"{kind}_us"] - base[f"{kind}_us"]
                     for kind in ("host", "wall")
                 }
-            found.append(row)
+            rows.append(row)
             print(line(row), file=sys.stderr, flush=True)
-    return found
+    return rows
 
 
 def microseconds(times: list[np.ndarray]) -> dict:

@@ -26,7 +26,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import common
 from experiments.methods import acw, cckd, cloak, coupleface, gabn, ida, lrfr, rco
-from experiments.recipes.recognition import Recipe, Teacher
+from experiments.recipes.recognition import Recipe
+from experiments.recipes.teachers import TeacherSpec
+from experiments.studies import gabn as gabn_study
+from experiments.studies import lrfr as lrfr_study
 from jaxface import data, metrics, training
 from jaxface.data.transforms.pixels import device_batch
 from jaxface.layers.prototypes import l2_normalize
@@ -63,22 +66,22 @@ class Case:
     baseline: Mapping[str, Any]
 
 
-def started(stages: Stages, wanted: str, parallel: training.JitParallel) -> Work:
-    """The first stage whose name starts with `wanted`, where it begins; those before it are run without being evaluated."""
-    found = []
+def started(stages: Stages, prefix: str, parallel: training.JitParallel) -> Work:
+    """The first stage whose name starts with `prefix`, where it begins; those before it are run without being evaluated."""
+    reached = []
 
     def until():
         source, outcome = iter(stages), None
-        while not found:
+        while not reached:
             stage = source.send(outcome) if isinstance(source, Generator) else next(source)
             stage = dataclasses.replace(stage, evaluate=None, figures=None)
-            if stage.name.startswith(wanted):
-                found.append(stage)
+            if stage.name.startswith(prefix):
+                reached.append(stage)
                 stage = dataclasses.replace(stage, steps=0)
             outcome = yield stage
 
     state = training.run(until(), parallel=parallel).state
-    return Work(found[0].step, state, next(found[0].batches(state)))
+    return Work(reached[0].step, state, next(reached[0].batches(state)))
 
 
 def stage(build: Callable, name: str) -> Callable[[Any, training.JitParallel], Work]:
@@ -121,14 +124,14 @@ def ida_scores(config: ida.Config, parallel: training.JitParallel, *, embedded: 
 COSINE = {"weight": 0.0}
 MASKS = cloak.methods(cloak.Config())
 # The black boxes, which no mask is made on, are whatever is quick to make.
-CLOAK = cloak.Config(baselines=False, people=4, targets=(Teacher(backbone="mlp"),))
+CLOAK = cloak.Config(baselines=False, people=4, targets=(TeacherSpec(backbone="mlp"),))
 CASES = (
     Case("coupleface", coupleface.Config(), "embeddings alone", stage(coupleface.build, "student"), {"relations": "none"}),
     Case("cckd", cckd.Config(), "mimic alone", stage(cckd.build, "student"), {"congruence_weight": 0.0}),
     Case("rco", rco.Config(recorded=EARLIER), "final teacher alone", stage(rco.build, "student"), {"selection": "final"}),
-    Case("lrfr", lrfr.Config(probe_sizes=(16,)), "full size only", stage(lrfr.build, "recognition"), lrfr.FULL),
+    Case("lrfr", lrfr.Config(probe_sizes=(16,)), "full size only", stage(lrfr.build, "recognition"), lrfr_study.FULL),
     Case("acw", acw.Config(), "concatenation", stage(acw.build, "fusion"), {"fusion": "concat"}),
-    Case("gabn", gabn.Config(), "plain recognition", stage(gabn.build, "recognition"), gabn.ARMS["baseline"]),
+    Case("gabn", gabn.Config(), "plain recognition", stage(gabn.build, "recognition"), gabn_study.ARMS["baseline"]),
     Case("ida, images", ida.Config(), "cosines", ida_scores, COSINE),
     Case("ida, embeddings", ida.Config(), "cosines", functools.partial(ida_scores, embedded=True), COSINE),
     Case("cloak", CLOAK, "FI-UAP, equal steps", stage(cloak.build, "cloak"), {"cloak": MASKS["fi_uap"]}),
@@ -143,7 +146,7 @@ def shortened(config: Recipe, *, quick: bool) -> Recipe:
 
     def cut(value):
         match value:
-            case Teacher():
+            case TeacherSpec():
                 return dataclasses.replace(value, steps=EARLIER, **tiny)
             case data.RenderedFaces():
                 return dataclasses.replace(value, identities=32, held_out_identities=8)
@@ -173,11 +176,14 @@ def measure(case: Case, *, repeats: int, quick: bool) -> dict:
             return step(state, device_batch(batch))
 
         # As `JitParallel.compile` does it: the state is consumed and leaves as it came.
-        kept = jax.tree.map(lambda x: x.sharding, state)
+        state_shardings = jax.tree.map(lambda x: x.sharding, state)
         spread, everywhere = (
             NamedSharding(parallel.mesh, PartitionSpec(*spec)) for spec in ((parallel.mesh.axis_names,), ())
         )
-        shardings = {"in_shardings": (kept, spread), "out_shardings": (kept, everywhere)}
+        shardings = {
+            "in_shardings": (state_shardings, spread),
+            "out_shardings": (state_shardings, everywhere),
+        }
         with jax.set_mesh(parallel.mesh):
             memory[arm] = common.memory(on_device, state, batch, donate_argnums=0, **shardings)
         calls[arm] = stepping(parallel.compile(step), state, batch)
@@ -226,8 +232,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = list(dict.fromkeys(case.name.partition(",")[0] for case in CASES))
-    parser.add_argument("--methods", nargs="+", default=known, choices=known)
+    names = list(dict.fromkeys(case.name.partition(",")[0] for case in CASES))
+    parser.add_argument("--methods", nargs="+", default=names, choices=names)
     parser.add_argument(
         "--repeats", type=int, default=20, help="timed steps of each, fewer where they are slow"
     )

@@ -226,13 +226,13 @@ def fuzz(cases: int, *, seed: int) -> list[dict]:
 def _quiet_codecs():
     """libjpeg says of every damaged image what is wrong with it, to the standard error and past Python."""
     sys.stderr.flush()
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    stderr, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
         os.close(nothing)
 
 

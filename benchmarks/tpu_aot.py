@@ -139,21 +139,23 @@ def _shard_bytes(leaf) -> int:
 
 
 def problems(case: Case, result: Result) -> list[str]:
-    """What is wrong with a step: it does not fit with room, does not update the state in place, or makes a [B, C]."""
-    found, report = [], result.report
+    """What is wrong with a step: too little memory to spare, no update of the state in place, or a [B, C]."""
+    messages, report = [], result.report
     limit = SHARE * MEMORY[case.topology.partition(":")[0]]
     if report.total_bytes > limit:
-        found.append(f"it takes {report.total_bytes / GIGABYTE:.1f} GB, more than {limit / GIGABYTE:.1f} GB")
+        messages.append(
+            f"it takes {report.total_bytes / GIGABYTE:.1f} GB, more than {limit / GIGABYTE:.1f} GB"
+        )
     fresh = report.output_bytes - report.aliased_bytes
     if fresh > 1 << 20:
-        found.append(f"{fresh / GIGABYTE:.3f} GB of the new state are not written in place")
+        messages.append(f"{fresh / GIGABYTE:.3f} GB of the new state are not written in place")
     cosines = case.batch * int(case.sample_rate * result.rows)
     # Below that an activation of the network may be as large.
     if cosines > 10**9 and report.largest_array >= cosines:
-        found.append(
+        messages.append(
             f"an array has {report.largest_array} elements, as many as the cosines [B, C] ({cosines})"
         )
-    return found
+    return messages
 
 
 def record(case: Case, result: Result) -> dict:
@@ -188,9 +190,9 @@ def main() -> None:
     parser.add_argument("--backbone", default=Case.backbone)
     parser.add_argument("--batch", type=int, default=Case.batch, help="global batch")
     parser.add_argument("--loss", default=Case.loss, choices=("sface", "softmax", "cosface", "arcface"))
-    chosen = vars(parser.parse_args())
-    cases = CASES if chosen["topology"] is None else (Case(**chosen),)
-    if cases is CASES and Case(**chosen | {"topology": Case.topology}) != Case():
+    flags = vars(parser.parse_args())
+    cases = CASES if flags["topology"] is None else (Case(**flags),)
+    if cases is CASES and Case(**flags | {"topology": Case.topology}) != Case():
         parser.error("--topology: needed with the other options, which are for one slice")
 
     folder = common.RESULTS / f"aot-{cases[0].topology.partition(':')[0]}"

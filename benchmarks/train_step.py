@@ -3,13 +3,17 @@
     python -m benchmarks.train_step [--models iresnet18 mobilefacenet] [--batch-size 128] [--image-size 112] [--compile]
 
 A step is forward, backward and SGD with momentum on random images: bfloat16 compute with float32 parameters on a GPU (torch:
-autocast, channels-last), float32 on a CPU. Without torch only our side is timed. A ratio above 1 means that ours is faster.
+autocast, channels-last), float32 on a CPU. Without torch only our side is timed; with `--compile` torch is timed as it is
+and under `torch.compile`, and the better one counts. A ratio above 1 means that ours is faster. The share of the peak counts
+three forward passes of multiply-accumulates per step. Needs jax, flax and optax alone.
 """
 
 import argparse
 import os
+import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 # Two frameworks share the device's memory, so neither may take it all at the start.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -28,8 +32,17 @@ try:
 except ImportError:
     torch = None
 
-EMBEDDING = {"iresnet18": 512, "iresnet50": 512, "mobilefacenet": 128}
+EMBEDDING = {"iresnet_pico": 128, "iresnet18": 512, "iresnet50": 512, "mobilefacenet": 128}
+DEFAULT = ("iresnet18", "iresnet50", "mobilefacenet")
+# Blocks and channels of each stage, stride of the stem.
+IRESNETS = {
+    "iresnet_pico": ((1, 1, 1), (16, 32, 64), 2),
+    "iresnet18": ((2, 2, 2, 2), (64, 128, 256, 512), 1),
+    "iresnet50": ((3, 4, 14, 3), (64, 128, 256, 512), 1),
+}
 LEARNING_RATE, MOMENTUM = 0.01, 0.9
+# Dense bfloat16 operations per second of the SXM parts, NVIDIA's data sheets of the H100 and the H200.
+PEAK_FLOPS = {r"\b(H100|H200)\b(?!.*PCIe)(?!.*NVL)": 989e12}
 
 
 def jax_step(name: str, images: np.ndarray, targets: np.ndarray) -> tuple[Callable, int]:
@@ -120,9 +133,9 @@ if torch is not None:
         conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
         return [conv, nn.BatchNorm2d(outputs), *([] if linear else [nn.PReLU(outputs)])]
 
-    def torch_iresnet(units, size, embedding):
-        channels = (64, 128, 256, 512)
-        trunk, inputs = torch_conv(3, channels[0], 3, 1, 1), channels[0]
+    def torch_iresnet(units, channels, stem_stride, size, embedding):
+        trunk, inputs = torch_conv(3, channels[0], 3, stem_stride, 1), channels[0]
+        size = -(-size // stem_stride)
         for outputs, count in zip(channels, units, strict=True):
             for i in range(count):
                 trunk.append(TorchBlock(inputs, outputs, 2 if i == 0 else 1))
@@ -148,11 +161,10 @@ def torch_step(name: str, images: np.ndarray, targets: np.ndarray, *, compiled: 
     device = torch.device("cuda" if on_gpu else "cpu")
     torch.backends.cudnn.benchmark = True  # XLA picks its convolution algorithms by timing too
     size, embedding = images.shape[1], targets.shape[1]
-    units = {"iresnet18": (2, 2, 2, 2), "iresnet50": (3, 4, 14, 3)}
     if name == "mobilefacenet":
         model = torch_mobilefacenet(size, embedding)
     else:
-        model = torch_iresnet(units[name], size, embedding)
+        model = torch_iresnet(*IRESNETS[name], size, embedding)
     model = model.to(device, memory_format=torch.channels_last).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=LEARNING_RATE, momentum=MOMENTUM)
@@ -173,7 +185,8 @@ def torch_step(name: str, images: np.ndarray, targets: np.ndarray, *, compiled: 
     return run, sum(p.numel() for p in trained)
 
 
-def measure(name: str, arguments: argparse.Namespace) -> dict:
+def measure(name: str, arguments: argparse.Namespace, save: Callable[[dict], object]) -> dict:
+    """One network's row; `save` is called with what is known of it so far."""
     rng = np.random.default_rng(0)
     side, batch = arguments.image_size, arguments.batch_size
     images = rng.uniform(-1, 1, (batch, side, side, 3)).astype(np.float32)
@@ -181,25 +194,66 @@ def measure(name: str, arguments: argparse.Namespace) -> dict:
 
     run, count = jax_step(name, images, targets)
     times = common.seconds(run, repeats=arguments.repeats, warmup=3)
-    result = {"model": name, "batch_size": batch, "image_size": side, "parameters": count}
-    result["jaxface"] = common.summary(times, items=batch)
-    if torch is not None:
-        run, torch_count = torch_step(name, images, targets, compiled=arguments.compile)
-        if torch_count != count:
-            raise AssertionError(f"{name}: the torch twin has {torch_count} parameters, ours {count}")
-        times = common.seconds(run, repeats=arguments.repeats, warmup=3)
-        result["torch"] = common.summary(times, items=batch) | {"compiled": arguments.compile}
+    # Backward costs twice as much as forward: by the inputs and by the weights.
+    flops = (
+        3
+        * 2
+        * batch
+        * models.multiply_accumulates(models.create(name, embedding=EMBEDDING[name]), (side, side, 3))
+    )
+    result = {
+        "model": name,
+        "batch_size": batch,
+        "image_size": side,
+        "parameters": count,
+        "flops_per_step": flops,
+    }
+    result["jaxface"] = common.summary(times, items=batch) | share_of_peak(flops, times)
+    save(result)
+    if torch is None:
+        return result | {"torch_skipped": "torch is not installed"}
+    del run
+    for compiled in (False, True) if arguments.compile else (False,):
+        way = "torch_compiled" if compiled else "torch_eager"
+        try:
+            run, torch_count = torch_step(name, images, targets, compiled=compiled)
+            if torch_count != count:
+                raise AssertionError(f"{name}: the torch twin has {torch_count} parameters, ours {count}")
+            times = common.seconds(run, repeats=arguments.repeats, warmup=3)
+        except AssertionError:
+            raise
+        except Exception as error:  # torch.compile needs a compiler that not every machine has
+            result[f"{way}_failed"] = common.first_line(error)
+            continue
+        result[way] = common.summary(times, items=batch) | share_of_peak(flops, times)
+        timed = [
+            result[w] | {"compiled": w == "torch_compiled"}
+            for w in ("torch_eager", "torch_compiled")
+            if w in result
+        ]
+        result["torch"] = min(timed, key=lambda entry: entry["seconds_median"])
         result["ratio"] = result["torch"]["seconds_median"] / result["jaxface"]["seconds_median"]
+        save(result)
     return result
+
+
+def share_of_peak(flops: int, times: np.ndarray) -> dict[str, float]:
+    """The part of the device's dense bfloat16 rate that the step's products use; empty where that rate is not known."""
+    kind = jax.devices()[0].device_kind
+    peaks = [peak for pattern, peak in PEAK_FLOPS.items() if re.search(pattern, kind)]
+    return {"share_of_peak": flops / float(np.median(times)) / peaks[0]} if peaks else {}
 
 
 def line(result: dict) -> str:
     def side(name):
         low, high = result[name]["seconds_quartiles"]
-        return f"{name} {result[name]['per_second']:.0f} images/s (quartiles {low * 1e3:.1f}-{high * 1e3:.1f} ms)"
+        share = f", {result[name]['share_of_peak']:.0%} of peak" if "share_of_peak" in result[name] else ""
+        return f"{name} {result[name]['per_second']:.0f} images/s (quartiles {low * 1e3:.1f}-{high * 1e3:.1f} ms{share})"
 
     peer = (
-        f", {side('torch')}, ratio {result['ratio']:.2f}" if "torch" in result else "; torch is not installed"
+        f", {side('torch')}, ratio {result['ratio']:.2f}"
+        if "torch" in result
+        else f"; {result.get('torch_skipped', 'torch failed')}"
     )
     return f"{result['model']}: {side('jaxface')}{peer}"
 
@@ -209,18 +263,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", default=list(EMBEDDING), choices=list(EMBEDDING))
+    parser.add_argument("--models", nargs="+", default=list(DEFAULT), choices=list(EMBEDDING))
     parser.add_argument("--batch-size", type=int, default=8 if on_cpu else 128)
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--repeats", type=int, default=5 if on_cpu else 30)
     parser.add_argument("--compile", action="store_true", help="torch.compile the torch side")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the JSON, instead of benchmarks/results/<device>"
+    )
     arguments = parser.parse_args()
 
-    results = []
+    packages, results = ("flax", "optax", "torch"), []
+
+    def save(*unfinished):
+        return common.write("train_step", [*results, *unfinished], packages=packages, folder=arguments.out)
+
     for name in arguments.models:
-        results.append(measure(name, arguments))
+        results.append(measure(name, arguments, save))
         print(line(results[-1]), flush=True)
-    print(common.write("train_step", results, packages=("flax", "optax", "torch")))
+    print(save())
 
 
 if __name__ == "__main__":

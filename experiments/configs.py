@@ -34,7 +34,7 @@ class Run:
     """Where and how to run."""
 
     workdir: str | None = None
-    """Folder for checkpoints, metrics and figures; an interrupted run goes on there. Default: runs/<method>."""
+    """Folder for checkpoints, metrics and figures; an interrupted run resumes from it. Default: runs/<method>."""
     parallel: training.Mode = "jit"
     """jit over a mesh of all devices, or pmap."""
     model_shards: Annotated[int, AtLeast(1)] = 1
@@ -57,9 +57,9 @@ def method_module(name: str) -> types.ModuleType:
     Raises:
       UserError: no such method; names the nearest.
     """
-    known, slug = methods.descriptions(), name.replace("-", "_")
-    if slug not in known:
-        raise UserError(f"method: {name!r} is unknown{nearest(slug, known)}; --list shows all")
+    descriptions, slug = methods.descriptions(), name.replace("-", "_")
+    if slug not in descriptions:
+        raise UserError(f"method: {name!r} is unknown{nearest(slug, descriptions)}; --list shows all")
     return importlib.import_module(f"{methods.__name__}.{slug}")
 
 
@@ -115,13 +115,15 @@ def from_dict(written: dict) -> tuple[str, Any, Run]:
     Raises:
       UserError: an unknown method or field, or a value of the wrong type; one line.
     """
-    parts = [written, written.get("config", {}), written.get("run", {})] if isinstance(written, dict) else [0]
-    if not all(isinstance(part, dict) for part in parts):
+    tables = (
+        [written, written.get("config", {}), written.get("run", {})] if isinstance(written, dict) else [0]
+    )
+    if not all(isinstance(table, dict) for table in tables):
         raise UserError("config: needs an object with a method, and objects config and run")
     method = str(written.get("method"))
     module = method_module(method)
     try:
-        return method, *map(_converter().structure, parts[1:], (module.Config, Run))
+        return method, *map(_converter().structure, tables[1:], (module.Config, Run))
     except cattrs.BaseValidationError as error:
         reasons = cattrs.transform_error(error, format_exception=_reason)
         raise UserError(f"config: {'; '.join(reasons)}") from None
@@ -151,19 +153,19 @@ def parse(method: str, arguments: list[str]) -> tuple[Any, Run]:
     first.add_argument("--preset")
     first.add_argument("--config")
     first.add_argument("--data")
-    chosen, rest = first.parse_known_args(arguments)
+    base, rest = first.parse_known_args(arguments)
     config, run = module.Config(), Run()
-    if chosen.preset is not None:
-        known = presets(module.Config)
-        if chosen.preset not in known:
-            raise UserError(f"preset: {method} has {', '.join(known) or 'none'}, got {chosen.preset!r}")
-        config = getattr(module.Config, chosen.preset)()
-    if chosen.config is not None:
-        written_for, config, run = from_dict(training.read_config(chosen.config))
+    if base.preset is not None:
+        names = presets(module.Config)
+        if base.preset not in names:
+            raise UserError(f"preset: {method} has {', '.join(names) or 'none'}, got {base.preset!r}")
+        config = getattr(module.Config, base.preset)()
+    if base.config is not None:
+        written_for, config, run = from_dict(training.read_config(base.config))
         if written_for != method:
-            raise UserError(f"config: {chosen.config} is of method {written_for!r}, not {method!r}")
-    if chosen.data is not None:
-        config = dataclasses.replace(config, data=unset_data(chosen.data))
+            raise UserError(f"config: {base.config} is of method {written_for!r}, not {method!r}")
+    if base.data is not None:
+        config = dataclasses.replace(config, data=unset_data(base.data))
 
     @dataclasses.dataclass(frozen=True)
     class Flags:

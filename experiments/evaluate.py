@@ -62,14 +62,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--out", help="folder for results.json and the figures; RUN/evaluate-<data> unless given"
     )
-    chosen, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
-    pairs = _pairs(chosen.pairs)
-    spec = flags.parse_data(chosen.data, rest, prog="evaluate")
+    options, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
+    pairs = _pairs(options.pairs)
+    spec = flags.parse_data(options.data, rest, prog="evaluate")
     use_compilation_cache()
-    config = configs.load_network(chosen.run)[-1]
-    source = data.load_all(spec, image_size=config.image_size, seed=chosen.seed)
-    report, drawings = evaluate(chosen.run, source, pairs=pairs, best=chosen.best, seed=chosen.seed)
-    out = pathlib.Path(chosen.out or pathlib.Path(chosen.run) / f"evaluate-{chosen.data}")
+    config = configs.load_network(options.run)[-1]
+    source = data.load_all(spec, image_size=config.image_size, seed=options.seed)
+    report, drawings = evaluate(options.run, source, pairs=pairs, best=options.best, seed=options.seed)
+    out = pathlib.Path(options.out or pathlib.Path(options.run) / f"evaluate-{options.data}")
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, draw in drawings.items():
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except OSError as error:
         raise UserError(f"out: cannot write to {out}: {error.strerror}") from None
-    show_metrics(report, f"{chosen.run} on {spec.title}: {out}")
+    show_metrics(report, f"{options.run} on {spec.title}: {out}")
 
 
 if __name__ == "__main__":

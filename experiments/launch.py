@@ -29,7 +29,7 @@ def launch(method: str, config, run: configs.Run) -> training.Outcome:
       Diverged: a loss became NaN or infinite.
       KernelError: a kernel cannot do what the configuration asks for.
 
-    Before the first checkpoint these two let the work directory go, so that the mended command may have it.
+    Before the first checkpoint these two let the work directory go, so that the corrected command may have it.
     """
     import jax
 
@@ -49,7 +49,7 @@ def launch(method: str, config, run: configs.Run) -> training.Outcome:
         # Traced for what it refuses: images that the network cannot take, prototypes that do not divide.
         first = jax.eval_shape(stages[0].init, jax.eval_shape(lambda: jax.random.key(0)), None)
         parallel.shardings(first, stages[0].sharding)
-    # Claimed last, so that a mistake found by `build` can be mended and launched again in the same folder.
+    # Claimed last, so that a mistake found by `build` can be corrected and launched again in the same folder.
     workdir = training.open_workdir(workdir, written)
     try:
         outcome = training.run(
@@ -82,9 +82,9 @@ def launch(method: str, config, run: configs.Run) -> training.Outcome:
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments == ["--list"]:
-        known = methods.descriptions()
-        width = max(map(len, known))
-        for name, line in known.items():
+        descriptions = methods.descriptions()
+        width = max(map(len, descriptions))
+        for name, line in descriptions.items():
             print(f"{name:<{width}}  {line}")
         return
     if not arguments or arguments[0] in ("-h", "--help"):

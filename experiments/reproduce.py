@@ -98,11 +98,11 @@ def sharing(stages: Stages, count: int, done: list[training.Outcome]) -> Stages:
         except StopIteration:
             return
         if index < len(done):
-            kept = done[index]
+            saved = done[index]
             stage = training.Stage(
                 stage.name,
-                init=lambda rng, previous, kept=kept: kept.state,
-                evaluate=lambda state, kept=kept: kept.metrics,
+                init=lambda rng, previous, saved=saved: saved.state,
+                evaluate=lambda state, saved=saved: saved.metrics,
                 compile_init=False,
             )
         outcome = yield stage
@@ -120,9 +120,9 @@ def run_once(
     written = configs.to_dict(method, config, configs.Run())
     written = json.loads(json.dumps(written))
     with contextlib.suppress(OSError, ValueError, KeyError):
-        kept = json.loads(path.read_text())
-        if kept["config"] == written:
-            return kept["metrics"]
+        saved = json.loads(path.read_text())
+        if saved["config"] == written:
+            return saved["metrics"]
     started = time.monotonic()
     stages = sharing(configs.build(method, config), shared, [] if done is None else done)
     outcome = training.run(stages, seed=config.seed, cadence=training.Cadence())
@@ -148,7 +148,7 @@ def measure(method: str, name: str, study: Study, seeds: int, workdir: pathlib.P
                 )
                 if study.metric not in metrics:
                     raise UserError(
-                        f"study: {name} wants {study.metric!r}, the run reports {sorted(metrics)}"
+                        f"study: {name} needs {study.metric!r}, the run reports {sorted(metrics)}"
                     )
                 scores[condition][arm].append(metrics[study.metric])
                 done += 1
@@ -242,15 +242,15 @@ def main(arguments: list[str] | None = None) -> None:
         "--seeds", type=int, default=SEEDS, help=f"runs per arm and condition (default {SEEDS})"
     )
     parser.add_argument("--workdir", help="default: runs/reproduce/<method>")
-    chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
-    method = chosen.method.replace("-", "_")
+    flags = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    method = flags.method.replace("-", "_")
     studies = method_studies(method)
-    if chosen.study is not None and chosen.study not in studies:
-        raise UserError(f"study: {method} has {', '.join(studies)}, got {chosen.study!r}")
+    if flags.study is not None and flags.study not in studies:
+        raise UserError(f"study: needs one of {', '.join(studies)}, got {flags.study!r}")
     use_compilation_cache()
-    workdir = pathlib.Path(chosen.workdir or pathlib.Path("runs/reproduce") / method)
-    for name in [chosen.study] if chosen.study else studies:
-        reproduce(method, name, studies[name], seeds=chosen.seeds, workdir=workdir)
+    workdir = pathlib.Path(flags.workdir or pathlib.Path("runs/reproduce") / method)
+    for name in [flags.study] if flags.study else studies:
+        reproduce(method, name, studies[name], seeds=flags.seeds, workdir=workdir)
         Console().print(Markdown((workdir / f"{name}.md").read_text()))
 
 

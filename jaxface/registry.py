@@ -10,17 +10,17 @@ from jaxface.errors import UserError
 _MOST_LISTED = 24  # names in an error; of more, the nearest are told
 
 
-def nearest(word: str, known) -> str:
-    """`; did you mean 'x'?` for the known name most like `word`, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
+def nearest(word: str, names) -> str:
+    """`; did you mean 'x'?` for the name most like `word`, or nothing."""
+    near = difflib.get_close_matches(word, list(names), n=1, cutoff=0.4)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 class Registry[T]:
     """Names of things of one kind, each registered by the module that defines it.
 
-    The modules of `package` are imported when a name is first asked for; what is defined elsewhere, such as in a program of
-    one's own, is there as soon as its module is imported.
+    The modules of `package` are imported when a name is first asked for; what is defined elsewhere, such as in a
+    user's program, is registered as soon as its module is imported.
 
     Args:
       argument: what the names are called in an error, such as "model".
@@ -77,13 +77,13 @@ class Registry[T]:
         Raises:
           UserError: nothing is; names the nearest.
         """
-        known = self.names()
-        if name not in known:
-            if len(known) <= _MOST_LISTED:
+        names = self.names()
+        if name not in names:
+            if len(names) <= _MOST_LISTED:
                 raise UserError(
-                    f"{self._argument}: needs one of {', '.join(known)}, got {name!r}{nearest(name, known)}"
+                    f"{self._argument}: needs one of {', '.join(names)}, got {name!r}{nearest(name, names)}"
                 )
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
+            near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
             raise UserError(
                 f"{self._argument}: needs a known name, got {name!r}; the nearest are {', '.join(near)}"
             )

@@ -182,8 +182,8 @@ def gpu_device(gpu: str) -> Any:
 
 def _compile(function: Callable, arguments: tuple, device: Any, platform: str) -> Report:
     mesh = jax.sharding.Mesh(np.array([device]), ("chip",))
-    here = NamedSharding(mesh, PartitionSpec())
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), arguments)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), arguments)
     with common.assume_device(device.device_kind):
         traced = jax.jit(function).trace(*abstract)
     return _report(traced, platform)

@@ -11,6 +11,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh
 
+from pallas_kernels import measured
+
 Implementation = Literal["xla", "pallas_gpu", "pallas_tpu", "pallas_gpu_interpret", "pallas_tpu_interpret"]
 """`xla` runs anywhere. `pallas_gpu` needs a Hopper GPU, `pallas_tpu` a TPU; their `_interpret` forms run the same kernels
 step by step on a CPU, thousands of times slower, to test them."""
@@ -80,24 +82,36 @@ def assume_device(kind: str) -> Iterator[None]:
 
 
 def choose(
-    implementation: str | None, obstacles: Mapping[str, str | None], *, default: str = "xla"
+    implementation: str | None,
+    obstacles: Mapping[str, str | None],
+    *,
+    op: str | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Implementation:
-    """The implementation to run: the asked one if it can, `default` if none was asked for and it can, else "xla".
+    """The implementation to run: the asked one if it can; if none was asked for, the one measured as fastest, else "xla".
+
+    A kernel is a default where committed measurements (`pallas_kernels/measured`) say, for this kind of device, that it gave
+    the reference's values and gradients in every case of the operation, that it was the fastest at the benchmarked shape nearest
+    to this one (every number within a factor of 4, words and flags equal), and that its sources are those that were
+    measured. Another kind of device, a shape far from all benchmarked ones, a kernel that changed since and a CPU get "xla".
 
     Args:
       implementation: what the caller asked for, or None.
       obstacles: "pallas_gpu", "pallas_tpu" -> why these shapes and dtypes cannot run there, or None if they can. An
         implementation that is not a key does not exist for this op.
-      default: what measurements on this kind of device have shown to be fastest. A kernel that has not been timed on a
-        device is not its default there.
+      op: the op's folder, for its measurements; None has none.
+      facts: what speed depends on: "operation", other words and flags, and positive numbers.
 
     Raises:
       KernelError: an unknown name, a kernel for another device, or one with an obstacle. Nothing falls back silently.
     """
     device = target_device()
     if implementation is None:
-        usable = default == "xla" or (_obstacle(default, obstacles, device) is None)
-        return default if usable and device.platform != "cpu" else "xla"
+        if op is None or facts is None or device.platform == "cpu":
+            return "xla"
+        default = measured.fastest(op, device.kind, device.platform, facts)
+        usable = default in IMPLEMENTATIONS and _obstacle(default, obstacles, device) is None
+        return default if usable else "xla"
     if implementation not in IMPLEMENTATIONS:
         raise KernelError(
             f"implementation: needs None or one of {', '.join(IMPLEMENTATIONS)}; got {implementation!r}"

@@ -1,11 +1,15 @@
-"""Runs before anything imports JAX: the CPU as eight devices, and a compilation cache that survives the run."""
+"""Runs before anything imports JAX: the CPU as eight devices, and a compilation cache that survives the run.
 
+`pytest -m accelerator` alone takes the GPU or TPU that JAX finds; every other run is for the CPU.
+"""
+
+import collections
 import os
 import pathlib
 import tempfile
 
-if "tests/accelerator" not in os.environ.get("PYTEST_TARGET", ""):
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+import pytest
+
 flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
@@ -14,3 +18,46 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--cpu-times", action="store_true", help="print CPU-seconds per test file")
+
+
+def pytest_configure(config):
+    """Chooses the platform before a test module imports JAX, in the workers of pytest-xdist too."""
+    if config.getoption("markexpr").strip() != "accelerator":
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if config.getoption("--cpu-times"):
+        config.pluginmanager.register(_CpuTimes(config))
+
+
+class _CpuTimes:
+    """CPU-seconds of every test file, of the test processes and those they started, over all workers."""
+
+    def __init__(self, config):
+        self.seconds = collections.Counter()
+        self.workeroutput = getattr(config, "workeroutput", None)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        before = sum(os.times()[:4])
+        try:
+            return (yield)
+        finally:
+            self.seconds[item.nodeid.partition("::")[0]] += sum(os.times()[:4]) - before
+
+    def pytest_sessionfinish(self):
+        if self.workeroutput is not None:
+            self.workeroutput["cpu_times"] = dict(self.seconds)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node):
+        self.seconds.update(getattr(node, "workeroutput", {}).get("cpu_times", {}))
+
+    def pytest_terminal_summary(self, terminalreporter):
+        if self.workeroutput is None:
+            terminalreporter.section("CPU-seconds per test file")
+            for name, seconds in self.seconds.most_common():
+                terminalreporter.write_line(f"{seconds:8.1f}  {name}")
+            terminalreporter.write_line(f"{self.seconds.total():8.1f}  all")

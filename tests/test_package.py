@@ -12,6 +12,7 @@ import sys
 import pytest
 
 import jaxface
+from jaxface.cli.commands.where import methods_line, slugs
 
 ROOT = pathlib.Path(jaxface.__file__).parents[1]
 PACKAGES = ("jaxface", "experiments", "pallas_kernels")
@@ -39,7 +40,8 @@ def modules() -> dict[str, pathlib.Path]:
     return found
 
 
-def imports(name: str, *, top_level: bool) -> set[str]:
+@functools.cache
+def imports(name: str, *, top_level: bool) -> frozenset[str]:
     """Our modules that a module imports: anywhere in it, or only where its own import runs them."""
     found = set()
     path = modules()[name]
@@ -65,7 +67,7 @@ def imports(name: str, *, top_level: bool) -> set[str]:
             for alias in node.names:
                 inside = f"{base}.{alias.name}"
                 found.add(inside if inside in modules() else base)
-    return {other for other in found if other in modules()}
+    return frozenset(other for other in found if other in modules())
 
 
 def package_of(name: str) -> str:
@@ -76,7 +78,7 @@ def package_of(name: str) -> str:
 def test_the_scan_sees_what_is_there():
     assert {"jaxface.losses.sface", "experiments.launch", "jaxface.training"} <= modules().keys()
     assert "jaxface.training.loop" in imports("jaxface.training", top_level=True)
-    assert {"jaxface.axes", "jaxface.metrics"} <= imports("jaxface.training.recognition", top_level=True)
+    assert {"jaxface.axes", "jaxface.search"} <= imports("jaxface.training.class_banks", top_level=True)
     assert "jaxface.losses" in imports("experiments.methods.sface", top_level=True)
 
 
@@ -114,6 +116,76 @@ def test_no_method_imports_another():
     assert len(methods) >= 9
     for name in methods:
         assert not (imports(name, top_level=False) & methods), name
+
+
+# Where a module that serves some methods, and not most of them, ends its docstring with their line.
+SHARED_IDEAS = (
+    "jaxface.attacks.",
+    "jaxface.data.synthetic.",
+    "jaxface.hardware.",
+    "jaxface.layers.",
+    "jaxface.losses.",
+    "jaxface.metrics.analysis.",
+    "jaxface.models.generative.",
+    "jaxface.optimizers.",
+    "jaxface.training.evaluations.",
+    "experiments.recipes.",
+)
+
+
+@functools.cache
+def definitions(package: str) -> dict[str, str]:
+    """Public name -> module that defines it, of what a package's `__init__` imports."""
+    tree = ast.parse(modules()[package].read_text())
+    return {
+        alias.asname or alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module in modules()
+        for alias in node.names
+    }
+
+
+def uses(name: str) -> set[str]:
+    """Modules that a module imports, or reaches as an attribute of a package: `losses.sface_loss`."""
+    tree, reached = ast.parse(modules()[name].read_text()), set(imports(name, top_level=False))
+    packages = {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if f"{node.module}.{alias.name}" in modules()
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in packages:
+            package = packages[node.value.id]
+            if modules()[package].stem == "__init__" and node.attr in definitions(package):
+                reached.add(definitions(package)[node.attr])
+    return reached
+
+
+def test_shared_modules_name_the_methods_they_serve():
+    known = set(slugs())
+    served = {
+        slug: {
+            used
+            for name in modules()
+            if name.rpartition(".")[2] == slug
+            for used in uses(name)
+            if used.rpartition(".")[2] != slug
+        }
+        for slug in known
+    }
+    missing = []
+    for name, path in modules().items():
+        line = methods_line(path)
+        users = {slug for slug, used in served.items() if name in used}
+        if line is not None:
+            assert set(line) <= known, f"{name}: no method {', '.join(sorted(set(line) - known))}"
+            assert len(set(line)) == len(line)
+        shared_idea = name.startswith(SHARED_IDEAS) and name.rpartition(".")[2] not in known
+        if (line is not None or (shared_idea and len(users) <= len(known) / 2)) and users - set(line or ()):
+            missing.append(f"{name}: Methods: {', '.join(sorted(users | set(line or ())))}")
+    assert not missing, "\n".join(missing)
 
 
 def test_no_circles():

@@ -1,31 +1,40 @@
-"""ACW: RGB-D recognition by two frozen networks and the confidence in each, trained on virtual depth (arXiv:2403.06529)."""
+"""ACW: RGB-D recognition by two frozen networks and the confidence in each, trained on virtual depth (arXiv:2403.06529).
+
+    python -m experiments.launch acw --preset digits --workdir runs/digits   # seconds: rank-1 0.740 ± 0.008, sum 0.714 ± 0.008
+    python -m experiments.launch acw --workdir runs/acw                      # minutes: rendered people with depth
+    python -m experiments.launch acw --preset paper --data.root …            # Lock3DFace; built and typed, not run here
+
+Differs from the paper in: its confidence network, loss and tables were not available, those parts are ours; the scores of both
+modalities get one spread before they are blended (docs/methods/acw.md).
+"""
 
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.recipes.recognition import Head, Recipe, Teacher, teacher_stage, training_batches
-from jaxface import axes, layers, losses, metrics, training
+from experiments.recipes.heads import HeadSpec
+from experiments.recipes.recognition import Recipe, training_batches
+from experiments.recipes.teachers import TeacherSpec, teacher_stage
 from jaxface import data as inputs
+from jaxface import layers, losses, metrics, training
 from jaxface.checks import AtLeast, Positive
-from jaxface.data.pipeline.batches import evaluation_batches
 from jaxface.data.transforms.corruption import RGBD_CORRUPTIONS
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines, l2_normalize
+from jaxface.training import RgbdClasses, RgbdFeatures, RgbdNetworks, class_banks
 
-FIXED = ("rgb", "depth", "sum", "max")
+BASELINES = ("rgb", "depth", "sum", "max")
 """Fusions without a parameter; every run reports them beside its own."""
 TRAINED = ("acw", "acw_probe", "concat")
 MODALITIES = ("rgb", "depth")
 
-_PRETRAINED = Teacher(backbone="iresnet_pico", embedding=64, steps=600)
+_PRETRAINED = TeacherSpec(backbone="iresnet_pico", embedding=64, steps=600)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,9 +65,9 @@ class Config(Recipe):
     """Virtual depth of other people for the depth network; ignored with `depth.run`."""
     image_size: int = 32
     """Side of the images, pixels."""
-    rgb: Teacher = _PRETRAINED
+    rgb: TeacherSpec = _PRETRAINED
     """RGB network, trained on `rgb_data`, or that of a finished run."""
-    depth: Teacher = _PRETRAINED
+    depth: TeacherSpec = _PRETRAINED
     """Depth network, trained on `depth_data`, or that of a finished run on depth images (`--data.modality depth`)."""
     depth_augment: inputs.Augment = inputs.Augment(crop=1.0, crop_scale=(0.9, 1.1), crop_shift=0.02)
     """Random changes of the depth images to learn from, on the host; the recipe's `augment` is for photographs."""
@@ -100,7 +109,7 @@ class Config(Recipe):
         Virtual depth: 10,000 people x 50 images, 45 GB of memory as rendered.
         """
         sgd = training.Optimizer(schedule="cosine")
-        head = Head(scale=64.0, margin=0.5)
+        head = HeadSpec(scale=64.0, margin=0.5)
         return cls(
             data=inputs.RgbdFolder(root="lock3dface", held_out=169 / 509),
             rgb_data=inputs.RecordIO(path="faces_emore"),
@@ -113,8 +122,8 @@ class Config(Recipe):
             image_size=112,
             bfloat16=True,
             batch_size=512,
-            rgb=Teacher(backbone="iresnet50", embedding=512, head=head, optimizer=sgd, steps=180_000),
-            depth=Teacher(
+            rgb=TeacherSpec(backbone="iresnet50", embedding=512, head=head, optimizer=sgd, steps=180_000),
+            depth=TeacherSpec(
                 backbone="iresnet50",
                 embedding=512,
                 head=head,
@@ -130,11 +139,11 @@ class Config(Recipe):
     @classmethod
     def digits(cls) -> "Config":
         """The mechanism: left and right halves of digits as two modalities, uniform noise as what goes wrong; takes seconds."""
-        adam = training.Optimizer(name="adam", learning_rate=3e-3, schedule="constant", weight_decay=0.0)
-        half = Teacher(
+        adam = training.adam(3e-3, schedule="constant")
+        half = TeacherSpec(
             backbone="mlp_96",
             embedding=24,
-            head=Head(loss="cosface", scale=16.0, margin=0.2),
+            head=HeadSpec(loss="cosface", scale=16.0, margin=0.2),
             optimizer=adam,
             steps=600,
         )
@@ -179,91 +188,60 @@ def check(config: Config) -> None:
             )
 
 
-def example_keys(state: training.TrainState, count: int) -> jax.Array:
-    """A key for each of the `count` examples of this step that are here; the same however the batch is split over devices."""
-    # Far from the folds that the step itself takes.
-    step = jax.random.fold_in(jax.random.fold_in(state.rng, state.step), 1 << 16)
-    first = jax.lax.axis_index(axes.DATA) * count if axes.bound(axes.DATA) else 0
-    return jax.vmap(functools.partial(jax.random.fold_in, step))(first + jnp.arange(count))
+def build(config: Config) -> list[training.Stage]:
+    """Three stages: the RGB network, the depth network on virtual depth, and the confidences on both frozen."""
+    check(config)
+    split = inputs.load(config.data, image_size=config.image_size, seed=config.data_seed)
+    # Two recognizers, each trained alone, the second on virtual depth of other people.
+    stages, networks = pretraining(config, split)
+    # Confidences, learned on pairs of which either image may be bad.
+    return [*stages, fusion_stage(config, Fusion(config, networks, split.train), split)]
 
 
-class Described(NamedTuple):
-    """What both networks say about N images: unit embeddings, and the lengths that they had."""
+def pretraining(config: Config, split: inputs.Split) -> tuple[list[training.Stage], RgbdNetworks]:
+    """The stages that train both networks, each alone; the state of the second carries the first."""
+    weights = config.prototypes == "weights"
+    stages, teachers, classes = [], [], list(split.train.class_names)
+    for name in MODALITIES:
+        spec = getattr(config, name)
+        recipe = dataclasses.replace(
+            config, augment=config.augment if name == "rgb" else config.depth_augment
+        )
+        people = split
+        if spec.run is None:
+            people_data = getattr(config, f"{name}_data")
+            people = inputs.load(people_data, image_size=config.image_size, seed=config.data_seed)
+            if weights and list(people.train.class_names) != classes:
+                raise UserError(
+                    f"prototypes: class weights need the classes of data, {len(classes)}, in {name}_data, "
+                    f"which has {len(people.train.class_names)}"
+                )
+        stage, teacher = teacher_stage(recipe, spec, people, prototypes=weights)
+        step = stage.step
+        if name == "depth" and config.depth_noise and step is not None:
+            step = functools.partial(_with_depth_noise, step)
+        stages.append(dataclasses.replace(stage, name=name, step=step))
+        teachers.append(dataclasses.replace(teacher, key=name))
+    rgb, depth = teachers
+    depth_init = stages[1].init
 
-    rgb: jax.Array  # [N, D_r]
-    depth: jax.Array  # [N, D_d]
-    rgb_norm: jax.Array  # [N]
-    depth_norm: jax.Array  # [N]
+    def init(rng, previous):
+        state = depth_init(rng, None)
+        return state.replace(extra=rgb.installed(state.extra, previous))
+
+    stages[1] = dataclasses.replace(stages[1], init=init)
+    return stages, RgbdNetworks(rgb, depth, kinds=config.kinds, strength=config.corruption)
 
 
-class Networks:
-    """Both frozen networks, which live in `extra` as "rgb" and "depth", and what they make of corrupted pairs.
-
-    Args:
-      config: the configuration.
-      rgb, depth: the networks.
-    """
-
-    def __init__(self, config: Config, rgb: training.Teacher, depth: training.Teacher):
-        self.config, self.rgb, self.depth = config, rgb, depth
-        self.kinds = np.array([RGBD_CORRUPTIONS.index(kind) for kind in config.kinds])
-        self._described = jax.jit(self._corrupt_and_describe)
-
-    def describe(self, extra: Mapping, images: jax.Array, depth: jax.Array) -> Described:
-        """Of images [B, H, W, C] and encoded depth [B, H, W, C'], both float in [-1, 1]."""
-        found = [
-            network.embeddings(extra, pixels).astype(jnp.float32)
-            for network, pixels in ((self.rgb, images), (self.depth, depth))
-        ]
-        return Described(*map(l2_normalize, found), *(jnp.linalg.norm(x, axis=1) for x in found))
-
-    def corrupt(self, keys: jax.Array, images: jax.Array, depth: jax.Array, kinds: jax.Array | None = None):
-        """Pairs, each corrupted by the kind given [B], or by one drawn among the configured ones."""
-        keys = jax.vmap(lambda key: jax.random.split(key))(keys)
-        if kinds is None:
-            draw = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(self.kinds)))(keys[:, 0])
-            kinds = jnp.asarray(self.kinds)[draw]
-        return inputs.corrupt_rgbd(keys[:, 1], images, depth, kinds, strength=self.config.corruption)
-
-    def _corrupt_and_describe(self, extra, images, depth, kinds, seed, number) -> Described:
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), images.shape[0])
-        images, depth = normalize_pixels(images), normalize_pixels(depth)
-        return self.describe(extra, *self.corrupt(keys, images, depth, kinds))
-
-    def describe_source(
-        self,
-        extra: Mapping,
-        source: inputs.Source,
-        kind: str | None = "none",
-        *,
-        seed: int = 0,
-        size: int = 128,
-    ) -> Described:
-        """Of every record in order, on the host; corrupted by `kind`, or by one drawn for each where it is None."""
-        home = getattr(jax.tree.leaves(extra["rgb"])[0], "sharding", None)
-        rows = None
-        if isinstance(home, NamedSharding):
-            size = -(-size // home.mesh.size) * home.mesh.size
-            rows = NamedSharding(home.mesh, PartitionSpec(home.mesh.axis_names))
-            everywhere = NamedSharding(home.mesh, PartitionSpec())
-        kinds = None if kind is None else np.full(size, RGBD_CORRUPTIONS.index(kind), np.int32)
-        parts = []
-        for number, batch in enumerate(evaluation_batches(source, size)):
-            arrays = batch["image"], batch["depth"], kinds
-            if rows is not None:
-                arrays = jax.device_put(arrays, rows)
-            found = self._described(extra, *arrays, seed, number)
-            if rows is not None and jax.process_count() > 1:
-                found = jax.device_put(found, everywhere)
-            parts.append(Described(*(np.asarray(x)[batch["valid"]] for x in found)))
-        return Described(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+def _with_depth_noise(step, state, batch):
+    """`step` on depth images with noise, holes and occlusions."""
+    images = batch["image"]
+    keys = training.example_keys(state, images.shape[0])
+    return step(state, {**batch, "image": inputs.augment_depth(keys, images)})
 
 
 class Fusion:
-    """The third stage: its parameters, its loss, and the scores of probes with a gallery under any fusion.
-
-    `extra` holds, besides both networks, `sums` of the unit features of each class in each modality (directions of the
-    prototypes), `spread` of the impostor scores, and the `weight` of a fixed fusion.
+    """The confidences in both modalities, or another fusion that learns: prototypes, parameters, pairs and loss.
 
     Args:
       config: the configuration.
@@ -271,330 +249,147 @@ class Fusion:
       source: pairs to learn from.
     """
 
-    def __init__(self, config: Config, networks: Networks, source: inputs.Source):
-        self.config, self.networks, self.source = config, networks, source
-        self.classes = len(source.class_names)
+    def __init__(self, config: Config, networks: RgbdNetworks, source: inputs.Source):
+        self.config, self.networks, self.source, self.name = config, networks, source, config.fusion
         self.net = layers.ConfidenceNet(config.hidden, features=config.features, norms=config.norms)
-        self.own: dict[str, np.ndarray] = {}
         labels = np.asarray(source.labels)
-        counts = np.bincount(labels, minlength=self.classes)
-        self.left_out = counts[labels] < config.leave_one_out
-        if config.prototypes == "weights":
-            self.left_out[:] = False
-            return
+        counts = np.bincount(labels, minlength=len(source.class_names))
+        self.left_out = (counts[labels] < config.leave_one_out) & (config.prototypes == "images")
         lonely = counts < (2 if config.leave_one_out > 1 else 1)
-        if lonely.any():
+        if config.prototypes == "images" and lonely.any():
             first = int(lonely.argmax())
             raise UserError(
                 f"data: a prototype needs an image of everybody besides the one left out, "
                 f"{source.class_names[first]} has {counts[first]} in all"
             )
 
-    def prepare(self, extra: dict) -> dict:
-        """`extra` with what is computed once from the clean training pairs, and their shares of the prototypes kept aside."""
+    # Prototypes: the mean of each person's clean images, without the image itself where there are few; and the spread of
+    # the impostor scores, by which both modalities are made equal.
+
+    def classes(self, extra: Mapping) -> RgbdClasses:
+        """What is computed once from the clean training pairs."""
         config, labels = self.config, np.asarray(self.source.labels)
         clean = self.networks.describe_source(extra, self.source)
-        sums, spread = {}, []
+        sums, spread, count = [], [], len(self.source.class_names)
         for name in MODALITIES:
             unit = getattr(clean, name)
             if not np.isfinite(unit).all():
                 raise UserError(f"{name}: needs finite embeddings, the network gives NaN")
             if config.prototypes == "weights":
-                weights = extra[name]["prototypes"][: self.classes]
-                sums[name] = l2_normalize(jnp.asarray(weights, jnp.float32))
+                sums.append(l2_normalize(jnp.asarray(extra[name]["prototypes"][:count], jnp.float32)))
             else:
-                zeros = jnp.zeros((self.classes, unit.shape[1]))
-                sums[name] = losses.add_class_features(zeros, unit, labels)
-            self.own[f"own_{name}"] = np.where(self.left_out[:, None], unit, 0).astype(np.float32)
+                zeros = jnp.zeros((count, unit.shape[1]))
+                sums.append(class_banks.add_class_features(zeros, unit, labels))
             spread.append(metrics.impostor_spread(unit, labels) if config.equalize else 1.0)
-        extra = {**extra, "sums": jax.device_get(sums), "spread": np.float32(spread)}
-        weight = self.best_weight(extra) if config.fusion == "fixed" else 0.5
-        return {**extra, "weight": np.float32(weight)}
+        classes = RgbdClasses(*jax.device_get(sums), np.float32(spread), np.float32(0.5))
+        if config.fusion == "fixed":
+            classes = classes._replace(
+                weight=np.float32(self._best_weight(extra, classes, self._shares(clean)))
+            )
+        return classes
 
-    def best_weight(self, extra: Mapping) -> float:
+    def _shares(self, clean: RgbdFeatures) -> dict[str, np.ndarray]:
+        """What each image put into the prototypes and does not see of them: its clean embeddings, or zeros."""
+        rows = self.left_out[:, None]
+        return {
+            f"share_{name}": np.where(rows, getattr(clean, name), 0).astype(np.float32) for name in MODALITIES
+        }
+
+    def _best_weight(self, extra: Mapping, classes: RgbdClasses, shares: Mapping) -> float:
         """The one weight of RGB with which most corrupted training images are recognized."""
         labels = np.asarray(self.source.labels)
-        seen = self.networks.describe_source(extra, self.source, None, seed=self.config.seed + 1)
-        rgb, depth = (np.asarray(x) for x in self.class_cosines(extra, seen, labels, self.own))
+        features = self.networks.describe_source(extra, self.source, None, seed=self.config.seed + 1)
+        rgb, depth = (np.asarray(x) for x in self._class_cosines(classes, features, labels, shares))
         weights = np.linspace(0, 1, 41)
-        right = [((w * rgb + (1 - w) * depth).argmax(axis=1) == labels).mean() for w in weights]
-        best = np.flatnonzero(np.isclose(right, max(right)))
+        correct = [
+            (metrics.combine_scores(rgb, depth, float(w)).argmax(axis=1) == labels).mean() for w in weights
+        ]
+        best = np.flatnonzero(np.isclose(correct, max(correct)))
         return float(weights[best[np.abs(weights[best] - 0.5).argmin()]])
 
-    def class_cosines(self, extra: Mapping, seen: Described, labels, own: Mapping):
-        """Equalized cosines [B, C] with the prototypes of both modalities, an image's own share left out."""
-        scores = (
+    def _class_cosines(self, classes: RgbdClasses, features: RgbdFeatures, labels, shares: Mapping):
+        """Equalized cosines [B, C] with the prototypes of both modalities, an image's share of its own left out."""
+        rgb, depth = (
             losses.leave_one_out_cosines(
-                getattr(seen, name), labels, extra["sums"][name], own.get(f"own_{name}")
+                getattr(features, name), labels, getattr(classes, name), shares[f"share_{name}"]
             )
             for name in MODALITIES
         )
-        return self.equalized(extra, *scores)
+        return metrics.equalize(rgb, depth, classes.spread)
 
-    def equalized(self, extra: Mapping, rgb: jax.Array, depth: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Scores of both modalities with one spread."""
-        ratio = jnp.sqrt(extra["spread"][1] / extra["spread"][0])
-        return rgb * ratio, depth / ratio
+    # Training: both networks frozen, one image of a pair or both corrupted afresh in every step.
 
-    def batches(self):
+    def batches(self, state: training.TrainState) -> inputs.Batches:
         """Training pairs, each with its share of the prototypes; corruption is all the augmentation there is."""
-        source = inputs.WithFields(self.source, **self.own) if self.own else self.source
+        clean = self.networks.describe_source(state.extra, self.source)
+        source = inputs.WithFields(self.source, **self._shares(clean))
         return training_batches(self.config, source, augment=None)()
 
-    def init(self, rng: jax.Array, extra: Mapping) -> dict:
+    def init(self, rng: jax.Array, classes: RgbdClasses) -> dict:
         """Fresh parameters; none for a fusion that learns nothing."""
-        if self.config.fusion not in TRAINED:
+        if self.name not in TRAINED:
             return {}
-        rgb, depth = (jnp.asarray(extra["sums"][name]) for name in MODALITIES)
-        if self.config.fusion == "concat":
+        rgb, depth = jnp.asarray(classes.rgb), jnp.asarray(classes.depth)
+        if self.name == "concat":
             # From the plain concatenation, whose cosine is the sum of both.
             both = jnp.concatenate([l2_normalize(rgb), l2_normalize(depth)], axis=1)
             return {"projection": jnp.eye(both.shape[1]), "prototypes": both}
         ones = jnp.ones(rgb.shape[0])
         return {"confidence": self.net.init(rng, rgb, depth, ones, ones)["params"]}
 
-    def logits(self, params: Mapping, seen: Described) -> jax.Array:
+    def logits(self, params: Mapping, features: RgbdFeatures) -> jax.Array:
         """Confidence logits [B, 2]."""
-        return self.net.apply({"params": params["confidence"]}, *seen)
+        return self.net.apply({"params": params["confidence"]}, *features)
 
     def loss(self, params, extra, batch, rng):
         """The training loss; only the parameters of the fusion receive a gradient."""
-        seen = self.networks.describe(extra, batch["image"], batch["depth"])
-        labels = batch["label"]
-        if self.config.fusion == "concat":
-            both = jnp.concatenate([seen.rgb, seen.depth], axis=1) @ params["projection"]
-            scores = cosines(both, params["prototypes"])
+        features, labels = self.networks.describe(extra, batch["image"], batch["depth"]), batch["label"]
+        if self.name == "concat":
+            scores = cosines(training.projected(params, features), params["prototypes"])
             value = losses.softmax_loss(scores, labels, scale=self.config.scale)
             return value.mean(), (extra, {"accuracy": (scores.argmax(axis=1) == labels).mean()})
-        own = {name: batch[name] for name in ("own_rgb", "own_depth") if name in batch}
-        rgb, depth = self.class_cosines(extra, seen, labels, own)
-        logits = self.logits(params, seen)
+        rgb, depth = self._class_cosines(extra["classes"], features, labels, batch)
+        logits = self.logits(params, features)
         value = losses.acw_loss(logits, rgb, depth, labels, scale=self.config.scale)
         trust = jax.nn.sigmoid(logits[:, :1] - logits[:, 1:])
-        correct = (trust * rgb + (1 - trust) * depth).argmax(axis=1) == labels
+        correct = metrics.combine_scores(rgb, depth, trust).argmax(axis=1) == labels
         return value.mean(), (extra, {"accuracy": correct.mean(), "confidence_rgb": trust.mean()})
 
-    def confidence(self, params: Mapping, seen: Described) -> jax.Array:
-        """a [N] of `metrics.confidence_logit`; 0 where nothing is learned about confidence."""
-        if "confidence" not in params:
-            return jnp.zeros(len(seen.rgb))
-        return metrics.confidence_logit(self.logits(params, seen))
 
-    def class_gallery(self, extra: Mapping) -> Described:
-        """The classes themselves as a gallery, which trusts both modalities alike."""
-        rgb, depth = (np.asarray(l2_normalize(jnp.asarray(extra["sums"][name]))) for name in MODALITIES)
-        return Described(rgb, depth, np.ones(len(rgb)), np.ones(len(rgb)))
-
-    def scores(
-        self,
-        name: str,
-        params: Mapping,
-        extra: Mapping,
-        probes: Described,
-        gallery: Described,
-        *,
-        classes: bool,
-    ) -> np.ndarray:
-        """[Q, G] scores of a fusion; `classes` where the gallery is the classes themselves."""
-        if name == "concat":
-            map_of = lambda seen: jnp.concatenate([seen.rgb, seen.depth], axis=1) @ params["projection"]  # noqa: E731
-            stored = params["prototypes"] if classes else map_of(gallery)
-            return np.asarray(cosines(map_of(probes), stored))
-        if name in ("acw", "acw_probe"):
-            stored = jnp.zeros(len(gallery.rgb)) if classes else self.confidence(params, gallery)
-            templates = [
-                metrics.RgbdTemplates(seen.rgb, seen.depth, logit)
-                for seen, logit in ((probes, self.confidence(params, probes)), (gallery, stored))
-            ]
-            spread = tuple(np.asarray(extra["spread"]).tolist())
-            return np.asarray(
-                metrics.fused_similarities(*templates, probe_only=name == "acw_probe", spread=spread)
-            )
-        rgb, depth = (
-            metrics.similarity_matrix(getattr(probes, part), getattr(gallery, part)) for part in MODALITIES
-        )
-        rgb, depth = self.equalized(extra, rgb, depth)
-        if name == "max":
-            return np.asarray(jnp.maximum(rgb, depth))
-        weight = {"rgb": 1.0, "depth": 0.0, "sum": 0.5, "fixed": extra["weight"]}[name]
-        return np.asarray(weight * rgb + (1 - weight) * depth)
-
-
-class Identification:
-    """Rank-1 identification of clean and corrupted probes: the evaluation of the third stage.
-
-    People that nobody has seen are enrolled with one clean image each, the other images are the probes; where the classes are
-    those of the training, the gallery is the class prototypes. Reports `rank1@<kind>` of the configured fusion for each kind of
-    corruption and their mean `rank1`; the same as `<fusion>/rank1...` for every fusion without parameters;
-    `confidence@<kind>`, the mean confidence in RGB; `rank1@no_rgb` and `@no_depth`, of clean probes with one modality; and
-    `tar@1e-3` over all probes where there are enough impostors.
-
-    Args:
-      fusion: what is judged.
-      split: the pairs.
-      block: probes at a time.
-    """
-
-    def __init__(self, fusion: Fusion, split: inputs.Split, *, block: int = 2048):
-        self.fusion, self.block = fusion, block
-        labels = np.asarray(split.held_out.labels)
-        self.classes = split.protocol == "classification"
-        if self.classes:
-            self.probes, self.gallery, self.gallery_labels = (
-                split.held_out,
-                None,
-                np.arange(len(split.train.class_names)),
-            )
-        else:
-            self.gallery_labels, first = np.unique(labels, return_index=True)
-            rest = np.setdiff1d(np.arange(len(labels)), first)
-            if not rest.size:
-                raise UserError("data: identification needs somebody to evaluate on with two images")
-            self.gallery, self.probes = (inputs.Subset(split.held_out, rows) for rows in (first, rest))
-
-    def __call__(self, state: training.TrainState) -> dict[str, float]:
-        fusion, config = self.fusion, self.fusion.config
-        params, extra = state.averaged_params, state.extra
-        gallery = (
-            fusion.class_gallery(extra)
-            if self.classes
-            else fusion.networks.describe_source(extra, self.gallery)
-        )
-        host = {name: jax.device_get(extra[name]) for name in ("sums", "spread", "weight")}
-        params = jax.device_get(params)
-        names = list(dict.fromkeys((config.fusion, *FIXED)))
-        found = {name: {} for name in names}
-        report, histogram = {}, metrics.ScoreHistogram(low=-8.0, high=8.0)
-        for number, kind in enumerate(config.kinds):
-            seen = fusion.networks.describe_source(extra, self.probes, kind, seed=1 + number)
-            for name in names:
-                keep = histogram if name == config.fusion else None
-                found[name][kind] = self._rank1(name, params, host, seen, gallery, keep)
-            if config.fusion in ("acw", "acw_probe"):
-                trust = jax.nn.sigmoid(fusion.confidence(params, seen))
-                report[f"confidence@{kind}"] = float(trust.mean())
-            if kind == "none":
-                report |= self._missing(params, host, seen, gallery)
-        for name, rates in found.items():
-            for prefix in [""] * (name == config.fusion) + [f"{name}/"] * (name in FIXED):
-                report[f"{prefix}rank1"] = float(np.mean(list(rates.values())))
-                report |= {f"{prefix}rank1@{kind}": rate for kind, rate in rates.items()}
-        tar = histogram.tar_at_far(1e-3)
-        if tar.resolvable:
-            report["tar@1e-3"] = float(tar.tar)
-        if config.fusion == "fixed":
-            report["weight"] = float(host["weight"])
-        return report
-
-    def _rank1(self, name, params, extra, seen: Described, gallery: Described, histogram=None) -> float:
-        right = 0
-        for start in range(0, len(seen.rgb), self.block):
-            part = Described(*(x[start : start + self.block] for x in seen))
-            labels = np.asarray(self.probes.labels)[start : start + self.block]
-            scores = self.fusion.scores(name, params, extra, part, gallery, classes=self.classes)
-            right += metrics.rank1(scores, labels, self.gallery_labels) * len(labels)
-            if histogram is not None:
-                same = labels[:, None] == self.gallery_labels
-                scores = np.clip(scores, histogram.low, histogram.high)
-                histogram.add(genuine=scores[same], impostor=scores[~same])
-        return right / len(seen.rgb)
-
-    def _missing(self, params, extra, seen: Described, gallery: Described) -> dict[str, float]:
-        """Clean probes of which one modality is not there."""
-        if "confidence" not in params:
-            return {}
-        stored = np.zeros(len(gallery.rgb)) if self.classes else self.fusion.confidence(params, gallery)
-        known = metrics.RgbdTemplates(gallery.rgb, gallery.depth, stored)
-        whole = metrics.RgbdTemplates(seen.rgb, seen.depth, self.fusion.confidence(params, seen))
-        spread = tuple(np.asarray(extra["spread"]).tolist())
-        report, every, labels = {}, np.ones(len(seen.rgb), bool), np.asarray(self.probes.labels)
-        for name, there in (("no_rgb", (~every, every)), ("no_depth", (every, ~every))):
-            probes = metrics.missing_modality(whole, *there)
-            _, nearest = metrics.fused_search(
-                probes,
-                known,
-                probe_only=self.fusion.config.fusion == "acw_probe",
-                spread=spread,
-                block=self.block,
-            )
-            found = self.gallery_labels[np.asarray(nearest)[:, 0]]
-            report[f"rank1@{name}"] = float((found == labels).mean())
-        return report
-
-
-def pretraining(config: Config, split: inputs.Split) -> tuple[list[training.Stage], Networks]:
-    """The stages that train both networks, each alone; the state of the second carries the first."""
-    weights = config.prototypes == "weights"
-    stages, teachers, classes = [], [], len(split.train.class_names)
-    for name in MODALITIES:
-        spec = getattr(config, name)
-        augment = config.augment if name == "rgb" else config.depth_augment
-        recipe = dataclasses.replace(config, augment=augment)
-        own = split
-        if spec.run is None:
-            own = inputs.load(
-                getattr(config, f"{name}_data"), image_size=config.image_size, seed=config.data_seed
-            )
-            if weights and list(own.train.class_names) != list(split.train.class_names):
-                raise UserError(
-                    f"prototypes: class weights need the classes of data, {classes}, in {name}_data, "
-                    f"which has {len(own.train.class_names)}"
-                )
-        stage, teacher = teacher_stage(recipe, spec, own, prototypes=weights)
-        step = stage.step
-        if name == "depth" and config.depth_noise and step is not None:
-            step = functools.partial(_with_depth_noise, step)
-        stages.append(dataclasses.replace(stage, name=name, step=step))
-        teachers.append(dataclasses.replace(teacher, key=name))
-    rgb, depth = teachers
-    first = stages[1]
-
-    def init(rng, previous):
-        state = first.init(rng, None)
-        return state.replace(extra=rgb.installed(state.extra, previous))
-
-    stages[1] = dataclasses.replace(first, init=init)
-    return stages, Networks(config, rgb, depth)
-
-
-def _with_depth_noise(step, state, batch):
-    """`step` on depth images with noise, holes and occlusions."""
-    images = batch["image"]
-    keys = example_keys(state, images.shape[0])
-    return step(state, {**batch, "image": inputs.augment_depth(keys, images)})
-
-
-def build(config: Config) -> list[training.Stage]:
-    """Three stages: the RGB network, the depth network on virtual depth, and the confidences on both frozen."""
-    check(config)
-    if config.data_seed < 0:
-        raise UserError(f"data_seed: needs a number from 0, got {config.data_seed}")
-    split = inputs.load(config.data, image_size=config.image_size, seed=config.data_seed)
-    stages, networks = pretraining(config, split)
-    fusion = Fusion(config, networks, split.train)
-    fusion.batches()  # refuses a batch size that cannot be
-    trains = config.fusion in TRAINED
+def fusion_stage(config: Config, fusion: Fusion, split: inputs.Split) -> training.Stage:
+    """The third stage; without a step where the fusion learns nothing."""
+    networks, trains = fusion.networks, config.fusion in TRAINED
     objective = training.Objective(fusion.loss, config.optimizer.build(max(config.steps, 1)))
     step = training.gradient_step(objective)
+    training_batches(config, split.train, augment=None)  # refuses a batch size that cannot be
 
     def init(rng, previous):
         extra = networks.depth.installed({"rgb": previous.extra["rgb"]}, previous)
-        extra = fusion.prepare(extra)
-        return training.create_state(rng, fusion.init(rng, extra), objective, extra=extra)
+        classes = fusion.classes(extra)
+        params = fusion.init(rng, classes)
+        return training.create_state(rng, params, objective, extra={**extra, "classes": classes})
 
     def corrupted_step(state, batch):
-        keys = example_keys(state, batch["image"].shape[0])
+        keys = training.example_keys(state, batch["image"].shape[0])
         images, depth = networks.corrupt(keys, batch["image"], normalize_pixels(batch["depth"]))
         return step(state, {**batch, "image": images, "depth": depth})
 
-    last = training.Stage(
+    # Testing: a modality counts where it is good in both images of a pair.
+    evaluation = training.RgbdIdentification(
+        networks,
+        split,
+        fusion.logits,
+        fusion=config.fusion,
+        kinds=config.kinds,
+        baselines=BASELINES,
+    )
+    return training.Stage(
         name="fusion",
         init=init,
         step=corrupted_step if trains else None,
-        batches=(lambda state: fusion.batches()) if trains else None,
+        batches=fusion.batches if trains else None,
         steps=config.steps if trains else 0,
-        evaluate=Identification(fusion, split),
+        evaluate=evaluation,
         best="rank1",
         compile_init=False,
     )
-    return [*stages, last]

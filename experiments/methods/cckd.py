@@ -10,16 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from experiments.recipes.recognition import (
-    Head,
-    Recipe,
-    Teacher,
-    evaluation,
-    load,
-    network,
-    teacher_stage,
-    training_batches,
-)
+from experiments.recipes.heads import HeadSpec
+from experiments.recipes.recognition import Recipe, Recognition, evaluation, load, network, training_batches
+from experiments.recipes.teachers import TeacherSpec, teacher_stage
 from jaxface import axes, losses, metrics, training
 from jaxface import data as inputs
 from jaxface.checks import AtLeast, NonNegative, Positive
@@ -36,7 +29,7 @@ class Config(Recipe):
 
     steps: int = 500
     """Training steps of the student."""
-    teacher: Teacher = Teacher(steps=500)
+    teacher: TeacherSpec = TeacherSpec(steps=500)
     """The network to learn from."""
     mimic_weight: Annotated[float, NonNegative] = 1.0
     """Weight of the squared distance to the teacher's embedding; a linear layer maps one size to the other."""
@@ -48,7 +41,7 @@ class Config(Recipe):
     """Temperature of the soft targets."""
     label_weight: Annotated[float, NonNegative] = 0.0
     """Weight of the loss on labels, alpha in the paper."""
-    head: Head = Head(loss="softmax")
+    head: HeadSpec = HeadSpec(loss="softmax")
     """Loss on labels; its scale turns the cosines of teacher and student into logits."""
     congruence_weight: Annotated[float, NonNegative] = 10.0
     """Weight of the correlation congruence, beta; 0 leaves the instance terms alone. Unit vectors want 10 to 300."""
@@ -68,20 +61,20 @@ class Config(Recipe):
     @classmethod
     def paper(cls) -> "Config":
         """Faces: an iResNet-50 teaches a MobileFaceNet on MS1MV3. γ, P and k are the paper's, the rest is design."""
-        sgd = training.Optimizer(decay_at=(0.5, 0.75, 0.9))
+        sgd = training.sgd(decay_at=(0.5, 0.75, 0.9))
         return cls(
             data=inputs.RecordIO(path="ms1mv3"),
             image_size=112,
             backbone="mobilefacenet",
             embedding=512,
-            teacher=Teacher(
+            teacher=TeacherSpec(
                 backbone="iresnet50",
                 embedding=512,
-                head=Head(scale=64.0, margin=0.5),
+                head=HeadSpec(scale=64.0, margin=0.5),
                 optimizer=sgd,
                 steps=180_000,
             ),
-            head=Head(scale=64.0, margin=0.5),
+            head=HeadSpec(scale=64.0, margin=0.5),
             bfloat16=True,
             batch_size=512,
             steps=180_000,
@@ -92,17 +85,17 @@ class Config(Recipe):
     @classmethod
     def digits(cls) -> "Config":
         """Classification: scikit-learn's digits, and a student with eight hidden units that learns from soft targets."""
-        adam = training.Optimizer(name="adam", learning_rate=2e-3, schedule="cosine", weight_decay=0.0)
+        adam = training.adam(2e-3)
         return cls(
             data=inputs.Digits(),
             augment=inputs.Augment(flip=0.0),
             image_size=8,
             backbone="mlp_8",
             embedding=32,
-            teacher=Teacher(
+            teacher=TeacherSpec(
                 backbone="mlp_256x256",
                 embedding=32,
-                head=Head(loss="softmax"),
+                head=HeadSpec(loss="softmax"),
                 optimizer=adam,
                 steps=1500,
             ),
@@ -118,13 +111,13 @@ class Config(Recipe):
     @classmethod
     def procedural(cls) -> "Config":
         """Recognition of synthetic identities as vectors: the student mimics a teacher of twice its embedding; takes seconds."""
-        adam = training.Optimizer(name="adam", learning_rate=2e-3, schedule="cosine", weight_decay=0.0)
+        adam = training.adam(2e-3)
         return cls(
             data=inputs.Procedural(),
             augment=inputs.Augment(flip=0.0),
             backbone="mlp_16",
             embedding=32,
-            teacher=Teacher(backbone="mlp_512x256", embedding=64, optimizer=adam, steps=400),
+            teacher=TeacherSpec(backbone="mlp_512x256", embedding=64, optimizer=adam, steps=400),
             unit_mimic=False,
             congruence_weight=300.0,
             sampler="uniform",
@@ -133,23 +126,23 @@ class Config(Recipe):
         )
 
 
+def congruence_loss(config: Config, student: jax.Array, teacher: jax.Array) -> jax.Array:
+    """The configured correlation congruence of the whole batch, as one number."""
+    return losses.correlation_congruence_loss(
+        student,
+        teacher,
+        kernel=config.kernel,
+        gamma=config.gamma,
+        order=config.order,
+        axis_name=axes.DATA if axes.bound(axes.DATA) else None,
+    )
+
+
 def check(config: Config) -> None:
     """Raises UserError for a field out of its range; opens nothing."""
     config.head.check()
-    logits, labels = jax.ShapeDtypeStruct((2, 2), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
-    jax.eval_shape(
-        functools.partial(
-            losses.cckd_loss,
-            label_weight=config.label_weight,
-            soft_target_weight=config.soft_target_weight,
-            congruence_weight=config.congruence_weight,
-            temperature=config.temperature,
-            kernel=config.kernel,
-            gamma=config.gamma,
-            order=config.order,
-        ),
-        logits, logits, labels, logits, logits,
-    )  # fmt: skip
+    embeddings = jax.ShapeDtypeStruct((2, 2), jnp.float32)
+    jax.eval_shape(functools.partial(congruence_loss, config), embeddings, embeddings)
     instance = config.mimic_weight + config.soft_target_weight + config.label_weight
     if instance + config.congruence_weight == 0:
         raise UserError("congruence_weight: needs a positive weight where all the others are 0, got 0")
@@ -180,10 +173,6 @@ class CongruenceError:
         student = training.embed_source(self.model, backbone, state.extra, self.source, flip=False)
         teacher = self.teacher.embed(state.extra, self.source)
         return {"congruence/error": metrics.congruence_error(student, teacher)}
-
-    def figures(self, state: training.TrainState) -> training.Figures:
-        """None: one number says it all."""
-        return {}
 
 
 def superclasses(
@@ -240,21 +229,14 @@ def build(config: Config) -> list[training.Stage]:
     batches = student_batches(config, split.train, teacher)
     model = network(config)
     classes = len(split.train.class_names)
-    recognizer = training.Recognizer(model, classes, split.train.image_shape)
+    recognition = Recognition(config, model, classes, split.train.image_shape, config.head.build())
     sizes = model.embedding, teacher.model.embedding
     projection = nn.Dense(sizes[1]) if config.mimic_weight > 0 and sizes[0] != sizes[1] else None
 
     def loss_fn(params, extra, batch, rng):
         target = teacher.embeddings(extra, batch["image"])
-        embeddings, extra = recognizer.train_embeddings(params, extra, batch["image"], rng)
-        congruence = losses.correlation_congruence_loss(
-            embeddings,
-            target,
-            kernel=config.kernel,
-            gamma=config.gamma,
-            order=config.order,
-            axis_name=axes.DATA if axes.bound(axes.DATA) else None,
-        )
+        embeddings, extra = recognition.recognizer.train_embeddings(params, extra, batch["image"], rng)
+        congruence = congruence_loss(config, embeddings, target)
         total, report = config.congruence_weight * congruence, {"congruence_loss": congruence}
         if config.mimic_weight > 0:
             mapped = embeddings
@@ -263,28 +245,31 @@ def build(config: Config) -> list[training.Stage]:
             mimic = losses.mimic_loss(mapped, target, unit=config.unit_mimic).mean()
             total, report["mimic_loss"] = total + config.mimic_weight * mimic, mimic
         if by_class:
-            own = cosines(embeddings, params["prototypes"][:classes])
-            report["accuracy"] = (own.argmax(axis=1) == batch["label"]).mean()
+            labels = recognition.classify(params, embeddings, batch["label"], rng)
+            report |= labels.report()
         if config.label_weight > 0:
-            label = config.head(own, batch["label"]).mean()
-            total, report["label_loss"] = total + config.label_weight * label, label
-        if config.soft_target_weight > 0:
-            theirs = cosines(target, teacher.prototypes(extra)[:classes])
-            soft = losses.soft_target_loss(
-                config.head.scale * own, config.head.scale * theirs, temperature=config.temperature
-            ).mean()
+            total, report["label_loss"] = total + config.label_weight * labels.loss, labels.loss
+        if config.soft_target_weight > 0:  # over all classes: [B, C] of student and teacher
+            scores, answers = (
+                config.head.scale * cosines(x, prototypes[:classes])
+                for x, prototypes in (
+                    (embeddings, params["prototypes"]),
+                    (target, teacher.prototypes(extra)),
+                )
+            )
+            soft = losses.soft_target_loss(scores, answers, temperature=config.temperature).mean()
             total, report["soft_target_loss"] = total + config.soft_target_weight * soft, soft
         return total, (extra, report)
 
-    objective = training.Objective(loss_fn, config.optimizer.build(config.steps))
+    objective = training.Objective(loss_fn, recognition.optimizer())
 
     def init(rng, previous):
-        params, extra = recognizer.init(rng)
+        params, extra = recognition.init(rng)
         if not by_class:
             del params["prototypes"]
         if projection is not None:
             params["projection"] = projection.init(rng, jnp.zeros((1, sizes[0])))["params"]
-        return training.create_state(rng, params, objective, extra=teacher.installed(extra, previous))
+        return recognition.create_state(rng, params, objective, extra=teacher.installed(extra, previous))
 
     parts = [evaluation(config, model, split), CongruenceError(model, teacher, split.held_out)]
     if split.protocol == "classification":
@@ -293,11 +278,10 @@ def build(config: Config) -> list[training.Stage]:
     student = training.Stage(
         name="student",
         init=init,
-        step=training.gradient_step(objective),
+        step=recognition.step(objective),
         batches=batches,
         steps=config.steps,
         evaluate=evaluate,
-        figures=evaluate.figures,
         best=f"{split.protocol}/accuracy",
         sharding={"prototypes": PartitionSpec(axes.MODEL)},
     )

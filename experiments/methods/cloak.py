@@ -1,4 +1,12 @@
-"""Cloak: masks that hide people from face recognition, by gradient accumulation (GA-OPOM, arXiv:2401.01575)."""
+"""Cloak: masks that hide people from face recognition, by gradient accumulation (GA-OPOM, arXiv:2401.01575).
+
+    python -m experiments.launch cloak --workdir runs/cloak               # rendered faces
+    python -m experiments.launch cloak --preset procedural --workdir runs/cloak   # 1 CPU-minute: black_box/psr@1 0.79
+    python -m experiments.reproduce cloak --study transfer                # 0.749 ± 0.037, OPOM of all photos 0.660 ± 0.037
+
+Differs from the paper in: the look-ahead between small batches, our reading of what its abstract sums
+(docs/methods/cloak.md#choices-of-ours).
+"""
 
 import dataclasses
 import functools
@@ -9,22 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.recipes.recognition import Head, Recipe, Teacher, load, teacher_stage
-from jaxface import attacks, axes, metrics, training
+from experiments.recipes.heads import HeadSpec
+from experiments.recipes.recognition import Recipe, load
+from experiments.recipes.teachers import TeacherSpec, teacher_stage
+from jaxface import attacks, axes, training
 from jaxface import data as inputs
 from jaxface.checks import AtLeast
 from jaxface.data.transforms import pixels
 from jaxface.errors import UserError
-from jaxface.training import figures
 
 __all__ = ["Config", "build"]
-
-RANKS = (1, 5)
-"""Ranks k of the reported PSR@k."""
-SHOWN = 6
-"""People in the figure of cloaked images."""
-DRAWN = ("surrogate/psr@1", "black_box/psr@1")
-"""Metrics in the figure of all methods."""
 
 Adam = functools.partial(training.Optimizer, name="adam", weight_decay=0.0)
 
@@ -42,13 +44,13 @@ class Config(Recipe):
     """Faces to train the networks on; the people to protect and the distractors are among the others."""
     steps: int = 400
     """Training steps of the surrogate."""
-    head: Head = Head(loss="softmax", scale=16.0, margin=0.0)
+    head: HeadSpec = HeadSpec(loss="softmax", scale=16.0, margin=0.0)
     """Loss of the surrogate."""
     surrogate: str | None = None
     """Work directory of a finished run to take that network from, instead of training one."""
-    targets: tuple[Teacher, ...] = (
-        Teacher(backbone="iresnet_nano", head=Head(loss="arcface"), steps=400),
-        Teacher(backbone="iresnet_pico", head=Head(loss="cosface", margin=0.2), steps=400),
+    targets: tuple[TeacherSpec, ...] = (
+        TeacherSpec(backbone="iresnet_nano", head=HeadSpec(loss="arcface"), steps=400),
+        TeacherSpec(backbone="iresnet_pico", head=HeadSpec(loss="cosface", margin=0.2), steps=400),
     )
     """Black boxes: other networks, trained on the same people or taken from finished runs, that the masks never saw."""
     cloak: attacks.Cloak = attacks.Cloak()
@@ -72,8 +74,8 @@ class Config(Recipe):
     def paper(cls) -> "Config":
         """CASIA-WebFace networks and Privacy-Commons: mean PSR@1 over six targets above OPOM's at equal steps is the test."""
         long = training.Optimizer(decay_at=(100 / 180, 140 / 180, 160 / 180))
-        softmax = Head(loss="softmax", scale=32.0, margin=0.0)
-        target = functools.partial(Teacher, embedding=512, optimizer=long, steps=180_000)
+        softmax = HeadSpec(loss="softmax", scale=32.0, margin=0.0)
+        target = functools.partial(TeacherSpec, embedding=512, optimizer=long, steps=180_000)
         return cls(
             data=inputs.Folder(root="casia-webface", held_out=0.02),
             protect="privacy-commons",
@@ -87,9 +89,9 @@ class Config(Recipe):
             steps=180_000,
             optimizer=long,
             targets=(
-                target(backbone="resnet50", head=Head(loss="arcface", scale=64.0, margin=0.5)),
-                target(backbone="resnet50", head=Head(loss="cosface", scale=64.0, margin=0.35)),
-                target(backbone="iresnet34", head=Head(loss="arcface", scale=64.0, margin=0.5)),
+                target(backbone="resnet50", head=HeadSpec(loss="arcface", scale=64.0, margin=0.5)),
+                target(backbone="resnet50", head=HeadSpec(loss="cosface", scale=64.0, margin=0.35)),
+                target(backbone="iresnet34", head=HeadSpec(loss="arcface", scale=64.0, margin=0.5)),
                 target(backbone="mobilefacenet", head=softmax),
                 target(backbone="mobilenet_v2", head=softmax),
                 target(backbone="face_resnet34", head=softmax),
@@ -102,10 +104,10 @@ class Config(Recipe):
     def procedural(cls) -> "Config":
         """Images of waves and perceptrons, seconds per run; ε of 24, where masks carry over to networks as small as these."""
         optimizer = Adam(learning_rate=2e-3, schedule="cosine")
-        target = functools.partial(Teacher, embedding=48, optimizer=optimizer, steps=300)
+        target = functools.partial(TeacherSpec, embedding=48, optimizer=optimizer, steps=300)
         softmax, cosface = (
-            Head(loss="softmax", scale=16.0, margin=0.0),
-            Head(loss="cosface", scale=16.0, margin=0.2),
+            HeadSpec(loss="softmax", scale=16.0, margin=0.0),
+            HeadSpec(loss="cosface", scale=16.0, margin=0.2),
         )
         return cls(
             data=inputs.ProceduralImages(),
@@ -129,80 +131,20 @@ class Config(Recipe):
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Protocol:
-    """Who is protected, on which photos, and among whom they are looked for."""
-
-    photos: "People"
-    """Record i: the photos [N, H, W, C] that the mask of person i is made from, `label` i."""
-    tests: np.ndarray
-    """[I, m, H, W, C] uint8, other photos of the same people."""
-    distractors: np.ndarray
-    """[G, H, W, C] uint8, images of other people."""
-
-
-class People:
-    """A source whose records are people: `image` uint8 [N, H, W, C] and `label`; it goes round to fill whole steps."""
-
-    def __init__(self, source: inputs.Source, rows: np.ndarray, per_step: int):
-        self._source, self._rows = source, rows  # [I, N]
-        # A multiple of the devices, and not many more than there are people.
-        devices = jax.device_count()
-        self.per_step = -(-min(per_step, len(rows)) // devices) * devices
-        self._length = -(-len(rows) // self.per_step) * self.per_step
-        self.image_shape = source.image_shape
-        self.labels = np.arange(self._length, dtype=np.int32) % len(rows)
-        self.class_names = [source.class_names[source.labels[row[0]]] for row in rows]
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> inputs.Record:
-        label = self.labels[index]
-        images = np.stack([self._source[int(i)]["image"] for i in self._rows[label]])
-        return {"image": images, "label": label}
-
-
-def stacked(source: inputs.Source, rows) -> np.ndarray:
-    """[len(rows), H, W, C] uint8, the images of some records."""
-    return np.stack([source[int(i)]["image"] for i in rows])
-
-
-def protocol(config: Config, unseen: inputs.Source) -> Protocol:
-    """Divides people that no network has seen into protected ones and distractors.
-
-    The first people with enough photos are protected, in the order of the data: their first photos make the mask, the next ones
-    are tested. Everybody else is a distractor.
-
-    Raises:
-      UserError: too few people with enough photos, or too few distractors.
-    """
+def trial(config: Config, unseen: inputs.Source) -> training.CloakTrial:
+    """Who is protected, and among whom they are looked for: people that no network has seen, or those of the given folders."""
     if config.protect is not None:
         unseen = inputs.FolderSource(config.protect, image_size=config.image_size)
-    by_person = [np.flatnonzero(unseen.labels == label) for label in range(len(unseen.class_names))]
-    enough = [rows for rows in by_person if len(rows) >= config.photos + 2][: config.people]
-    if len(enough) < config.people:
-        raise UserError(
-            f"people: needs {config.people} people with at least {config.photos + 2} photos that are not trained on, "
-            f"got {len(enough)} of {len(by_person)}"
-        )
-    tests = min([config.tests, *(len(rows) - config.photos for rows in enough)])
-    protected = {unseen.labels[rows[0]] for rows in enough}
-    others = [i for label, rows in enumerate(by_person) if label not in protected for i in rows]
-    distractors = [stacked(unseen, others)] if others else []
+    more_distractors = None
     if config.distractors is not None:
-        source = inputs.FolderSource(config.distractors, image_size=config.image_size)
-        distractors.append(stacked(source, range(len(source))))
-    count = sum(map(len, distractors))
-    if count + 1 < max(RANKS):
-        raise UserError(
-            f"people: PSR@{max(RANKS)} needs at least {max(RANKS) - 1} images of distractors, got {count}; protect fewer "
-            "people or give a folder of distractors"
-        )
-    return Protocol(
-        People(unseen, np.stack([rows[: config.photos] for rows in enough]), config.people_per_step),
-        np.stack([stacked(unseen, rows[config.photos : config.photos + tests]) for rows in enough]),
-        np.concatenate(distractors),
+        more_distractors = inputs.FolderSource(config.distractors, image_size=config.image_size)
+    return training.CloakTrial.divide(
+        unseen,
+        people=config.people,
+        photos=config.photos,
+        tests=config.tests,
+        people_per_step=config.people_per_step,
+        more_distractors=more_distractors,
     )
 
 
@@ -238,118 +180,33 @@ def methods(config: Config) -> dict[str, attacks.Cloak]:
     }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Network:
-    """A finished network, on the host."""
-
-    model: object
-    variables: dict
-
-    def embeddings(self, images: np.ndarray) -> np.ndarray:
-        """[..., D] of uint8 images [..., H, W, C], without their mirror images."""
-        flat = images.reshape(-1, *images.shape[-3:])
-        source = inputs.ArraySource(flat, np.zeros(len(flat), np.int32), ["all"])
-        made = training.embed_source(
-            self.model, self.variables["params"], training.statistics(self.variables), source, flip=False
-        )
-        return made.reshape(*images.shape[:-3], -1)
-
-
-class Protection:
-    """How often the people under masks are not found, by the surrogate and by the black boxes.
-
-        <network>/psr@k                    for surrogate, target1, target2, …
-        black_box/psr@k                    mean over the targets
-        <…>/clean_psr@k, random_psr@k      floors: no mask, and a mask of random signs of ε for each person
-
-    Args:
-      networks: by name, the surrogate among them.
-      faces: photos to mask and to look among.
-      epsilon: of the random masks.
-      seed: of the random masks.
-    """
-
-    def __init__(self, networks: dict[str, Network], faces: Protocol, epsilon: float, seed: int):
-        self.networks, self.faces, self.epsilon, self.seed = networks, faces, epsilon, seed
-
-    @functools.cached_property
-    def known(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Embeddings of the clean test photos and of the distractors, by network."""
-        return {
-            name: (net.embeddings(self.faces.tests), net.embeddings(self.faces.distractors))
-            for name, net in self.networks.items()
-        }
-
-    def success(self, masks: np.ndarray) -> dict[str, float]:
-        """PSR@k of every network and the mean over the targets, for masks [I, H, W, C]."""
-        images = np.asarray(attacks.apply_cloak(self.faces.tests, masks[:, None]))
-        report = {}
-        for name, net in self.networks.items():
-            rates = metrics.protection_success(net.embeddings(images), *self.known[name], RANKS)
-            report |= {f"{name}/psr@{k}": rate for k, rate in rates.items()}
-        targets = [name for name in self.networks if name != "surrogate"]
-        for k in RANKS:
-            report[f"black_box/psr@{k}"] = float(np.mean([report[f"{name}/psr@{k}"] for name in targets]))
-        return report
-
-    @functools.cached_property
-    def floors(self) -> dict[str, float]:
-        """What no mask and random ones give."""
-        shape = (len(self.faces.tests), *self.faces.tests.shape[-3:])
-        signs = np.random.default_rng([self.seed, 4]).choice(np.float32([-1, 1]), shape)
-        made = {}
-        for kind, masks in (("clean", np.zeros(shape, np.float32)), ("random", self.epsilon * signs)):
-            for key, value in self.success(masks).items():
-                name, _, rank = key.partition("/")
-                if name in ("surrogate", "black_box"):
-                    made[f"{name}/{kind}_{rank}"] = value
-        return made
-
-    def evaluate(self, state: training.TrainState, cloak: attacks.Cloak) -> dict[str, float]:
-        """All of it for the masks of a state, and what they cost."""
-        photos = len(self.faces.photos[0]["image"])
-        cost = {"photo_gradients": float(cloak.photo_gradients(photos))}
-        return self.success(np.asarray(state.params["masks"])) | self.floors | cost
-
-    def figures(self, state: training.TrainState, by_method: dict[str, dict[str, float]]) -> training.Figures:
-        """Cloaked images of a few people; the PSR of every method beside the floors."""
-        masks = np.asarray(state.params["masks"])[:SHOWN]
-        clean = self.faces.tests[:SHOWN, 0]
-        rows = {
-            "clean": clean,
-            "cloaked": np.asarray(attacks.apply_cloak(clean, masks)),
-            f"mask, ±{self.epsilon:g} enlarged": pixels.to_bytes(masks / self.epsilon),
-        }
-        bars = {}
-        for kind in ("clean", "random"):
-            bars[kind] = {key: self.floors[key.replace("/", f"/{kind}_")] for key in DRAWN}
-        latest = {"cloak": self.success(np.asarray(state.params["masks"]))}
-        for name, found in (by_method | latest).items():
-            bars[name] = {key: found[key] for key in DRAWN}
-        return {
-            "cloaked": functools.partial(figures.save_image_rows, rows),
-            "protection": functools.partial(figures.save_bars, bars, xlabel="protection success rate"),
-        }
-
-
 def cloak_stage(
     name: str,
     config: Config,
     cloak: attacks.Cloak,
-    first: Network,
-    judged: Protection,
-    by_method: dict[str, dict[str, float]],
+    surrogate: training.FrozenNetwork,
+    protection: training.CloakProtection,
+    earlier: dict[str, dict[str, float]],
 ) -> training.Stage:
-    """The stage that makes one mask per person, a few people in a step; its state holds the masks and the frozen surrogate."""
-    faces = judged.faces
+    """One mask per person, a few people in a step; the state holds the masks and the frozen surrogate.
+
+    Args:
+      name: of the stage.
+      config: of the run.
+      cloak: how the masks are made.
+      surrogate: the network that they are made on.
+      protection: the evaluation, which holds the photos.
+      earlier: metrics of the methods before, for the figure of the last.
+    """
+    trial = protection.trial
 
     def init(rng, previous):
-        masks = jnp.zeros((config.people, *faces.tests.shape[-3:]), jnp.float32)
-        return training.create_state(rng, {"masks": masks}, extra={"surrogate": first.variables})
+        masks = jnp.zeros((config.people, *trial.tests.shape[-3:]), jnp.float32)
+        return training.create_state(rng, {"masks": masks}, extra={"surrogate": surrogate.variables})
 
     def step(state, batch):
         """Masks of the people in a batch, images [P, N, H, W, C] in [-1, 1]."""
-        embed = attacks.surrogate(first.model, state.extra["surrogate"], dropout=cloak.dropout)
+        embed = attacks.surrogate(surrogate.model, state.extra["surrogate"], dropout=cloak.dropout)
         photos = jnp.rint(pixels.to_levels(batch["image"]))
         keys = jax.vmap(lambda person: jax.random.fold_in(state.rng, person))(batch["label"])
         make = functools.partial(attacks.make_cloak, embed, cloak=cloak)
@@ -365,15 +222,15 @@ def cloak_stage(
         init=init,
         step=step,
         batches=lambda state: inputs.batches(
-            faces.photos,
-            batch_size=faces.photos.per_step,
+            trial.photos,
+            batch_size=trial.photos.per_step,
             seed=0,
             shuffle=False,
             shard=(jax.process_index(), jax.process_count()),
         ),
-        steps=len(faces.photos) // faces.photos.per_step,
-        evaluate=functools.partial(judged.evaluate, cloak=cloak),
-        figures=functools.partial(judged.figures, by_method=by_method) if name == "cloak" else None,
+        steps=len(trial.photos) // trial.photos.per_step,
+        evaluate=functools.partial(protection.evaluate, cloak=cloak),
+        figures=functools.partial(protection.figures, earlier=earlier) if name == "cloak" else None,
         compile_init=False,
     )
 
@@ -386,11 +243,11 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
         raise UserError(
             f"data: needs people that are not trained on; {split.name} tests the people of its training"
         )
-    chosen = methods(config)
-    for cloak in chosen.values():
+    cloaks = methods(config)
+    for cloak in cloaks.values():
         cloak.check(config.photos)
-    faces = protocol(config, split.held_out)
-    surrogate = Teacher(
+    people = trial(config, split.held_out)
+    surrogate = TeacherSpec(
         run=config.surrogate,
         backbone=config.backbone,
         embedding=config.embedding,
@@ -398,19 +255,21 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
         optimizer=config.optimizer,
         steps=config.steps,
     )
-    wanted = {"surrogate": surrogate} | {f"target{i}": t for i, t in enumerate(config.targets, start=1)}
-    trained = {name: teacher_stage(config, teacher, split) for name, teacher in wanted.items()}
+    specs = {"surrogate": surrogate} | {f"target{i}": t for i, t in enumerate(config.targets, start=1)}
+    to_train = {name: teacher_stage(config, spec, split) for name, spec in specs.items()}
 
     def stages():
+        # The surrogate that masks are made on, and the black boxes that never see them made.
         networks = {}
-        for name, (stage, teacher) in trained.items():
+        for name, (stage, teacher) in to_train.items():
             state = (yield dataclasses.replace(stage, name=name)).state
             variables = training.network_variables(state.averaged_params["backbone"], state.extra)
-            networks[name] = Network(teacher.model, jax.tree.map(np.asarray, variables))
-        judged = Protection(networks, faces, config.cloak.epsilon, config.seed)
+            networks[name] = training.FrozenNetwork(teacher.model, jax.tree.map(np.asarray, variables))
+        # Masks by every method, tried on all networks; GA-OPOM is the last.
+        protection = training.CloakProtection(networks, people, config.cloak.epsilon, config.seed)
         by_method = {}
-        for name, cloak in chosen.items():
-            outcome = yield cloak_stage(name, config, cloak, networks["surrogate"], judged, by_method)
+        for name, cloak in cloaks.items():
+            outcome = yield cloak_stage(name, config, cloak, networks["surrogate"], protection, by_method)
             by_method[name] = outcome.metrics
 
     return stages()

@@ -9,22 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from experiments.recipes.recognition import (
-    Head,
-    Recipe,
-    Teacher,
-    evaluation,
-    load,
-    network,
-    teacher_stage,
-    training_batches,
-)
+from experiments.recipes.heads import HeadSpec
+from experiments.recipes.recognition import Recipe, Recognition, evaluation, load, network, training_batches
+from experiments.recipes.teachers import TeacherSpec, teacher_stage
 from jaxface import axes, losses, metrics, training
 from jaxface import data as inputs
 from jaxface.checks import AtLeast, Fraction, NonNegative
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines, l2_normalize
-from jaxface.losses.coupleface import set_rows
 from jaxface.metrics.recognition.report import MOST_FOR_ALL
 from jaxface.training import class_banks
 
@@ -35,7 +27,7 @@ SHARDING = {name: PartitionSpec(axes.MODEL) for name in ("memory", "neighbors", 
 class Config(Recipe):
     """CoupleFace and what it is compared with: a frozen teacher, and a student that learns from it."""
 
-    teacher: Teacher = Teacher(steps=600)
+    teacher: TeacherSpec = TeacherSpec(steps=600)
     """Network to learn from."""
     relations: Literal["mined", "random", "batch", "none"] = "mined"
     """Whom an image is compared with: the identities most similar to its own in the teacher's eyes, random ones, the other images
@@ -53,7 +45,7 @@ class Config(Recipe):
     """What stays of the last feature in the average, in [0, 1]."""
     classification_weight: Annotated[float, NonNegative] = 0.0
     """Weight β of a margin softmax on the student, with class prototypes of its own; 0 for none."""
-    head: Head = Head()
+    head: HeadSpec = HeadSpec()
     """That margin softmax."""
     steps: int = 600
     """Training steps of the student."""
@@ -63,15 +55,15 @@ class Config(Recipe):
     @classmethod
     def paper(cls) -> "Config":
         """MS1MV2, iResNet-100 to MobileFaceNet; batch, schedule and K are the usual ones and ours, not the paper's."""
-        optimizer = training.Optimizer(decay_at=(100 / 180, 140 / 180, 160 / 180))
-        head = Head(scale=64.0, margin=0.5)
+        optimizer = training.sgd(decay_at=(100 / 180, 140 / 180, 160 / 180))
+        head = HeadSpec(scale=64.0, margin=0.5)
         return cls(
             data=inputs.RecordIO(path="ms1mv2", held_out=0.005),
             image_size=112,
             backbone="mobilefacenet",
             embedding=512,
             bfloat16=True,
-            teacher=Teacher(
+            teacher=TeacherSpec(
                 backbone="iresnet100", embedding=512, head=head, optimizer=optimizer, steps=180_000
             ),
             neighbors=100,
@@ -85,15 +77,19 @@ class Config(Recipe):
     @classmethod
     def vectors(cls) -> "Config":
         """The study on synthetic identities in confusable groups: a perceptron too narrow for all that its teacher knows."""
-        optimizer = training.Optimizer(name="adam", learning_rate=2e-3, schedule="cosine", weight_decay=0.0)
+        optimizer = training.adam(2e-3)
         return cls(
             data=inputs.Procedural(),
             augment=inputs.Augment(flip=0.0),
             image_size=8,
             backbone="mlp_8",
             embedding=32,
-            teacher=Teacher(
-                backbone="mlp_512x512", embedding=32, head=Head(scale=24.0), optimizer=optimizer, steps=1500
+            teacher=TeacherSpec(
+                backbone="mlp_512x512",
+                embedding=32,
+                head=HeadSpec(scale=24.0),
+                optimizer=optimizer,
+                steps=1500,
             ),
             optimizer=optimizer,
             batch_size=128,
@@ -135,7 +131,7 @@ def prototype_stage(config: Config, split: inputs.Split, teacher: training.Teach
         positions = state.step * size + first + jnp.arange(labels.shape[0])
         counted = jnp.where(positions < records, labels, -1)
         memory = class_banks.update_bank(
-            losses.add_class_features, state.extra["memory"], embeddings, counted
+            class_banks.add_class_features, state.extra["memory"], embeddings, counted
         )
         norm = axes.mean(jnp.linalg.norm(embeddings, axis=1).mean())
         state = state.replace(step=state.step + 1, extra={**state.extra, "memory": memory})
@@ -185,7 +181,9 @@ def mining_stage(config: Config, split: inputs.Split, *, together: int = 4096) -
         if config.relations == "random":  # neighbors among directions that have nothing to do with faces
             searched = l2_normalize(jax.random.normal(state.rng, memory.shape))
         found = class_banks.mine_neighbors(searched, count, batch["label"], valid=valid)
-        neighbors = class_banks.update_bank(set_rows, state.extra["neighbors"], found, batch["label"])
+        neighbors = class_banks.update_bank(
+            class_banks.set_rows, state.extra["neighbors"], found, batch["label"]
+        )
         state = state.replace(step=state.step + 1, extra={**state.extra, "neighbors": neighbors})
         return state, {"classes": axes.mean(jnp.float32(per_step))}
 
@@ -226,7 +224,9 @@ class NearestMean:
             training.embed_source(self.model, backbone, state.extra, source, flip=False)
             for source in (self.train, self.held_out)
         )
-        means = losses.class_prototypes(known, np.asarray(self.train.labels), len(self.train.class_names))
+        means = class_banks.class_prototypes(
+            known, np.asarray(self.train.labels), len(self.train.class_names)
+        )
         correct = metrics.nearest_prototype_accuracy(asked, np.asarray(means), self.held_out.labels)
         return {"classification/accuracy": correct}
 
@@ -235,41 +235,42 @@ def student_stage(config: Config, split: inputs.Split, teacher: training.Teacher
     """The student learns the teacher's embedding of each image, and its relations."""
     model = network(config)
     classes = len(split.train.class_names)
-    recognizer = training.Recognizer(model, classes, split.train.image_shape)
+    head = config.head.build() if config.classification_weight > 0 else None
+    recognition = Recognition(config, model, classes, split.train.image_shape, head)
     other_size = model.embedding != teacher.model.embedding
-    update = functools.partial(losses.update_memory, mode=config.memory, decay=config.memory_decay)
+    update = functools.partial(class_banks.update_memory, mode=config.memory, decay=config.memory_decay)
 
     def loss_fn(params, extra, batch, rng):
         images, labels = batch["image"], batch["label"]
         target = teacher.embeddings(extra, images)
-        embeddings, extra = recognizer.train_embeddings(params, extra, images, rng)
+        embeddings, extra = recognition.recognizer.train_embeddings(params, extra, images, rng)
         mapped = embeddings.astype(jnp.float32)
         if other_size:
             mapped = mapped @ params["projection"]
-        consistency = 0.5 * losses.mimic_loss(mapped, target, unit=True).mean()
-        loss, reported = consistency, {"consistency": consistency}
-        if config.relations != "none":
-            if config.relations == "batch":
-                relations = batch_relations(mapped, target)
-            else:
-                memory, neighbors = extra["memory"], extra["neighbors"]
-                relations = class_banks.mined_relations(mapped, target, labels, memory, neighbors)
-                extra = {**extra, "memory": class_banks.update_bank(update, memory, target, labels)}
-            relation = losses.relation_aware_loss(*relations, norm=config.norm).mean()
-            loss += config.relation_weight * relation
-            reported |= {"relation": relation, "teacher_relation": relations[1].mean()}
+        relations = None
+        if config.relations == "batch":
+            relations = batch_relations(mapped, target)
+        elif config.relations != "none":
+            memory, neighbors = extra["memory"], extra["neighbors"]
+            relations = class_banks.mined_relations(mapped, target, labels, memory, neighbors)
+            extra = {**extra, "memory": class_banks.update_bank(update, memory, target, labels)}
+        values, terms = losses.coupleface_loss(
+            mapped, target, relations, relation_weight=config.relation_weight, norm=config.norm
+        )
+        loss, reported = values.mean(), {"consistency": terms.consistency.mean()}
+        if relations is not None:
+            reported |= {"relation": terms.relation.mean(), "teacher_relation": relations[1].mean()}
         if config.classification_weight > 0:
-            similarities = cosines(embeddings, params["prototypes"][:classes])
-            classification = config.head(similarities, labels).mean()
-            loss += config.classification_weight * classification
-            reported["classification"] = classification
+            classification = recognition.classify(params, embeddings, labels, rng)
+            loss += config.classification_weight * classification.loss
+            reported |= {"classification": classification.loss, **classification.report()}
         return loss, (extra, reported)
 
-    objective = training.Objective(loss_fn, config.optimizer.build(config.steps))
+    objective = training.Objective(loss_fn, recognition.optimizer())
     open_batches = training_batches(config, split.train)
 
     def init(rng, previous):
-        params, extra = recognizer.init(rng)
+        params, extra = recognition.init(rng)
         if config.classification_weight == 0:
             del params["prototypes"]
         if other_size:
@@ -277,7 +278,7 @@ def student_stage(config: Config, split: inputs.Split, teacher: training.Teacher
             params["projection"] = jax.nn.initializers.orthogonal()(jax.random.fold_in(rng, 1), shape)
         banks = {name: previous.extra[name] for name in ("memory", "neighbors") if name in previous.extra}
         extra = teacher.installed({**extra, **banks}, previous)
-        return training.create_state(rng, params, objective, extra=extra)
+        return recognition.create_state(rng, params, objective, extra=extra)
 
     if split.protocol == "classification" and config.classification_weight == 0:
         judged = NearestMean(model, split.train, split.held_out)
@@ -288,11 +289,10 @@ def student_stage(config: Config, split: inputs.Split, teacher: training.Teacher
     return training.Stage(
         "student",
         init=init,
-        step=training.gradient_step(objective),
+        step=recognition.step(objective),
         batches=lambda state: open_batches(),
         steps=config.steps,
         evaluate=judged,
-        figures=getattr(judged, "figures", None),
         best=f"{split.protocol}/accuracy",
         sharding=SHARDING,
     )

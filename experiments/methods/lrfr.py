@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from experiments.recipes.recognition import Head, Recipe, evaluation, load, network, training_batches
+from experiments.recipes.heads import HeadSpec
+from experiments.recipes.recognition import Recipe, Recognition, evaluation, load, network, training_batches
 from jaxface import axes, losses, training
 from jaxface import data as inputs
 from jaxface.checks import AtLeast, NonNegative, Range
 from jaxface.data.transforms.resolution import check_probabilities, check_sizes
 from jaxface.errors import UserError
-from jaxface.layers.prototypes import cosines, l2_normalize
+from jaxface.layers.prototypes import l2_normalize
 
 __all__ = ["Config", "build", "network"]
 
@@ -31,7 +32,7 @@ class Config(Recipe):
     """Sides in pixels to which the copies are shrunk, one drawn for each image; none trains on the images as they are alone."""
     probabilities: tuple[float, ...] = (0.5, 0.3, 0.2)
     """Probability of each size; the paper gives the smallest most."""
-    head: Head = Head(loss="cosface", scale=16.0, margin=0.2)
+    head: HeadSpec = HeadSpec(loss="cosface", scale=16.0, margin=0.2)
     """Loss of either copy over the class prototypes that they share."""
     distance: Literal["logexp", "l1", "l2", "none"] = "logexp"
     """What draws the embeddings of the two copies together; l1 and l2 are LogExp's limits for small errors at power 1 and 2."""
@@ -56,11 +57,11 @@ class Config(Recipe):
             backbone="face_resnet34",
             embedding=512,
             sizes=(7, 14, 20),
-            head=Head(loss="cosface", scale=48.0, margin=0.4),
+            head=HeadSpec(loss="cosface", scale=48.0, margin=0.4),
             probe_sizes=(5, 7, 9, 11, 14, 18, 28, 112),
             batch_size=256,
             steps=29 * (490_000 // 256),
-            optimizer=training.Optimizer(decay_at=(16 / 29, 24 / 29)),
+            optimizer=training.sgd(decay_at=(16 / 29, 24 / 29)),
             workers=8,
         )
 
@@ -77,7 +78,7 @@ class Config(Recipe):
             probabilities=(0.2, 0.3, 0.5),
             probe_sizes=(2, 3, 4, 5, 8),
             galleries=5,
-            optimizer=training.Optimizer(decay_at=(0.55, 0.83)),
+            optimizer=training.sgd(decay_at=(0.55, 0.83)),
             steps=40 * (1000 // 64),
         )
 
@@ -93,14 +94,13 @@ class GradientNorms:
     """The paper's difficulty diagnostic of a state: the gradient norm of the classification at every resolution.
 
     Args:
-      recognizer: network and prototypes, asked in evaluation mode.
-      head: loss of the classification.
+      recognition: network, prototypes and loss of the classification, asked in evaluation mode.
       source: training images, of which `DIAGNOSED` are taken, evenly spread.
       sizes: sides in pixels.
     """
 
-    def __init__(self, recognizer: training.Recognizer, head: Head, source: inputs.Source, sizes):
-        self.recognizer, self.head, self.source, self.sizes = recognizer, head, source, sorted(set(sizes))
+    def __init__(self, recognition: Recognition, source: inputs.Source, sizes):
+        self.recognition, self.source, self.sizes = recognition, source, sorted(set(sizes))
         self.rows = np.unique(np.linspace(0, len(source) - 1, DIAGNOSED).astype(int))
 
     def __call__(self, state) -> dict[str, float]:
@@ -109,9 +109,8 @@ class GradientNorms:
 
         def loss(params, images, labels):
             variables = training.network_variables(params["backbone"], state.extra)
-            embeddings = self.recognizer.model.apply(variables, images, train=False)
-            similarity = cosines(embeddings, params["prototypes"][: self.recognizer.classes])
-            return self.head(similarity, labels).mean()
+            embeddings = self.recognition.model.apply(variables, images, train=False)
+            return self.recognition.classify(params, embeddings, labels, jax.random.key(0)).loss
 
         norms = training.resolution_gradient_norms(loss, state.averaged_params, images, labels, self.sizes)
         self._norms = dict(zip(self.sizes, norms.tolist(), strict=True))
@@ -146,48 +145,46 @@ def build(config: Config) -> list[training.Stage]:
         raise UserError(f"data: low resolutions need square images, got {height}x{width}")
     check_sizes(config.sizes, split.train.image_shape)
     model = network(config)
-    recognizer = training.Recognizer(model, len(split.train.class_names), split.train.image_shape)
+    classes, image_shape = len(split.train.class_names), split.train.image_shape
+    recognition = Recognition(config, model, classes, image_shape, config.head.build())
     # Either copy is mirrored for itself, after it was shrunk: the pipeline mirrors neither.
     open_batches = training_batches(
         config, split.train, augment=dataclasses.replace(config.augment, flip=0.0)
     )
 
-    def classify(params, extra, images, labels, rng):
-        """One forward pass in training mode: mean loss, unit embeddings, the new statistics and what to watch."""
-        embeddings, extra = recognizer.train_embeddings(params, extra, images, rng)
-        similarity = cosines(embeddings, params["prototypes"][: recognizer.classes])
-        correct = (similarity.argmax(axis=1) == labels).mean()
-        unit = l2_normalize(embeddings.astype(jnp.float32))
-        return config.head(similarity, labels).mean(), unit, extra, correct
+    def classify(params, extra, images, labels, dropout, rng):
+        """One forward pass in training mode: the classification, unit embeddings and the new statistics."""
+        embeddings, extra = recognition.recognizer.train_embeddings(params, extra, images, dropout)
+        classification = recognition.classify(params, embeddings, labels, rng)
+        return classification, l2_normalize(embeddings.astype(jnp.float32)), extra
 
     def loss_fn(params, extra, batch, rng):
         images, labels, flip = batch["image"], batch["label"], config.augment.flip
         mirror_full, mirror_low, degrade, dropout_full, dropout_low = jax.random.split(rng, 5)
         full = inputs.mirror_some(mirror_full, images, flip)
-        full_loss, full_unit, extra, correct = classify(params, extra, full, labels, dropout_full)
+        of_full, full_unit, extra = classify(params, extra, full, labels, dropout_full, rng)
         if not config.sizes:
-            return full_loss, (extra, {"accuracy": correct})
+            return of_full.loss, (extra, of_full.report())
         low, _ = inputs.degrade_resolution(
             degrade, images, sizes=config.sizes, probabilities=config.probabilities
         )
         low = inputs.mirror_some(mirror_low, low, flip)
         # A pass of its own, after the full-size one: each has its batch statistics, and both move the running averages.
-        low_loss, low_unit, extra, low_correct = classify(params, extra, low, labels, dropout_low)
-        total = 0.5 * (full_loss + low_loss)
-        reported = {
-            "accuracy": correct, "accuracy_low": low_correct, "loss_full": full_loss, "loss_low": low_loss,
-        }  # fmt: skip
+        of_low, low_unit, extra = classify(params, extra, low, labels, dropout_low, rng)
+        total = 0.5 * (of_full.loss + of_low.loss)
+        reported = of_full.report() | of_low.report("_low")
+        reported |= {"loss_full": of_full.loss, "loss_low": of_low.loss}
         if config.distance != "none":
             distance = distance_loss(config, full_unit, low_unit)
             total = total + config.weight * distance
             reported["distance"] = distance
         return total, (extra, reported)
 
-    objective = training.Objective(loss_fn, config.optimizer.build(config.steps))
+    objective = training.Objective(loss_fn, recognition.optimizer())
 
     def init(rng, previous):
-        params, extra = recognizer.init(rng)
-        return training.create_state(rng, params, objective, extra=extra)
+        params, extra = recognition.init(rng)
+        return recognition.create_state(rng, params, objective, extra=extra)
 
     evaluate = training.Evaluations(
         evaluation(config, model, split),
@@ -199,17 +196,16 @@ def build(config: Config) -> list[training.Stage]:
             flip=split.protocol == "verification" and config.augment.flip > 0,
             galleries=config.galleries,
         ),
-        GradientNorms(recognizer, config.head, split.train, config.probe_sizes),
+        GradientNorms(recognition, split.train, config.probe_sizes),
     )
     return [
         training.Stage(
             name="recognition",
             init=init,
-            step=training.gradient_step(objective),
+            step=recognition.step(objective),
             batches=lambda state: open_batches(),
             steps=config.steps,
             evaluate=evaluate,
-            figures=evaluate.figures,
             best="resolution/accuracy",
             sharding={"prototypes": PartitionSpec(axes.MODEL)},
         )

@@ -2,21 +2,16 @@
 
 import dataclasses
 import functools
-from typing import Annotated, Literal
+from typing import Annotated
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
-from experiments.recipes.recognition import Recipe, load, network, training_batches
-from jaxface import axes, losses, metrics, optimizers, training
+from experiments.recipes.recognition import Recipe, load, network, plain_stage, training_batches
 from jaxface import data as inputs
-from jaxface.checks import Angle, AtLeast, Fraction, NonNegative, Positive, ProperFraction, Range
-from jaxface.errors import UserError
+from jaxface import losses, metrics, training
+from jaxface.checks import Angle, Fraction, NonNegative, Positive
 from jaxface.layers.prototypes import l2_normalize
 from jaxface.training import figures
-from pallas_kernels import margin_softmax
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,8 +20,8 @@ class Config(Recipe):
 
     label_noise: Annotated[float, Fraction] = 0.0
     """Fraction of the training labels replaced by another class, uniformly, as `data_seed` draws them."""
-    loss: Literal["sface", "softmax", "cosface", "arcface"] = "sface"
-    """Loss over the cosines between embeddings and class prototypes."""
+    loss: str = "sface"
+    """Loss over the cosines between embeddings and class prototypes: sface, softmax, cosface or arcface."""
     scale: Annotated[float, Positive] = 64.0
     """Scale s of the loss."""
     sharpness: Annotated[float, NonNegative] = 30.0
@@ -37,16 +32,6 @@ class Config(Recipe):
     """SFace: angle b to another class above which the push fades, radians."""
     margin: float = 0.5
     """ArcFace: angular margin in radians; CosFace: cosine margin."""
-    sample_rate: Annotated[float, Range(0, 1, above=True)] = 1.0
-    """Fraction of the classes that take part in a step (PartialFC), in (0, 1]; those of the batch always do."""
-    unsampled: Literal["move", "stay"] = "move"
-    """Prototypes that a step did not sample: momentum and weight decay move them, or they and their momentum stay as they are."""
-    accumulate: Annotated[int, AtLeast(1)] = 1
-    """Micro-batches in which a step is computed; saves memory."""
-    ema_decay: Annotated[float | None, ProperFraction] = None
-    """Decay per step of a moving average of the parameters, which is then evaluated; none by default."""
-    init_from: str | None = None
-    """Work directory of a finished run whose network to start from (fine-tuning); prototypes start afresh."""
     steps: int = 2000
     """Training steps."""
 
@@ -63,7 +48,7 @@ class Config(Recipe):
             bfloat16=True,
             batch_size=256,
             steps=180_000,
-            optimizer=training.Optimizer(decay_at=(100 / 180, 140 / 180, 160 / 180)),
+            optimizer=training.sgd(decay_at=(100 / 180, 140 / 180, 160 / 180)),
             workers=8,
         )
 
@@ -80,42 +65,25 @@ class Config(Recipe):
             intra_angle=1.2,
             inter_angle=1.3,
             batch_size=128,
-            optimizer=training.Optimizer(
-                name="adam", learning_rate=1e-3, schedule="constant", weight_decay=0.0
-            ),
+            optimizer=training.adam(1e-3, schedule="constant"),
             steps=15 * (1000 // 128),
         )
 
 
-LARGE = 16_384
-"""From so many classes on, or with sampled ones, the loss makes no [B, C]; below, whole cosines are faster."""
+def head(config: Config) -> losses.Head:
+    """The configured loss.
 
-
-def large_head(config: Config) -> margin_softmax.Head:
-    """The configured loss for `training.prototype_loss`."""
-    return {
-        "sface": margin_softmax.SFace(config.scale, config.sharpness, config.intra_angle, config.inter_angle),
-        "softmax": margin_softmax.softmax(config.scale),
-        "cosface": margin_softmax.cosface(config.scale, config.margin),
-        "arcface": margin_softmax.arcface(config.scale, config.margin),
-    }[config.loss]
-
-
-def per_example_loss(config: Config):
-    """(cosines [B, C], labels [B]) -> losses [B] of the configured loss."""
-    scale = config.scale
-    return {
-        "sface": functools.partial(
-            losses.sface_loss,
-            scale=scale,
-            sharpness=config.sharpness,
-            intra_angle=config.intra_angle,
-            inter_angle=config.inter_angle,
-        ),
-        "softmax": functools.partial(losses.softmax_loss, scale=scale),
-        "cosface": functools.partial(losses.cosface_loss, scale=scale, margin=config.margin),
-        "arcface": functools.partial(losses.arcface_loss, scale=scale, margin=config.margin),
-    }[config.loss]
+    Raises:
+      UserError: an unknown loss, or a scale, slope, angle or margin out of its range.
+    """
+    return losses.create_head(
+        config.loss,
+        scale=config.scale,
+        sharpness=config.sharpness,
+        intra_angle=config.intra_angle,
+        inter_angle=config.inter_angle,
+        margin=config.margin,
+    )
 
 
 class WrongLabels:
@@ -171,64 +139,12 @@ def training_stage(config: Config, classes: int, image_shape: tuple[int, int, in
       classes: C, labels being int32 in [0, C).
       image_shape: (H, W, channels).
     """
-    loss = per_example_loss(config)
-    model = network(config)
-    optimizer = config.optimizer.build(config.steps)
-    if config.unsampled == "stay":
-        optimizer = optimizers.sampled_rows(optimizer, {"backbone": False, "prototypes": True})
-    recognizer = training.Recognizer(model, classes, image_shape)
-
-    def large_loss_fn(params, extra, batch, rng):
-        embeddings, extra = recognizer.train_embeddings(params, extra, batch["image"], rng)
-        value, terms = training.prototype_loss(
-            embeddings.astype(model.dtype),
-            params["prototypes"],
-            batch["label"],
-            large_head(config),
-            classes=classes,
-            rate=config.sample_rate,
-            rng=jax.random.fold_in(rng, 1),
-        )
-        return value, (extra, {"target_cosine": terms.target_cosines.mean()})
-
-    def loss_fn(params, extra, batch, rng):
-        cosines, extra = recognizer.train_cosines(params, extra, batch["image"], rng)
-        values = loss(cosines, batch["label"])
-        target = jnp.take_along_axis(cosines, batch["label"][:, None], axis=1)
-        correct = cosines.argmax(axis=1) == batch["label"]
-        return values.mean(), (extra, {"accuracy": correct.mean(), "target_cosine": target.mean()})
-
-    large = classes >= LARGE or config.sample_rate < 1
-    objective = training.Objective(large_loss_fn if large else loss_fn, optimizer)
-    start = None if config.init_from is None else training.pretrained_backbone(config.init_from, recognizer)
-
-    def init(rng, previous):
-        params, extra = recognizer.init(rng)
-        if start is not None:
-            params["backbone"], extra = start
-        return training.create_state(rng, params, objective, extra=extra, ema=config.ema_decay is not None)
-
-    return training.Stage(
-        name="recognition",
-        init=init,
-        step=training.gradient_step(objective, accumulate=config.accumulate, ema_decay=config.ema_decay),
-        steps=config.steps,
-        sharding={"prototypes": PartitionSpec(axes.MODEL)},
-    )
+    return plain_stage("recognition", config, network(config), classes, image_shape, head(config))
 
 
 def build(config: Config) -> list[training.Stage]:
     """One stage: train the embedding network and its prototypes, verify on people it never saw."""
-    if not 0 < config.sample_rate <= 1:
-        raise UserError(f"sample_rate: needs a fraction in (0, 1], got {config.sample_rate}")
-    if config.unsampled == "stay" and config.sample_rate == 1:
-        raise UserError("unsampled: 'stay' needs sample_rate below 1; got 1, which samples every class")
-    # Refuses a scale, slope, angle or margin out of its range before any data is opened.
-    jax.eval_shape(
-        per_example_loss(config),
-        jax.ShapeDtypeStruct((1, 2), jnp.float32),
-        jax.ShapeDtypeStruct((1,), jnp.int32),
-    )
+    head(config)  # refuses what it cannot be before any data is opened
     split = load(config)
     classes = len(split.train.class_names)
     labels, flipped = inputs.corrupt_labels(
@@ -248,7 +164,6 @@ def build(config: Config) -> list[training.Stage]:
             stage,
             batches=lambda state: batches(),
             evaluate=evaluate,
-            figures=evaluate.figures,
             best=f"{split.protocol}/accuracy",
         )
     ]

@@ -43,7 +43,7 @@ def read(path: pathlib.Path, size: int, fit: str | None) -> np.ndarray:
     """A photo, [size, size, 3] uint8.
 
     Raises:
-      UserError: it cannot be read, or has another size and no way to change that was chosen.
+      UserError: it cannot be read, or has another size and no way to change that was options.
     """
     try:
         pixels = data.decode_image(path)
@@ -73,15 +73,15 @@ def people_of(faces: pathlib.Path, out: pathlib.Path) -> dict[str, list[pathlib.
       UserError: no such folder, nobody in it, or results that would lie among the originals.
     """
     try:
-        found = images_by_class(faces)
+        photos = images_by_class(faces)
     except OSError as error:
         raise UserError(f"faces: needs a folder of images by person, {faces}: {error.strerror}") from None
-    if not found:
+    if not photos:
         raise UserError(f"faces: no image in {faces}; needs {faces}/<person>/<image>")
-    here, there = faces.resolve(), out.resolve()
-    if here == there or here in there.parents or there in here.parents:
+    source, target = faces.resolve(), out.resolve()
+    if source == target or source in target.parents or target in source.parents:
         raise UserError(f"out: needs a folder apart from the originals in {faces}, got {out}")
-    return found
+    return photos
 
 
 @functools.partial(jax.jit, static_argnames=("model", "cloak"))
@@ -116,7 +116,7 @@ def cloak_images(
     people = people_of(faces, out)
     settings.cloak.check()
     for person, files in people.items():
-        # Every photo is looked at first: one that is found to be unreadable after an hour would cost the hour.
+        # Every photo is looked at first: one that proves unreadable after an hour would cost the hour.
         for path in files:
             read(path, size, settings.fit)
         if len(files) < 2:
@@ -165,7 +165,7 @@ def settings_for(cloak: attacks.Cloak, photos: int) -> attacks.Cloak:
 
 
 def mask_of(path: pathlib.Path, images, person: str, model, variables, settings: Settings) -> np.ndarray:
-    """The person's mask, read where it was made before, else made and kept."""
+    """The person's mask, read where it was made before, else made and saved."""
     shape = images[0].shape
     if path.exists():
         try:
@@ -179,8 +179,8 @@ def mask_of(path: pathlib.Path, images, person: str, model, variables, settings:
         return mask
     # Evenly over the person's photos, so that a series of alike ones at the beginning does not make the mask alone.
     count = min(len(images), settings.photos)
-    chosen = np.linspace(0, len(images) - 1, count).round().astype(int)
-    photos = np.stack([images[i] for i in chosen]).astype(np.float32)
+    spread = np.linspace(0, len(images) - 1, count).round().astype(int)
+    photos = np.stack([images[i] for i in spread]).astype(np.float32)
     if not np.linalg.norm(np.asarray(_features(model, variables, photos)), axis=1).all():
         raise UserError(f"run: the network of {settings.run} gives a zero embedding for a photo of {person}")
     rng = jax.random.fold_in(jax.random.key(settings.seed), zlib.crc32(person.encode()))
@@ -245,26 +245,26 @@ def main(arguments: list[str] | None = None) -> None:
         "--dropout", type=float, default=plain.dropout, help="of the surrogate's features (default 0)"
     )
     parser.add_argument("--seed", type=int, default=0)
-    chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
-    if chosen.photos < 2:
-        raise UserError(f"photos: needs at least 2, got {chosen.photos}")
-    if chosen.seed < 0:
-        raise UserError(f"seed: needs a number from 0, got {chosen.seed}")
+    options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    if options.photos < 2:
+        raise UserError(f"photos: needs at least 2, got {options.photos}")
+    if options.seed < 0:
+        raise UserError(f"seed: needs a number from 0, got {options.seed}")
     cloak = attacks.Cloak(
-        objective=chosen.objective,
-        hull=chosen.hull,
-        hull_high=chosen.hull_high,
-        epsilon=chosen.eps,
-        step_size=chosen.eps / 8 if chosen.step_size is None else chosen.step_size,
-        steps=chosen.steps,
-        batch=chosen.batch,
-        accumulate=chosen.accumulate,
-        momentum=chosen.momentum,
-        dropout=chosen.dropout,
+        objective=options.objective,
+        hull=options.hull,
+        hull_high=options.hull_high,
+        epsilon=options.eps,
+        step_size=options.eps / 8 if options.step_size is None else options.step_size,
+        steps=options.steps,
+        batch=options.batch,
+        accumulate=options.accumulate,
+        momentum=options.momentum,
+        dropout=options.dropout,
     )
     use_compilation_cache()
-    settings = Settings(chosen.run, chosen.best, chosen.fit, chosen.photos, chosen.seed, cloak)
-    faces, out = (pathlib.Path(path).expanduser() for path in (chosen.faces, chosen.out))
+    settings = Settings(options.run, options.best, options.fit, options.photos, options.seed, cloak)
+    faces, out = (pathlib.Path(path).expanduser() for path in (options.faces, options.out))
     report = cloak_images(settings, faces, out)
     mean = np.mean(list(report.values()))
     print(

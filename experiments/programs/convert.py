@@ -1,11 +1,11 @@
 """Converts data sets of faces: `python -m experiments.programs.convert SOURCE TARGET [--to KIND]`.
 
 SOURCE is a folder of images by person, an InsightFace training set (`.rec`), a TFDS data set prepared as ArrayRecord, or a
-verification pack (`.bin`). TARGET is written as one of these: its ending says which, or --to. A pack becomes a folder of
+verification pack (`.bin`). TARGET is written as one of these: chosen by its ending or by --to. A pack becomes a folder of
 pairs (00000-same, 00001-different, ...) and such a folder a pack. JPEG and PNG bytes pass through unchanged, other images
 become PNG; an image that does not decode is left out and counted.
 
-Interrupted and run again, the command goes on and ends with the files that one run would have written. Until it is done
+Interrupted and run again, the command resumes and ends with the files that one run would have written. Until it is done
 everything lies in .NAME.converting beside the target, so that no half of a data set passes for a whole one.
 """
 
@@ -37,7 +37,7 @@ from jaxface.errors import UserError
 
 Kind = Literal["rec", "tfds", "folder", "bin"]
 KINDS = ("rec", "tfds", "folder", "bin")
-CHUNK = 8192  # images between two points to go on from; also the images of a TFDS shard
+CHUNK = 8192  # images between two points to resume from; also the images of a TFDS shard
 NAME, VERSION = "faces", "1.0.0"  # of the TFDS data set, as jaxface.data.faces_builder has them
 _PAIR = re.compile(r"[0-9]+-(same|different)")
 
@@ -240,7 +240,7 @@ class FolderTarget:
     def __init__(self, final: pathlib.Path, work: pathlib.Path, items: Items):
         self.final, self._root = final, work / "data"
         names = [str(name) for name in items.class_names]
-        # Names come from outside: they must not lead out of the folder, nor be hidden in it.
+        # Names come from outside: they may not lead out of the folder, nor be hidden in it.
         if len(set(names)) < len(names) or not all(
             re.fullmatch(r"[^./\0\n][^/\0\n]{0,199}", n) for n in names
         ):
@@ -383,13 +383,13 @@ def _working(final: pathlib.Path) -> Iterator[pathlib.Path]:
 def convert(
     items: Items, final: pathlib.Path, kind: Kind, *, chunk: int = CHUNK, quiet: bool = True
 ) -> dict[str, int]:
-    """Writes the images of a source as another data set, or goes on with it.
+    """Writes the images of a source as another data set, or resumes an interrupted conversion.
 
     Args:
       items: the source.
       final: the `.rec`, or the folder to come.
       kind: of the target: rec, tfds or folder.
-      chunk: images between two points to go on from.
+      chunk: images between two points to resume from.
       quiet: no progress bar.
 
     Returns:
@@ -410,7 +410,7 @@ def convert(
             if not begun:
                 work.rmdir()
             raise UserError(f"target: needs a path where nothing is; {final} exists already")
-        if not begun:  # written now, so that nobody goes on here with another source
+        if not begun:  # written now, so that nobody resumes here with another source
             begun = {**same, "done": 0, "left_out": {}, "state": None, "finishing": False}
             training.write_atomically(manifest, json.dumps(begun))
         left_out = collections.Counter(begun["left_out"])
@@ -461,12 +461,12 @@ def pack_to_folder(source: pathlib.Path, final: pathlib.Path) -> dict[str, int]:
         for pair, genuine in enumerate(same.tolist()):
             folder = work / "data" / f"{pair:05d}-{'same' if genuine else 'different'}"
             try:
-                found = [passable(image) for image in images[2 * pair : 2 * pair + 2]]
+                files = [passable(image) for image in images[2 * pair : 2 * pair + 2]]
             except data.CorruptImage as error:
                 left_out[_reason(error)] += 1
                 continue
             folder.mkdir(parents=True)
-            for number, (encoded, ending) in enumerate(found):
+            for number, (encoded, ending) in enumerate(files):
                 (folder / f"{number}.{ending}").write_bytes(encoded)
         if left_out.total() == len(same):
             raise UserError(f"source: none of the {len(same)} pairs of {source} can be read")
@@ -487,11 +487,11 @@ def folder_to_pack(source: pathlib.Path, final: pathlib.Path) -> dict[str, int]:
         if len(files) != 2:
             raise UserError(f"source: needs two images for a pair; got {len(files)} in {folder}")
         try:
-            found = [passable(p.read_bytes())[0] for p in sorted(files, key=lambda p: natural_key(p.name))]
+            encoded = [passable(p.read_bytes())[0] for p in sorted(files, key=lambda p: natural_key(p.name))]
         except data.CorruptImage as error:
             left_out[_reason(error)] += 1
             continue
-        images += found
+        images += encoded
         same.append(folder.name.endswith("same"))
     if not same:
         raise UserError(f"source: none of the {len(folders)} pairs of {source} can be read")
@@ -523,9 +523,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--to", help=f"one of {', '.join(KINDS)}, where the ending of TARGET does not say it")
     parser.add_argument("--split", default="train", help="of a TFDS source")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
-    source, target = chosen.source.expanduser(), chosen.target.expanduser().absolute()
-    kind = _target_kind(kind_of(source), target, chosen.to)
+    flags = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    source, target = flags.source.expanduser(), flags.target.expanduser().absolute()
+    kind = _target_kind(kind_of(source), target, flags.to)
     if kind == "bin":
         if source.is_file():
             raise UserError(f"target: {source} is a pack already")
@@ -535,13 +535,13 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError(f"target: needs the ending .bin for a folder of pairs; got {target}")
         left_out = pack_to_folder(source, target)
     else:
-        items = open_items(source, split=chosen.split)
+        items = open_items(source, split=flags.split)
         final = target / NAME / VERSION if kind == "tfds" else target
-        left_out = convert(items, final, kind, quiet=chosen.quiet)
+        left_out = convert(items, final, kind, quiet=flags.quiet)
     if left_out:
         listed = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
         sys.stderr.write(f"left out: {listed}\n")
-    if not chosen.quiet:
+    if not flags.quiet:
         print(f"{source} -> {target}")
 
 

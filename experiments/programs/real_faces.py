@@ -83,10 +83,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--run", required=True, help="work directory of a run on rendered faces")
     parser.add_argument("--faces", required=True, help="folder of photographs, one sub-folder per person")
     parser.add_argument("--workdir", default="runs/real_faces", help="where the fine-tuning goes")
-    chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     use_compilation_cache()
-    workdir = pathlib.Path(chosen.workdir)
-    table = real_faces(chosen.run, data.Folder(root=chosen.faces), workdir)
+    workdir = pathlib.Path(options.workdir)
+    table = real_faces(options.run, data.Folder(root=options.faces), workdir)
     training.write_atomically(workdir / "real_faces.json", json.dumps(table, indent=2) + "\n")
     for name, row in table.items():
         show_metrics(row, name)

@@ -32,7 +32,7 @@ def import_weights(
 
     Args:
       file: PyTorch, safetensors or ONNX.
-      out: new or empty folder; it is there whole or not at all.
+      out: new or empty folder; it is written whole or not at all.
       backbone: a name of `jaxface.models`.
       embedding: size of its embedding.
       image_size: side of its images, pixels.
@@ -130,20 +130,20 @@ def main(arguments: list[str] | None = None) -> None:
     writing.add_argument(
         "--pixels", action="store_true", help="stablehlo: takes uint8 pixels instead of floats in [-1, 1]"
     )
-    chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    flags = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     use_compilation_cache()
-    if chosen.command == "import":
+    if flags.command == "import":
         count = import_weights(
-            chosen.file,
-            chosen.out,
-            backbone=chosen.backbone,
-            embedding=chosen.embedding,
-            image_size=chosen.image_size,
+            flags.file,
+            flags.out,
+            backbone=flags.backbone,
+            embedding=flags.embedding,
+            image_size=flags.image_size,
         )
-        print(f"{chosen.backbone}, {count:,} parameters: {chosen.out}")
+        print(f"{flags.backbone}, {count:,} parameters: {flags.out}")
     else:
-        export_weights(chosen.run, chosen.out, kind=chosen.format, best=chosen.best, pixels=chosen.pixels)
-        print(f"{chosen.format}, {pathlib.Path(chosen.out).stat().st_size:,} bytes: {chosen.out}")
+        export_weights(flags.run, flags.out, kind=flags.format, best=flags.best, pixels=flags.pixels)
+        print(f"{flags.format}, {pathlib.Path(flags.out).stat().st_size:,} bytes: {flags.out}")
 
 
 if __name__ == "__main__":

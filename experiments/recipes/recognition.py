@@ -1,22 +1,29 @@
-"""What the experiments on faces share: their common fields, a plain margin-softmax training, and teachers.
+"""What the experiments on faces share: their common fields, and the training of a network against class prototypes.
 
-A method's `Config` inherits `Recipe`; its `build` takes from here what is not the method.
+A method's `Config` inherits `Recipe`; its `build` takes from here what is not the method. `Recognition` is how class prototypes
+are trained, whatever else a method's loss has: spread over devices, sampled, in micro-batches, averaged, from a finished run.
+
+Methods: sface, cckd, coupleface, lrfr, rco, gabn, ida, acw, cloak
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import PartitionSpec
 
-from experiments.configs import check_images, load_network
-from jaxface import axes, losses, models, training
+from jaxface import axes, losses, models, optimizers, training
 from jaxface import data as inputs
-from jaxface.checks import AtLeast
+from jaxface.checks import AtLeast, Positive, ProperFraction, Range
 from jaxface.errors import UserError
+from jaxface.layers.prototypes import cosines
+
+LARGE = 16_384
+"""From so many classes on, or with sampled ones, the loss makes no [B, C]; below, whole cosines are faster."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,12 +40,27 @@ class Recipe:
     """Network; `jaxface.models.names()` lists them, and mlp_512x256 is a perceptron with these hidden widths."""
     embedding: Annotated[int, AtLeast(1)] = 128
     """Size of an embedding."""
+    block: str | None = None
+    """Residual unit of an iResNet: insightface, or sface with its own order of layers; the network's default unless given."""
+    dropout: Annotated[float | None, ProperFraction] = None
+    """Dropout before the embedding, in [0, 1), of networks that have it; the network's default unless given."""
     bfloat16: bool = False
     """Compute in bfloat16 (parameters, statistics and the loss stay float32)."""
-    optimizer: training.Optimizer = training.Optimizer(
-        name="adam", learning_rate=3e-3, schedule="cosine", weight_decay=0.0
-    )
+    init_from: str | None = None
+    """Work directory of a finished run whose network to start from (fine-tuning); prototypes start afresh."""
+    prototype_std: Annotated[float, Positive] = 0.01
+    """Standard deviation of the entries of class prototypes at the start, > 0. Under SGD the length of a prototype, about
+    std √embedding, sets the angle that it turns by in a step."""
+    sample_rate: Annotated[float, Range(0, 1, above=True)] = 1.0
+    """Fraction of the classes that take part in a step (PartialFC), in (0, 1]; those of the batch always do."""
+    unsampled: Literal["move", "stay"] = "move"
+    """Prototypes that a step did not sample: momentum and weight decay move them, or they and their momentum stay as they are."""
+    optimizer: training.Optimizer = training.adam(3e-3)
     """Optimizer and learning-rate schedule."""
+    accumulate: Annotated[int, AtLeast(1)] = 1
+    """Micro-batches in which a step is computed; saves memory."""
+    ema_decay: Annotated[float | None, ProperFraction] = None
+    """Decay per step of a moving average of the parameters, which is then evaluated; none by default."""
     batch_size: Annotated[int, AtLeast(1)] = 64
     """Images per step over all devices."""
     steps: Annotated[int, AtLeast(0)] = 1000
@@ -51,54 +73,11 @@ class Recipe:
     """Seed of the rendered people and of the split by identity."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Head:
-    """A margin softmax over class prototypes."""
-
-    loss: Literal["softmax", "cosface", "arcface"] = "arcface"
-    """Where the margin is: nowhere, on the cosine, or on the angle."""
-    scale: float = 16.0
-    """Scale s of the cosines; 64 in long runs."""
-    margin: float = 0.3
-    """ArcFace: radians; CosFace: cosine."""
-
-    def __call__(self, cosines: jax.Array, labels: jax.Array) -> jax.Array:
-        """Losses [B] of cosines [B, C] and labels [B]."""
-        loss = {
-            "softmax": functools.partial(losses.softmax_loss, scale=self.scale),
-            "cosface": functools.partial(losses.cosface_loss, scale=self.scale, margin=self.margin),
-            "arcface": functools.partial(losses.arcface_loss, scale=self.scale, margin=self.margin),
-        }[self.loss]
-        return loss(cosines, labels)
-
-    def check(self) -> None:
-        """Raises UserError for a scale or margin out of its range."""
-        shapes = jax.ShapeDtypeStruct((1, 2), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
-        jax.eval_shape(self, *shapes)
-
-
-@dataclasses.dataclass(frozen=True)
-class Teacher:
-    """The network to learn from: a finished run, or one trained first on the same data."""
-
-    run: str | None = None
-    """Work directory of a finished run of any method with an embedding network; the other fields are not used then."""
-    backbone: str = "iresnet_nano"
-    """Network of the teacher."""
-    embedding: Annotated[int, AtLeast(1)] = 128
-    """Size of its embedding."""
-    head: Head = Head()
-    """Loss that it is trained with."""
-    optimizer: training.Optimizer = training.Optimizer(
-        name="adam", learning_rate=3e-3, schedule="cosine", weight_decay=0.0
-    )
-    """Its optimizer."""
-    steps: Annotated[int, AtLeast(0)] = 1000
-    """Steps that it is trained for."""
-
-
 def network(recipe: Recipe, *, backbone: str | None = None, embedding: int | None = None, **fields):
-    """The embedding network of a recipe, or another one under its data type."""
+    """The embedding network of a recipe, or another one under its data type (without the recipe's block and dropout)."""
+    if backbone is None:
+        wanted = {"block": recipe.block, "dropout": recipe.dropout}
+        fields = {name: value for name, value in wanted.items() if value is not None} | fields
     return models.create(
         backbone or recipe.backbone,
         embedding=embedding or recipe.embedding,
@@ -111,8 +90,10 @@ def load(recipe: Recipe) -> inputs.Split:
     """The data of a recipe, split.
 
     Raises:
-      UserError: the data cannot be had or split.
+      UserError: nothing to leave unsampled, or the data cannot be had or split.
     """
+    if recipe.unsampled == "stay" and recipe.sample_rate == 1:
+        raise UserError("unsampled: 'stay' needs sample_rate below 1; got 1, which samples every class")
     return inputs.load(recipe.data, image_size=recipe.image_size, seed=recipe.data_seed)
 
 
@@ -144,12 +125,149 @@ def evaluation(recipe: Recipe, model, split: inputs.Split, *, identify: bool = F
     return training.NearestPrototype(model, split.held_out)
 
 
+class Classification(NamedTuple):
+    """A loss against class prototypes, and what is worth watching beside it; float32 scalars."""
+
+    loss: jax.Array
+    target_cosine: jax.Array  # mean cosine with the right class's prototype
+    accuracy: jax.Array | None  # share of embeddings nearest to it; None where no [B, C] is made
+
+    def report(self, suffix: str = "") -> dict[str, jax.Array]:
+        """The metrics by name."""
+        named = {"accuracy": self.accuracy, "target_cosine": self.target_cosine}
+        return {name + suffix: value for name, value in named.items() if value is not None}
+
+
+class Recognition:
+    """An embedding network and its class prototypes, trained as a recipe says.
+
+    Args:
+      recipe: of it count the network's start, the prototypes, sampling, micro-batches and the moving average.
+      model: the network.
+      classes: C, labels being int32 in [0, C).
+      image_shape: (H, W, channels).
+      head: loss over the cosines; None where the method classifies nothing.
+
+    Raises:
+      UserError: `init_from` is no run, or one of another network.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model,
+        classes: int,
+        image_shape: tuple[int, int, int],
+        head: losses.Head | None = None,
+    ):
+        self.recipe, self.model, self.classes, self.head = recipe, model, classes, head
+        self.recognizer = training.Recognizer(model, classes, image_shape, recipe.prototype_std)
+        self.whole = classes < LARGE and recipe.sample_rate == 1
+        self._start = None
+        if recipe.init_from is not None:
+            self._start = training.pretrained_backbone(recipe.init_from, self.recognizer)
+
+    def init(self, rng: jax.Array) -> tuple[dict, dict]:
+        """Fresh (params, extra) of network and prototypes; the network is that of `init_from` where there is one."""
+        params, extra = self.recognizer.init(rng)
+        if self._start is not None:
+            params["backbone"], extra = self._start
+        return params, extra
+
+    def classify(
+        self,
+        params: dict,
+        embeddings: jax.Array,
+        labels: jax.Array,
+        rng: jax.Array,
+        *,
+        where: jax.Array | None = None,
+    ) -> Classification:
+        """Mean loss of embeddings [B, D] against the prototypes; a row of the batch that is not in `where` [B] counts as 0."""
+        if self.whole:
+            similarity = cosines(embeddings, params["prototypes"][: self.classes])
+            values = self.head.loss(similarity, labels)
+            values = values if where is None else jnp.where(where, values, 0.0)
+            target = jnp.take_along_axis(similarity, labels[:, None], axis=1)
+            correct = similarity.argmax(axis=1) == labels
+            return Classification(values.mean(), target.mean(), correct.mean())
+        loss, terms = training.prototype_loss(
+            embeddings.astype(self.model.dtype),
+            params["prototypes"],
+            labels,
+            self.head.fused(),
+            classes=self.classes,
+            rate=self.recipe.sample_rate,
+            rng=jax.random.fold_in(rng, 1),
+            where=where,
+        )
+        return Classification(loss, terms.target_cosines.mean(), None)
+
+    def optimizer(
+        self, optimizer: training.Optimizer | None = None, steps: int | None = None
+    ) -> optax.GradientTransformation:
+        """The recipe's optimizer for its steps, or another one; it moves unsampled prototypes or not."""
+        built = (optimizer or self.recipe.optimizer).build(self.recipe.steps if steps is None else steps)
+        if self.recipe.unsampled == "move":
+            return built
+        return optimizers.sampled_rows(built, lambda params: {name: name == "prototypes" for name in params})
+
+    def create_state(
+        self, rng: jax.Array, params: dict, *objectives: training.Objective, extra: dict
+    ) -> training.TrainState:
+        """`training.create_state`, with a moving average where the recipe wants one."""
+        return training.create_state(
+            rng, params, *objectives, extra=extra, ema=self.recipe.ema_decay is not None
+        )
+
+    def step(self, *objectives: training.Objective):
+        """`training.gradient_step`, in micro-batches and with a moving average where the recipe wants them."""
+        return training.gradient_step(
+            *objectives, accumulate=self.recipe.accumulate, ema_decay=self.recipe.ema_decay
+        )
+
+
+def plain_stage(
+    name: str,
+    recipe: Recipe,
+    model,
+    classes: int,
+    image_shape: tuple[int, int, int],
+    head: losses.Head,
+    *,
+    optimizer: training.Optimizer | None = None,
+    steps: int | None = None,
+) -> training.Stage:
+    """`recognition_stage` without its data and evaluation; arguments as there and of `Recognition`."""
+    steps = recipe.steps if steps is None else steps
+    recognition = Recognition(recipe, model, classes, image_shape, head)
+
+    def loss_fn(params, extra, batch, rng):
+        embeddings, extra = recognition.recognizer.train_embeddings(params, extra, batch["image"], rng)
+        classification = recognition.classify(params, embeddings, batch["label"], rng)
+        return classification.loss, (extra, classification.report())
+
+    objective = training.Objective(loss_fn, recognition.optimizer(optimizer, steps))
+
+    def init(rng, previous):
+        params, extra = recognition.init(rng)
+        return recognition.create_state(rng, params, objective, extra=extra)
+
+    return training.Stage(
+        name=name,
+        init=init,
+        step=recognition.step(objective),
+        steps=steps,
+        sharding={"prototypes": PartitionSpec(axes.MODEL)},
+    )
+
+
 def recognition_stage(
     name: str,
     recipe: Recipe,
     split: inputs.Split,
     model,
-    head: Head,
+    head: losses.Head,
     *,
     optimizer: training.Optimizer | None = None,
     steps: int | None = None,
@@ -160,86 +278,13 @@ def recognition_stage(
 
     The optimizer, the steps and the batches are the recipe's unless given.
     """
-    head.check()
-    steps = recipe.steps if steps is None else steps
-    recognizer = training.Recognizer(model, len(split.train.class_names), split.train.image_shape)
-
-    def loss_fn(params, extra, batch, rng):
-        cosines, extra = recognizer.train_cosines(params, extra, batch["image"], rng)
-        correct = cosines.argmax(axis=1) == batch["label"]
-        return head(cosines, batch["label"]).mean(), (extra, {"accuracy": correct.mean()})
-
-    objective = training.Objective(loss_fn, (optimizer or recipe.optimizer).build(steps))
-
-    def init(rng, previous):
-        params, extra = recognizer.init(rng)
-        return training.create_state(rng, params, objective, extra=extra)
-
+    classes, image_shape = len(split.train.class_names), split.train.image_shape
+    stage = plain_stage(name, recipe, model, classes, image_shape, head, optimizer=optimizer, steps=steps)
     open_batches = batches or training_batches(recipe, split.train)
     judged = evaluation(recipe, model, split) if evaluate else None
-    return training.Stage(
-        name=name,
-        init=init,
-        step=training.gradient_step(objective),
+    return dataclasses.replace(
+        stage,
         batches=lambda state: open_batches(),
-        steps=steps,
         evaluate=judged,
-        figures=getattr(judged, "figures", None),
         best=f"{split.protocol}/accuracy" if evaluate else None,
-        sharding={"prototypes": PartitionSpec(axes.MODEL)},
     )
-
-
-def teacher_stage(
-    recipe: Recipe,
-    teacher: Teacher,
-    split: inputs.Split,
-    *,
-    embedding: int | None = None,
-    prototypes: bool = False,
-) -> tuple[training.Stage, training.Teacher]:
-    """The first stage of a distillation, which ends in the teacher's state, and the teacher for the step of the second.
-
-    Args:
-      recipe: of the student; the teacher sees the same images.
-      teacher: which one.
-      split: the data.
-      embedding: size that the teacher's embedding must have, where the method needs a certain one.
-      prototypes: whether the method asks the teacher for classes, which must then be those of the data.
-
-    Raises:
-      UserError: no such run, a network that does not take the images, an embedding of another size, or other classes.
-    """
-    if teacher.run is None:
-        if embedding not in (None, teacher.embedding):
-            raise UserError(
-                f"teacher.embedding: needs {embedding}, as the student's, got {teacher.embedding}"
-            )
-        model = network(recipe, backbone=teacher.backbone, embedding=teacher.embedding)
-        stage = recognition_stage(
-            "teacher", recipe, split, model, teacher.head, optimizer=teacher.optimizer, steps=teacher.steps
-        )
-        return stage, training.Teacher(model)
-    model, backbone, extra, _ = load_network(teacher.run)
-    if embedding not in (None, model.embedding):
-        raise UserError(
-            f"teacher.run: needs an embedding of {embedding}, as the student's, {teacher.run} has {model.embedding}"
-        )
-    check_images(teacher.run, model, backbone, extra, split.train.image_shape)
-    params, extra = training.run_checkpoint(teacher.run)
-    classes = len(split.train.class_names)
-    known = {name: params[name] for name in ("backbone", "prototypes") if name in params}
-    if "prototypes" in known and len(known["prototypes"]) < classes:
-        if prototypes:
-            there = len(known["prototypes"])
-            raise UserError(
-                f"teacher.run: needs the {classes} classes of the data, {teacher.run} has {there}"
-            )
-        del known["prototypes"]
-    if prototypes and "prototypes" not in known:
-        raise UserError(f"teacher.run: needs class prototypes, {teacher.run} has none")
-
-    def init(rng, previous):
-        return training.create_state(rng, known, extra=training.statistics(extra))
-
-    return training.Stage("teacher", init=init, compile_init=False), training.Teacher(model)

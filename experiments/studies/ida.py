@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from experiments.methods.ida import Config, Crowd, Estimator, Gan
+from experiments.methods.ida import Config, EstimatorSpec
+from experiments.recipes.gan import GanSpec
 from experiments.study import Study
 from jaxface import data as inputs
 
@@ -15,7 +16,7 @@ STUDIES = {
         method="simulated",
         arms={"simulated": {}, **ARMS},
         base=Config.crowded(),
-        conditions={"crowded groups": {}, "one group": {"crowd": Crowd(groups=1)}},
+        conditions={"crowded groups": {}, "one group": {"crowd": inputs.Crowd(groups=1)}},
         shared=2,
     ),
     "crowded-spread": Study(
@@ -38,10 +39,10 @@ STUDIES = {
             "cap": {"neighbors": 200, "cap": 0.3},
             "300 candidates": {"candidates": 300},
             "30,000 candidates": {"candidates": 30_000},
-            "other groups": {"crowd": Crowd(candidates_crowding=0.0)},
+            "other groups": {"crowd": inputs.Crowd(candidates_crowding=0.0)},
             "cosine": {"score": "cosine"},
         },
-        base=dataclasses.replace(Config.crowded(), gan=Gan(steps=0), estimator=Estimator(steps=0)),
+        base=dataclasses.replace(Config.crowded(), gan=GanSpec(steps=0), estimator=EstimatorSpec(steps=0)),
     ),
     "rendered": Study(
         claim="Verification of unseen rendered people of two skin tones with a network trained for it",
@@ -49,7 +50,7 @@ STUDIES = {
         method="simulated",
         arms={"simulated": {}, **ARMS},
         base=Config(
-            data=inputs.TonedFaces(), image_size=32, score="simulated", steps=600, gan=Gan(steps=300)
+            data=inputs.TonedFaces(), image_size=32, score="simulated", steps=600, gan=GanSpec(steps=300)
         ),
         shared=3,
     ),

@@ -3,7 +3,8 @@
 import dataclasses
 
 from experiments.methods.rco import Config
-from experiments.recipes import recognition as recipe
+from experiments.recipes.heads import HeadSpec
+from experiments.recipes.teachers import TeacherSpec
 from experiments.study import Study
 from jaxface import data as inputs
 from jaxface import training
@@ -17,11 +18,11 @@ _CLASSES = Config(
     embedding=40,
     form="logits",
     label_weight=0.0,
-    head=recipe.Head(loss="softmax"),
-    teacher=recipe.Teacher(
+    head=HeadSpec(loss="softmax"),
+    teacher=TeacherSpec(
         backbone="mlp_256x256",
         embedding=40,
-        head=recipe.Head(loss="softmax"),
+        head=HeadSpec(loss="softmax"),
         optimizer=training.Optimizer(learning_rate=0.05, schedule="constant", weight_decay=0.0),
         steps=2040,
     ),
@@ -29,7 +30,7 @@ _CLASSES = Config(
     temperature=1.0,
     batch_size=128,
     steps=400,
-    optimizer=training.Optimizer(name="adam", learning_rate=0.01, schedule="cosine", weight_decay=0.0),
+    optimizer=training.adam(0.01),
 )
 
 _PEOPLE = dataclasses.replace(

@@ -85,7 +85,7 @@ class Cloak:
         return self.steps * self.accumulate * (self.batch or photos)
 
 
-def fi_uap_objective(adversarial: jax.Array, clean: jax.Array) -> jax.Array:
+def _fi_uap_objective(adversarial: jax.Array, clean: jax.Array) -> jax.Array:
     """Squared distance of masked features to the photos' own clean ones, over D (FI-UAP, arXiv:2205.11981).
 
         ℓ_i = 1/D · ‖u_i - F_i‖²
@@ -103,7 +103,7 @@ def fi_uap_objective(adversarial: jax.Array, clean: jax.Array) -> jax.Array:
     return jnp.mean(jnp.square(u - f), axis=-1)
 
 
-def fi_uap_plus_objective(adversarial: jax.Array, clean: jax.Array) -> jax.Array:
+def _fi_uap_plus_objective(adversarial: jax.Array, clean: jax.Array) -> jax.Array:
     """Minus the mean cosine of masked features with all clean ones (FI-UAP+, arXiv:2205.11981).
 
         ℓ_i = -1/N · Σ_j ⟨u_i, F_j⟩
@@ -121,7 +121,7 @@ def fi_uap_plus_objective(adversarial: jax.Array, clean: jax.Array) -> jax.Array
     return -jnp.sum(u * f.mean(axis=0), axis=-1)
 
 
-def opom_objective(
+def _opom_objective(
     adversarial: jax.Array, clean: jax.Array, *, hull: Hull = "center", low: float = 0.0, high: float = 0.5
 ) -> jax.Array:
     """Squared distance of masked features to the subspace of the clean ones, over D (OPOM, arXiv:2205.11981).
@@ -150,7 +150,7 @@ def cloak_features(embed: Embed, photos: jax.Array, mask: jax.Array | None, rng:
     return l2_normalize(embed(masked, rng).astype(jnp.float32))
 
 
-def accumulated_gradient(
+def _accumulated_gradient(
     gradient: Gradient,
     mask: jax.Array,
     batches: jax.Array,
@@ -189,7 +189,7 @@ def accumulated_gradient(
     return total
 
 
-def cloak_step(
+def _cloak_step(
     mask: jax.Array,
     velocity: jax.Array,
     direction: jax.Array,
@@ -226,11 +226,11 @@ def _gradient(embed: Embed, photos: jax.Array, clean: jax.Array | None, cloak: C
         )
         features = cloak_features(embed, photos[rows], mask, masked_key)
         if cloak.objective == "fi_uap":
-            values = fi_uap_objective(features, known[rows])
+            values = _fi_uap_objective(features, known[rows])
         elif cloak.objective == "fi_uap_plus":
-            values = fi_uap_plus_objective(features, known)
+            values = _fi_uap_plus_objective(features, known)
         else:
-            values = opom_objective(features, known, hull=hull, low=cloak.hull_low, high=cloak.hull_high)
+            values = _opom_objective(features, known, hull=hull, low=cloak.hull_low, high=cloak.hull_high)
         return values.mean()
 
     return jax.grad(objective)
@@ -244,48 +244,7 @@ def _small_batches(rng: jax.Array, photos: int, batch: int, count: int) -> jax.A
     return draw(jax.random.split(rng, count))
 
 
-def opom_step(
-    embed: Embed, mask: jax.Array, rng: jax.Array, photos: jax.Array, clean: jax.Array, cloak: Cloak
-) -> jax.Array:
-    """One signed step along the gradient over all photos (OPOM and FI-UAP, arXiv:2205.11981).
-
-        η ← clip(η + α sign ∇ 1/N Σ_i ℓ_i(η), -ε, ε)
-
-    Args:
-      embed: (images [B, H, W, C] in [0, 255], rng) -> features [B, D].
-      mask: η, [H, W, C] float32. photos: x, [N, H, W, C] float32 in [0, 255]. clean: F, [N, D] unit features.
-      rng: key for the network's dropout.
-      cloak: objective, hull, ε and α; its batch, accumulation and momentum are not used.
-
-    Returns:
-      η, [H, W, C] float32.
-    """
-    g = _gradient(embed, photos, clean, cloak, cloak.hull)(mask, jnp.arange(len(photos)), rng)
-    return cloak_step(mask, mask, g, step_size=cloak.step_size, epsilon=cloak.epsilon)[0]
-
-
-def ga_opom_step(
-    embed: Embed, mask: jax.Array, rng: jax.Array, photos: jax.Array, clean: jax.Array, cloak: Cloak
-) -> jax.Array:
-    """One signed step along gradients accumulated over small batches (GA-OPOM, arXiv:2401.01575).
-
-        η ← clip(η + α sign Σ_m g_m, -ε, ε),      g_m as in `accumulated_gradient`
-
-    Arguments and result as `opom_step`; with `batch` = N and `accumulate` = 1 it is that step.
-    """
-    draw_key, gradient_key = jax.random.split(rng)
-    total = accumulated_gradient(
-        _gradient(embed, photos, clean, cloak, cloak.hull),
-        mask,
-        _small_batches(draw_key, len(photos), cloak.batch, cloak.accumulate),
-        gradient_key,
-        look_ahead=cloak.look_ahead * cloak.step_size,
-        epsilon=cloak.epsilon,
-    )
-    return cloak_step(mask, mask, total, step_size=cloak.step_size, epsilon=cloak.epsilon)[0]
-
-
-def start_cloak(rng: jax.Array, photos: int, shape: tuple[int, int, int], cloak: Cloak) -> jax.Array:
+def _start_cloak(rng: jax.Array, photos: int, shape: tuple[int, int, int], cloak: Cloak) -> jax.Array:
     """η before the first step, [H, W, C] float32: the mean over photos of one uniform draw from [-ε, ε] each, or 0."""
     if not cloak.random_start:
         return jnp.zeros(shape, jnp.float32)
@@ -296,7 +255,7 @@ def start_cloak(rng: jax.Array, photos: int, shape: tuple[int, int, int], cloak:
 def make_cloak(embed: Embed, photos: jax.Array, rng: jax.Array, cloak: Cloak) -> jax.Array:
     """The mask of one person.
 
-        start at `start_cloak`, then `steps` times:  G = Σ_m g_m (`accumulated_gradient`),  `cloak_step`
+        start at `_start_cloak`, then `steps` times:  G = Σ_m g_m (`_accumulated_gradient`),  `_cloak_step`
 
     The features F of the clean photos are those of the network as it is; with dropout they are made anew for every gradient. A
     convex or reduced hull is preceded by five steps away from the mean of F: inside the hull the distance and its gradient
@@ -321,10 +280,10 @@ def make_cloak(embed: Embed, photos: jax.Array, rng: jax.Array, cloak: Cloak) ->
     count = photos.shape[0]
     cloak.check(count)
     if not isinstance(photos, jax.core.Tracer):
-        check_photos(photos)
+        _check_photos(photos)
     photos = jnp.asarray(photos, jnp.float32)
     start_key, clean_key, rng = jax.random.split(rng, 3)
-    mask = start_cloak(start_key, count, photos.shape[1:], cloak)
+    mask = _start_cloak(start_key, count, photos.shape[1:], cloak)
     clean = None if cloak.dropout else cloak_features(embed, photos, None, clean_key)
 
     def run(carry, first: int, last: int, hull: Hull):
@@ -335,7 +294,7 @@ def make_cloak(embed: Embed, photos: jax.Array, rng: jax.Array, cloak: Cloak) ->
             draw_key, gradient_key = jax.random.split(jax.random.fold_in(rng, index))
             if cloak.rederive:
                 mask = (jnp.clip(photos + mask, 0.0, 255.0) - photos).mean(axis=0)
-            total = accumulated_gradient(
+            total = _accumulated_gradient(
                 gradient,
                 mask,
                 _small_batches(draw_key, count, cloak.batch, cloak.accumulate),
@@ -343,7 +302,7 @@ def make_cloak(embed: Embed, photos: jax.Array, rng: jax.Array, cloak: Cloak) ->
                 look_ahead=cloak.look_ahead * cloak.step_size,
                 epsilon=cloak.epsilon,
             )
-            moved = cloak_step(
+            moved = _cloak_step(
                 mask,
                 velocity,
                 total,
@@ -361,7 +320,7 @@ def make_cloak(embed: Embed, photos: jax.Array, rng: jax.Array, cloak: Cloak) ->
     return run(carry, outside, cloak.steps, cloak.hull)[0]
 
 
-def check_photos(photos: jax.Array | np.ndarray) -> None:
+def _check_photos(photos: jax.Array | np.ndarray) -> None:
     """Raises UserError for photos with a value that is not finite or outside [0, 255]."""
     values = np.asarray(photos)
     if values.dtype != np.uint8 and not (

@@ -1,4 +1,7 @@
-"""Where among the affine combinations of a person's features another feature is approached best (arXiv:2205.11981)."""
+"""Where among the affine combinations of a person's features another feature is approached best (arXiv:2205.11981).
+
+Methods: cloak
+"""
 
 from typing import Literal
 
@@ -86,8 +89,8 @@ def _affine(clean: jax.Array, features: jax.Array) -> jax.Array:
     spread = clean - mean
     # About the mean the constraint takes care of itself: whatever lies in the span of G Gᵀ sums to 0.
     energy, directions = jnp.linalg.eigh(_product(spread, spread.T))
-    kept = energy > _FLAT * energy[-1]
-    inverse = jnp.where(kept, 1 / jnp.where(kept, energy, 1.0), 0.0)
+    spanned = energy > _FLAT * energy[-1]
+    inverse = jnp.where(spanned, 1 / jnp.where(spanned, energy, 1.0), 0.0)
     seen = _product(_product(features - mean, spread.T), directions)
     return 1 / clean.shape[0] + _product(seen * inverse, directions.T)
 

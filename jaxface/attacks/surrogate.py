@@ -1,4 +1,7 @@
-"""A network as an attack sees it: pixels from 0 to 255 in, embeddings out."""
+"""A network as an attack sees it: pixels from 0 to 255 in, embeddings out.
+
+Methods: cloak
+"""
 
 from collections.abc import Callable, Mapping
 

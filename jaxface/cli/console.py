@@ -51,7 +51,7 @@ def show_metrics(metrics: Mapping[str, float], title: str) -> None:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs between runs, where the user has not said otherwise."""
+    """Keeps compiled programs between runs, unless the user has set otherwise."""
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):

@@ -59,10 +59,10 @@ def parse_flags(
       UserError: an unknown flag, a missing one, or a value of the wrong type.
       SystemExit: `--help` was asked for.
     """
-    said = io.StringIO()
+    complaints = io.StringIO()
     try:
         # Help goes to stdout as it is; complaints go to stderr in a frame, of which the text is kept.
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(complaints):
             flags, unknown = tyro.cli(
                 flags_class,
                 default=default,
@@ -75,7 +75,7 @@ def parse_flags(
     except SystemExit as error:
         if not error.code:
             raise
-        raise UserError(_complaint(said.getvalue()) or "the arguments cannot be understood") from None
+        raise UserError(_complaint(complaints.getvalue()) or "the arguments cannot be understood") from None
     if unknown:
         flag = unknown[0].partition("=")[0]
         raise UserError(

@@ -23,16 +23,16 @@ def commands() -> dict[str, str]:
 
 
 def _usage() -> str:
-    known = commands()
-    width = max(map(len, known))
-    lines = [f"  {name:<{width}}  {line}" for name, line in known.items()]
+    descriptions = commands()
+    width = max(map(len, descriptions))
+    lines = [f"  {name:<{width}}  {line}" for name, line in descriptions.items()]
     return "\n".join(
         [
             "usage: jaxface COMMAND [--help | arguments]",
             "",
             *lines,
             "",
-            "jaxface --version says which this is.",
+            "jaxface --version prints the version.",
         ]
     )
 

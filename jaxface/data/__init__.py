@@ -25,8 +25,10 @@ from jaxface.data.sources.packs import PackSource, read_bin, write_bin
 from jaxface.data.sources.recordio import IRHeader, RecordFile, RecordIOFaces, RecordWriter, write_record
 from jaxface.data.sources.source import Record, Source, Subset, WithFields, split_identities
 from jaxface.data.sources.tfds_source import TfdsSource
+from jaxface.data.sources.vectors import VectorSource, read_embeddings
 from jaxface.data.specs.base import KINDS, DataSpec, Split, load, load_all
 from jaxface.data.specs.bundled_sets import DigitHalves, Digits, Lfw, LfwSubset, Olivetti
+from jaxface.data.specs.embeddings import Crowd, EmbeddingFile
 from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, RgbdFolder, Tfds
 from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
 from jaxface.data.specs.synthetic_sets import Procedural, ProceduralImages, ShortcutDigits
@@ -63,11 +65,13 @@ __all__ = [
     "Bin",
     "ClassUniform",
     "CorruptImage",
+    "Crowd",
     "CrowdedEmbeddings",
     "DataSpec",
     "DepthImages",
     "DigitHalves",
     "Digits",
+    "EmbeddingFile",
     "Folder",
     "FolderSource",
     "GroupFolders",
@@ -102,6 +106,7 @@ __all__ = [
     "TfdsSource",
     "TonedFaces",
     "Variation",
+    "VectorSource",
     "WithFields",
     "align_face",
     "augment_depth",
@@ -131,6 +136,7 @@ __all__ = [
     "procedural_images",
     "procedural_vectors",
     "read_bin",
+    "read_embeddings",
     "resize_twice",
     "shortcut_digits",
     "split_identities",

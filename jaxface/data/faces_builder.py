@@ -96,7 +96,7 @@ def build_faces(
 ) -> pathlib.Path:
     """Writes a source as the TFDS data set `faces` under `directory`.
 
-    TFDS writes beside the final folder and renames when all is there: an interrupted build leaves nothing
+    TFDS writes beside the final folder and renames when it is complete: an interrupted build leaves nothing
     that could be read as whole.
 
     Args:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and packages that may not be there."""
+"""Files that are written whole or not at all, and optional packages."""
 
 import contextlib
 import importlib

@@ -263,21 +263,21 @@ class _Reader:
         usual = {"strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1], "group": 1, "auto_pad": "NOTSET"}
         after = self._note(name, self.graph.constant(node.input[1]), layer.shape, node)
         for option, value in expected.items():
-            there = options.get(option, usual[option])
-            if there != value:
-                raise self._differs(f"{option} of {layer.name}", there, value)
+            given = options.get(option, usual[option])
+            if given != value:
+                raise self._differs(f"{option} of {layer.name}", given, value)
         return after, self._optional(node, 2, layer.shape[:1], layer.name)
 
     def _norm(self, layer: Norm, x: str, bias: np.ndarray | None) -> str:
         shape, names = (layer.features,), ("weight", "bias", "running_mean", "running_var")
         names = [f"{layer.name}.{name}" for name in names]
         before = np.zeros(shape, np.float32) if bias is None else bias
-        found = [node for node in self.graph.users[x] if node.op_type == "BatchNormalization"]
-        if not found:
+        norms = [node for node in self.graph.users[x] if node.op_type == "BatchNormalization"]
+        if not norms:
             ones = np.ones(shape, np.float32)
             self.state.update(zip(names, (ones, before, 0 * ones, ones - np.float32(EPSILON)), strict=True))
             return x
-        node = found[0]
+        node = norms[0]
         if any(a.name == "training_mode" and a.i for a in node.attribute):
             raise self._differs(f"training_mode of {layer.name}", 1, 0)
         values = [self.graph.constant(name) for name in node.input[1:5]]
@@ -315,13 +315,13 @@ class _Reader:
     def _next(self, x: str, kinds: tuple[str, ...], name: str, shape: tuple[int, ...]):
         """The node of a kind that uses `x`; of two convolutions (a shortcut's is the other) that with our kernel size."""
         users = self.graph.users[x]
-        found = [node for node in users if node.op_type in kinds]
-        if len(found) > 1:
-            found = [node for node in found if self._size(node)[2:] == shape[2:]] or found
-        if not found:
-            there = ", ".join(sorted({node.op_type for node in users})) or "nothing"
-            raise self._differs(name, there, f"{' or '.join(kinds)} {shape}")
-        return found[0]
+        nodes = [node for node in users if node.op_type in kinds]
+        if len(nodes) > 1:
+            nodes = [node for node in nodes if self._size(node)[2:] == shape[2:]] or nodes
+        if not nodes:
+            given = ", ".join(sorted({node.op_type for node in users})) or "nothing"
+            raise self._differs(name, given, f"{' or '.join(kinds)} {shape}")
+        return nodes[0]
 
     def _sum(self, sides: set[str], last: str):
         for node in self.graph.users[next(iter(sides))]:
@@ -348,5 +348,5 @@ class _Reader:
         stored = [self.graph.constants.get(self.graph.name(name)) for name in node.input[1:2]]
         return tuple(stored[0].dims) if stored and stored[0] is not None else ()
 
-    def _differs(self, name: str, there, here) -> UserError:
-        return difference(str(self.graph.path), name, there, here)
+    def _differs(self, name: str, given, expected) -> UserError:
+        return difference(str(self.graph.path), name, given, expected)

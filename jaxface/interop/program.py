@@ -38,7 +38,7 @@ def save_stablehlo(
     Raises:
       UserError: another dtype, variables of another network, or a file that cannot be written.
     """
-    from jaxface.data.transforms.pixels import normalize_pixels  # its room brings the input pipeline with it
+    from jaxface.data.transforms.pixels import normalize_pixels  # its package imports the input pipeline
 
     if np.dtype(dtype) not in (np.float32, np.uint8):
         raise UserError(f"dtype: needs float32 or uint8; got {np.dtype(dtype).name}")

@@ -23,7 +23,7 @@ def from_state_dict(
         convolution   [O, I, H, W] -> [H, W, I, O]
         linear        [E, C·H·W]   -> [H·W·C, E]: PyTorch flattens a plane channel first, ours channel last
 
-    `num_batches_tracked` is passed over, and so is a `module.` before every name (DistributedDataParallel). A frozen weight
+    `num_batches_tracked` is skipped, and so is a `module.` before every name (DistributedDataParallel). A frozen weight
     of the last norm must be one, since ours has none. A MobileFaceNet's linear layer whose bias the tensors lack has a
     bias of zero, which is what a layer without one computes.
 
@@ -43,7 +43,7 @@ def from_state_dict(
     state = {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
     if state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): array for name, array in state.items()}
-    found = {}
+    leaves = {}
     for layer in plain_layers(layers):
         if isinstance(layer, Norm) and not layer.scaled:
             frozen = _checked(state, f"{layer.name}.weight", (layer.features,), source)
@@ -55,16 +55,16 @@ def from_state_dict(
         for leaf in layer.leaves():
             lacks_bias = leaf.name.endswith(".bias") and leaf.name not in state
             if isinstance(layer, Dense) and layer.lenient and lacks_bias:
-                found[leaf.path] = np.zeros(leaf.shape, np.float32)
+                leaves[leaf.path] = np.zeros(leaf.shape, np.float32)
                 continue
             array = _checked(state, leaf.name, leaf.shape, source)
             if leaf.path[-1] == "var" and np.any(array <= -EPSILON):
                 raise UserError(f"weights: {source}: {leaf.name} needs variances; got {array.min():.6g}")
-            found[leaf.path] = _to_flax(array, layer)
-    known = {name for layer in plain_layers(layers) for name in _names(layer)}
-    if surplus := [name for name in state if name not in known]:
+            leaves[leaf.path] = _to_flax(array, layer)
+    expected = {name for layer in plain_layers(layers) for name in _names(layer)}
+    if surplus := [name for name in state if name not in expected]:
         raise difference(source, surplus[0], np.shape(state[surplus[0]]), "nothing")
-    return flax.traverse_util.unflatten_dict(found)
+    return flax.traverse_util.unflatten_dict(leaves)
 
 
 def to_state_dict(variables: Mapping, module: nn.Module, image_shape: tuple[int, int, int]) -> dict:
@@ -93,13 +93,13 @@ def check_variables(variables: Mapping, module: nn.Module, image_shape: tuple[in
     Raises:
       UserError: they are not; names the first leaf that differs and both shapes.
     """
-    there, here = (
+    given, expected = (
         {path: np.shape(leaf) for path, leaf in flax.traverse_util.flatten_dict(dict(tree)).items()}
         for tree in (variables, abstract_variables(module, image_shape))
     )
-    for path in [*here, *there]:
-        if there.get(path) != here.get(path):
-            name, shapes = "/".join(path), (there.get(path, "nothing"), here.get(path, "nothing"))
+    for path in [*expected, *given]:
+        if given.get(path) != expected.get(path):
+            name, shapes = "/".join(path), (given.get(path, "nothing"), expected.get(path, "nothing"))
             raise difference("variables", name, *shapes)
 
 
@@ -134,9 +134,9 @@ def read_safetensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(f"weights: {path} cannot be read as safetensors ({reason})") from None
 
 
-def difference(source: str, name: str, there: object, here: object) -> UserError:
-    """The refusal of another architecture: what `name` is in the file and in the network."""
-    text = f"{name} is {there} there and {here} here"
+def difference(source: str, name: str, given: object, expected: object) -> UserError:
+    """The refusal of another architecture: what `name` is in the weights and in the network."""
+    text = f"{name} is {given}, and {expected} in the network"
     # Names come from the file: none of them breaks the line or speaks to the terminal.
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return UserError(f"weights: {source} has another architecture: {text}")
@@ -152,8 +152,8 @@ def _names(layer) -> list[str]:
 
 def _checked(state: StateDict, name: str, shape: tuple[int, ...], source: str) -> np.ndarray:
     if name not in state or np.shape(state[name]) != shape:
-        there = np.shape(state[name]) if name in state else "nothing"
-        raise difference(source, name, there, shape)
+        given = np.shape(state[name]) if name in state else "nothing"
+        raise difference(source, name, given, shape)
     array = np.asarray(state[name]).astype(np.float32)
     if not np.all(np.isfinite(array)):
         raise UserError(f"weights: {source}: {name} needs finite numbers; it holds NaN or infinity")

@@ -1,4 +1,7 @@
-"""How far each of two modalities of a face can be trusted."""
+"""How far each of two modalities of a face can be trusted.
+
+Methods: acw
+"""
 
 from typing import Any
 
@@ -35,10 +38,12 @@ class ConfidenceNet(nn.Module):
     ) -> jax.Array:
         if not (self.features or self.norms):
             raise ValueError("features, norms: a confidence needs at least one of them as input")
-        parts = [rgb, depth] if self.features else []
+        columns = [rgb, depth] if self.features else []
         if self.norms:
-            parts += [jnp.log1p(norm.astype(jnp.float32))[:, None] for norm in (rgb_norm, depth_norm)]
-        inputs = jax.lax.stop_gradient(jnp.concatenate([part.astype(jnp.float32) for part in parts], axis=1))
+            columns += [jnp.log1p(norm.astype(jnp.float32))[:, None] for norm in (rgb_norm, depth_norm)]
+        inputs = jax.lax.stop_gradient(
+            jnp.concatenate([column.astype(jnp.float32) for column in columns], axis=1)
+        )
         options = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         hidden = nn.relu(nn.Dense(self.hidden, name="hidden", **options)(inputs))
         logits = nn.Dense(2, kernel_init=nn.initializers.zeros, name="confidence", **options)(hidden)

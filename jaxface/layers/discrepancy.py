@@ -1,4 +1,7 @@
-"""Networks that tell from an image alone how crowded its neighborhood is (arXiv:2103.01559; our reading)."""
+"""Networks that tell from an image alone how crowded its neighborhood is (arXiv:2103.01559; our reading).
+
+Methods: ida
+"""
 
 from typing import Any
 

@@ -36,7 +36,7 @@ class BatchNorm(nn.Module):
 
     def setup(self):
         self.norm = nn.BatchNorm(
-            # Asked anew at every trace: the same module serves jit and pmap.
+            # Asked again at every trace: the same module serves jit and pmap.
             axis_name=axes.DATA if axes.bound(axes.DATA) else None,
             use_scale=self.use_scale,
             use_bias=self.use_bias,

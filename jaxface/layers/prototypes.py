@@ -10,7 +10,7 @@ def l2_normalize(x: jax.Array, *, axis: int = -1, eps: float = 1e-12) -> jax.Arr
     Args:
       x: float array.
       axis: the axis of length one afterwards.
-      eps: floor of the squared norm.
+      eps: lower bound of the squared norm.
 
     Returns:
       An array like `x`; the norm itself is computed in float32.
@@ -36,7 +36,7 @@ def cosines(embeddings: jax.Array, prototypes: jax.Array) -> jax.Array:
     """
     if embeddings.ndim != 2 or prototypes.ndim != 2 or embeddings.shape[1] != prototypes.shape[1]:
         raise ValueError(
-            f"embeddings and prototypes: need shapes [B, D] and [C, D], got {embeddings.shape} and {prototypes.shape}"
+            f"embeddings, prototypes: need shapes [B, D] and [C, D], got {embeddings.shape} and {prototypes.shape}"
         )
     # True float32 products: TPUs and recent GPUs round float32 operands by default, which a margin of 1e-2 rad would feel.
     return jax.lax.dot_general(
@@ -48,6 +48,10 @@ def cosines(embeddings: jax.Array, prototypes: jax.Array) -> jax.Array:
     )
 
 
-def init_prototypes(rng: jax.Array, classes: int, size: int) -> jax.Array:
-    """[classes, size] float32 prototypes from normal(0, 0.01); only their directions matter."""
-    return 0.01 * jax.random.normal(rng, (classes, size), jnp.float32)
+def init_prototypes(rng: jax.Array, classes: int, size: int, *, std: float = 0.01) -> jax.Array:
+    """[classes, size] float32 prototypes from normal(0, std), of length about std √size.
+
+    A loss sees directions alone, but the length counts under plain SGD: a gradient by a longer prototype is shorter, and turns
+    it by a smaller angle.
+    """
+    return std * jax.random.normal(rng, (classes, size), jnp.float32)

@@ -6,49 +6,42 @@
 | `softmax_loss` | cross-entropy over scaled cosines | arXiv:1704.06369 |
 | `cosface_loss` | cosine margin | arXiv:1801.09414 |
 | `arcface_loss` | angular margin | arXiv:1801.07698 |
+| `Softmax`, `CosFace`, `ArcFace`, `SFace` | the four above with their hyper-parameters, plain or fused; by name in `HEADS` | |
 | `cross_entropy` | over logits, classes sharded or not | |
 | `partial_fc_loss` | all of these over sharded prototypes, with sampled negatives; no [B, C] | arXiv:2203.15565 |
 | `logexp_distance`, `logexp_loss` | distance of two resolutions of a face, whose push does not vanish at 0 | arXiv:2302.05621 |
 | `power_distance` | mean power of the errors: what LogExp is for small ones | |
 | `coupleface_loss` | the teacher's direction, and its cosines with the identities most easily confused | arXiv:2204.05502 |
-| `mine_neighbors`, `mined_relations` | which identities those are, and the cosines with them | arXiv:2204.05502 |
+| `mined_relations` | the cosines with those identities (`training.class_banks.mine_neighbors`) | arXiv:2204.05502 |
 | `relation_aware_loss` | the difference of two networks' relations | arXiv:2204.05502 |
 | `soft_target_loss` | T² KL between tempered softmaxes of teacher and student | arXiv:1503.02531 |
 | `hint_loss` | squared distance of a regressed feature to the teacher's | arXiv:1904.09149 |
 | `hardness`, `hardness_ratios` | how far a student is from the points of its teacher's route | arXiv:1904.09149 |
 | `mimic_loss` | squared distance to the teacher's embedding, or to its direction | |
 | `correlation_congruence_loss` | the relations between the examples of a batch are the teacher's | arXiv:1904.01802 |
-| `cckd_loss` | labels, soft targets and correlation congruence | arXiv:1904.01802 |
 | `gradient_attention`, `topn_mask`, `erase` | where a network looks, the image without it | arXiv:2304.02284 |
 | `adversarial_uniform`, `adversarial_to_reference`, `discriminator_loss` | attention that tells no group | arXiv:2304.02284 |
 | `adjacent_correlation_loss` | what RepDistiller benchmarks as correlation congruence | arXiv:1910.10699 |
-| `acw_loss`, `acw_pair_loss` | confidence moves to the modality that favors the right identity | arXiv:2403.06529 |
+| `acw_loss` | confidence moves to the modality that favors the right identity | arXiv:2403.06529 |
 | `leave_one_out_cosines` | cosines with prototypes that an image had no part in | arXiv:2403.06529 |
 | `lid_regression_loss`, `lid_targets` | how crowded the neighborhood of an image is, learned | arXiv:2103.01559 |
 | `gan_discriminator_loss`, `gan_generator_loss`, `r1_penalty` | a generator of faces | arXiv:1406.2661, 1801.04406 |
 """
 
-from jaxface.losses.acw import acw_loss, acw_pair_loss, leave_one_out_cosines
+from jaxface.losses.acw import acw_loss, leave_one_out_cosines
 from jaxface.losses.adversarial import gan_discriminator_loss, gan_generator_loss, r1_penalty
 from jaxface.losses.cckd import (
-    CckdTerms,
     Kernel,
     adjacent_correlation_loss,
-    cckd_loss,
     correlation_congruence_loss,
     correlation_matrix,
     taylor_rbf_coeffs,
 )
+from jaxface.losses.class_features import mined_relations
 from jaxface.losses.coupleface import (
     CoupleFaceTerms,
-    add_class_features,
-    class_prototypes,
     coupleface_loss,
-    coupleface_terms,
-    mine_neighbors,
-    mined_relations,
     relation_aware_loss,
-    update_memory,
 )
 from jaxface.losses.distillation import mimic_loss, soft_target_loss
 from jaxface.losses.gabn import (
@@ -56,42 +49,41 @@ from jaxface.losses.gabn import (
     AttentionKind,
     adversarial_to_reference,
     adversarial_uniform,
-    attention_maps,
     discriminator_loss,
     erase,
     gradient_attention,
     group_weights,
     topn_mask,
 )
+from jaxface.losses.heads import HEADS, ArcFace, CosFace, Head, SFace, Softmax, create_head
 from jaxface.losses.ida import lid_regression_loss, lid_targets
 from jaxface.losses.lrfr import logexp_distance, logexp_loss, power_distance
 from jaxface.losses.partial_fc import partial_fc_loss, sample_classes, shard_bounds
 from jaxface.losses.rco import hardness, hardness_ratios, hint_loss
-from jaxface.losses.sface import SFaceTerms, sface_loss, sface_rescale, sface_terms
+from jaxface.losses.sface import sface_loss
 from jaxface.losses.softmax import arcface_loss, cosface_loss, cross_entropy, margin_logits, softmax_loss
 
 __all__ = [
+    "HEADS",
+    "ArcFace",
     "Attention",
     "AttentionKind",
-    "CckdTerms",
+    "CosFace",
     "CoupleFaceTerms",
+    "Head",
     "Kernel",
-    "SFaceTerms",
+    "SFace",
+    "Softmax",
     "acw_loss",
-    "acw_pair_loss",
-    "add_class_features",
     "adjacent_correlation_loss",
     "adversarial_to_reference",
     "adversarial_uniform",
     "arcface_loss",
-    "attention_maps",
-    "cckd_loss",
-    "class_prototypes",
     "correlation_congruence_loss",
     "correlation_matrix",
     "cosface_loss",
     "coupleface_loss",
-    "coupleface_terms",
+    "create_head",
     "cross_entropy",
     "discriminator_loss",
     "erase",
@@ -109,7 +101,6 @@ __all__ = [
     "logexp_loss",
     "margin_logits",
     "mimic_loss",
-    "mine_neighbors",
     "mined_relations",
     "partial_fc_loss",
     "power_distance",
@@ -117,12 +108,9 @@ __all__ = [
     "relation_aware_loss",
     "sample_classes",
     "sface_loss",
-    "sface_rescale",
-    "sface_terms",
     "shard_bounds",
     "soft_target_loss",
     "softmax_loss",
     "taylor_rbf_coeffs",
     "topn_mask",
-    "update_memory",
 ]

@@ -1,7 +1,7 @@
 """ACW: which of two frozen recognizers, RGB or depth, to believe for this image (arXiv:2403.06529).
 
-The paper's loss is not known to us; these two are ours (design). Both train confidence logits alone: what the recognizers
-say, cosines and prototypes, are constants.
+The paper's loss is not known to us; this one is ours (design). It trains confidence logits alone: what the recognizers say,
+cosines and prototypes, are constants.
 """
 
 import chex
@@ -24,9 +24,9 @@ def _check_logits(name: str, logits: jax.Array) -> None:
 
 
 def leave_one_out_cosines(
-    features: jax.Array, labels: jax.Array, sums: jax.Array, own: jax.Array | None = None
+    features: jax.Array, labels: jax.Array, sums: jax.Array, share: jax.Array | None = None
 ) -> jax.Array:
-    """Cosines of each image with the prototype of every class, its own share of its own class's prototype left out.
+    """Cosines of each image with the prototype of every class, its share of its class's prototype left out.
 
         P_k = n( S_k ) for k ≠ y_i,        P_{y_i} = n( S_{y_i} - o_i ),        n(x) = x / ‖x‖
 
@@ -37,7 +37,7 @@ def leave_one_out_cosines(
       features: [B, D] float of unit rows, of the images as they are now (corrupted).
       labels: [B] integers in [0, C).
       sums: [C, D] float, S; the number of images of a class is not needed, only the direction counts.
-      own: [B, D] float, o_i: the unit feature of the same image when it was clean; a zero row leaves nothing out. None is zero
+      share: [B, D] float, o_i: the unit feature of the same image when it was clean; a zero row leaves nothing out. None is zero
         for all.
 
     Returns:
@@ -50,9 +50,9 @@ def leave_one_out_cosines(
     chex.assert_rank([features, sums], 2, custom_message="features must be [B, D] and sums [C, D]")
     chex.assert_equal_shape_suffix([features, sums], 1, custom_message="features and sums differ in size")
     check_unit_rows("features", features, zeros=True)
-    if own is not None:
-        chex.assert_equal_shape([features, own], custom_message="own must have the shape of features")
-        check_unit_rows("own", own, zeros=True)
+    if share is not None:
+        chex.assert_equal_shape([features, share], custom_message="share must have the shape of features")
+        check_unit_rows("share", share, zeros=True)
     if not isinstance(sums, jax.core.Tracer):
         empty = ~np.asarray(sums, bool).any(axis=1)
         if empty.any():
@@ -60,11 +60,11 @@ def leave_one_out_cosines(
     features, sums = (jnp.asarray(x, jnp.float32) for x in (features, sums))
     scores = cosines(features, sums)
     check_scores(scores, labels)
-    if own is None:
+    if share is None:
         return scores
-    rest = l2_normalize(sums[labels] - own.astype(jnp.float32))
+    rest = l2_normalize(sums[labels] - share.astype(jnp.float32))
     # What remains of a class of one image is rounding.
-    alone = jnp.linalg.norm(sums[labels] - own.astype(jnp.float32), axis=1) < 1e-3
+    alone = jnp.linalg.norm(sums[labels] - share.astype(jnp.float32), axis=1) < 1e-3
     without = jnp.where(alone, 0.0, jnp.sum(features * rest, axis=1))
     return jnp.where(jnp.arange(sums.shape[0]) == labels[:, None], without[:, None], scores)
 
@@ -110,48 +110,6 @@ def acw_loss(
     chex.assert_equal_shape_prefix([logits, labels], 1, custom_message="logits and labels differ in batch")
     fused = _blend(logits[:, :1] - logits[:, 1:], rgb_cosines, depth_cosines)
     return cross_entropy(scale * fused, labels)
-
-
-def acw_pair_loss(
-    first_logits: jax.Array,
-    second_logits: jax.Array,
-    rgb_scores: jax.Array,
-    depth_scores: jax.Array,
-    same: jax.Array,
-    *,
-    scale: float = 64.0,
-    threshold: float | jax.Array = 0.3,
-) -> jax.Array:
-    """The verification form of `acw_loss`: binary cross-entropy of the fused score of two images.
-
-        w = σ(a_i + a_j),  a = l_r - l_d;        s = w s_r + (1 - w) s_d;        L = BCE(σ(S (s - τ)), same)
-
-    Args:
-      first_logits, second_logits: [B, 2] float, of the two images of each pair.
-      rgb_scores, depth_scores: [B] float in [-1, 1], cosines of the pair in each modality; constants.
-      same: [B] bool, whether it is one person.
-      scale: S > 0.
-      threshold: τ; may be a traced scalar that is learned.
-
-    Returns:
-      [B] float32 in [0, ∞), unreduced.
-
-    Raises:
-      AssertionError, ValueError: shapes disagree, or another dtype.
-      UserError: a scale that is not positive, or (where the values are known) scores that are not finite.
-    """
-    check_number("scale", scale, Positive)
-    for name, logits in (("first_logits", first_logits), ("second_logits", second_logits)):
-        _check_logits(name, logits)
-        chex.assert_equal_shape_prefix([logits, same], 1, custom_message=f"{name} and same differ in batch")
-    chex.assert_equal_shape(
-        [rgb_scores, depth_scores, same], custom_message="rgb_scores, depth_scores and same must be [B]"
-    )
-    check_finite("rgb_scores", rgb_scores)
-    check_finite("depth_scores", depth_scores)
-    total = (first_logits[:, 0] - first_logits[:, 1]) + (second_logits[:, 0] - second_logits[:, 1])
-    margin = scale * (_blend(total, rgb_scores, depth_scores) - threshold)
-    return jax.nn.softplus(jnp.where(same, -margin, margin))
 
 
 def _blend(logit: jax.Array, rgb: jax.Array, depth: jax.Array) -> jax.Array:

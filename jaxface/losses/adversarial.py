@@ -1,4 +1,7 @@
-"""The losses of a generative adversarial network: non-saturating, with a gradient penalty on real images."""
+"""The losses of a generative adversarial network: non-saturating, with a gradient penalty on real images.
+
+Methods: ida
+"""
 
 from collections.abc import Callable
 

@@ -1,16 +1,15 @@
 """Correlation congruence: a student whose embeddings relate to one another as the teacher's do (arXiv:1904.01802)."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from jaxface.checks import AtLeast, NonNegative, Positive, check_number, check_scores
+from jaxface.checks import AtLeast, Positive, check_number
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import l2_normalize
-from jaxface.losses.distillation import check_pair, soft_target_loss
-from jaxface.losses.softmax import cross_entropy
+from jaxface.losses.distillation import check_pair
 
 Kernel = Literal["rbf_taylor", "rbf", "bilinear", "mmd"]
 KERNELS = ("rbf_taylor", "rbf", "bilinear", "mmd")
@@ -226,74 +225,3 @@ def adjacent_correlation_loss(
     student, teacher = (x.astype(jnp.float32) for x in (student, jax.lax.stop_gradient(teacher)))
     delta = _everyone(jnp.abs(student - teacher), axis_name)
     return jnp.mean(jnp.sum(delta[:-1] * delta[1:], axis=1))
-
-
-class CckdTerms(NamedTuple):
-    """The parts of `cckd_loss`, float32 scalars before their weights."""
-
-    label: jax.Array
-    soft_target: jax.Array
-    congruence: jax.Array
-
-
-def cckd_loss(
-    student_logits: jax.Array,
-    teacher_logits: jax.Array,
-    labels: jax.Array,
-    student: jax.Array,
-    teacher: jax.Array,
-    *,
-    label_weight: float = 0.0,
-    soft_target_weight: float = 1.0,
-    congruence_weight: float = 10.0,
-    temperature: float = 4.0,
-    kernel: Kernel = "rbf_taylor",
-    gamma: float = 0.4,
-    order: int = 2,
-    where: jax.Array | None = None,
-    axis_name: str | None = None,
-) -> tuple[jax.Array, CckdTerms]:
-    """Labels, soft targets and correlation congruence (arXiv:1904.01802).
-
-        L = w_ce mean_i CE_i + w_kd mean_i T² KL_i + w_cc L_CC
-
-    The paper's total α L_CE + (1 - α) L_KD + β L_CC is weights (α, 1 - α, β), here with α = 0; the other reading,
-    L_CE + α L_KD + β L_CC, is (1, α, β). The default β is ours (see `correlation_congruence_loss`).
-
-    Args:
-      student_logits, teacher_logits: [B, C] float; the teacher's are a constant.
-      labels: [B] integers in [0, C).
-      student: [B, D_s] float.
-      teacher: [B, D_t] float; a constant.
-      label_weight, soft_target_weight, congruence_weight: w_ce, w_kd, w_cc ≥ 0.
-      temperature: T > 0.
-      kernel, gamma, order: of the normalized `correlation_matrix`.
-      where: [B] bool, False for rows to leave out.
-      axis_name: mapped axis over which the batch is split; the mean over it is the loss.
-
-    Returns:
-      (float32 scalar, its terms).
-
-    Raises:
-      AssertionError, ValueError, UserError: as the parts; a negative weight.
-    """
-    check_scores(student_logits, labels, name="student_logits")
-    weights = {
-        "label_weight": label_weight,
-        "soft_target_weight": soft_target_weight,
-        "congruence_weight": congruence_weight,
-    }
-    for name, weight in weights.items():
-        check_number(name, weight, NonNegative)
-    if where is not None:
-        student_logits, teacher_logits = (
-            jnp.where(where[:, None], x, 0.0) for x in (student_logits, teacher_logits)
-        )
-    terms = CckdTerms(
-        _mean(cross_entropy(student_logits, labels), where, axis_name),
-        _mean(soft_target_loss(student_logits, teacher_logits, temperature=temperature), where, axis_name),
-        correlation_congruence_loss(
-            student, teacher, kernel=kernel, gamma=gamma, order=order, where=where, axis_name=axis_name
-        ),
-    )
-    return sum(weight * term for weight, term in zip(weights.values(), terms, strict=True)), terms

@@ -1,6 +1,8 @@
 """Losses between a teacher and a student that several methods share: soft targets (arXiv:1503.02531) and features.
 
 What the teacher gives is a constant: no gradient reaches it.
+
+Methods: cckd, coupleface, rco
 """
 
 import chex

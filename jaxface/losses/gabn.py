@@ -14,7 +14,7 @@ import numpy as np
 from jaxface.errors import UserError
 
 AttentionKind = Literal["gradcam", "elementwise", "input"]
-KINDS = ("gradcam", "elementwise", "input")
+_KINDS = ("gradcam", "elementwise", "input")
 _FLOOR = 1e-6
 
 
@@ -42,7 +42,7 @@ def _pool(maps: jax.Array, grid: tuple[int, int], name: str) -> jax.Array:
     return maps.reshape(-1, rows, height // rows, columns, width // columns).mean(axis=(2, 4))
 
 
-def attention_maps(
+def _attention_maps(
     features: jax.Array,
     gradients: jax.Array,
     *,
@@ -73,10 +73,10 @@ def attention_maps(
       AssertionError: shapes differ or have not four axes.
       ValueError: an unknown kind. UserError: a grid that does not divide the map.
     """
-    chex.assert_rank(features, 4, custom_message="features must be [B, h, w, C]")
+    chex.assert_rank(features, 4, custom_message="features: needs shape [B, h, w, C]")
     chex.assert_equal_shape([features, gradients], custom_message="features and gradients differ")
-    if kind not in KINDS:
-        raise ValueError(f"kind: needs one of {', '.join(KINDS)}, got {kind!r}")
+    if kind not in _KINDS:
+        raise ValueError(f"kind: needs one of {', '.join(_KINDS)}, got {kind!r}")
     features, gradients = _at_least_float32(features), _at_least_float32(gradients)
     if kind == "gradcam":
         maps = jax.nn.relu(jnp.sum(gradients.mean(axis=(1, 2), keepdims=True) * features, axis=-1))
@@ -98,7 +98,7 @@ def gradient_attention(
     kind: AttentionKind = "elementwise",
     grid: tuple[int, int] | None = None,
 ) -> Attention:
-    """Where the cosine with the own class comes from: `attention_maps` of its gradient by a feature map.
+    """Where the cosine with the own class comes from: `_attention_maps` of its gradient by a feature map.
 
         q_b = ⟨e_b, W_{y_b}⟩,   D = ∂(Σ_b q_b) / ∂A
 
@@ -111,24 +111,28 @@ def gradient_attention(
         closure over parameters (`jaxface.models.apply_from_layer`). For the kind "input" it is the whole network.
       features: [B, h, w, C] float, the map; the image [B, H, W, 3] for the kind "input".
       labels: [B] integers in [0, n); only for a tail that gives all cosines.
-      kind, grid: as `attention_maps`.
+      kind, grid: as `_attention_maps`.
 
     Returns:
       Attention: maps [B, h, w] and valid [B].
 
     Raises:
-      AssertionError, ValueError, UserError: as `attention_maps`, or a tail of another shape.
+      AssertionError, ValueError, UserError: as `_attention_maps`, or a tail of another shape.
     """
 
     def score(features):
         cosines = tail(features)
         if labels is not None:
-            chex.assert_rank([cosines, labels], [2, 1], custom_message="tail must give [B, n], labels [B]")
+            chex.assert_rank(
+                [cosines, labels], [2, 1], custom_message="tail: needs to give [B, n] for labels [B]"
+            )
             cosines = jnp.take_along_axis(cosines, labels[:, None], axis=1)[:, 0]
-        chex.assert_shape(cosines, features.shape[:1], custom_message="without labels tail must give [B]")
+        chex.assert_shape(
+            cosines, features.shape[:1], custom_message="tail: needs to give [B] without labels"
+        )
         return cosines.sum()
 
-    return attention_maps(features, jax.grad(score)(features), kind=kind, grid=grid)
+    return _attention_maps(features, jax.grad(score)(features), kind=kind, grid=grid)
 
 
 def topn_mask(maps: jax.Array, *, count: int, cells: int, image_shape: tuple[int, int]) -> jax.Array:
@@ -150,7 +154,7 @@ def topn_mask(maps: jax.Array, *, count: int, cells: int, image_shape: tuple[int
       AssertionError: maps without three axes.
       UserError: N outside [0, P²], or P that does not divide the image or the map.
     """
-    chex.assert_rank(maps, 3, custom_message="maps must be [B, h, w]")
+    chex.assert_rank(maps, 3, custom_message="maps: needs shape [B, h, w]")
     if cells < 1 or any(side % cells for side in image_shape):
         raise UserError(
             f"cells: needs a divisor of the image's {image_shape[0]}x{image_shape[1]}, got {cells}"
@@ -159,9 +163,9 @@ def topn_mask(maps: jax.Array, *, count: int, cells: int, image_shape: tuple[int
         raise UserError(f"erase: needs a number from 0 to the {cells**2} cells, got {count}")
     scores = _pool(jax.lax.stop_gradient(maps), (cells, cells), "cells").reshape(-1, cells**2)
     order = jnp.argsort(-scores, axis=1, stable=True)
-    kept = (jnp.argsort(order, axis=1) >= count).astype(jnp.float32).reshape(-1, cells, cells)
+    mask = (jnp.argsort(order, axis=1) >= count).astype(jnp.float32).reshape(-1, cells, cells)
     height, width = (side // cells for side in image_shape)
-    return jnp.repeat(jnp.repeat(kept, height, axis=1), width, axis=2)
+    return jnp.repeat(jnp.repeat(mask, height, axis=1), width, axis=2)
 
 
 def erase(images: jax.Array, mask: jax.Array, fill: jax.Array | float = 0.0) -> jax.Array:
@@ -172,12 +176,12 @@ def erase(images: jax.Array, mask: jax.Array, fill: jax.Array | float = 0.0) -> 
 
 
 def _check_groups(logits: jax.Array, groups: jax.Array | None) -> int:
-    chex.assert_rank(logits, 2, custom_message="logits must be [B, R]")
+    chex.assert_rank(logits, 2, custom_message="logits: needs shape [B, R]")
     count = logits.shape[1]
     if count < 2:
         raise UserError(f"groups: needs at least two, got {count}")
     if groups is not None:
-        chex.assert_shape(groups, logits.shape[:1], custom_message="groups must be [B]")
+        chex.assert_shape(groups, logits.shape[:1], custom_message="groups: needs shape [B]")
         _check_ids(groups, count)
     return count
 
@@ -205,7 +209,7 @@ def group_weights(groups: jax.Array, count: int, *, axis_name: str | None = None
     Raises:
       UserError: R < 2, or (where the values are known) a group out of range.
     """
-    chex.assert_rank(groups, 1, custom_message="groups must be [B]")
+    chex.assert_rank(groups, 1, custom_message="groups: needs shape [B]")
     if count < 2:
         raise UserError(f"groups: needs at least two, got {count}")
     _check_ids(groups, count)
@@ -233,7 +237,7 @@ def discriminator_loss(
 
         L_b = -w_b log softmax(T(G_b))_{g_b}
 
-    The maps must be constants of it (`jax.lax.stop_gradient`). Its negative, with the discriminator fixed, is gradient reversal.
+    The maps need to be constants (`jax.lax.stop_gradient`). Its negative, with the discriminator fixed, is gradient reversal.
 
     Args:
       logits: [B, R] float, T(G).
@@ -249,8 +253,8 @@ def discriminator_loss(
     """
     _check_groups(logits, groups)
     log_probabilities = jax.nn.log_softmax(_at_least_float32(logits))
-    own = jnp.take_along_axis(log_probabilities, groups[:, None], axis=1)[:, 0]
-    return _masked(-own, valid, weights)
+    group_log_probability = jnp.take_along_axis(log_probabilities, groups[:, None], axis=1)[:, 0]
+    return _masked(-group_log_probability, valid, weights)
 
 
 def adversarial_uniform(
@@ -260,7 +264,7 @@ def adversarial_uniform(
 
         L_b = -w_b (1 / R) Σ_r log softmax(T(G_b))_r  ≥  w_b log R
 
-    the cross-entropy to the uniform distribution; its gradient is zero at equal logits. The discriminator T must be fixed.
+    the cross-entropy to the uniform distribution; its gradient is zero at equal logits. The discriminator T needs to be fixed.
 
     Args:
       logits: [B, R] float, T(G).
@@ -284,7 +288,7 @@ def adversarial_to_reference(
     valid: jax.Array | None = None,
     weights: jax.Array | None = None,
 ) -> jax.Array:
-    """The other reading: the maps of all groups but one shall look like those of that one.
+    """The other reading: the maps of all groups but one are to look like those of that one.
 
         L_b = -w_b log softmax(T(G_b))_reference  for g_b ≠ reference,  0 else
 

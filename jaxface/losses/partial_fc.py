@@ -33,7 +33,7 @@ def sample_classes(
 
     Returns:
       (indices [K] int32, increasing and distinct; active [K] bool) with K = max(⌊rate C⌋, min(B, C)): the shape is static, so
-      places that the quota does not fill are there but not active.
+      places that the quota does not fill exist but are not active.
     """
     quota = int(rate * classes)
     size = max(quota, min(labels.shape[0], classes))
@@ -44,8 +44,8 @@ def sample_classes(
         score, padding = jnp.where(real, score, -1.0), classes - jnp.sum(real)
     # A label of -1 would count from the end.
     score = score.at[jnp.where(labels >= 0, labels, classes)].set(2.0, mode="drop")
-    chosen, indices = jax.lax.top_k(score, size)
-    positives = jnp.sum(chosen == 2.0)
+    top_scores, indices = jax.lax.top_k(score, size)
+    positives = jnp.sum(top_scores == 2.0)
     count = jnp.minimum(jnp.maximum(quota, positives), classes - padding)
     active = jnp.arange(size) < count
     order = jnp.argsort(indices)
@@ -95,8 +95,8 @@ def partial_fc_loss(
         raise ValueError("key: needs a random key where rate < 1")
     rows = prototypes.shape[0]
     shard = 0 if axis_name is None else jax.lax.axis_index(axis_name)
-    here = labels - shard * rows
-    here = jnp.where((here >= 0) & (here < rows), here, -1)
+    shard_labels = labels - shard * rows
+    shard_labels = jnp.where((shard_labels >= 0) & (shard_labels < rows), shard_labels, -1)
     limit = None if classes is None else jnp.clip(classes - shard * rows, 0, rows)
     sampled, where = None, None if limit is None else jnp.arange(rows) < limit
     if rate < 1:
@@ -106,14 +106,15 @@ def partial_fc_loss(
         sampled, where = sample_classes(
             every, jax.random.fold_in(key, shard), classes=rows, rate=rate, limit=limit
         )
-        here = jnp.where(here >= 0, jnp.searchsorted(sampled, here), -1)
+        shard_labels = jnp.where(shard_labels >= 0, jnp.searchsorted(sampled, shard_labels), -1)
     return margin_softmax(
         embeddings,
         prototypes,
-        here,
+        shard_labels,
         head,
         weights=weights,
         classes=sampled,
         where=where,
         axis_name=axis_name,
+        saved_bytes=0,
     )

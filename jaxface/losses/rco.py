@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxface.errors import UserError
 from jaxface.losses.distillation import mimic_loss, soft_target_loss
 
-SMALLEST_HARDNESS = 1e-6  # of the present anchor, in a ratio: a student that copies it perfectly has 0
+_SMALLEST_HARDNESS = 1e-6  # of the present anchor, in a ratio: a student that copies it perfectly has 0
 
 
 def hint_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -82,4 +82,4 @@ def hardness_ratios(values: jax.Array, current: int) -> jax.Array:
     if not 0 <= current < len(values):
         raise ValueError(f"current: needs an anchor in [0, {len(values)}), got {current}")
     values = jnp.asarray(values, jnp.float32)
-    return values / jnp.maximum(values[current], SMALLEST_HARDNESS)
+    return values / jnp.maximum(values[current], _SMALLEST_HARDNESS)

@@ -1,4 +1,7 @@
-"""Softmax cross-entropy over cosines, and its margins: CosFace (arXiv:1801.09414) and ArcFace (arXiv:1801.07698)."""
+"""Softmax cross-entropy over cosines, and its margins: CosFace (arXiv:1801.09414) and ArcFace (arXiv:1801.07698).
+
+Methods: acw, cckd, sface
+"""
 
 from typing import Literal
 
@@ -27,17 +30,17 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, axis_name: str | None
     """
     check_scores(logits, labels, name="logits")
     logits = logits.astype(jnp.float32)
-    here = labels >= 0
+    in_shard = labels >= 0
     target = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None], axis=1)[:, 0]
-    target = jnp.where(here, target, 0.0)
+    target = jnp.where(in_shard, target, 0.0)
     peak = jax.lax.stop_gradient(jnp.max(logits, axis=1))
     if axis_name is not None:
         peak = jax.lax.stop_gradient(jax.lax.pmax(peak, axis_name))
     total = jnp.sum(jnp.exp(logits - peak[:, None]), axis=1)
     if axis_name is not None:
-        total, target, here = jax.lax.psum((total, target, here.astype(jnp.int32)), axis_name)
+        total, target, in_shard = jax.lax.psum((total, target, in_shard.astype(jnp.int32)), axis_name)
     # A shard whose logits are all masked to -inf adds exp(-inf) = 0: the sum over shards stays finite.
-    return jnp.where(here > 0, jnp.log(total) + peak - target, 0.0)
+    return jnp.where(in_shard > 0, jnp.log(total) + peak - target, 0.0)
 
 
 def margin_logits(

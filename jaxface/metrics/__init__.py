@@ -9,7 +9,7 @@
 | a million distractors | `distractor_rank1`, `distractor_verification` |
 | does a mask keep people from being found? | `protection_success` |
 | which class is it? | `accuracy`, `top_k_accuracy`, `nearest_prototype_accuracy`, `confusion_matrix` |
-| does it serve every group alike? | `group_fairness`, `group_accuracy`, `group_verification`, `group_error_rates` |
+| does it serve every group alike? | `group_fairness`, `group_accuracy`, `group_verification` |
 | where does it look? | `attention_coverage`, `attention_gap`, `attention_mass`, `sensitive_area` |
 | does a student see the relations that its teacher sees? | `congruence_error` |
 | which of two modalities to believe for this pair? | `fuse_scores`, `pair_weight`, `fused_search`, `missing_modality` |
@@ -40,7 +40,6 @@ from jaxface.metrics.analysis.fairness import (
     GroupErrors,
     GroupVerification,
     group_accuracy,
-    group_error_rates,
     group_fairness,
     group_verification,
 )
@@ -67,7 +66,9 @@ from jaxface.metrics.recognition.curves import (
 )
 from jaxface.metrics.recognition.fusion import (
     RgbdTemplates,
+    combine_scores,
     confidence_logit,
+    equalize,
     fuse_scores,
     fused_search,
     fused_similarities,
@@ -90,8 +91,8 @@ from jaxface.metrics.recognition.identification import (
 from jaxface.metrics.recognition.low_resolution import labeled_ranks, rank1_by_distance
 from jaxface.metrics.recognition.megaface import distractor_rank1, distractor_verification
 from jaxface.metrics.recognition.open_set import open_set
-from jaxface.metrics.recognition.pairs import Pairs, all_pairs, make_pairs
-from jaxface.metrics.recognition.report import verification_scores, verify
+from jaxface.metrics.recognition.pairs import Pairs, all_pairs, draw_pairs, make_pairs
+from jaxface.metrics.recognition.report import report_scores, verification_scores, verify
 from jaxface.metrics.recognition.similarity import (
     Block,
     HistogramTar,
@@ -147,6 +148,7 @@ __all__ = [
     "attention_mass",
     "auc",
     "cmc",
+    "combine_scores",
     "confidence_logit",
     "confusion_matrix",
     "congruence_error",
@@ -155,7 +157,9 @@ __all__ = [
     "cosine_to_squared_l2",
     "distractor_rank1",
     "distractor_verification",
+    "draw_pairs",
     "equal_error_rate",
+    "equalize",
     "filter_candidates",
     "flip_embeddings",
     "fnmr_at_fmr",
@@ -164,7 +168,6 @@ __all__ = [
     "fused_similarities",
     "gallery_similarity",
     "group_accuracy",
-    "group_error_rates",
     "group_fairness",
     "group_false_accepts",
     "group_verification",
@@ -189,6 +192,7 @@ __all__ = [
     "rank1_by_distance",
     "rank_k",
     "ranks",
+    "report_scores",
     "roc",
     "sensitive_area",
     "similarity_blocks",

@@ -35,13 +35,13 @@ def apply_with_layer(
       UserError: the network has no such part; names those it has.
     """
     _check_layer(model, variables, layer)
-    kept = [*variables.keys() - {"params"}] if train else []
+    collections = [*variables.keys() - {"params"}] if train else []
     output, updated = model.apply(
         variables,
         image,
         train=train,
         rngs=rngs,
-        mutable=[*kept, "intermediates"],
+        mutable=[*collections, "intermediates"],
         capture_intermediates=lambda module, method: method == "__call__" and module.path == (layer,),
     )
     updated = dict(updated)
@@ -83,20 +83,20 @@ def apply_from_layer(
             return features
         return call(*arguments, **options)
 
-    kept = [*variables.keys() - {"params"}] if train else False
+    collections = [*variables.keys() - {"params"}] if train else False
     with nn.intercept_methods(replace):
-        output = model.apply(variables, image, train=train, rngs=rngs, mutable=kept)
+        output = model.apply(variables, image, train=train, rngs=rngs, mutable=collections)
     return output[0] if train else output
 
 
 def layer_shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
     """Shape, without the batch, of what each direct part of a network gives, in the order in which they run."""
-    found = {}
+    shapes = {}
 
     def note(call, arguments, options, context):
         output = call(*arguments, **options)
         if len(context.module.path) == 1 and context.method_name == "__call__":
-            found[context.module.path[0]] = output.shape[1:]
+            shapes[context.module.path[0]] = output.shape[1:]
         return output
 
     with nn.intercept_methods(note):
@@ -104,10 +104,10 @@ def layer_shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[st
             lambda image: model.init(jax.random.key(0), image, train=False),
             np.zeros((1, *image_shape), np.float32),
         )
-    return found
+    return shapes
 
 
 def _check_layer(model: nn.Module, variables: Mapping, layer: str) -> None:
-    parts = variables["params"].keys()
-    if layer not in parts:
-        raise UserError(f"layer: {type(model).__name__} has {', '.join(sorted(parts))}, got {layer!r}")
+    layers = variables["params"].keys()
+    if layer not in layers:
+        raise UserError(f"layer: {type(model).__name__} has {', '.join(sorted(layers))}, got {layer!r}")

@@ -41,10 +41,10 @@ def create(name: str, *, embedding: int = 512, dtype: Any = jnp.float32, **field
         name, fields = "mlp", {"hidden": tuple(map(int, widths[1].split("x"))), **fields}
     model = MODELS[name]
     if embedding < 1:
-        raise UserError(f"embedding must be at least 1, not {embedding}")
-    known = {f.name for f in dataclasses.fields(getattr(model, "func", model))} - {"parent", "name"}
-    if unknown := sorted(set(fields) - known):
+        raise UserError(f"embedding: needs at least 1, got {embedding}")
+    names = {f.name for f in dataclasses.fields(getattr(model, "func", model))} - {"parent", "name"}
+    if unknown := sorted(set(fields) - names):
         raise UserError(
-            f"model {name!r} has no field {', '.join(unknown)}; its fields are {', '.join(sorted(known))}"
+            f"model {name!r} has no field {', '.join(unknown)}; its fields are {', '.join(sorted(names))}"
         )
     return model(embedding=embedding, dtype=dtype, **fields)

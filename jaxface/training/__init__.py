@@ -2,41 +2,45 @@
 
 from jaxface.training.checkpoints import Checkpoints, checkpoint_steps, restore_params
 from jaxface.training.distributed import start_processes, together
+from jaxface.training.evaluations.aligned_verification import AlignedVerification, SupportSets
+from jaxface.training.evaluations.cloak_protection import CloakProtection, CloakTrial, FrozenNetwork
+from jaxface.training.evaluations.combined import Evaluations
 from jaxface.training.evaluations.cross_resolution import CrossResolution, resolution_gradient_norms
+from jaxface.training.evaluations.group_attention import AttentiveRecognizer, GroupAttention
 from jaxface.training.evaluations.group_fairness import GroupFairness, PackFairness, source_groups
+from jaxface.training.evaluations.nearest_prototype import NearestPrototype
+from jaxface.training.evaluations.pair_verification import Verification, verification_figures
+from jaxface.training.evaluations.rgbd_identification import RgbdIdentification, projected
+from jaxface.training.evaluations.route_hardness import RouteHardness
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
-from jaxface.training.optimizer import Optimizer, decay_mask
+from jaxface.training.map_source import map_source
+from jaxface.training.optimizer import Optimizer, adam, decay_mask, sgd
 from jaxface.training.parallel import JitParallel, Mode, PmapParallel, check_batch_size, make_parallel
 from jaxface.training.prototypes import prototype_loss, prototype_rows
 from jaxface.training.recognition import (
-    Evaluations,
-    Figures,
-    NearestPrototype,
     Recognizer,
-    Verification,
     backbone_checkpoint,
     embed_source,
     network_variables,
     pretrained_backbone,
     run_checkpoint,
     statistics,
-    verification_figures,
 )
 from jaxface.training.records import Records, read_records
+from jaxface.training.rgbd import RgbdClasses, RgbdFeatures, RgbdNetworks
 from jaxface.training.route import (
     Anchor,
+    Route,
     batches_from,
     check_same_network,
     check_steps,
     cut_stage,
     equal_epoch_anchors,
     greedy_next_anchor,
-    greedy_route,
-    host_state,
     run_anchors,
 )
-from jaxface.training.stages import Outcome, Stage
-from jaxface.training.step import Objective, TrainState, create_state, gradient_step
+from jaxface.training.stages import Figures, Outcome, Stage, no_figures
+from jaxface.training.step import Objective, TrainState, create_state, example_keys, gradient_step
 from jaxface.training.teachers import Teacher
 from jaxface.training.workdir import (
     check_workdir,
@@ -47,13 +51,19 @@ from jaxface.training.workdir import (
 )
 
 __all__ = [
+    "AlignedVerification",
     "Anchor",
+    "AttentiveRecognizer",
     "Cadence",
     "Checkpoints",
+    "CloakProtection",
+    "CloakTrial",
     "CrossResolution",
     "Diverged",
     "Evaluations",
     "Figures",
+    "FrozenNetwork",
+    "GroupAttention",
     "GroupFairness",
     "Interrupted",
     "JitParallel",
@@ -66,10 +76,18 @@ __all__ = [
     "PmapParallel",
     "Recognizer",
     "Records",
+    "RgbdClasses",
+    "RgbdFeatures",
+    "RgbdIdentification",
+    "RgbdNetworks",
+    "Route",
+    "RouteHardness",
     "Stage",
+    "SupportSets",
     "Teacher",
     "TrainState",
     "Verification",
+    "adam",
     "backbone_checkpoint",
     "batches_from",
     "check_batch_size",
@@ -82,15 +100,17 @@ __all__ = [
     "decay_mask",
     "embed_source",
     "equal_epoch_anchors",
+    "example_keys",
     "give_up_workdir",
     "gradient_step",
     "greedy_next_anchor",
-    "greedy_route",
-    "host_state",
     "make_parallel",
+    "map_source",
     "network_variables",
+    "no_figures",
     "open_workdir",
     "pretrained_backbone",
+    "projected",
     "prototype_loss",
     "prototype_rows",
     "read_config",
@@ -100,6 +120,7 @@ __all__ = [
     "run",
     "run_anchors",
     "run_checkpoint",
+    "sgd",
     "source_groups",
     "start_processes",
     "statistics",

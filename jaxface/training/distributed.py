@@ -69,12 +69,12 @@ def start_processes(
     if 0 < len(missing) < len(given):
         raise UserError(f"{missing[0]}: coordinator, processes and process go together; it is missing")
     if missing:
-        found = launcher() or (
+        method = launcher() or (
             "tpu" if on_tpu_host() and "tpu" in os.environ.get("JAX_PLATFORMS", "tpu") else None
         )
-        if found is None:
+        if method is None:
             return
-        options = {} if found == "tpu" else {"cluster_detection_method": found}
+        options = {} if method == "tpu" else {"cluster_detection_method": method}
     else:
         host, _, port = coordinator.rpartition(":")
         if not host or not port.isdigit():
@@ -136,7 +136,7 @@ def together() -> Iterator[None]:
         elif isinstance(error, jax.errors.JaxRuntimeError):
             sys.stderr.write(
                 f"error: process {jax.process_index()} of {jax.process_count()} lost the others ({_first_line(error)}); "
-                "the same command goes on from the last checkpoint\n"
+                "the same command resumes from the last checkpoint\n"
             )
         elif not isinstance(error, SystemExit):
             traceback.print_exc()

@@ -1,4 +1,4 @@
-"""The loop: runs the stages of a method, writes down what they report, and goes on where it was interrupted."""
+"""The loop: runs the stages of a method, writes down what they report, and resumes where it was interrupted."""
 
 import collections
 import contextlib
@@ -20,7 +20,7 @@ from jaxface.training.checkpoints import Checkpoints
 from jaxface.training.parallel import JitParallel, Parallel
 from jaxface.training.progress import Progress
 from jaxface.training.records import Records
-from jaxface.training.stages import Outcome, Stage, Stages
+from jaxface.training.stages import Outcome, Stage, Stages, figures_of
 from jaxface.training.workdir import writing
 
 IN_FLIGHT = 2  # steps that may be queued on the device: enough to hide the host, too few to fill the memory
@@ -31,7 +31,7 @@ class Diverged(UserError):
 
 
 class Interrupted(SystemExit):
-    """The run was asked to stop, saved itself and can go on with the same command."""
+    """The run was asked to stop, saved itself, and the same command resumes it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ class _Pending:
 
     def __init__(self, rows: list[dict[str, float]] | None = None):
         self._rows: list[dict] = rows or []
-        self._known = len(self._rows)  # rows[:known] are floats already
+        self._num_fetched = len(self._rows)  # rows[:num_fetched] are floats already
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
         self._rows.append(metrics)
@@ -100,21 +100,21 @@ class _Pending:
         Raises:
           Diverged: a loss in them is not finite; the message names the step and the metric.
         """
-        fetched = jax.device_get(self._rows[self._known :])
-        self._rows[self._known :] = [{k: float(v) for k, v in row.items()} for row in fetched]
+        fetched = jax.device_get(self._rows[self._num_fetched :])
+        self._rows[self._num_fetched :] = [{k: float(v) for k, v in row.items()} for row in fetched]
         first = last_step - len(self._rows) + 1
-        for index, row in enumerate(self._rows[self._known :], self._known):
+        for index, row in enumerate(self._rows[self._num_fetched :], self._num_fetched):
             for key, value in row.items():
                 if key.rsplit("/", 1)[-1].endswith("loss") and not math.isfinite(value):
                     raise Diverged(f"{key} is {value} at step {first + index}")
-        self._known = len(self._rows)
+        self._num_fetched = len(self._rows)
         return self._rows
 
     def take_mean(self, last_step: int) -> dict[str, float]:
         """Mean of every metric, after which nothing is pending."""
         rows = self.rows(last_step)
         means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
-        self._rows, self._known = [], 0
+        self._rows, self._num_fetched = [], 0
         return means
 
 
@@ -133,7 +133,7 @@ class _StageRun:
         self.complete = False  # every step taken, evaluated and saved by an earlier process
 
     def start(self, rng: jax.Array, previous) -> tuple[Any, int]:
-        """The state to go on from, and the step at which it stands."""
+        """The state to resume from, and its step."""
         stage = self.stage
         state = self.parallel.create(
             stage.init, rng, previous, rules=stage.sharding, compiled=stage.compile_init
@@ -200,7 +200,7 @@ class _StageRun:
             self.save(state, done, scored=bool(evaluated))
         if asked is not None:
             self.progress.note(
-                f"stopped at step {done} of {self.stage.name}; the same command goes on from here"
+                f"stopped at step {done} of {self.stage.name}; the same command resumes from here"
             )
             raise Interrupted(0 if asked == signal.SIGTERM else 130)
 
@@ -230,9 +230,11 @@ class _StageRun:
             self.records.write(self.stage.name, done, "evaluate", self.metrics, offset=self.offset)
 
     def draw(self, state, done: int) -> None:
-        if self.stage.figures is None or self.records is None:
+        if self.records is None:
             return
-        for name, figure in self.stage.figures(self.parallel.single(state)).items():
+        single, draw = self.parallel.single(state), self.stage.figures
+        figures = figures_of(self.stage.evaluate, single) if draw is None else draw(single)
+        for name, figure in figures.items():
             self.records.figure(f"{self.stage.name}/{name}", figure, self.offset + done)
 
     def save(self, state, done: int, *, scored: bool = True) -> None:
@@ -261,7 +263,7 @@ def run(
     workdir: pathlib.Path | None = None,
     progress: bool = False,
 ) -> Outcome:
-    """Runs the stages of a method to the end, or goes on with an interrupted run.
+    """Runs the stages of a method to the end, or resumes an interrupted run.
 
     With a work directory, everything that the run needs is saved there: a run stopped at any moment and started again ends
     bit-for-bit where the uninterrupted one ends (same devices, same flags). SIGTERM saves and exits with status 0.

@@ -70,3 +70,15 @@ class Optimizer:
         }[self.name]()
         clip = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
         return optax.chain(*clip, *rule, optax.scale_by_learning_rate(self.learning_rates(steps)))
+
+
+def sgd(learning_rate: float = 0.1, **fields) -> Optimizer:
+    """SGD with momentum and weight decay, divided by 10 at `decay_at` unless a schedule is given; `fields` as `Optimizer`."""
+    return Optimizer(name="sgd", learning_rate=learning_rate, **fields)
+
+
+def adam(learning_rate: float, *, schedule: str = "cosine", weight_decay: float = 0.0, **fields) -> Optimizer:
+    """Adam without weight decay, its rate falling by a half cosine, unless given otherwise; `fields` as `Optimizer`."""
+    return Optimizer(
+        name="adam", learning_rate=learning_rate, schedule=schedule, weight_decay=weight_decay, **fields
+    )

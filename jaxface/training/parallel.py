@@ -29,7 +29,7 @@ def _named(path, name: str) -> bool:
     return any(getattr(key, "key", getattr(key, "name", None)) == name for key in path)
 
 
-_KEPT_STEPS = 4
+_MAX_COMPILED_STEPS = 4
 """Steps whose compiled form is kept: stages that share one compile it once. A method may alternate between a few."""
 
 
@@ -61,7 +61,7 @@ class JitParallel:
         self.mesh = Mesh(np.array(devices).reshape(-1, model_shards), (axes.DATA, axes.MODEL))
         self.replicas = len(devices)
         self._batch = NamedSharding(self.mesh, PartitionSpec((axes.DATA, axes.MODEL)))
-        self._compiled = functools.lru_cache(_KEPT_STEPS)(self._compile)
+        self._compiled = functools.lru_cache(_MAX_COMPILED_STEPS)(self._compile)
         connect(self.mesh)
 
     def shardings(self, abstract: State, rules: Mapping[str, PartitionSpec]) -> State:
@@ -107,26 +107,26 @@ class JitParallel:
             return step(state, device_batch(batch))
 
         @functools.cache
-        def compiled(treedef, kept):
+        def compiled(treedef, shardings):
             # The state leaves as it came: left to itself the partitioner may move a leaf and so compile a second time.
-            kept = jax.tree.unflatten(treedef, kept)
+            shardings = jax.tree.unflatten(treedef, shardings)
             return jax.jit(
                 on_device,
                 donate_argnums=0,
-                in_shardings=(kept, self._batch),
-                out_shardings=(kept, NamedSharding(self.mesh, PartitionSpec())),
+                in_shardings=(shardings, self._batch),
+                out_shardings=(shardings, NamedSharding(self.mesh, PartitionSpec())),
             )
 
-        returned = chosen = None
+        returned = program = None
 
         def run(state, batch):
-            nonlocal returned, chosen
+            nonlocal returned, program
             # What the step itself returned needs no second look at its hundreds of leaves.
             if returned is None or state is not returned():
                 leaves, treedef = jax.tree.flatten(state)
-                chosen = compiled(treedef, tuple(leaf.sharding for leaf in leaves))
+                program = compiled(treedef, tuple(leaf.sharding for leaf in leaves))
             with jax.set_mesh(self.mesh):
-                state, metrics = chosen(state, self._place(batch))
+                state, metrics = program(state, self._place(batch))
             returned = _weakly(state)
             return state, metrics
 
@@ -154,12 +154,12 @@ class PmapParallel:
     def __init__(self, *, devices: list | None = None):
         self._devices = jax.local_devices() if devices is None else devices
         self.replicas = len(self._devices) * jax.process_count()
-        self._compiled = functools.lru_cache(_KEPT_STEPS)(self._compile)
+        self._compiled = functools.lru_cache(_MAX_COMPILED_STEPS)(self._compile)
 
     def shardings(self, abstract: State, rules: Mapping[str, PartitionSpec]) -> State:
         """Replicated checkpoints live on one device of each process."""
-        here = jax.sharding.SingleDeviceSharding(self._devices[0])
-        return jax.tree.map(lambda _: here, abstract)
+        first_device = jax.sharding.SingleDeviceSharding(self._devices[0])
+        return jax.tree.map(lambda _: first_device, abstract)
 
     def create(
         self,
@@ -227,7 +227,9 @@ def check_batch_size(parallel: Parallel, batch_size: int, *, accumulate: int = 1
     check_number("accumulate", accumulate, AtLeast(1))
     check_number("batch_size", batch_size, AtLeast(1))
     if batch_size % (parallel.replicas * accumulate):
-        parts = f"{parallel.replicas} devices" + (f" × {accumulate} micro-batches" if accumulate > 1 else "")
+        divisor = f"{parallel.replicas} devices" + (
+            f" × {accumulate} micro-batches" if accumulate > 1 else ""
+        )
         raise UserError(
-            f"batch_size: {batch_size} does not divide over {parts}; use a multiple of {parallel.replicas * accumulate}"
+            f"batch_size: {batch_size} does not divide over {divisor}; use a multiple of {parallel.replicas * accumulate}"
         )

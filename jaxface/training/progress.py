@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on."""
+"""What a person sees during a run."""
 
 import sys
 import time
@@ -74,8 +74,10 @@ class Progress:
             and (now - self._spoken >= self._every or self._done == self._steps)
         ):
             steps = self._done - self._first
-            left = f", {(now - self._clock) / steps * (self._steps - self._done):.0f} s left" if steps else ""
-            self._say(f"{self._name} {self._done}/{self._steps}  {speed}  {loss}{left}")
+            remaining = (
+                f", {(now - self._clock) / steps * (self._steps - self._done):.0f} s left" if steps else ""
+            )
+            self._say(f"{self._name} {self._done}/{self._steps}  {speed}  {loss}{remaining}")
             self._spoken = now
 
     def note(self, text: str, *, transient: bool = False) -> None:

@@ -27,6 +27,7 @@ def prototype_loss(
     classes: int,
     rate: float = 1.0,
     rng: jax.Array | None = None,
+    where: jax.Array | None = None,
 ):
     """Mean loss of a batch over any number of classes; nothing of size [B, C] is made, on one device or on many.
 
@@ -42,23 +43,29 @@ def prototype_loss(
       classes: C.
       rate: fraction of the classes that take part in a step, in (0, 1]; see `losses.sample_classes`.
       rng: key of the sample, needed below rate 1.
+      where: [B] bool, False for examples whose loss counts as 0 in the mean over the batch; all count by default.
 
     Returns:
       (float32 scalar, terms [B]) as `losses.partial_fc_loss`.
     """
     options = {"classes": None if classes == prototypes.shape[0] else classes, "rate": rate}
+    batch = labels.shape[0]
+    weights = jnp.full(labels.shape, 1.0 / batch)
+    if where is not None:
+        weights = jnp.where(where, weights, 0.0)
     mesh = jax.sharding.get_abstract_mesh()
     if axes.MODEL not in mesh.axis_names:
-        return losses.partial_fc_loss(embeddings, prototypes, labels, head, key=rng, **options)
-    batch = labels.shape[0]
+        return losses.partial_fc_loss(
+            embeddings, prototypes, labels, head, weights=weights, key=rng, **options
+        )
 
-    def on_device(embeddings, prototypes, labels, everyone, rng):
+    def on_device(embeddings, prototypes, labels, weights, everyone, rng):
         loss, terms = losses.partial_fc_loss(
             embeddings,
             prototypes,
             labels,
             head,
-            weights=jnp.full(labels.shape, 1.0 / batch),
+            weights=weights,
             axis_name=axes.MODEL,
             key=rng,
             batch_labels=everyone,
@@ -70,8 +77,8 @@ def prototype_loss(
     mapped = jax.shard_map(
         on_device,
         mesh=mesh,
-        in_specs=(rows, PartitionSpec(axes.MODEL), rows, whole, whole),
+        in_specs=(rows, PartitionSpec(axes.MODEL), rows, rows, whole, whole),
         out_specs=(whole, rows),
     )
     rng = jax.random.key(0) if rng is None else rng
-    return mapped(embeddings, prototypes, labels, labels, rng)
+    return mapped(embeddings, prototypes, labels, weights, labels, rng)

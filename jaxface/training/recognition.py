@@ -1,28 +1,23 @@
-"""What every recognition experiment shares: an embedding network with class prototypes, and its evaluation."""
+"""What every recognition experiment shares: an embedding network with class prototypes, its embeddings and checkpoints."""
 
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxface import axes, metrics
-from jaxface.data.pipeline.batches import evaluation_batches
+from jaxface import metrics
 from jaxface.data.sources.source import Source
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines, init_prototypes
-from jaxface.training import figures
 from jaxface.training.checkpoints import restore_params
+from jaxface.training.map_source import map_source
 from jaxface.training.prototypes import prototype_rows
-from jaxface.training.step import TrainState
-
-Figures = Mapping[str, Callable[[pathlib.Path], pathlib.Path]]
 
 
 def statistics(extra: Mapping) -> dict:
@@ -45,18 +40,21 @@ class Recognizer:
       model: module with `(image [B, H, W, C], train=) -> [B, D]`.
       classes: C, number of prototypes.
       image_shape: (H, W, C) of an image.
+      prototype_std: standard deviation of the prototypes' entries at the start.
     """
 
     model: nn.Module
     classes: int
     image_shape: tuple[int, int, int]
+    prototype_std: float = 0.01
 
     def init(self, rng: jax.Array) -> tuple[dict, dict]:
         """Fresh (params, extra); `extra` holds the batch statistics."""
         backbone_rng, prototype_rng = jax.random.split(rng)
         variables = dict(self.model.init(backbone_rng, jnp.zeros((1, *self.image_shape)), train=False))
         backbone = variables.pop("params")
-        prototypes = init_prototypes(prototype_rng, prototype_rows(self.classes), self.model.embedding)
+        rows = prototype_rows(self.classes)
+        prototypes = init_prototypes(prototype_rng, rows, self.model.embedding, std=self.prototype_std)
         return {"backbone": backbone, "prototypes": prototypes}, variables
 
     def train_embeddings(
@@ -78,141 +76,32 @@ class Recognizer:
 
 
 @functools.partial(jax.jit, static_argnames=("model", "flip"))
-def _embed(model: nn.Module, backbone, extra, images: jax.Array, flip: bool) -> jax.Array:
+def _embed(variables, batch, *, model: nn.Module, flip: bool) -> jax.Array:
     def embed(images):
-        return model.apply(network_variables(backbone, extra), images, train=False)
+        return model.apply(variables, images, train=False)
 
-    images = normalize_pixels(images)
+    images = normalize_pixels(batch["image"])
     return metrics.flip_embeddings(embed, images, unit=False) if flip else embed(images)
 
 
 def embed_source(
     model: nn.Module, backbone: dict, extra: dict, source: Source, *, batch_size: int = 128, flip: bool = True
 ) -> np.ndarray:
-    """Embeddings of every record, in order.
+    """Embeddings of every record, in order (`map_source`).
 
     Args:
       model: the network.
       backbone: its parameters; where they live on a mesh, the images are spread over it.
       extra: its other collections (`batch_stats`).
       source: the records.
-      batch_size: images at a time; the last batch is padded, so that one compile serves all.
+      batch_size: images at a time.
       flip: add the embedding of the mirrored image (un-normalized sum, as the public protocols do).
 
     Returns:
       [N, D] float32, not normalized.
     """
-    home = jax.tree.leaves(backbone)[0]
-    sharding = getattr(home, "sharding", None)
-    rows = None
-    if isinstance(sharding, NamedSharding) and axes.DATA in sharding.mesh.axis_names:
-        batch_size = -(-batch_size // sharding.mesh.size) * sharding.mesh.size
-        rows = NamedSharding(sharding.mesh, PartitionSpec(sharding.mesh.axis_names))
-        everywhere = NamedSharding(sharding.mesh, PartitionSpec())
-    parts = []
-    for batch in evaluation_batches(source, batch_size):
-        images = batch["image"] if rows is None else jax.device_put(batch["image"], rows)
-        embedded = _embed(model, backbone, extra, images, flip)
-        if rows is not None and jax.process_count() > 1:
-            embedded = jax.device_put(embedded, everywhere)
-        parts.append((embedded, batch["valid"]))
-    return np.concatenate([np.asarray(embedded)[valid] for embedded, valid in parts])
-
-
-class Verification:
-    """Evaluation of a state by verification on people it never saw: `evaluate` and `figures` of a stage.
-
-    Args:
-      model: the network.
-      source: labeled records.
-      pairs: as in `jaxface.metrics.verify`; those that the source comes with (a verification pack) unless given.
-      seed: of the pairs drawn.
-      flip: sum the embeddings of an image and its mirror image; not for what has no mirror image.
-      identify: report open-set identification besides (`jaxface.metrics.open_set`); a verification pack, which does not say
-        who is on an image, has none.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        source: Source,
-        *,
-        pairs=None,
-        seed: int = 0,
-        flip: bool = True,
-        identify: bool = False,
-    ):
-        identify = identify and getattr(source, "pairs", None) is None
-        pairs = getattr(source, "pairs", None) if pairs is None else pairs
-        self.model, self.source, self.pairs, self.seed, self.flip = model, source, pairs, seed, flip
-        self.identify = identify
-
-    def embeddings(self, state: TrainState) -> np.ndarray:
-        """[N, D] of the source."""
-        params = state.averaged_params
-        return embed_source(self.model, params["backbone"], state.extra, self.source, flip=self.flip)
-
-    def __call__(self, state: TrainState) -> dict[str, float]:
-        self._last = self.embeddings(state)
-        report = metrics.verify(self._last, self.source.labels, pairs=self.pairs, seed=self.seed)
-        if self.identify:
-            report |= metrics.open_set(self._last, self.source.labels, seed=self.seed)
-        return report
-
-    def figures(self, state: TrainState) -> Figures:
-        """ROC curve and similarity histogram of the state that was evaluated last."""
-        return verification_figures(self._last, self.source.labels, pairs=self.pairs, seed=self.seed)
-
-
-def verification_figures(embeddings: np.ndarray, labels: np.ndarray, *, pairs=None, seed: int = 0) -> Figures:
-    """Name -> function that draws it to a path: the ROC curve and the genuine and impostor similarities."""
-    scores, same = metrics.verification_scores(embeddings, labels, pairs, seed=seed)
-    genuine, impostor = scores[same], scores[~same]
-    equal = metrics.equal_error_rate(genuine, impostor)
-    return {
-        "roc": functools.partial(figures.save_roc, {"verification": metrics.roc(genuine, impostor)}),
-        "similarity": functools.partial(
-            figures.save_score_histogram, genuine, impostor, threshold=float(equal.threshold)
-        ),
-    }
-
-
-class Evaluations:
-    """Several evaluations of one state as one: their metrics and figures together, in `parts` one by one."""
-
-    def __init__(self, *parts):
-        self.parts = parts
-
-    def __call__(self, state: TrainState) -> dict[str, float]:
-        return {key: value for part in self.parts for key, value in part(state).items()}
-
-    def figures(self, state: TrainState) -> Figures:
-        """The figures of all parts."""
-        return {name: draw for part in self.parts for name, draw in part.figures(state).items()}
-
-
-class NearestPrototype:
-    """Evaluation of a state by closed-set classification: the class whose prototype is nearest.
-
-    Args:
-      model: the network.
-      source: labeled records of the training classes.
-    """
-
-    def __init__(self, model: nn.Module, source: Source):
-        self.model, self.source = model, source
-
-    def __call__(self, state: TrainState) -> dict[str, float]:
-        params = state.averaged_params
-        embeddings = embed_source(self.model, params["backbone"], state.extra, self.source, flip=False)
-        correct = metrics.nearest_prototype_accuracy(
-            embeddings, np.asarray(params["prototypes"])[: len(self.source.class_names)], self.source.labels
-        )
-        return {"classification/accuracy": correct}
-
-    def figures(self, state: TrainState) -> Figures:
-        """None: one number says it all."""
-        return {}
+    embed = functools.partial(_embed, model=model, flip=flip)
+    return map_source(embed, source, network_variables(backbone, extra), batch_size=batch_size)
 
 
 def run_checkpoint(workdir: str | pathlib.Path, *, best: bool = False) -> tuple[dict, dict]:

@@ -89,10 +89,10 @@ class Records:
         What a run wrote after the checkpoint from which it resumes is dropped then, and not before: reopening a finished
         run changes nothing.
         """
-        there = self._path.stat().st_size
-        if there < length:
-            logger.warning("%s has lost its end: %d bytes of %d are there", self._path, there, length)
-        self._resume_at = min(length, there)
+        size = self._path.stat().st_size
+        if size < length:
+            logger.warning("%s has lost its end: %d of %d bytes remain", self._path, size, length)
+        self._resume_at = min(length, size)
 
     def close(self) -> None:
         """Writes everything out."""

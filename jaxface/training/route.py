@@ -1,9 +1,12 @@
 """The route of a teacher: recorded as it trains, chosen from, and walked by a student (RCO, arXiv:1904.09149).
 
 A route is a list of anchors: the teacher after more and more steps, the last one as it ended.
+
+Methods: rco
 """
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -16,7 +19,7 @@ from jaxface.checks import Integers, Positive, check_number
 from jaxface.errors import UserError
 from jaxface.training.checkpoints import checkpoint_steps, restore_params
 from jaxface.training.recognition import statistics
-from jaxface.training.stages import Stage
+from jaxface.training.stages import Stage, no_figures
 from jaxface.training.step import TrainState, create_state
 
 
@@ -31,6 +34,12 @@ class Anchor(NamedTuple):
 
     step: int
     load: Callable[[], TrainState]
+
+    @classmethod
+    def recorded(cls, step: int, state: TrainState) -> "Anchor":
+        """The teacher of a stage that ended: its averaged parameters and statistics, kept in host memory without the rest."""
+        on_host = _host_state(state)
+        return cls(step, lambda: on_host)
 
 
 def equal_epoch_anchors(num_epochs: int, n: int) -> tuple[int, ...]:
@@ -76,40 +85,6 @@ def greedy_next_anchor(ratios: Sequence[float], current: int, threshold: float) 
     return current + 1 + (int(learnable[-1]) if learnable.size else 0)
 
 
-def greedy_route(
-    train_on: Callable[[int], None],
-    ratios_of: Callable[[int], Sequence[float]],
-    count: int,
-    *,
-    start: int = 0,
-    threshold: float = 1.3,
-) -> list[int]:
-    """Trains a student on one anchor after the other, as far ahead each time as it can follow (arXiv:1904.09149).
-
-    Args:
-      train_on: trains the student further, on anchor i.
-      ratios_of: r_ij [M] of the student that was just trained on anchor i; not asked after the last.
-      count: M, number of anchors.
-      start: the first one, in [0, M).
-      threshold: δ > 0, as `greedy_next_anchor`; what suits a student is found by trying.
-
-    Returns:
-      The anchors that it was trained on, from `start` to M - 1.
-
-    Raises:
-      UserError: no anchor, `start` that is none, or δ that is not positive.
-    """
-    check_number("threshold", threshold, Positive)
-    if not 0 <= start < count:
-        raise UserError(f"start: needs an anchor in [0, {count}), got {start}")
-    route = [start]
-    train_on(start)
-    while route[-1] < count - 1:
-        route.append(greedy_next_anchor(ratios_of(route[-1]), route[-1], threshold))
-        train_on(route[-1])
-    return route
-
-
 def check_steps(steps: Sequence[int], *, last: int | None = None, name: str = "route") -> None:
     """Raises UserError unless these are increasing numbers of steps from 1, the last of them `last` where that is given."""
     steps = list(steps)
@@ -121,36 +96,35 @@ def check_steps(steps: Sequence[int], *, last: int | None = None, name: str = "r
         raise UserError(f"{name}: needs to end at the teacher's last step, {last}, got {steps[-1]}")
 
 
-def cut_stage(stage: Stage, at: Sequence[int], names: Sequence[str]) -> list[Stage]:
+def cut_stage(stage: Stage, at: Sequence[int]) -> list[Stage]:
     """A stage as several that train one after the other exactly as it does: same state, same data, same schedule.
 
     Each leaves the state at one of its steps, and shares the stage's compiled step. All are evaluated, figures come from the
-    last.
+    last, which has the stage's name; the others are named for the step at which they end, as teacher_80.
 
     Args:
       stage: with steps, and with batches whose position has a "step" and that do not depend on the state, as those of
         `jaxface.data.batches`.
       at: increasing numbers of steps, the last of them `stage.steps`.
-      names: of the stages.
 
     Raises:
       UserError: steps that do not increase, or end elsewhere.
     """
     check_steps(at, last=stage.steps)
-    parts = []
-    for name, start, end in zip(names, (0, *at), at, strict=False):
-        part = dataclasses.replace(
+    return [
+        dataclasses.replace(
             stage,
-            name=name,
+            name=stage.name if end == stage.steps else f"{stage.name}_{end}",
+            init=stage.init if start == 0 else _previous_state,
             batches=lambda state, start=start: batches_from(stage.batches(state), start),
             steps=end - start,
-            figures=stage.figures if end == stage.steps else None,
+            figures=stage.figures if end == stage.steps else no_figures,
         )
-        parts.append(part if start == 0 else dataclasses.replace(part, init=_goes_on))
-    return parts
+        for start, end in itertools.pairwise((0, *at))
+    ]
 
 
-def _goes_on(rng, previous):
+def _previous_state(rng, previous):
     return previous
 
 
@@ -160,8 +134,8 @@ def batches_from(batches, step: int):
     return batches
 
 
-def host_state(state: TrainState) -> TrainState:
-    """A state's averaged parameters and batch statistics in host memory, without the rest: for teachers that wait."""
+def _host_state(state: TrainState) -> TrainState:
+    """A state's averaged parameters and batch statistics in host memory, without the rest."""
 
     def fetch(leaf):
         if leaf.is_fully_addressable or leaf.is_fully_replicated:
@@ -194,6 +168,34 @@ def run_anchors(folder: str | pathlib.Path) -> list[Anchor]:
     return [Anchor(step, lambda step=step: load(step)) for step in steps]
 
 
+class Route(NamedTuple):
+    """Where a teacher's anchors come from.
+
+    Attributes:
+      stages: that train the teacher from one record to the next; none where its run is finished.
+      steps: of the teacher at each anchor, increasing.
+      anchors: of a finished run; a stage that ends makes one (`Anchor.recorded`).
+      shapes: of an anchor's state.
+    """
+
+    stages: list[Stage]
+    steps: Sequence[int]
+    anchors: list[Anchor]
+    shapes: TrainState
+
+    @classmethod
+    def of_stage(cls, stage: Stage, steps: Sequence[int]) -> "Route":
+        """Of a teacher that is still to be trained, recorded at some of its steps (`cut_stage`)."""
+        shapes = jax.eval_shape(stage.init, jax.eval_shape(lambda: jax.random.key(0)), None)
+        return cls(cut_stage(stage, steps), steps, [], shapes)
+
+    @classmethod
+    def of_run(cls, folder: str | pathlib.Path) -> "Route":
+        """Of a finished run (`run_anchors`)."""
+        anchors = run_anchors(folder)
+        return cls([], [anchor.step for anchor in anchors], anchors, jax.eval_shape(anchors[-1].load))
+
+
 def check_same_network(anchor: TrainState, first: TrainState) -> None:
     """Raises UserError unless two points of a route are one network: the same tree of the same shapes."""
     shapes = [
@@ -204,6 +206,8 @@ def check_same_network(anchor: TrainState, first: TrainState) -> None:
         )
     ]
     for name in sorted(shapes[0].keys() | shapes[1].keys()):
-        here, there = (leaves.get(name, "nothing") for leaves in shapes)
-        if here != there:
-            raise UserError(f"anchors: need one network, {name} is {here} in one and {there} in another")
+        shape, first_shape = (leaves.get(name, "nothing") for leaves in shapes)
+        if shape != first_shape:
+            raise UserError(
+                f"anchors: need one network, {name} is {shape} in one and {first_shape} in another"
+            )

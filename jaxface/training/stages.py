@@ -18,6 +18,10 @@ from jaxface.checks import AtLeast, check_number
 State = Any  # any pytree of arrays; `jaxface.training.TrainState` for a plain method
 Metrics = dict[str, jax.Array]
 HostBatch = dict[str, np.ndarray]
+Figures = Mapping[
+    str, Callable[[pathlib.Path], pathlib.Path]
+]  # name -> function that draws the figure to a path
+Evaluation = Callable[[State], dict[str, float]]  # one with figures has a method `figures(state) -> Figures`
 
 
 class Batches(Protocol):
@@ -44,7 +48,7 @@ class Stage:
         on the state. It must be a function of that state alone: a resumed run calls it again. None in a stage without steps.
       steps: number of optimization steps; 0 for a stage that only computes something.
       evaluate: (state) -> metrics as floats, on the host; None to evaluate nothing.
-      figures: (state that was evaluated last) -> name -> function that draws the figure to a path; asked for at the end.
+      figures: (state that was evaluated last) -> Figures, asked for at the end; None for those of `evaluate`, if it has some.
       best: key of `evaluate` whose largest value marks the best checkpoint; None to keep only the last ones.
       sharding: name of a leaf or subtree -> PartitionSpec over the axes `data` and `model`. A leaf is sharded so when the name
         occurs in its path (in the optimizer's state too); everything else is replicated.
@@ -56,14 +60,26 @@ class Stage:
     step: Callable[[State, dict[str, jax.Array]], tuple[State, Metrics]] | None = None
     batches: Callable[[State], Batches] | None = None
     steps: int = 0
-    evaluate: Callable[[State], dict[str, float]] | None = None
-    figures: Callable[[State], Mapping[str, Callable[[pathlib.Path], pathlib.Path]]] | None = None
+    evaluate: Evaluation | None = None
+    figures: Callable[[State], Figures] | None = None
     best: str | None = None
     sharding: Mapping[str, PartitionSpec] = dataclasses.field(default_factory=dict)
     compile_init: bool = True
 
     def __post_init__(self):
         check_number("steps", self.steps, AtLeast(0))
+
+
+def figures_of(evaluate: Evaluation | None, state: State) -> Figures:
+    """What an evaluation draws of the state that it saw last: nothing where it has no method `figures`."""
+    draw = getattr(evaluate, "figures", None)
+    return {} if draw is None else draw(state)
+
+
+def no_figures(state: State) -> Figures:
+    """For a stage that draws nothing although its evaluation could."""
+    del state
+    return {}
 
 
 class Outcome(NamedTuple):

@@ -1,6 +1,7 @@
 """The state of a plain method, and a step of gradient descent on one or several objectives."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ LossFunction = Callable[[Params, Any, dict[str, jax.Array], jax.Array], tuple[ja
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything that a run needs to go on.
+    """Everything that a run needs to resume.
 
     Attributes:
       step: int32 scalar, steps taken.
@@ -82,6 +83,24 @@ def create_state(
     )
 
 
+def example_keys(state: TrainState, count: int) -> jax.Array:
+    """A key for each of the `count` examples that a step sees on this device.
+
+    The same however the batch is split over devices, and another one in every step.
+
+    Args:
+      state: of the step.
+      count: examples of the batch on this device, static.
+
+    Returns:
+      [count] keys.
+    """
+    # Far from the folds that the step itself takes.
+    step = jax.random.fold_in(jax.random.fold_in(state.rng, state.step), 1 << 16)
+    first = jax.lax.axis_index(axes.DATA) * count if axes.bound(axes.DATA) else 0
+    return jax.vmap(functools.partial(jax.random.fold_in, step))(first + jnp.arange(count))
+
+
 def _microbatches(batch: dict, count: int) -> dict:
     """[B, …] -> [count, B / count, …], dealt out in turn so that every device keeps its own rows."""
 
@@ -130,7 +149,7 @@ def gradient_step(*objectives: Objective, accumulate: int = 1, ema_decay: float 
       objectives: one or several; those given to `create_state`, in the same order.
       accumulate: number of micro-batches into which a batch is cut; gradients are averaged over them, so that memory falls and
         the step stays the same (batch statistics excepted, which see one micro-batch after the other).
-      ema_decay: in [0, 1), decay of the moving average per step; the state must have been created with `ema=True`.
+      ema_decay: in [0, 1), decay of the moving average per step; the state needs to be created with `ema=True`.
 
     Returns:
       step(state, batch) -> (state, metrics); metrics hold `loss`, `gradient_norm` and what the losses report.
@@ -141,7 +160,7 @@ def gradient_step(*objectives: Objective, accumulate: int = 1, ema_decay: float 
     """
     names = [objective.name for objective in objectives]
     if not objectives or len(set(names)) != len(names):
-        raise ValueError(f"objectives: need at least one, each with a name of its own, got {names}")
+        raise ValueError(f"objectives: needs at least one, each with its own name, got {names}")
 
     if ema_decay is not None:
         check_number("ema_decay", ema_decay, ProperFraction)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from jaxface.errors import UserError
 
 CONFIG = "config.json"
-GIVEN_UP = "given_up.json"  # CONFIG of a run that failed and left nothing to go on from
+GIVEN_UP = "given_up.json"  # CONFIG of a run that failed and left nothing to resume from
 
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -36,7 +36,7 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
             raise
         raise UserError(
             f"workdir: cannot write to {path}: {reason}; "
-            "nothing saved is lost, and once this is mended the same command goes on"
+            "nothing saved is lost, and once this is fixed the same command resumes the run"
         ) from error
 
 
@@ -44,12 +44,12 @@ def _disk_failure(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
     # TensorStore writes the arrays and raises ValueError with the system's words in the middle of a long message.
-    said = [os.strerror(number) for number in _DISK if os.strerror(number) in str(error)]
-    return None if isinstance(error, UserError) else next(iter(said), None)
+    reasons = [os.strerror(number) for number in _DISK if os.strerror(number) in str(error)]
+    return None if isinstance(error, UserError) else next(iter(reasons), None)
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
-    """Writes a file, a text as UTF-8, so that it is there whole or not at all."""
+    """Writes a file, a text as UTF-8, so that it exists whole or not at all."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -133,7 +133,7 @@ def open_workdir(path: str | pathlib.Path, config: dict) -> pathlib.Path:
 
 
 def give_up_workdir(path: pathlib.Path) -> None:
-    """Lets the folder of a failed run go, so that the mended command may have it, unless there is a checkpoint to go on from.
+    """Lets the folder of a failed run go, so that the corrected command may have it, unless there is a checkpoint to resume from.
 
     What the run wrote stays to be looked at until then. Only a run that failed gives up its folder: one that has no
     checkpoint yet may still be running.

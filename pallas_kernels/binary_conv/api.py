@@ -41,7 +41,7 @@ def binary_conv2d(
         for bits.
     """
     geometry = geometry_of(xp, wp, channels, strides, padding, pad_mode)
-    implementation = _choose(implementation, geometry)
+    implementation = _choose(implementation, geometry, "convolution")
     if implementation == "xla":
         return xla.convolve(xp, wp, geometry)
     kernel = gpu if implementation.startswith("pallas_gpu") else tpu
@@ -124,7 +124,7 @@ def binary_conv2d_block(
     scale, shift, prelu, bias = (
         None if value is None else value.astype(jnp.float32) for value in per_output.values()
     )
-    implementation = _choose(implementation, geometry)
+    implementation = _choose(implementation, geometry, "block")
     if implementation == "xla":
         return reference.epilogue(xla.convolve(xp, wp, geometry), scale, shift, residual, prelu, bias)
     kernel = gpu if implementation.startswith("pallas_gpu") else tpu
@@ -161,15 +161,30 @@ def padding_correction(
     return geo.correction(wp, geometry_of(xp, wp, channels, strides, padding, "zero"))
 
 
-def _choose(implementation, geometry):
+def _choose(implementation, geometry, operation):
     implementation = common.choose(
-        implementation, {"pallas_gpu": gpu.obstacle(geometry), "pallas_tpu": tpu.obstacle(geometry)}
+        implementation,
+        {"pallas_gpu": gpu.obstacle(geometry), "pallas_tpu": tpu.obstacle(geometry)},
+        op="binary_conv",
+        facts=facts(geometry, operation),
     )
     if implementation == "xla" and xla.method() == "bfloat16" and geometry.products >= 1 << 24:
         raise common.KernelError(
             f"channels: needs K = kh·kw·C < 2^24 where sums are float32; got {geometry.products}"
         )
     return implementation
+
+
+def facts(geometry: geo.Geometry, operation: str) -> dict[str, str | int]:
+    """What the speed of a "convolution" or a "block" depends on, for `common.choose`."""
+    g = geometry
+    return {
+        "operation": operation,
+        "pixels": g.batch * g.out_height * g.out_width,
+        "taps": g.kernel[0] * g.kernel[1],
+        "channels": g.channels,
+        "outputs": g.outputs,
+    }
 
 
 def geometry_of(xp, wp, channels, strides, padding, pad_mode) -> geo.Geometry:

@@ -343,9 +343,9 @@ def _kernel(plan, has_residual, first, last, *refs, a_smem, b_smem, out_smem, fu
                     results[0].at[pl.ds(_index(plan, tile, run) * plan.run, plan.run), columns],
                 )
             if plan.fused:
-                own = pl.ds(lax.axis_index("outputs") * PACKED, PACKED)
+                packed_outputs = pl.ds(lax.axis_index("outputs") * PACKED, PACKED)
                 plgpu.copy_smem_to_gmem(
-                    more["bytes_smem"], results[1].at[pl.ds(tile * plan.rows, plan.rows), own]
+                    more["bytes_smem"], results[1].at[pl.ds(tile * plan.rows, plan.rows), packed_outputs]
                 )
             plgpu.wait_smem_to_gmem(0)
 
@@ -373,11 +373,11 @@ def _first_pixel(plan, tap, index):
     """Where the flat input begins for one tap of one run of outputs."""
     g = plan.geometry
     height, width = plan.image
-    parts = g.out_width // plan.run
-    line, part = lax.div(index, parts), lax.rem(index, parts)
+    runs_per_line = g.out_width // plan.run
+    line, run = lax.div(index, runs_per_line), lax.rem(index, runs_per_line)
     image, row = lax.div(line, g.out_height), lax.rem(line, g.out_height)
     i, j = lax.div(tap, g.kernel[1]), lax.rem(tap, g.kernel[1])
     (sh, sw) = g.strides
     phase = lax.rem(i, sh) * sw + lax.rem(j, sw)
-    row, column = row + lax.div(i, sh), part * plan.run + lax.div(j, sw)
+    row, column = row + lax.div(i, sh), run * plan.run + lax.div(j, sw)
     return ((phase * g.batch + image) * height + row) * width + column

@@ -164,16 +164,16 @@ def operands(xp: jax.Array, wp: jax.Array, plan: Plan) -> list[jax.Array]:
     signs = packing.unpack_bits(wp, source.channels, dtype=jnp.int8)
     sums = jnp.sum(signs, axis=-1, dtype=jnp.int32).reshape(-1, source.outputs)
     activations, weights = _bits(padded, wp, plan) if plan.bits else _planes(padded, signs, plan)
-    found = [_phases(activations, plan), weights, jnp.pad(jnp.sum(sums, axis=0), (0, missing))]
+    operands = [_phases(activations, plan), weights, jnp.pad(jnp.sum(sums, axis=0), (0, missing))]
     if plan.has_table:
-        table, parts = _outside(sums, plan)
+        table, shares = _outside(sums, plan)
         if plan.bits:
             counted, minus_two = _counts(padded, plan)
             table = jnp.concatenate([counted, jnp.tile(table, (source.batch, 1))], axis=1)
-            parts = jnp.concatenate([jnp.tile(minus_two, (source.outputs, 1)), parts], axis=1)
+            shares = jnp.concatenate([jnp.tile(minus_two, (source.outputs, 1)), shares], axis=1)
         empty = GROUP - table.shape[1]
-        found += [jnp.pad(table, ((0, 0), (0, empty))), jnp.pad(parts, ((0, missing), (0, empty)))]
-    return found
+        operands += [jnp.pad(table, ((0, 0), (0, empty))), jnp.pad(shares, ((0, missing), (0, empty)))]
+    return operands
 
 
 def _phases(x, plan):
@@ -224,8 +224,8 @@ def _outside(sums, plan):
     digits = np.stack([outside * 127, outside], axis=-1).reshape(outside.shape[0], -1)
     scaled = (sums << (plan.planes - 1)).T
     high = (scaled + 63) // 127
-    parts = jnp.stack([high, scaled - 127 * high], axis=-1).reshape(source.outputs, -1)
-    return jnp.asarray(digits, jnp.int8), parts.astype(jnp.int8)
+    shares = jnp.stack([high, scaled - 127 * high], axis=-1).reshape(source.outputs, -1)
+    return jnp.asarray(digits, jnp.int8), shares.astype(jnp.int8)
 
 
 def _counts(padded, plan):

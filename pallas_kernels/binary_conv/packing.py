@@ -86,10 +86,10 @@ def unpack_bits(
 def _pack_by_products(ones):
     """bool [..., 32·W] -> uint32 [..., W]."""
     channel = np.arange(ones.shape[-1])
-    own = (channel // WORD_BITS)[:, None] == np.arange(channel.size // WORD_BITS)
+    in_word = (channel // WORD_BITS)[:, None] == np.arange(channel.size // WORD_BITS)
     low, high = (
         _exact_product(
-            ones, own * np.where(channel % WORD_BITS // 16 == half, 2.0 ** (channel % 16), 0)[:, None]
+            ones, in_word * np.where(channel % WORD_BITS // 16 == half, 2.0 ** (channel % 16), 0)[:, None]
         )
         for half in (0, 1)
     )

@@ -1,4 +1,4 @@
-"""A sign after batch normalisation as one integer comparison per output channel."""
+"""A sign after batch normalization as one integer comparison per output channel."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def fold_batch_norm(
 
     Args:
       alpha: scale of the binary weights, [O] or a scalar.
-      gamma, beta, mean, variance: of the normalisation, [O].
+      gamma, beta, mean, variance: of the normalization, [O].
       epsilon: added to the variance.
 
     Returns:
@@ -77,7 +77,7 @@ def sign_thresholds(scale: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.
 
 
 def threshold_bits(dot: jax.Array, thresholds: jax.Array, rising: jax.Array) -> jax.Array:
-    """Packed signs of a normalised convolution from its integers: [dot >= θ] where `rising`, else [dot <= θ].
+    """Packed signs of a normalized convolution from its integers: [dot >= θ] where `rising`, else [dot <= θ].
 
     Args:
       dot: int32 [..., O].

@@ -194,10 +194,10 @@ def _plane_order(weights, steps, dtype):
 def _word_weights(tile_o):
     """Two bfloat16 [tile_o / 32, tile_o]: powers of two that sum 32 signs to the low and the high half of their word."""
     channel = np.arange(tile_o)
-    own = (channel // 32)[None] == np.arange(tile_o // 32)[:, None]
+    in_word = (channel // 32)[None] == np.arange(tile_o // 32)[:, None]
     low = np.where(channel % 32 < 16, 2.0 ** (channel % 16), 0.0)
     high = np.where(channel % 32 >= 16, 2.0 ** (channel % 16), 0.0)
-    return [jnp.asarray(own * powers, jnp.bfloat16) for powers in (low, high)]
+    return [jnp.asarray(in_word * powers, jnp.bfloat16) for powers in (low, high)]
 
 
 def _operands(xp, wp, geometry, dtype):
@@ -218,9 +218,9 @@ def _operands(xp, wp, geometry, dtype):
     weights = jnp.moveaxis(signs, 2, 0).reshape(geometry.outputs, -1, packing.WORD_BITS)
     sums = jnp.sum(signs[..., : geometry.channels], axis=-1, dtype=jnp.int32).reshape(kh * kw, -1)
     if geometry.corrected:
-        outside, parts = _outside_rows(geometry, sums)
+        outside, shares = _outside_rows(geometry, sums)
         patches = jnp.concatenate([patches, outside])
-        weights = jnp.concatenate([weights, parts], axis=1)
+        weights = jnp.concatenate([weights, shares], axis=1)
     return lax.bitcast_convert_type(patches, jnp.int32), weights, jnp.sum(sums, axis=0)
 
 

@@ -1,13 +1,11 @@
 """Dilated 2×2 cascades, depthwise large-kernel convolution, and convolution with cross-channel max pooling; NHWC."""
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels import common
 from pallas_kernels.common import KernelError
-from pallas_kernels.dilated_conv import gpu, ops, tpu
+from pallas_kernels.dilated_conv import gpu, ops, tpu, xla
 
 ACTIVATIONS = ("identity", "relu", "prelu")
 
@@ -45,7 +43,7 @@ def cassod(
       activation: φ: "identity", "relu", or "prelu" (slope·u where u <= 0).
       slope: for "prelu", a number (leaky ReLU) or one per channel; it gets gradients if it is an array.
       bias: β [O]; 0 if None.
-      padding: "exact" evaluates u on [0, H+d) × [0, W+d), so that y is centred and a linear cascade equals the zero-padded
+      padding: "exact" evaluates u on [0, H+d) × [0, W+d), so that y is centered and a linear cascade equals the zero-padded
         3×3 convolution everywhere. "per_stage" takes s as zero beyond the image; the last d rows and columns of y differ.
       implementation: see `common.Implementation`; None picks.
 
@@ -85,12 +83,12 @@ def cassod(
     b = _wide(b)
     if kind == "ddp" and activation == "identity" and padding == "exact":
         taps, offset = compose_taps(a, b), offset * jnp.sum(b, axis=(0, 1))
-        obstacles = _obstacles("depthwise", x, taps, pointwise, dilation=dilation, stride=1)
-        options = ops.Options(common.choose(implementation, obstacles), activation, dilation)
+        chosen = _choose(implementation, "depthwise", x, taps, pointwise, dilation=dilation, stride=1)
+        options = ops.Options(chosen, activation, dilation)
         return ops.depthwise(x, taps, offset, slope, pointwise, bias, options)
-    obstacles = _obstacles("cascade", x, a, b, pointwise, dilation=dilation)
+    chosen = _choose(implementation, "cascade", x, a, b, pointwise, dilation=dilation)
     options = ops.Options(
-        common.choose(implementation, obstacles), activation, dilation, exact=padding == "exact"
+        chosen, activation, dilation, exact=padding == "exact", plain=_plain(xla.plain_cascade(x, a))
     )
     return ops.cascade(x, a, offset, slope, b, pointwise, bias, options)
 
@@ -144,8 +142,8 @@ def depthwise_conv(
         _check_floating("bias", bias, (outputs,))
         bias = _wide(bias)
     w = _wide(w) if mid_scale is None else _wide(w) * _wide(mid_scale)
-    obstacles = _obstacles("depthwise", x, w, pointwise, dilation=dilation, stride=stride)
-    options = ops.Options(common.choose(implementation, obstacles), activation, dilation, stride)
+    chosen = _choose(implementation, "depthwise", x, w, pointwise, dilation=dilation, stride=stride)
+    options = ops.Options(chosen, activation, dilation, stride)
     return ops.depthwise(x, w, offset, slope, pointwise, bias, options)
 
 
@@ -188,7 +186,7 @@ def conv_ccp(
     _check_odd(w)
     _check_integer("groups", groups, 1)
     if groups > 127:
-        raise KernelError(f"groups: needs at most 127, the winner is kept as int8; got {groups}")
+        raise KernelError(f"groups: needs at most 127, the winner is stored as int8; got {groups}")
     if w.shape[-1] % groups:
         raise KernelError(f"groups: needs a divisor of w's {w.shape[-1]} filters; got {groups}")
     _check_activation(activation)
@@ -200,10 +198,14 @@ def conv_ccp(
         _check_floating("bias", bias, (w.shape[-1],))
     bias = jnp.zeros(w.shape[-1], jnp.float32) if bias is None else _wide(bias)
     w, bias = w.reshape(*w.shape[:3], -1, groups), bias.reshape(-1, groups)
-    obstacles = _obstacles("conv_ccp", x, w)
-    chosen = common.choose(implementation, obstacles)
-    constant = float(slope) if activation == "prelu" else 0.0
-    options = ops.Options(chosen, activation, slope=constant, winner=return_winner)
+    chosen = _choose(implementation, "conv_ccp", x, w)
+    options = ops.Options(
+        chosen,
+        activation,
+        slope=float(slope) if activation == "prelu" else 0.0,
+        winner=return_winner,
+        plain=_plain(xla.plain_conv_ccp(x, w)),
+    )
     y, winner = ops.conv_ccp(x, w, bias, options)
     return (y, winner) if return_winner else y
 
@@ -263,10 +265,42 @@ def _middle(x, channels, scale, bias, activation, slope):
     return zeros if bias is None else _wide(bias), zeros if slope is None else zeros + _wide(slope)
 
 
-def _obstacles(op: str, *arrays, **options) -> Mapping[str, str | None]:
-    return {
+def _plain(faster_on_cpu: bool) -> bool:
+    """Whether "xla" is the library's own convolutions: measured to be the faster form for some shapes on CPUs."""
+    return faster_on_cpu and common.target_device().platform == "cpu"
+
+
+def _choose(implementation: str | None, op: str, *arrays, **options) -> str:
+    obstacles = {
         "pallas_gpu": gpu.obstacle(op, *arrays, **options),
         "pallas_tpu": tpu.obstacle(op, *arrays, **options),
+    }
+    return common.choose(implementation, obstacles, op="dilated_conv", facts=facts(op, *arrays, **options))
+
+
+def facts(op: str, x, *filters, dilation: int = 1, stride: int = 1) -> dict[str, str | bool | int]:
+    """What the speed of a "cascade", a "depthwise" or a "conv_ccp" depends on, for `common.choose`.
+
+    Args:
+      op: one of these.
+      x: [N, H, W, C].
+      filters: of the stages, then the pointwise matrix or None; for "conv_ccp" the filters [k, k, C, M, R] alone.
+    """
+    if op == "conv_ccp":
+        outputs, mixed = filters[0].shape[3], f"groups of {filters[0].shape[4]}"
+    else:
+        last = filters[-1] if filters[-1] is not None else filters[-2]
+        outputs, mixed = last.shape[-1], "-".join("none" if f is None else str(f.ndim) for f in filters)
+    return {
+        "operation": op,
+        "mixed": mixed,  # which stages mix channels, by the ranks of their filters
+        "dtype": x.dtype.name,
+        "stride": stride,
+        "pixels": x.shape[0] * x.shape[1] * x.shape[2],
+        "side": filters[0].shape[0],
+        "dilation": dilation,
+        "channels": x.shape[3],
+        "outputs": outputs,
     }
 
 

@@ -2,7 +2,7 @@
 
 A program is one warpgroup with `rows` × 64 output pixels. The copy engine brings the window of one chunk of channels, zero
 outside the image, so no mask is needed there; shifted views are slices of it. A row of 64 pixels is computed in float32,
-16 bytes of neighbouring channels per thread, rounded to bfloat16 into a swizzled tile, and multiplied on the tensor cores by
+16 bytes of neighboring channels per thread, rounded to bfloat16 into a swizzled tile, and multiplied on the tensor cores by
 the chunk's matrices. With several chunks the next window is in flight meanwhile; several programs share a multiprocessor.
 Gradients are XLA's (`xla.py`).
 """
@@ -46,8 +46,8 @@ class _Plan:
                 continue
             self.chunk, self.rows, self.block, self.chunks = chunk, count, block, cdiv(self.channels, chunk)
             # Sums, two to a register of a thread; a stencil beside those of several rows needs registers of its own.
-            kept = sums * block * (1 if self.chunks == 1 else count)
-            too_many = products and kept > (128 if vectors and block > 64 else 256)
+            registers = sums * block * (1 if self.chunks == 1 else count)
+            too_many = products and registers > (128 if vectors and block > 64 else 256)
             too_many = too_many or (vectors and products and self.chunks > 1 and row_bytes > 64)
             if too_many or self._bytes() > _SHARED_MOST or max(self.window[:2]) > 256:
                 continue
@@ -56,7 +56,7 @@ class _Plan:
             cost *= {128: 1.0, 64: 1.3, 32: 1.8}[row_bytes] * (1.0 if self._bytes() <= _SHARED else 1.5)
             if best is None or cost < best[0]:
                 best = cost, chunk, count, block
-        self.found = best is not None
+        self.fits = best is not None
         if best:
             _, self.chunk, self.rows, self.block = best
             self.chunks = cdiv(self.channels, self.chunk)
@@ -135,15 +135,15 @@ def _stencil(tiles, x, vectors, matrices, pointwise, bias, *, reach, interpret):
     return _launch(tiles, x, vectors, matrices[None], bias, reach=reach, interpret=interpret)[0]
 
 
-def conv_ccp(x, w, bias, *, activation, slope, keep_winner, interpret):
-    k, _, channels, kept, groups = w.shape
+def conv_ccp(x, w, bias, *, activation, slope, with_winner, interpret):
+    k, _, channels, maps, groups = w.shape
     reach = k // 2
     if channels % 16:  # the copy engine moves multiples of 16 bytes
         missing = round_up(channels, 16) - channels
         x = jnp.pad(x, [(0, 0)] * 3 + [(0, missing)])
         w = jnp.pad(w, [(0, 0)] * 2 + [(0, missing), (0, 0), (0, 0)])
     # [R, taps, C, M]
-    matrices = w.reshape(k * k, -1, kept, groups).transpose(3, 0, 1, 2)
+    matrices = w.reshape(k * k, -1, maps, groups).transpose(3, 0, 1, 2)
 
     def tiles(view, _, __):
         return [functools.partial(view, p, q, raw=True) for p in range(k) for q in range(k)]
@@ -159,12 +159,12 @@ def conv_ccp(x, w, bias, *, activation, slope, keep_winner, interpret):
         return activate(best, activation, slope), winner
 
     outputs = _launch(
-        tiles, x, [], matrices, bias.T, reach=reach, interpret=interpret, pool=pool, keep_winner=keep_winner
+        tiles, x, [], matrices, bias.T, reach=reach, interpret=interpret, pool=pool, with_winner=with_winner
     )
-    return outputs[0], outputs[1] if keep_winner else None
+    return outputs[0], outputs[1] if with_winner else None
 
 
-def _launch(tiles, x, vectors, matrices, bias, *, reach, interpret, pool=None, keep_winner=False):
+def _launch(tiles, x, vectors, matrices, bias, *, reach, interpret, pool=None, with_winner=False):
     """One kernel.
 
     Args:
@@ -183,21 +183,21 @@ def _launch(tiles, x, vectors, matrices, bias, *, reach, interpret, pool=None, k
     # The interpreter has no negative start of a copy, which on the device reads zeros: there the image gets a margin.
     margin = reach if interpret else 0
     image = jnp.pad(x, [(0, 0), (margin, 0), (margin, 0), (0, 0)]) if margin else x
-    given = [image]
+    operands = [image]
     if vectors:
-        given.append(jnp.stack([jnp.pad(v.astype(jnp.float32), (0, total - channels)) for v in vectors]))
+        operands.append(jnp.stack([jnp.pad(v.astype(jnp.float32), (0, total - channels)) for v in vectors]))
     if products:
         # Input channels last, as the rows of a tile of pixels: both operands then have one swizzle.
         padding = [(0, 0), (0, 0), (0, out_total - outputs), (0, total - channels)]
-        given.append(jnp.pad(matrices.swapaxes(2, 3), padding).astype(x.dtype).reshape(-1, total))
+        operands.append(jnp.pad(matrices.swapaxes(2, 3), padding).astype(x.dtype).reshape(-1, total))
         bias = jnp.zeros((sums, outputs), jnp.float32) if bias is None else bias.reshape(sums, outputs)
-        given.append(jnp.pad(bias.astype(jnp.float32), [(0, 0), (0, out_total - outputs)]))
+        operands.append(jnp.pad(bias.astype(jnp.float32), [(0, 0), (0, out_total - outputs)]))
     layout = plgpu.Layout.SMEM_GMEM_COPY((_PIXELS, chunk), x.dtype, plan.swizzle)
     sums_layout = (
         plgpu.Layout.SMEM_GMEM_COPY((_PIXELS, block), x.dtype, min(block * 2, 128)) if products else None
     )
     columns = cdiv(width, _PIXELS)
-    parts = out_total // block if products else plan.chunks
+    last_axis = out_total // block if products else plan.chunks
 
     def body(*refs):
         refs = list(refs)
@@ -205,14 +205,14 @@ def _launch(tiles, x, vectors, matrices, bias, *, reach, interpret, pool=None, k
         vectors_ref = refs.pop(0) if vectors else None
         matrices_ref, bias_ref = (refs.pop(0), refs.pop(0)) if products else (None, None)
         o_ref = refs.pop(0)
-        winner_ref = refs.pop(0) if keep_winner else None
+        winner_ref = refs.pop(0) if with_winner else None
         window, arrived = refs.pop(0), refs.pop(0)
         vectors_s = refs.pop(0) if vectors else None
         matrices_s, tiles_s, sums_s = (
             (refs.pop(0), refs.pop(0), refs.pop(0)) if products else (None, None, None)
         )
         out_s = refs.pop(0)
-        winner_s = refs.pop(0) if keep_winner else None
+        winner_s = refs.pop(0) if with_winner else None
         example, part = lax.axis_index("example"), lax.axis_index("part")
         first_row, first_column = lax.axis_index("band") * plan.rows, lax.axis_index("column") * _PIXELS
 
@@ -266,7 +266,7 @@ def _launch(tiles, x, vectors, matrices, bias, *, reach, interpret, pool=None, k
 
             y, winner = pool(member) if pool else (member(0), None)
             y = by_rows(y)
-            store(r, y, by_rows(winner.astype(jnp.float32)) if keep_winner else None, block)
+            store(r, y, by_rows(winner.astype(jnp.float32)) if with_winner else None, block)
 
         def by_rows(values):
             """From the accumulators' layout to runs of channels, by way of a swizzled tile."""
@@ -278,12 +278,12 @@ def _launch(tiles, x, vectors, matrices, bias, *, reach, interpret, pool=None, k
         def store(r, y, winner, channels):
             plgpu.wait_smem_to_gmem(0)
             out_s[...] = y.astype(out_s.dtype)
-            if keep_winner:
+            if with_winner:
                 winner_s[...] = winner.astype(jnp.float32).astype(jnp.int32).astype(jnp.int8)
             plgpu.commit_smem()
             at = (example, first_row + r, pl.ds(first_column, _PIXELS), pl.ds(part * channels, channels))
             plgpu.copy_smem_to_gmem(out_s, o_ref.at[at])
-            if keep_winner:
+            if with_winner:
                 plgpu.copy_smem_to_gmem(winner_s, winner_ref.at[at])
 
         if not products:
@@ -351,17 +351,17 @@ def _launch(tiles, x, vectors, matrices, bias, *, reach, interpret, pool=None, k
     else:
         scratches.append(plgpu.SMEM((_PIXELS, chunk), x.dtype, transforms=_plain(chunk)))
     out_type = [jax.ShapeDtypeStruct((n, height, width, outputs), x.dtype)]
-    if keep_winner:
+    if with_winner:
         out_type.append(jax.ShapeDtypeStruct((n, height, width, outputs), jnp.int8))
         scratches.append(plgpu.SMEM((_PIXELS, block), jnp.int8, transforms=_plain(block)))
     return plgpu.kernel(
         body,
         out_type=out_type,
         scratch_types=scratches,
-        grid=(n, cdiv(height, plan.rows), columns, parts),
+        grid=(n, cdiv(height, plan.rows), columns, last_axis),
         grid_names=("example", "band", "column", "part"),
         interpret=interpret,
-    )(*given)
+    )(*operands)
 
 
 def _plain(row):
@@ -380,14 +380,14 @@ def obstacle(op, x, *arrays, dilation=1, stride=1) -> str | None:
         return "it has stride 1"
     if op == "conv_ccp":
         w = arrays[0]
-        k, kept, groups = w.shape[0], w.shape[3], w.shape[4]
+        k, maps, groups = w.shape[0], w.shape[3], w.shape[4]
         if x.dtype != jnp.bfloat16:
             return "its matrix products take bfloat16"
-        if kept % 16:
-            return f"it stores multiples of 16 maps; got {kept}"
+        if maps % 16:
+            return f"it stores multiples of 16 maps; got {maps}"
         padded = jax.ShapeDtypeStruct((*x.shape[:3], round_up(x.shape[3], 16)), x.dtype)
-        plan = _Plan(padded, k // 2, vectors=0, products=k * k, sums=groups, outputs=kept)
-        return None if plan.found else "a window with its filters is larger than shared memory"
+        plan = _Plan(padded, k // 2, vectors=0, products=k * k, sums=groups, outputs=maps)
+        return None if plan.fits else "a window with its filters is larger than shared memory"
     *filters, pointwise = arrays
     multiple = 16 // x.dtype.itemsize
     if x.shape[-1] % multiple:
@@ -410,4 +410,4 @@ def obstacle(op, x, *arrays, dilation=1, stride=1) -> str | None:
             return f"it stores multiples of 8 channels; got {matrix.shape[-1]}"
         products = products or (1 if matrix.shape[-1] <= _FUSED_OUTPUTS else 0)
     plan = _Plan(x, reach, vectors=vectors, products=products, outputs=matrix.shape[-1] if products else 0)
-    return None if plan.found else "a window of 64 pixels with its halo is larger than shared memory"
+    return None if plan.fits else "a window of 64 pixels with its halo is larger than shared memory"

@@ -15,7 +15,11 @@ from pallas_kernels.dilated_conv import gpu, tpu, xla
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is static. `exact` concerns cascades, `stride` depthwise convolutions, `slope` and `winner` cross-channel pooling."""
+    """What is static.
+
+    `exact` concerns cascades, `stride` depthwise convolutions, `slope` and `winner` cross-channel pooling; `plain` says that
+    "xla" is whole convolutions of the library, where `xla.plain_cascade` and `xla.plain_conv_ccp` prefer them.
+    """
 
     implementation: str
     activation: str
@@ -24,6 +28,7 @@ class Options:
     exact: bool = True
     slope: float = 0.0
     winner: bool = False
+    plain: bool = False
 
     @property
     def kernels(self):
@@ -44,7 +49,7 @@ class Options:
 def cascade(x, a, offset, slope, b, pointwise, bias, options: Options):
     static = dict(dilation=options.dilation, activation=options.activation, exact=options.exact)
     if options.kernels is None:
-        return xla.cascade(x, a, offset, slope, b, pointwise, bias, **static)
+        return xla.cascade(x, a, offset, slope, b, pointwise, bias, **static, plain=options.plain)
     return options.kernels.cascade(
         x, a, offset, slope, b, pointwise, bias, **static, interpret=options.interpret
     )
@@ -130,10 +135,10 @@ def conv_ccp(x, w, bias, options: Options):
     """(y, winner) for w [k, k, C, M, R] and bias [M, R]; the winner is None unless `options.winner`."""
     static = dict(activation=options.activation, slope=options.slope)
     if options.kernels is None:
-        y, winner = xla.conv_ccp(x, w, bias, **static)
+        y, winner = xla.conv_ccp(x, w, bias, **static, plain=options.plain)
         return y, winner if options.winner else None
     return options.kernels.conv_ccp(
-        x, w, bias, **static, keep_winner=options.winner, interpret=options.interpret
+        x, w, bias, **static, with_winner=options.winner, interpret=options.interpret
     )
 
 

@@ -4,6 +4,8 @@ Zero-inserted kernels, which XLA makes of dilated convolutions on GPUs, do not o
 stage into one loop. The gradients serve every implementation (arguments and static options as in `ops.py`).
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -103,7 +105,21 @@ def stages(image: tuple[int, int], dilation: int, exact: bool) -> tuple[tuple, t
     return ((-dilation, -dilation), first), ((0, 0), image)
 
 
-def cascade(x, a, offset, slope, b, pointwise, bias, *, dilation, activation, exact):
+def plain_cascade(x, a) -> bool:
+    """Whether whole dilated convolutions are the faster form on a CPU: in float32, if both stages are dense.
+
+    A sum of four matrix products passes over its map four times; a dense convolution does so once, and only depthwise and
+    grouped ones are slow there.
+    """
+    return a.ndim == 4 and x.dtype == jnp.float32
+
+
+def cascade(x, a, offset, slope, b, pointwise, bias, *, dilation, activation, exact, plain=False):
+    if plain:  # dense stages, so there is no P
+        before, after = ((0, 0), (dilation, dilation)) if exact else ((0, dilation), (dilation, 0))
+        u = _convolve(x, a, x.dtype, padding=after, dilation=dilation) + offset
+        v = _convolve(activate(u, activation, slope), b, x.dtype, padding=before, dilation=dilation)
+        return project(v, None, bias, x.dtype)
     (start, size), (start2, size2) = stages(x.shape[1:3], dilation, exact)
     u = correlate(x, a, dilation, start, size, x.dtype) + offset
     v = correlate(activate(u, activation, slope), b, dilation, start2, size2, x.dtype)
@@ -184,8 +200,26 @@ def depthwise_gradient_around(g, u, x, w, offset, slope, pointwise, bias, *, act
 # --- convolution and cross-channel pooling ----------------------------------------------------------------------------
 
 
-def conv_ccp(x, w, bias, *, activation, slope):
-    """One filter of each group at a time, with a running maximum: two maps of [N, H, W, M] live, whatever R is."""
+def plain_conv_ccp(x, w) -> bool:
+    """Whether one convolution by all filters is the faster form on a CPU: in float32, if its map is no larger than the filters.
+
+    Filters of one group stand side by side, so that taking one of each is a copy of them all; on small maps of many channels
+    that is what costs. The map of all members is then as small beside the filters, and is stored.
+    """
+    pixels, taps = math.prod(x.shape[:3]), math.prod(w.shape[:3])
+    return pixels <= taps and x.dtype == jnp.float32
+
+
+def conv_ccp(x, w, bias, *, activation, slope, plain=False):
+    """One filter of each group at a time, with a running maximum: two maps of [N, H, W, M] live, whatever R is.
+
+    `plain`: all filters at once, and the maximum over the stored members.
+    """
+    if plain:
+        z = _convolve(x, w.reshape(*w.shape[:3], -1), x.dtype)
+        z = z.reshape(*z.shape[:3], *w.shape[3:]) + bias
+        winner = jnp.argmax(z, axis=-1).astype(jnp.int8)  # the first of equals; a NaN wins
+        return activate(jnp.max(z, axis=-1), activation, slope).astype(x.dtype), winner
 
     def step(best, filter_r):
         index, kernel, offset = filter_r
@@ -211,7 +245,7 @@ def conv_ccp_gradient(g, x, w, bias, winner, y, *, activation, slope):
         dz = jnp.where(winner == index, gz, 0)
         flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
         # The image's channels as a batch and its examples as channels: [k, k, C, M] from x and dz.
-        by_kernel = _convolve(x, dz, x.dtype, layout=("CHWN", "IHWO", "HWNC"), reach=reach)
+        by_kernel = _convolve(x, dz, x.dtype, layout=("CHWN", "IHWO", "HWNC"), padding=(reach, reach))
         return by_x + _convolve(dz, flipped, x.dtype), (by_kernel, jnp.sum(dz, axis=(0, 1, 2)))
 
     start = jnp.zeros(x.shape, gz.dtype)
@@ -224,14 +258,15 @@ def conv_ccp_gradient(g, x, w, bias, winner, y, *, activation, slope):
     )
 
 
-def _convolve(x, kernel, dtype, layout=("NHWC", "HWIO", "NHWC"), reach=None):
-    reach = kernel.shape[0] // 2 if reach is None else reach
+def _convolve(x, kernel, dtype, layout=("NHWC", "HWIO", "NHWC"), padding=None, dilation=1):
+    reach = kernel.shape[0] // 2
     exact = jnp.promote_types(dtype, jnp.float32)
     return lax.conv_general_dilated(
         x.astype(dtype),
         kernel.astype(dtype),
         (1, 1),
-        [(reach, reach)] * 2,
+        [padding or (reach, reach)] * 2,
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=layout,
         preferred_element_type=exact,
         precision=lax.Precision.HIGHEST if dtype == exact else None,

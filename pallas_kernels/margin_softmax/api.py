@@ -15,6 +15,9 @@ from pallas_kernels.margin_softmax import gpu, shards, tpu, xla
 from pallas_kernels.margin_softmax.heads import Head
 from pallas_kernels.margin_softmax.sphere import inverse_norms
 
+SAVED_BYTES = 1 << 30
+"""Most bytes of cosines that a `Margin` saves on a CPU unless told otherwise."""
+
 
 class SFaceTerms(NamedTuple):
     """What makes up an SFace loss; each [B] float32, without gradient, of all shards."""
@@ -43,15 +46,16 @@ def margin_softmax(
     classes: jax.Array | None = None,
     where: jax.Array | None = None,
     axis_name: str | tuple[str, ...] | None = None,
+    saved_bytes: int | None = None,
     implementation: Implementation | None = None,
 ) -> tuple[jax.Array, SFaceTerms | MarginTerms]:
     """Margin loss over cosines, in memory O(B D + C D) (PartialFC, arXiv:2203.15565; SFace, arXiv:2205.12010).
 
         loss = Σ_i w_i L_i(x̂_i · Ŵ_1, …, x̂_i · Ŵ_C),        x̂_i = x_i / ‖x_i‖,  Ŵ_j = W_j / ‖W_j‖
 
-    with L of `head`. Chunks or blocks of [B, C] exist in turn, never the whole. For SFace the loss and both gradients come
-    out of one pass over the classes, for a `Margin` out of two, of which the second recomputes the cosines. Derivatives
-    of first order, in reverse mode, by `embeddings`, `prototypes` and `weights`.
+    with L of `head`. Chunks or blocks of [B, C] exist in turn. For SFace the loss and both gradients come out of one pass
+    over the classes, for a `Margin` out of two, of which the second recomputes the cosines that `saved_bytes` has not let the
+    first one save. Derivatives of first order, in reverse mode, by `embeddings`, `prototypes` and `weights`.
 
     The products take operands of the embeddings' dtype and accumulate in float32 ("pallas_gpu" and "pallas_tpu" round
     float32 operands to bfloat16); norms, arccos, sigmoid, exp and the loss are float32.
@@ -66,23 +70,26 @@ def margin_softmax(
       classes: [S] int, distinct, in [0, C): negative sampling. Only these prototypes take part, labels are positions in
         `classes`, and all other prototypes have gradient 0.
       where: [C] bool, or [S] with `classes`: False leaves a class out of the sum over the others, with gradient 0 unless it
-        is the target of a row. For a shard padded to the size of its neighbours, and for unused places in `classes`.
+        is the target of a row. For a shard padded to the size of its neighbors, and for unused places in `classes`.
       axis_name: mesh axis or axes over which the prototypes are sharded, inside `jax.shard_map`. Embeddings and weights are then
         those of the whole batch on every shard (replicated or gathered), labels, `classes` and `where` the shard's own;
         partial sums are combined over the axis. Gradients follow the rules of `shard_map`, inside and outside of it: under
         `check_vma=True` a replicated argument receives the sum over the shards, a varying one its shard's part; under
         `check_vma=False` `jax.grad` inside the mapped function gives the shard's part times the size of the axis, as for
         any `psum`, and `jax.grad` outside gives the gradient.
+      saved_bytes: ≥ 0, bytes of float32 cosines that a `Margin` may hold from the loss to its gradient ("xla" only): 4 B C
+        hold them all, and one product over the classes in four is saved. None: on a CPU what the prototypes take, at most
+        `SAVED_BYTES` = 1 GiB; elsewhere 0, with which no more than a chunk of [B, C] ever exists.
       implementation: None picks; else "xla", "pallas_gpu" (Hopper), "pallas_tpu", or one of their interpreters.
 
     Returns:
       (loss, terms): float32 scalar, the same on every shard, and what it is made of, see `SFaceTerms`, `MarginTerms`.
 
     Raises:
-      KernelError: a wrong shape, dtype or head, an empty batch, (where the values are known) labels or `classes` out of range,
-        or an implementation that cannot run here.
+      KernelError: a wrong shape, dtype or head, an empty batch, negative `saved_bytes`, (where the values are known) labels
+        or `classes` out of range, or an implementation that this device cannot run.
     """
-    _check(embeddings, prototypes, labels, head, weights, classes, where)
+    _check(embeddings, prototypes, labels, head, weights, classes, where, saved_bytes)
     batch = embeddings.shape[0]
     labels = jnp.asarray(labels, jnp.int32)
     if weights is None:
@@ -98,7 +105,8 @@ def margin_softmax(
     over = shards.axes(*(array for array in arrays if array is not None)) | set(names)
     # From here on everything is local to a shard. JAX sums the gradients of what was replicated, as it knows where.
     arrays = shards.vary(arrays, over)
-    plan = Plan(head, _choose(implementation, batch, *prototypes.shape))
+    implementation = _choose(implementation, head, embeddings.dtype, batch, *prototypes.shape)
+    plan = Plan(head, implementation, _saved_classes(implementation, embeddings, prototypes, saved_bytes))
     loss, terms = (_sface if head.one_pass else _margin)(plan, names, *arrays)
     return loss, jax.lax.stop_gradient(terms)
 
@@ -109,10 +117,17 @@ class Plan:
 
     head: Head
     implementation: Implementation
+    saved: int = 0  # classes whose cosines the loss saves for the gradient
 
     def reduce(self, *arrays: jax.Array) -> jax.Array:
         """As `xla.reduce`."""
         return self._backend("reduce")(self.head, *arrays)
+
+    def reduce_and_save(self, *arrays: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """As `xla.reduce_and_save`; None where nothing is saved."""
+        if not self.saved:
+            return self.reduce(*arrays), None
+        return xla.reduce_and_save(self.head, *arrays, saved=self.saved)
 
     def gradient(self, *arrays: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """As `xla.gradient`."""
@@ -125,12 +140,36 @@ class Plan:
         return functools.partial(getattr(kernels, name), interpret=common.interpret(self.implementation))
 
 
-def _choose(implementation: str | None, batch: int, classes: int, features: int) -> Implementation:
+def _choose(
+    implementation: str | None, head: Head, dtype, batch: int, classes: int, features: int
+) -> Implementation:
     obstacles = {
         "pallas_gpu": gpu.obstacle(batch, classes, features),
         "pallas_tpu": tpu.obstacle(batch, classes, features),
     }
-    return common.choose(implementation, obstacles)
+    return common.choose(
+        implementation, obstacles, op="margin_softmax", facts=facts(head, dtype, batch, classes, features)
+    )
+
+
+def facts(head: Head, dtype, batch: int, classes: int, features: int) -> dict[str, str | int]:
+    """What the speed of a loss with its gradients depends on, for `common.choose`; `dtype` is the embeddings'."""
+    return {
+        "operation": "one pass" if head.one_pass else "two passes",
+        "dtype": jnp.dtype(dtype).name,
+        "batch": batch,
+        "classes": classes,
+        "features": features,
+    }
+
+
+def _saved_classes(implementation, embeddings, prototypes, saved_bytes):
+    if implementation != "xla":
+        return 0
+    if saved_bytes is None:
+        on_cpu = common.target_device().platform == "cpu"
+        saved_bytes = min(prototypes.size * prototypes.dtype.itemsize, SAVED_BYTES) if on_cpu else 0
+    return xla.saved_classes(embeddings, prototypes, saved_bytes)
 
 
 def _sface(plan, names, x, prototypes, labels, where, weights):
@@ -142,14 +181,15 @@ def _sface(plan, names, x, prototypes, labels, where, weights):
 
 def _margin(plan, names, x, prototypes, labels, where, weights):
     lse, target = _others(plan, x, prototypes, labels, where)
-    here = (labels >= 0) & (labels < prototypes.shape[0])
-    logits = jnp.where(here, plan.head.target_logits(target), 0.0)
-    peak = jax.lax.stop_gradient(jnp.maximum(lse, jnp.where(here, logits, -jnp.inf)))
+    on_shard = (labels >= 0) & (labels < prototypes.shape[0])
+    logits = jnp.where(on_shard, plan.head.target_logits(target), 0.0)
+    peak = jax.lax.stop_gradient(jnp.maximum(lse, jnp.where(on_shard, logits, -jnp.inf)))
     peak = jax.lax.pmax(peak, names) if names else peak
-    total = jnp.exp(lse - peak) + jnp.where(here, jnp.exp(logits - peak), 0.0)
-    total, logits, target, here = _sum((total, logits, target, here.astype(jnp.float32)), names)
+    total = jnp.exp(lse - peak) + jnp.where(on_shard, jnp.exp(logits - peak), 0.0)
+    shards_with_target = on_shard.astype(jnp.float32)
+    total, logits, target, shards_with_target = _sum((total, logits, target, shards_with_target), names)
     lse = jnp.log(total) + peak
-    losses = jnp.where(here > 0, lse - logits, 0.0)
+    losses = jnp.where(shards_with_target > 0, lse - logits, 0.0)
     # The weights vary like everything else by now; the mean over equal ones takes that back.
     weights = jax.lax.pmean(weights, names) if names else weights
     return jnp.sum(weights * losses), MarginTerms(losses, target, lse)
@@ -186,9 +226,9 @@ def _one_pass_forward(plan, x, prototypes, labels, where, weights):
     return (jnp.sum(weights * losses), inter, target), (dx, dw, losses)
 
 
-def _one_pass_backward(plan, kept, cotangents):
+def _one_pass_backward(plan, residuals, cotangents):
     by_loss = cotangents[0]
-    dx, dw, losses = kept
+    dx, dw, losses = residuals
     return (by_loss * dx).astype(dx.dtype), (by_loss * dw).astype(dw.dtype), None, None, by_loss * losses
 
 
@@ -202,23 +242,27 @@ def _others(plan, x, prototypes, labels, where):
 
 
 def _others_forward(plan, x, prototypes, labels, where):
-    lse, target = _others(plan, x, prototypes, labels, where)
-    return (lse, target), (x, prototypes, labels, where, lse)
+    lse, cosines = plan.reduce_and_save(x, prototypes, labels, where)
+    target = _target_cosines(x, prototypes, labels)
+    return (lse, target), (x, prototypes, labels, where, lse, cosines)
 
 
-def _others_backward(plan, kept, cotangents):
-    x, prototypes, labels, where, lse = kept
+def _others_backward(plan, residuals, cotangents):
+    x, prototypes, labels, where, lse, cosines = residuals
     by_lse, by_target = cotangents
     empty = lse == -jnp.inf
     scale, shift = jnp.where(empty, 0.0, by_lse), jnp.where(empty, 0.0, lse)
-    dx, dw, _ = plan.gradient(x, prototypes, labels, where, scale, shift, by_target)
+    saved = () if cosines is None else (cosines,)
+    dx, dw, _ = plan.gradient(x, prototypes, labels, where, scale, shift, by_target, *saved)
     return dx, dw, None, None
 
 
 _others.defvjp(_others_forward, _others_backward)
 
 
-def _check(embeddings, prototypes, labels, head, weights, classes, where):
+def _check(embeddings, prototypes, labels, head, weights, classes, where, saved_bytes):
+    if saved_bytes is not None and not (isinstance(saved_bytes, int) and saved_bytes >= 0):
+        raise KernelError(f"saved_bytes: needs None or a whole number of at least 0; got {saved_bytes!r}")
     if not isinstance(head, Head):
         raise KernelError(f"head: needs SFace(...), softmax(...), cosface(...), arcface(...); got {head!r}")
     for name, array in (("embeddings", embeddings), ("prototypes", prototypes)):

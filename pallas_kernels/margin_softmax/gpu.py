@@ -49,10 +49,10 @@ def reduce(
 
     def step(start, size, carry):
         w, signed = _columns(prototypes, where, start, size)
-        found = _epilogue_product(head, rows, w, signed, start, True, interpret)
+        products = _epilogue_product(head, rows, w, signed, start, True, interpret)
         if head.one_pass:
-            return carry + jnp.sum(found, axis=0)
-        peaks, totals = found
+            return carry + jnp.sum(products, axis=0)
+        peaks, totals = products
         lse = jax.nn.logsumexp(peaks + jnp.log(totals), axis=0)
         return jnp.logaddexp(carry, lse)
 
@@ -80,10 +80,10 @@ def gradient(
     def step(start, size, carry):
         dx, dw, sums = carry
         w, signed = _columns(prototypes, where, start, size)
-        found = _epilogue_product(head, rows, w, signed, start, False, interpret)
-        by_product = found[0] if head.one_pass else found
+        products = _epilogue_product(head, rows, w, signed, start, False, interpret)
+        by_product = products[0] if head.one_pass else products
         if head.one_pass:
-            sums = sums + jnp.sum(found[1], axis=0)
+            sums = sums + jnp.sum(products[1], axis=0)
         dx = dx + jnp.dot(by_product, w, preferred_element_type=jnp.float32)
         dw_raw = jnp.dot(by_product.T, operand, preferred_element_type=jnp.float32)[:size, :features]
         w = jax.lax.dynamic_slice_in_dim(prototypes, start, size)
@@ -244,7 +244,7 @@ def _epilogue_product(head, rows, w, signed, start, only_reduce, interpret):
     return plgpu.kernel(
         body,
         out_type=out_type,
-        # Neighbouring blocks share the classes, which then come from the L2 cache.
+        # Neighboring blocks share the classes, which then come from the L2 cache.
         grid=(classes // _COLUMNS, batch // _ROWS),
         grid_names=("columns", "rows"),
         num_threads=3,

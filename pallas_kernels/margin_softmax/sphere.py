@@ -1,4 +1,4 @@
-"""The l2 normalisation and its gradient, kept outside the matrix products.
+"""The l2 normalization and its gradient, kept outside the matrix products.
 
     cos_ij = u_i v_j (x_i · W_j),    u_i = 1/‖x_i‖,  v_j = 1/‖W_j‖
 

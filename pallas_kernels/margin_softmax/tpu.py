@@ -39,14 +39,14 @@ def _vmem(rows: int, classes: int, features: int) -> int:
 def _blocks(batch: int, classes: int, features: int) -> tuple[int, int] | None:
     """(embeddings per call, classes per block), or None if the features leave no room for 128 of each."""
     features = common.round_up(features, _LANES)
-    parts = common.cdiv(batch, 2048)
-    while (rows := common.round_up(common.cdiv(batch, parts), _LANES)) >= _LANES:
+    calls = common.cdiv(batch, 2048)
+    while (rows := common.round_up(common.cdiv(batch, calls), _LANES)) >= _LANES:
         for size in (512, 256, 128):
             if size <= common.round_up(classes, _LANES) and _vmem(rows, size, features) <= _VMEM:
                 return rows, size
         if rows == _LANES:
             return None
-        parts += 1
+        calls += 1
     return None
 
 
@@ -68,10 +68,10 @@ def reduce(
 ) -> jax.Array:
     """As `xla.reduce`."""
     nothing = jnp.zeros((x.shape[0],), jnp.float32)
-    parts = []
-    for part in _parts(x, prototypes, labels, nothing, nothing, nothing):
-        parts.append(_reduce_part(head, part, _padded(prototypes), where, interpret))
-    return jnp.concatenate(parts)[: x.shape[0]]
+    reduced = []
+    for batch_slice in _batch_slices(x, prototypes, labels, nothing, nothing, nothing):
+        reduced.append(_reduce_slice(head, batch_slice, _padded(prototypes), where, interpret))
+    return jnp.concatenate(reduced)[: x.shape[0]]
 
 
 def gradient(
@@ -88,14 +88,14 @@ def gradient(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """As `xla.gradient`."""
     (batch, features), dw = x.shape, None
-    padded, dx_parts, sum_parts = _padded(prototypes), [], []
-    for part in _parts(x, prototypes, labels, scale, shift, target_gradient):
-        dx, dw, sums = _gradient_part(head, part, padded, where, dw, interpret)
-        dx_parts.append(dx)
-        sum_parts.append(sums)
-    dx = jnp.concatenate(dx_parts)[:batch, :features]
+    padded, dx_slices, sum_slices = _padded(prototypes), [], []
+    for batch_slice in _batch_slices(x, prototypes, labels, scale, shift, target_gradient):
+        dx, dw, sums = _gradient_slice(head, batch_slice, padded, where, dw, interpret)
+        dx_slices.append(dx)
+        sum_slices.append(sums)
+    dx = jnp.concatenate(dx_slices)[:batch, :features]
     dx = through_norms(dx, x, inverse_norms(x)).astype(x.dtype)
-    return dx, dw[:, :features], jnp.concatenate(sum_parts)[:batch]
+    return dx, dw[:, :features], jnp.concatenate(sum_slices)[:batch]
 
 
 def _padded(rows):
@@ -104,7 +104,7 @@ def _padded(rows):
     return jnp.pad(rows, ((0, 0), (0, extra))) if extra else rows
 
 
-def _parts(x, prototypes, labels, scale, shift, target_gradient):
+def _batch_slices(x, prototypes, labels, scale, shift, target_gradient):
     """The batch in equal parts: (embeddings [R, D] bfloat16, labels [1, R], [4, R] inverse norm, scale, shift, target)."""
     size, _ = _blocks(x.shape[0], *prototypes.shape)
     extra = -x.shape[0] % size
@@ -113,8 +113,8 @@ def _parts(x, prototypes, labels, scale, shift, target_gradient):
     labels = jnp.pad(labels, (0, extra), constant_values=-1)[None]
     x = jnp.pad(_padded(x.astype(jnp.bfloat16)), ((0, extra), (0, 0)))
     for start in range(0, x.shape[0], size):
-        part = slice(start, start + size)
-        yield x[part], labels[:, part], rows[:, part]
+        batch_slice = slice(start, start + size)
+        yield x[batch_slice], labels[:, batch_slice], rows[:, batch_slice]
 
 
 def _splits(blocks: int) -> int:
@@ -152,9 +152,9 @@ def _grid(classes, size):
     return blocks, (splits, per_split), lambda split, i: jnp.minimum(split * per_split + i, blocks - 1)
 
 
-def _specs(part, where, size, features, at):
+def _specs(batch_slice, where, size, features, at):
     """Blocks of the batch (whole), of the prototypes and of `where`."""
-    x, labels, rows = part
+    x, labels, rows = batch_slice
     whole = [pl.BlockSpec(a.shape, lambda s, i: (0, 0)) for a in (x, labels, rows)]
     prototypes = pl.BlockSpec((size, features), lambda s, i: (at(s, i), 0))
     keep = [] if where is None else [pl.BlockSpec((1, size), lambda s, i: (0, at(s, i)))]
@@ -165,8 +165,8 @@ def _keep(where):
     return [] if where is None else [where.astype(jnp.float32)[None]]
 
 
-def _reduce_part(head, part, prototypes, where, interpret):
-    x, labels, rows = part
+def _reduce_slice(head, batch_slice, prototypes, where, interpret):
+    x, labels, rows = batch_slice
     classes, features = prototypes.shape
     batch = x.shape[0]
     _, size = _blocks(batch, classes, features)
@@ -189,26 +189,26 @@ def _reduce_part(head, part, prototypes, where, interpret):
 
             @pl.loop(0, batch // tile)
             def _(i):
-                here = pl.ds(i * tile, tile)
-                cosines = _cosine_tile(w, x_ref[here], inverse_w * rows_ref[:1, here])
-                others = keep & (labels_ref[:, here] != index)
+                tile_rows = pl.ds(i * tile, tile)
+                cosines = _cosine_tile(w, x_ref[tile_rows], inverse_w * rows_ref[:1, tile_rows])
+                others = keep & (labels_ref[:, tile_rows] != index)
                 if head.one_pass:
                     terms = jnp.where(others, head.gradient(cosines) * cosines, 0.0)
-                    out_ref[0, :1, here] += jnp.sum(terms, axis=0, keepdims=True)
+                    out_ref[0, :1, tile_rows] += jnp.sum(terms, axis=0, keepdims=True)
                     return
                 logits = jnp.where(others, head.logits(cosines), -jnp.inf)
-                peak, total = out_ref[0, :1, here], out_ref[0, 1:, here]
+                peak, total = out_ref[0, :1, tile_rows], out_ref[0, 1:, tile_rows]
                 raised = jnp.maximum(peak, jnp.max(logits, axis=0, keepdims=True))
                 base = jnp.where(raised == -jnp.inf, 0.0, raised)
-                out_ref[0, :1, here] = raised
+                out_ref[0, :1, tile_rows] = raised
                 sums = jnp.sum(jnp.exp(logits - base), axis=0, keepdims=True)
-                out_ref[0, 1:, here] = total * jnp.exp(peak - base) + sums
+                out_ref[0, 1:, tile_rows] = total * jnp.exp(peak - base) + sums
 
-    found = pl.pallas_call(
+    sums = pl.pallas_call(
         kernel,
         out_shape=shards.struct((grid[0], 2, batch), jnp.float32, x),
         grid=grid,
-        in_specs=_specs(part, where, size, features, at),
+        in_specs=_specs(batch_slice, where, size, features, at),
         out_specs=pl.BlockSpec((1, 2, batch), lambda s, i: (s, 0, 0)),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         cost_estimate=_cost(batch, prototypes, products=1, written=0),
@@ -216,13 +216,13 @@ def _reduce_part(head, part, prototypes, where, interpret):
         name="margin_softmax_forward",
     )(x, labels, rows, prototypes, *_keep(where))
     if head.one_pass:
-        return jnp.sum(found[:, 0], axis=0)
-    return jax.nn.logsumexp(found[:, 0] + jnp.log(found[:, 1]), axis=0)
+        return jnp.sum(sums[:, 0], axis=0)
+    return jax.nn.logsumexp(sums[:, 0] + jnp.log(sums[:, 1]), axis=0)
 
 
-def _gradient_part(head, part, prototypes, where, dw, interpret):
+def _gradient_slice(head, batch_slice, prototypes, where, dw, interpret):
     """(∂L by the raw products' x [R, D] float32, ∂L/∂W plus `dw` [C, D], [R] sums)."""
-    x, labels, rows = part
+    x, labels, rows = batch_slice
     classes, features = prototypes.shape
     batch = x.shape[0]
     _, size = _blocks(batch, classes, features)
@@ -249,20 +249,20 @@ def _gradient_part(head, part, prototypes, where, dw, interpret):
 
             @pl.loop(0, batch // tile)
             def _(i):
-                here = pl.ds(i * tile, tile)
-                inverse, scale, shift, at_target = (rows_ref[k : k + 1, here] for k in range(4))
-                x_tile = x_ref[here]
+                tile_rows = pl.ds(i * tile, tile)
+                inverse, scale, shift, at_target = (rows_ref[k : k + 1, tile_rows] for k in range(4))
+                x_tile = x_ref[tile_rows]
                 cosine_scale = inverse_w * inverse
                 cosines = _cosine_tile(operand, x_tile, cosine_scale)
-                is_target = labels_ref[:, here] == index
+                is_target = labels_ref[:, tile_rows] == index
                 slope = jnp.where(keep, head.gradient(cosines, shift), 0.0)
                 if head.one_pass:
                     terms = jnp.where(is_target, 0.0, slope * cosines)
-                    sums_ref[0, :, here] += jnp.sum(terms, axis=0, keepdims=True)
+                    sums_ref[0, :, tile_rows] += jnp.sum(terms, axis=0, keepdims=True)
                 by_cosine = jnp.where(is_target, at_target, scale * slope)
                 by_product = (by_cosine * cosine_scale).astype(jnp.bfloat16)
                 dw_sum[...] += jnp.dot(by_product, x_tile, preferred_element_type=jnp.float32)
-                dx_ref[0, here] += jax.lax.dot_general(
+                dx_ref[0, tile_rows] += jax.lax.dot_general(
                     by_product, operand, _TN, preferred_element_type=jnp.float32
                 )
 
@@ -271,7 +271,7 @@ def _gradient_part(head, part, prototypes, where, dw, interpret):
                 by_prototypes += before_ref[...].astype(jnp.float32)
             dw_ref[...] = by_prototypes.astype(dw_ref.dtype)
 
-    in_specs = _specs(part, where, size, features, at)
+    in_specs = _specs(batch_slice, where, size, features, at)
     arguments = [x, labels, rows, prototypes, *_keep(where)]
     aliases = {}
     if dw is not None:

@@ -1,4 +1,4 @@
-"""Attention on integer codes: quantised products, the softmax in float, and gradients for learned steps."""
+"""Attention on integer codes: quantized products, the softmax in float, and gradients for learned steps."""
 
 from pallas_kernels.quantized_attention.api import AttnSteps, quantized_attention, quantized_attention_codes
 from pallas_kernels.quantized_attention.quantizers import (

@@ -4,7 +4,7 @@
 probabilities go through shared memory to become an operand (their accumulator layout is not the operand's).
 
 `_resident` (up to `RESIDENT` keys): one warpgroup holds all scores of 64 queries. `_streamed`: two warpgroups of 64 queries
-and a third that copies blocks of keys and values ahead of them; "lsq" walks over the keys twice (normaliser, then codes),
+and a third that copies blocks of keys and values ahead of them; "lsq" walks over the keys twice (normalizer, then codes),
 "ptq" once with a running maximum. Neither overlaps its own matrix products with its own softmax: that is left to the other
 warpgroups of the multiprocessor. The gradients after this forward run in plain XLA.
 """
@@ -15,15 +15,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import common
-from pallas_kernels.quantized_attention import tile
+from pallas_kernels.quantized_attention import gpu_tile, tile
 
 RESIDENT = 256
 """Up to this many keys a warpgroup holds all scores of its queries: 64 × 256 int32 are 128 registers of each thread."""
 
-_ROWS = 64  # queries of one warpgroup: the height of a wgmma
-_BLOCK_KV = 128
 _STAGES = 3
-_SCORES = plgpu.Layout.WGMMA
 
 
 def obstacle(shape, dtype, *, bias: bool, zero_points: bool) -> str | None:
@@ -50,117 +47,11 @@ def attention(problem: tile.Problem, *, largest: int, interpret, dtype) -> tuple
     return out[:, :queries].reshape(batch, heads, queries, d), lse[:, :queries].reshape(batch, heads, queries)
 
 
-# --- operands --------------------------------------------------------------------------------------------------------
-
-
-def _pad(x, axis, multiple):
-    size = x.shape[axis]
-    extra = common.round_up(size, multiple) - size
-    return jnp.pad(x, [(0, extra if i == axis else 0) for i in range(x.ndim)]) if extra else x
-
-
-def _operands(problem, rows, columns, *, merged_v_pad):
-    """name -> operand with batch and heads merged.
-
-    Codes are padded to what the copy engine can address (8 tokens of queries and keys); what a query has one of, to whole
-    tiles of `rows`, since it is read without the copy engine.
-    """
-    batch, heads, queries, keys, d = problem.sizes
-    merged = batch * heads
-    found = {
-        "q": _pad(problem.q.reshape(merged, queries, d), 1, 8),
-        "k": _pad(problem.k.reshape(merged, keys, d), 1, 8),
-        "v_t": _pad(problem.v.reshape(merged, keys, d).swapaxes(1, 2), 2, merged_v_pad),
-        "row": _pad(problem.row_scale().reshape(merged, queries), 1, rows),
-        "v_scale": problem.v_scale.reshape(merged, d),
-    }
-    if problem.has_column_scale:
-        column = jnp.broadcast_to(problem.k_scale, (batch, heads, keys)).reshape(merged, keys)
-        found["column"] = _pad(column, 1, columns)
-    if problem.starts is not None:
-        found["starts"], found["ends"] = tile.windows(problem, common.round_up(queries, rows))
-    if problem.p_step is not None:
-        found["p_step"] = jnp.tile(problem.p_step[0], batch)
-    return found
-
-
-def _codes(rows, columns, *leading):
-    """Shared memory of int8 codes as `wgmma` reads it."""
-    swizzle = next(size for size in (128, 64, 32) if columns % size == 0)
-    tiled = (plgpu.TilingTransform((8, swizzle)), plgpu.SwizzleTransform(swizzle))
-    return plgpu.SMEM((*leading, rows, columns), jnp.int8, transforms=tiled)
-
-
-def _results(problem, dtype, rows):
-    batch, heads, queries, _, d = problem.sizes
-    merged = batch * heads
-    return [
-        jax.ShapeDtypeStruct((merged, common.round_up(queries, 8), d), dtype),
-        jax.ShapeDtypeStruct((merged, common.round_up(queries, rows)), jnp.float32),
-    ]
-
-
-# --- pieces of a tile ------------------------------------------------------------------------------------------------
-
-
-def _down(row, shape):
-    """What a query has one of, across the tile."""
-    return jax.lax.broadcast_in_dim(row, shape, [0])
-
-
-def _across(column, shape):
-    """What a key or a channel has one of, down the tile."""
-    return jax.lax.broadcast_in_dim(column, shape, [1])
-
-
-def _load_rows(ref, *index):
-    return plgpu.load(ref.at[index], layout=_SCORES.reduce(1), optimized=False)
-
-
-def _load_columns(ref, *index):
-    return plgpu.load(ref.at[index], layout=_SCORES.reduce(0), optimized=False)
-
-
-def _product(a, b, shape):
-    """a bᵀ in int32 registers."""
-
-    def run(accumulator):
-        plgpu.wgmma(accumulator, a, b.T)
-        return accumulator[...]
-
-    return pl.run_scoped(run, plgpu.ACC(shape, jnp.int32))
-
-
-def _seen(shape, first_key, keys, window):
-    """Which keys of a tile each query sees; None if all. `keys` is None where the tile cannot reach past the last key."""
-    if window is None and keys is None:
-        return None
-    key = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=_SCORES) + first_key
-    if window is None:
-        return key < keys
-    starts, ends = window
-    return tile.inside_window(key, _down(starts, shape), _down(ends, shape))
-
-
-def _masked(values, seen, fill):
-    return values if seen is None else jnp.where(seen, values, fill)
-
-
-def _store_codes(ref, codes, largest):
-    """Codes 0..largest into shared memory as signed bytes, less 128 where they would not fit."""
-    codes = codes if largest <= 127 else codes - 128
-    ref[...] = codes.astype(jnp.int32).astype(jnp.int8)
-    plgpu.commit_smem()
-
-
-# --- kernels ---------------------------------------------------------------------------------------------------------
-
-
 def _resident(problem, largest, interpret, dtype):
     batch, heads, queries, keys, d = problem.sizes
     width = common.round_up(keys, 32)
-    shape = (_ROWS, width)
-    operands = _operands(problem, _ROWS, width, merged_v_pad=32)
+    shape = (gpu_tile.ROWS, width)
+    operands = gpu_tile.operands(problem, gpu_tile.ROWS, width, merged_v_pad=32)
     lsq = problem.p_step is not None
     if largest > 127:
         operands["correction"] = 128 * jnp.sum(operands["v_t"], 2, dtype=jnp.int32)
@@ -170,57 +61,70 @@ def _resident(problem, largest, interpret, dtype):
         at = dict(zip(names, refs, strict=False))
         out_ref, lse_ref, q, k, v_t, codes_ref, out_tile, lse_tile, arrived = refs[len(names) :]
         i, b = jax.lax.axis_index("tile"), jax.lax.axis_index("head")
-        here = pl.ds(i * _ROWS, _ROWS)
-        plgpu.copy_gmem_to_smem(at["q"].at[b, here], q, arrived.at[0])
+        query_rows = pl.ds(i * gpu_tile.ROWS, gpu_tile.ROWS)
+        plgpu.copy_gmem_to_smem(at["q"].at[b, query_rows], q, arrived.at[0])
         all_keys = pl.ds(i * 0, width)  # zeros past the last key; a static slice could not reach there
         plgpu.copy_gmem_to_smem(at["k"].at[b, all_keys], k, arrived.at[1])
         plgpu.copy_gmem_to_smem(at["v_t"].at[b], v_t, arrived.at[2])
-        row = _load_rows(at["row"], b, here)
+        row = gpu_tile.load_rows(at["row"], b, query_rows)
         window = None
         if "starts" in at:
             example = b // heads
-            window = (_load_rows(at["starts"], example, here), _load_rows(at["ends"], example, here))
-        column = _across(_load_columns(at["column"], b), shape) if "column" in at else None
+            window = (
+                gpu_tile.load_rows(at["starts"], example, query_rows),
+                gpu_tile.load_rows(at["ends"], example, query_rows),
+            )
+        column = gpu_tile.across(gpu_tile.load_columns(at["column"], b), shape) if "column" in at else None
         plgpu.barrier_wait(arrived.at[0])
         plgpu.barrier_wait(arrived.at[1])
-        scores = _product(q, k, shape)
-        seen = _seen(shape, 0, keys if width > keys else None, window)
-        logits = _masked(tile.base2_logits(scores, _down(row, shape), column), seen, tile.MASKED)
+        scores = gpu_tile.product(q, k, shape)
+        seen = gpu_tile.seen(shape, 0, keys if width > keys else None, window)
+        logits = gpu_tile.masked(
+            tile.base2_logits(scores, gpu_tile.down(row, shape), column), seen, tile.MASKED
+        )
         maximum = jnp.max(logits, axis=1)
-        e = _masked(jnp.exp2(logits - _down(maximum, shape)), seen, 0.0)
+        e = gpu_tile.masked(jnp.exp2(logits - gpu_tile.down(maximum, shape)), seen, 0.0)
         total = jnp.sum(e, axis=1)
         if lsq:
             p_step = at["p_step"][b]
-            to_codes = _down(tile.reciprocal(total, p_step), shape)
+            to_codes = gpu_tile.down(tile.reciprocal(total, p_step), shape)
         else:
             to_codes = float(largest)
-        _store_codes(codes_ref, tile.probability_codes(e, to_codes, largest), largest)
+        gpu_tile.store_codes(codes_ref, tile.probability_codes(e, to_codes, largest), largest)
         plgpu.barrier_wait(arrived.at[2])
-        products = _product(codes_ref, v_t, (_ROWS, d))
+        products = gpu_tile.product(codes_ref, v_t, (gpu_tile.ROWS, d))
         if "correction" in at:
-            products = products + _across(_load_columns(at["correction"], b), (_ROWS, d))
-        o = products.astype(jnp.float32) * _across(_load_columns(at["v_scale"], b), (_ROWS, d))
-        o = o * p_step if lsq else o * _down(tile.reciprocal(total, float(largest)), (_ROWS, d))
+            products = products + gpu_tile.across(
+                gpu_tile.load_columns(at["correction"], b), (gpu_tile.ROWS, d)
+            )
+        o = products.astype(jnp.float32) * gpu_tile.across(
+            gpu_tile.load_columns(at["v_scale"], b), (gpu_tile.ROWS, d)
+        )
+        o = (
+            o * p_step
+            if lsq
+            else o * gpu_tile.down(tile.reciprocal(total, float(largest)), (gpu_tile.ROWS, d))
+        )
         out_tile[...] = o.astype(dtype)
         lse_tile[...] = tile.log_sum_exp2(maximum, total) * (1 / tile.LOG2E)
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(out_tile, out_ref.at[b, here])
-        plgpu.copy_smem_to_gmem(lse_tile, lse_ref.at[b, here])
+        plgpu.copy_smem_to_gmem(out_tile, out_ref.at[b, query_rows])
+        plgpu.copy_smem_to_gmem(lse_tile, lse_ref.at[b, query_rows])
         plgpu.wait_smem_to_gmem(0)
 
     return plgpu.kernel(
         body,
-        out_type=_results(problem, dtype, _ROWS),
+        out_type=gpu_tile.results(problem, dtype, gpu_tile.ROWS),
         # The tiles of one head run side by side and share its keys in the cache.
-        grid=(common.cdiv(queries, _ROWS), batch * heads),
+        grid=(common.cdiv(queries, gpu_tile.ROWS), batch * heads),
         grid_names=("tile", "head"),
         scratch_types=[
-            _codes(_ROWS, d),
-            _codes(width, d),
-            _codes(d, width),
-            _codes(_ROWS, width),
-            plgpu.SMEM((_ROWS, d), dtype),
-            plgpu.SMEM((_ROWS,), jnp.float32),
+            gpu_tile.codes(gpu_tile.ROWS, d),
+            gpu_tile.codes(width, d),
+            gpu_tile.codes(d, width),
+            gpu_tile.codes(gpu_tile.ROWS, width),
+            plgpu.SMEM((gpu_tile.ROWS, d), dtype),
+            plgpu.SMEM((gpu_tile.ROWS,), jnp.float32),
             plgpu.Barrier(num_barriers=3),
         ],
         compiler_params=plgpu.CompilerParams(approx_math=True),
@@ -231,27 +135,27 @@ def _resident(problem, largest, interpret, dtype):
 def _streamed(problem, largest, interpret, dtype):
     batch, heads, queries, keys, d = problem.sizes
     groups, passes = 2, 1 if problem.p_step is None else 2
-    rows = groups * _ROWS
-    shape = (_ROWS, _BLOCK_KV)
-    count_q, count_k = common.cdiv(queries, rows), common.cdiv(keys, _BLOCK_KV)
-    operands = _operands(problem, rows, _BLOCK_KV, merged_v_pad=_BLOCK_KV)
+    rows = groups * gpu_tile.ROWS
+    shape = (gpu_tile.ROWS, gpu_tile.BLOCK_KV)
+    count_q, count_k = common.cdiv(queries, rows), common.cdiv(keys, gpu_tile.BLOCK_KV)
+    operands = gpu_tile.operands(problem, rows, gpu_tile.BLOCK_KV, merged_v_pad=gpu_tile.BLOCK_KV)
     lsq = problem.p_step is not None
     by_threshold = lsq and largest <= 7 and not problem.has_column_scale
-    first, last = tile.tile_ranges(problem, rows, _BLOCK_KV, count_q, count_k)
+    first, last = tile.tile_ranges(problem, rows, gpu_tile.BLOCK_KV, count_q, count_k)
     operands["first"], operands["last"] = first, last
     if lsq:
         bound = jnp.pad(tile.logit_bound(problem), ((0, 0), (0, 0), (0, rows * count_q - queries)))
         bound = bound.reshape(batch * heads, count_q, rows).max(-1)
         operands["bounded"] = (bound < tile.MAX_SAFE_LOGIT).astype(jnp.int32)
     if largest > 127:
-        operands["correction"] = _corrections(operands["v_t"], first, last, heads, count_k)
+        operands["correction"] = gpu_tile.corrections(operands["v_t"], first, last, heads, count_k)
     names = list(operands)
 
     def body(*refs):
         at = dict(zip(names, refs, strict=False))
         out_ref, lse_ref, *scratch = refs[len(names) :]
         q_tiles, k_ring, v_ring, code_tiles, out_tiles, lse_tiles, *barriers = scratch
-        q_here, k_here, v_here, k_free, v_free = barriers
+        q_arrived, k_arrived, v_arrived, k_free, v_free = barriers
         i, b, group = (jax.lax.axis_index(name) for name in ("tile", "head", "group"))
         example = b // heads
         low = at["first"][example, i]
@@ -263,32 +167,32 @@ def _streamed(problem, largest, interpret, dtype):
         def copy_blocks():
             plgpu.set_max_registers(40, action="decrease")
 
-            def copy(ref, tiles, here, free, step, index):
+            def copy(ref, tiles, query_rows, free, step, index):
                 slot = ring(step)
 
                 @pl.when(step >= _STAGES)
                 def _():
                     plgpu.barrier_wait(free.at[slot])
 
-                plgpu.copy_gmem_to_smem(ref.at[index], tiles.at[slot], here.at[slot])
+                plgpu.copy_gmem_to_smem(ref.at[index], tiles.at[slot], query_rows.at[slot])
 
             def key_index(step):
-                return (b, pl.ds((low + step) * _BLOCK_KV, _BLOCK_KV))
+                return (b, pl.ds((low + step) * gpu_tile.BLOCK_KV, gpu_tile.BLOCK_KV))
 
             def value_index(step):
-                return (b, slice(None), pl.ds((low + step) * _BLOCK_KV, _BLOCK_KV))
+                return (b, slice(None), pl.ds((low + step) * gpu_tile.BLOCK_KV, gpu_tile.BLOCK_KV))
 
             if lsq:
 
                 @pl.loop(0, visited)
                 def _(step):
-                    copy(at["k"], k_ring, k_here, k_free, step, key_index(step))
+                    copy(at["k"], k_ring, k_arrived, k_free, step, key_index(step))
 
             @pl.loop(0, visited)
             def _(step):
                 behind = visited * (passes - 1)
-                copy(at["k"], k_ring, k_here, k_free, behind + step, key_index(step))
-                copy(at["v_t"], v_ring, v_here, v_free, step, value_index(step))
+                copy(at["k"], k_ring, k_arrived, k_free, behind + step, key_index(step))
+                copy(at["v_t"], v_ring, v_arrived, v_free, step, value_index(step))
 
             def drain(free, steps):
                 """Sees every block given back before the barriers go."""
@@ -302,42 +206,49 @@ def _streamed(problem, largest, interpret, dtype):
 
         def compute():
             plgpu.set_max_registers(232, action="increase")
-            here = pl.ds(i * rows + group * _ROWS, _ROWS)
+            query_rows = pl.ds(i * rows + group * gpu_tile.ROWS, gpu_tile.ROWS)
             q, codes_ref = q_tiles.at[group], code_tiles.at[group]
-            plgpu.copy_gmem_to_smem(at["q"].at[b, here], q, q_here.at[group])
-            row = _load_rows(at["row"], b, here)
+            plgpu.copy_gmem_to_smem(at["q"].at[b, query_rows], q, q_arrived.at[group])
+            row = gpu_tile.load_rows(at["row"], b, query_rows)
             window = None
             if "starts" in at:
-                window = (_load_rows(at["starts"], example, here), _load_rows(at["ends"], example, here))
+                window = (
+                    gpu_tile.load_rows(at["starts"], example, query_rows),
+                    gpu_tile.load_rows(at["ends"], example, query_rows),
+                )
             p_step = at["p_step"][b] if lsq else None
-            plgpu.barrier_wait(q_here.at[group])
+            plgpu.barrier_wait(q_arrived.at[group])
 
             def scores_of(step, block):
                 """Integer scores of a block of keys, its place among the keys' copies given, and who sees what."""
                 slot = ring(step)
-                plgpu.barrier_wait(k_here.at[slot])
-                scores = _product(q, k_ring.at[slot], shape)
+                plgpu.barrier_wait(k_arrived.at[slot])
+                scores = gpu_tile.product(q, k_ring.at[slot], shape)
                 plgpu.barrier_arrive(k_free.at[slot])
-                ragged = keys if keys % _BLOCK_KV else None
-                return scores, _seen(shape, (low + block) * _BLOCK_KV, ragged, window)
+                ragged = keys if keys % gpu_tile.BLOCK_KV else None
+                return scores, gpu_tile.seen(shape, (low + block) * gpu_tile.BLOCK_KV, ragged, window)
 
             def logits_of(scores, seen, block):
                 column = None
                 if "column" in at:
-                    block_keys = pl.ds((low + block) * _BLOCK_KV, _BLOCK_KV)
-                    column = _across(_load_columns(at["column"], b, block_keys), shape)
-                return _masked(tile.base2_logits(scores, _down(row, shape), column), seen, tile.MASKED)
+                    block_keys = pl.ds((low + block) * gpu_tile.BLOCK_KV, gpu_tile.BLOCK_KV)
+                    column = gpu_tile.across(gpu_tile.load_columns(at["column"], b, block_keys), shape)
+                return gpu_tile.masked(
+                    tile.base2_logits(scores, gpu_tile.down(row, shape), column), seen, tile.MASKED
+                )
 
             def joined(step, carry):
                 """The running maximum and sum after a block; also the factor of older sums, and e of the block."""
                 scores, seen = scores_of(step, step)
                 logits = logits_of(scores, seen, step)
                 maximum, rescale, total = tile.online_statistics(*carry, jnp.max(logits, axis=1))
-                e = _masked(jnp.exp2(logits - _down(maximum, shape)), seen, 0.0)
+                e = gpu_tile.masked(jnp.exp2(logits - gpu_tile.down(maximum, shape)), seen, 0.0)
                 return maximum, total + jnp.sum(e, axis=1), rescale, e
 
             def row_of(value):
-                return plgpu.layout_cast(jnp.full((_ROWS,), value, jnp.float32), _SCORES.reduce(1))
+                return plgpu.layout_cast(
+                    jnp.full((gpu_tile.ROWS,), value, jnp.float32), gpu_tile.SCORES.reduce(1)
+                )
 
             if lsq:
                 bounded = at["bounded"][b, i] == 1
@@ -345,7 +256,7 @@ def _streamed(problem, largest, interpret, dtype):
                 def plain_sum(step, carry):
                     _, total = carry
                     scores, seen = scores_of(step, step)
-                    e = _masked(jnp.exp2(logits_of(scores, seen, step)), seen, 0.0)
+                    e = gpu_tile.masked(jnp.exp2(logits_of(scores, seen, step)), seen, 0.0)
                     return row_of(0.0), total + jnp.sum(e, axis=1)
 
                 def pass_one(step_function, maximum):
@@ -368,50 +279,60 @@ def _streamed(problem, largest, interpret, dtype):
                     def _(step):
                         scores, seen = scores_of(visited + step, step)
                         if by_threshold:
-                            rows_of_thresholds = [_down(threshold, shape) for threshold in thresholds]
+                            rows_of_thresholds = [gpu_tile.down(threshold, shape) for threshold in thresholds]
                             codes = tile.codes_by_threshold(
-                                _masked(scores, seen, -(2**31)), rows_of_thresholds
+                                gpu_tile.masked(scores, seen, -(2**31)), rows_of_thresholds
                             )
                         else:
-                            p = jnp.exp2(logits_of(scores, seen, step) - _down(subtracted, shape))
-                            codes = tile.probability_codes(_masked(p, seen, 0.0), 1.0 / p_step, largest)
-                        _store_codes(codes_ref, codes, largest)
+                            p = jnp.exp2(logits_of(scores, seen, step) - gpu_tile.down(subtracted, shape))
+                            codes = tile.probability_codes(
+                                gpu_tile.masked(p, seen, 0.0), 1.0 / p_step, largest
+                            )
+                        gpu_tile.store_codes(codes_ref, codes, largest)
                         slot = ring(step)
-                        plgpu.barrier_wait(v_here.at[slot])
+                        plgpu.barrier_wait(v_arrived.at[slot])
                         plgpu.wgmma(accumulator, codes_ref, v_ring.at[slot].T)
                         plgpu.wgmma_wait(0)
                         plgpu.barrier_arrive(v_free.at[slot])
 
                     return accumulator[...]
 
-                products = pl.run_scoped(pass_two, plgpu.ACC((_ROWS, d), jnp.int32))
+                products = pl.run_scoped(pass_two, plgpu.ACC((gpu_tile.ROWS, d), jnp.int32))
                 if "correction" in at:
-                    products = products + _across(_load_columns(at["correction"], b, i), (_ROWS, d))
+                    products = products + gpu_tile.across(
+                        gpu_tile.load_columns(at["correction"], b, i), (gpu_tile.ROWS, d)
+                    )
                 o = products.astype(jnp.float32) * p_step
             else:
 
                 def step_of(step, carry):
                     o, maximum, total = carry
                     maximum, total, rescale, e = joined(step, (maximum, total))
-                    _store_codes(codes_ref, tile.probability_codes(e, float(largest), largest), largest)
+                    gpu_tile.store_codes(
+                        codes_ref, tile.probability_codes(e, float(largest), largest), largest
+                    )
                     slot = ring(step)
-                    plgpu.barrier_wait(v_here.at[slot])
-                    products = _product(codes_ref, v_ring.at[slot], (_ROWS, d))
+                    plgpu.barrier_wait(v_arrived.at[slot])
+                    products = gpu_tile.product(codes_ref, v_ring.at[slot], (gpu_tile.ROWS, d))
                     plgpu.barrier_arrive(v_free.at[slot])
-                    return o * _down(rescale, (_ROWS, d)) + products.astype(jnp.float32), maximum, total
+                    return (
+                        o * gpu_tile.down(rescale, (gpu_tile.ROWS, d)) + products.astype(jnp.float32),
+                        maximum,
+                        total,
+                    )
 
-                o = plgpu.layout_cast(jnp.zeros((_ROWS, d), jnp.float32), _SCORES)
+                o = plgpu.layout_cast(jnp.zeros((gpu_tile.ROWS, d), jnp.float32), gpu_tile.SCORES)
                 carry = (o, row_of(tile.MASKED), row_of(0.0))
                 o, maximum, total = jax.lax.fori_loop(0, visited, step_of, carry)
                 lse2 = tile.log_sum_exp2(maximum, total)
-                o = o * _down(tile.reciprocal(total, float(largest)), (_ROWS, d))
+                o = o * gpu_tile.down(tile.reciprocal(total, float(largest)), (gpu_tile.ROWS, d))
 
-            o = o * _across(_load_columns(at["v_scale"], b), (_ROWS, d))
+            o = o * gpu_tile.across(gpu_tile.load_columns(at["v_scale"], b), (gpu_tile.ROWS, d))
             out_tiles.at[group][...] = o.astype(dtype)
             lse_tiles.at[group][...] = lse2 * (1 / tile.LOG2E)
             plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(out_tiles.at[group], out_ref.at[b, here])
-            plgpu.copy_smem_to_gmem(lse_tiles.at[group], lse_ref.at[b, here])
+            plgpu.copy_smem_to_gmem(out_tiles.at[group], out_ref.at[b, query_rows])
+            plgpu.copy_smem_to_gmem(lse_tiles.at[group], lse_ref.at[b, query_rows])
             plgpu.wait_smem_to_gmem(0)
 
         pl.when(group < groups)(compute)
@@ -419,18 +340,18 @@ def _streamed(problem, largest, interpret, dtype):
 
     return plgpu.kernel(
         body,
-        out_type=_results(problem, dtype, rows),
+        out_type=gpu_tile.results(problem, dtype, rows),
         grid=(count_q, batch * heads),
         grid_names=("tile", "head"),
         num_threads=groups + 1,
         thread_name="group",
         scratch_types=[
-            _codes(_ROWS, d, groups),
-            _codes(_BLOCK_KV, d, _STAGES),
-            _codes(d, _BLOCK_KV, _STAGES),
-            _codes(_ROWS, _BLOCK_KV, groups),
-            plgpu.SMEM((groups, _ROWS, d), dtype),
-            plgpu.SMEM((groups, _ROWS), jnp.float32),
+            gpu_tile.codes(gpu_tile.ROWS, d, groups),
+            gpu_tile.codes(gpu_tile.BLOCK_KV, d, _STAGES),
+            gpu_tile.codes(d, gpu_tile.BLOCK_KV, _STAGES),
+            gpu_tile.codes(gpu_tile.ROWS, gpu_tile.BLOCK_KV, groups),
+            plgpu.SMEM((groups, gpu_tile.ROWS, d), dtype),
+            plgpu.SMEM((groups, gpu_tile.ROWS), jnp.float32),
             plgpu.Barrier(num_barriers=groups),
             plgpu.Barrier(num_barriers=_STAGES),
             plgpu.Barrier(num_barriers=_STAGES),
@@ -440,15 +361,3 @@ def _streamed(problem, largest, interpret, dtype):
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=interpret,
     )(*operands.values())
-
-
-def _corrections(v_t, first, last, heads, count_k):
-    """128 Σ v8 over the blocks of keys that a tile of queries visits: [BH, tiles, d] int32, from sums of prefixes."""
-    merged, d, _ = v_t.shape
-    blocks = v_t.reshape(merged, d, count_k, _BLOCK_KV).sum(-1, dtype=jnp.int32)
-    prefix = jnp.pad(jnp.cumsum(blocks, -1), ((0, 0), (0, 0), (1, 0))).swapaxes(1, 2)  # [BH, blocks + 1, d]
-
-    def at(edges):
-        return jnp.take_along_axis(prefix, jnp.repeat(edges, heads, 0)[..., None], 1)
-
-    return 128 * (at(last) - at(first))

@@ -1,4 +1,4 @@
-"""Quantisers of the attention's operands [B, H, N, d]: learned steps (LSQ) and steps from the data (absolute maximum)."""
+"""Quantizers of the attention's operands [B, H, N, d]: learned steps (LSQ) and steps from the data (absolute maximum)."""
 
 import math
 from typing import Literal
@@ -22,7 +22,7 @@ def code_range(bits: int, *, signed: bool = True) -> tuple[int, int]:
 def quantize_lsq(
     x: jax.Array, step: jax.Array, *, bits: int = 8, zero_point: jax.Array | None = None
 ) -> jax.Array:
-    """Codes of a learned-step quantiser: round(clip(x / step + z, Qn, Qp)), half to even (arXiv:1902.08153, eq. 1).
+    """Codes of a learned-step quantizer: round(clip(x / step + z, Qn, Qp)), half to even (arXiv:1902.08153, eq. 1).
 
     Args:
       x: float, any shape.
@@ -140,7 +140,7 @@ def quantize_smooth(
     bits: int = 8,
     kv_lengths: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Keys less their mean over the tokens, quantised by `quantize_absmax` (arXiv:2410.02367, section 4.2).
+    """Keys less their mean over the tokens, quantized by `quantize_absmax` (arXiv:2410.02367, section 4.2).
 
     Subtracting one vector from all keys of a head adds one constant to each row of logits, which the softmax does not see,
     and takes out the channel offsets that waste the codes' range. The log-sum-exp of the true logits is that of the

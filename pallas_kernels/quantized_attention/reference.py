@@ -1,4 +1,4 @@
-"""The definition: quantised attention with every score materialised, and its gradients.
+"""The definition: quantized attention with every score materialized, and its gradients.
 
 S = q8 k8ᵀ (int32),  s = c a_q a_k S + bias,  c = 1/√d,  p = softmax(s)
 "lsq":  o = a_p a_v · clip(round(p / a_p), 0, Qp) v8
@@ -15,7 +15,7 @@ from pallas_kernels.quantized_attention import tile
 
 
 class Gradients(NamedTuple):
-    """With respect to the dequantised operands a·codes; `p_step` [1, H] before its scale g, `bias` in the bias's shape."""
+    """With respect to the dequantized operands a·codes; `p_step` [1, H] before its scale g, `bias` in the bias's shape."""
 
     q: jax.Array
     k: jax.Array
@@ -58,7 +58,7 @@ def gradients(
     """Gradients of Σ d_out·o + Σ d_lse·lse, straight through every rounding.
 
     "lsq":  dP̂ = d_out v̂ᵀ, dP = dP̂ · 1[p ≤ Qp a_p], δ_i = Σ_j dP_ij p_ij
-    "ptq":  p̂ = p, dP = dP̂, δ = Σ d_out·o: the gradient of the attention whose probabilities are not quantised
+    "ptq":  p̂ = p, dP = dP̂, δ = Σ d_out·o: the gradient of the attention whose probabilities are not quantized
     dS = p (dP - δ + d_lse),  dq̂ = c dS k̂,  dk̂ = c dSᵀ q̂,  dv̂ = p̂ᵀ d_out
 
     The row shortcut δ = Σ d_out·o is wrong for "lsq", where p̂ ≠ p and clipped entries pass no gradient.

@@ -7,7 +7,7 @@ from pallas_kernels import common
 from pallas_kernels.quantized_attention import reference, tile
 
 SCORE_BYTES = 256 * 2**20
-"""Float32 scores of up to this many bytes are materialised at once."""
+"""Float32 scores of up to this many bytes are materialized at once."""
 
 _QUERY_AXIS = {"q": 2, "q_scale": 2, "bias": 2, "starts": 1, "ends": 1}
 
@@ -46,9 +46,13 @@ def gradients(problem, d_out, d_lse, out, lse, *, largest: int) -> reference.Gra
 
     def block(inputs):
         blocks, d_out, d_lse, out, lse = inputs
-        found = reference.gradients(problem._replace(**blocks), d_out, d_lse, out, lse, largest=largest)
-        per_row = (found.q, found.bias if bias_per_row else None)
-        return found._replace(q=None, bias=None if bias_per_row else found.bias), per_row
+        gradients_of_block = reference.gradients(
+            problem._replace(**blocks), d_out, d_lse, out, lse, largest=largest
+        )
+        per_row = (gradients_of_block.q, gradients_of_block.bias if bias_per_row else None)
+        return gradients_of_block._replace(
+            q=None, bias=None if bias_per_row else gradients_of_block.bias
+        ), per_row
 
     def step(sums, inputs):
         added, per_row = block(inputs)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jaxface import attacks, models
-from jaxface.attacks import Cloak
+from jaxface.attacks import Cloak, hulls
+from jaxface.attacks import cloak as cloaks
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import l2_normalize
 
@@ -48,9 +49,9 @@ def random_mask(seed=1, size=4.0):
 )
 def test_hulls_of_two_directions(kind, bounds, coefficients, distance):
     clean, u = jnp.eye(2), jnp.array([[0.8, -0.6]])
-    c = attacks.hull_coefficients(clean, u, kind=kind, **bounds)
+    c = hulls.hull_coefficients(clean, u, kind=kind, **bounds)
     np.testing.assert_allclose(c, [coefficients], atol=1e-5)
-    value = attacks.opom_objective(u, clean, hull=kind, low=0.0, high=bounds.get("high", 1.0))
+    value = cloaks._opom_objective(u, clean, hull=kind, low=0.0, high=bounds.get("high", 1.0))
     np.testing.assert_allclose(value * 2, [distance], atol=1e-5)
 
 
@@ -60,9 +61,9 @@ def test_hulls_of_two_directions(kind, bounds, coefficients, distance):
 )
 def test_hulls_of_three_directions(kind, coefficients, distance):
     u = jnp.array([[0.6, 0.8, 0.0]])
-    c = attacks.hull_coefficients(jnp.eye(3), u, kind=kind)
+    c = hulls.hull_coefficients(jnp.eye(3), u, kind=kind)
     np.testing.assert_allclose(c, [coefficients], atol=1e-5)
-    np.testing.assert_allclose(attacks.opom_objective(u, jnp.eye(3), hull=kind) * 3, [distance], atol=1e-5)
+    np.testing.assert_allclose(cloaks._opom_objective(u, jnp.eye(3), hull=kind) * 3, [distance], atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -71,14 +72,14 @@ def test_hulls_are_nested_and_within_their_bounds(seed):
     clean, u = (l2_normalize(jnp.asarray(rng.normal(size=shape) + 0.5)) for shape in ((7, 16), (4, 16)))
     distances = []
     for kind, low, high in (("affine", 0, 1), ("convex", 0, 1), ("reduced", 0.05, 0.4), ("center", 0, 1)):
-        c = attacks.hull_coefficients(clean, u, kind=kind, low=low, high=high)
+        c = hulls.hull_coefficients(clean, u, kind=kind, low=low, high=high)
         np.testing.assert_allclose(c.sum(1), 1, atol=1e-5)
         if kind != "affine":
             assert c.min() >= low - 1e-6 and c.max() <= high + 1e-6
         distances.append(np.square(np.asarray(u - c @ clean)).sum(1))
     assert (np.diff(distances, axis=0) >= -1e-6).all()
     # No neighbor within the bounds is nearer: moving weight from one photo to another never helps.
-    c = np.asarray(attacks.hull_coefficients(clean, u, kind="convex"))
+    c = np.asarray(hulls.hull_coefficients(clean, u, kind="convex"))
     for i in range(7):
         for j in range(7):
             moved = c.copy()
@@ -90,43 +91,56 @@ def test_hulls_are_nested_and_within_their_bounds(seed):
 
 def test_the_affine_hull_of_equal_photos_is_their_feature():
     clean = jnp.tile(l2_normalize(jnp.arange(1.0, 5.0))[None], (4, 1))
-    c = attacks.hull_coefficients(clean, jnp.eye(4)[:2], kind="affine")
+    c = hulls.hull_coefficients(clean, jnp.eye(4)[:2], kind="affine")
     np.testing.assert_allclose(c, 0.25, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["affine", "convex"])
 def test_a_clean_feature_lies_in_its_hull_and_has_no_gradient(kind):
     clean = l2_normalize(jax.random.normal(KEY, (4, 9)))
-    objective = functools.partial(attacks.opom_objective, clean=clean, hull=kind)
+    objective = functools.partial(cloaks._opom_objective, clean=clean, hull=kind)
     np.testing.assert_allclose(objective(clean), 0, atol=1e-8)
     gradient = jax.grad(lambda u: objective(u).sum())(clean)
     np.testing.assert_allclose(gradient, 0, atol=2e-4)
-    from_center = jax.grad(lambda u: attacks.opom_objective(u, clean).sum())(clean)
+    from_center = jax.grad(lambda u: cloaks._opom_objective(u, clean).sum())(clean)
     assert jnp.abs(from_center).max() > 0.02
 
 
 def test_coefficients_are_constants_of_the_gradient():
     clean, u = l2_normalize(jax.random.normal(KEY, (4, 9))), jnp.ones((2, 9)) / 3
-    gradient = jax.grad(lambda u: attacks.opom_objective(u, clean, hull="reduced").sum())(u)
-    c = attacks.hull_coefficients(clean, u, kind="reduced", high=0.5)
+    gradient = jax.grad(lambda u: cloaks._opom_objective(u, clean, hull="reduced").sum())(u)
+    c = hulls.hull_coefficients(clean, u, kind="reduced", high=0.5)
     np.testing.assert_allclose(gradient, 2 / 9 * (u - c @ clean), atol=1e-6)
 
 
 def test_feature_objectives_of_the_release():
     u, clean = jnp.array([[0.6, 0.8], [1.0, 0.0]]), jnp.array([[0.8, 0.6], [0.0, 1.0]])
-    np.testing.assert_allclose(attacks.fi_uap_objective(u, clean).mean(), 0.52, rtol=1e-6)
-    np.testing.assert_allclose(attacks.fi_uap_plus_objective(u, clean).mean(), -0.64, rtol=1e-6)
-    for objective in (attacks.fi_uap_objective, attacks.fi_uap_plus_objective, attacks.opom_objective):
+    np.testing.assert_allclose(cloaks._fi_uap_objective(u, clean).mean(), 0.52, rtol=1e-6)
+    np.testing.assert_allclose(cloaks._fi_uap_plus_objective(u, clean).mean(), -0.64, rtol=1e-6)
+    for objective in (cloaks._fi_uap_objective, cloaks._fi_uap_plus_objective, cloaks._opom_objective):
         held = jax.grad(lambda c, objective=objective: objective(u, c).sum())(clean)
         np.testing.assert_array_equal(held, 0)  # clean features are constants
+
+
+def full_batch_step(embed, mask, photos, clean, cloak):
+    """OPOM and FI-UAP: one signed step along the gradient over all photos."""
+    gradient = cloaks._gradient(embed, photos, clean, cloak, cloak.hull)(mask, jnp.arange(len(photos)), KEY)
+    return cloaks._cloak_step(mask, mask, gradient, step_size=cloak.step_size, epsilon=cloak.epsilon)[0]
 
 
 @pytest.mark.parametrize("hull", ["center", "affine"])
 def test_one_batch_of_everybody_is_the_full_batch_step_bit_for_bit(embed, photos, hull):
     cloak = Cloak(hull=hull, batch=5, accumulate=1, look_ahead=0.7)
     clean, mask = clean_features(embed, photos), random_mask()
-    full = jax.jit(lambda m: attacks.opom_step(embed, m, KEY, photos, clean, cloak))(mask)
-    ours = jax.jit(lambda m: attacks.ga_opom_step(embed, m, KEY, photos, clean, cloak))(mask)
+    gradient = cloaks._gradient(embed, photos, clean, cloak, cloak.hull)
+
+    def accumulated_step(mask):
+        batches = cloaks._small_batches(KEY, 5, cloak.batch, cloak.accumulate)
+        total = cloaks._accumulated_gradient(gradient, mask, batches, KEY, look_ahead=0.7, epsilon=8.0)
+        return cloaks._cloak_step(mask, mask, total, step_size=cloak.step_size, epsilon=8.0)[0]
+
+    full = jax.jit(lambda m: full_batch_step(embed, m, photos, clean, cloak))(mask)
+    ours = jax.jit(accumulated_step)(mask)
     np.testing.assert_array_equal(full, ours)
     assert (np.asarray(full) != np.asarray(mask)).mean() > 0.9
 
@@ -135,7 +149,7 @@ def objective_gradient(embed, photos):
     clean = clean_features(embed, photos)
 
     def objective(mask, rows, rng):
-        return attacks.opom_objective(attacks.cloak_features(embed, photos[rows], mask, rng), clean).mean()
+        return cloaks._opom_objective(attacks.cloak_features(embed, photos[rows], mask, rng), clean).mean()
 
     return jax.grad(objective)
 
@@ -144,12 +158,12 @@ def test_without_look_ahead_batches_that_tile_the_photos_are_the_full_batch(embe
     photos, mask = photos[:4], random_mask()
     gradient = objective_gradient(embed, photos)
     tiles = jnp.array([[2, 0], [3, 1]])
-    total = attacks.accumulated_gradient(gradient, mask, tiles, KEY, look_ahead=0.0, epsilon=8.0)
+    total = cloaks._accumulated_gradient(gradient, mask, tiles, KEY, look_ahead=0.0, epsilon=8.0)
     full = gradient(mask, jnp.arange(4), KEY)
     np.testing.assert_allclose(total, 2 * full, rtol=1e-4, atol=1e-9)
     np.testing.assert_array_equal(jnp.sign(total), jnp.sign(full))
     # The moving scratch mask is the whole point: with it the sum is another one.
-    moved = attacks.accumulated_gradient(gradient, mask, tiles, KEY, look_ahead=1.0, epsilon=8.0)
+    moved = cloaks._accumulated_gradient(gradient, mask, tiles, KEY, look_ahead=1.0, epsilon=8.0)
     second = jnp.clip(mask + jnp.sign(gradient(mask, tiles[0], KEY)), -8, 8)
     expected = gradient(mask, tiles[0], KEY) + gradient(second, tiles[1], KEY)
     np.testing.assert_allclose(moved, expected, rtol=1e-4, atol=1e-9)
@@ -166,20 +180,20 @@ def test_one_quantization_keeps_what_many_lose():
     small = jnp.zeros(1)
     for photo in range(3):
         g = gradient(small, jnp.array([photo]), KEY)
-        small, _ = attacks.cloak_step(small, small, g, step_size=0.5, epsilon=8.0)
+        small, _ = cloaks._cloak_step(small, small, g, step_size=0.5, epsilon=8.0)
     np.testing.assert_allclose(small, -0.5)
-    total = attacks.accumulated_gradient(
+    total = cloaks._accumulated_gradient(
         gradient, jnp.zeros(1), jnp.arange(3)[:, None], KEY, look_ahead=0.0, epsilon=8.0
     )
     np.testing.assert_allclose(total, 1.0)
     np.testing.assert_allclose(
-        attacks.cloak_step(jnp.zeros(1), jnp.zeros(1), total, step_size=0.5, epsilon=8.0)[0], 0.5
+        cloaks._cloak_step(jnp.zeros(1), jnp.zeros(1), total, step_size=0.5, epsilon=8.0)[0], 0.5
     )
 
 
 def test_a_step_starts_from_the_old_mask_and_has_no_sign_where_there_is_no_gradient():
     direction = jnp.array([0.0, 2.0, -1e-9, 5.0])
-    mask, _ = attacks.cloak_step(
+    mask, _ = cloaks._cloak_step(
         jnp.array([1.0, 1.0, 1.0, 7.5]), jnp.zeros(4), direction, step_size=1.0, epsilon=8.0
     )
     np.testing.assert_allclose(mask, [1.0, 2.0, 0.0, 8.0])
@@ -187,7 +201,7 @@ def test_a_step_starts_from_the_old_mask_and_has_no_sign_where_there_is_no_gradi
 
 def test_momentum_is_of_directions_of_unit_length():
     velocity = mask = jnp.zeros(2)
-    step = functools.partial(attacks.cloak_step, step_size=1.0, epsilon=8.0, momentum=0.9)
+    step = functools.partial(cloaks._cloak_step, step_size=1.0, epsilon=8.0, momentum=0.9)
     mask, velocity = step(mask, velocity, jnp.array([3.0, 1.0]))
     np.testing.assert_allclose(velocity, [0.75, 0.25])
     mask, velocity = step(mask, velocity, jnp.array([-1e-6, 1e-6]))
@@ -220,10 +234,10 @@ def test_masks_are_bounded_and_drive_features_away(embed, photos, name):
     if cloak.batch:
         assert (mask != make(photos, jax.random.key(1))).any()
     clean = clean_features(embed, photos)
-    start = attacks.start_cloak(jax.random.split(KEY, 3)[0], 5, SHAPE, cloak)
+    start = cloaks._start_cloak(jax.random.split(KEY, 3)[0], 5, SHAPE, cloak)
 
     def far(mask):
-        return attacks.opom_objective(attacks.cloak_features(embed, photos, mask, KEY), clean).mean()
+        return cloaks._opom_objective(attacks.cloak_features(embed, photos, mask, KEY), clean).mean()
 
     assert far(mask) > 1.5 * far(start)
 
@@ -240,10 +254,10 @@ def test_every_step_stays_within_reach(embed, photos):
 
 
 def test_the_start_is_the_mean_of_a_draw_per_photo():
-    few, many = (np.asarray(attacks.start_cloak(KEY, n, (40, 40, 3), Cloak(epsilon=6.0))) for n in (1, 25))
+    few, many = (np.asarray(cloaks._start_cloak(KEY, n, (40, 40, 3), Cloak(epsilon=6.0))) for n in (1, 25))
     np.testing.assert_allclose(few.std(), 6 / np.sqrt(3), rtol=0.05)
     np.testing.assert_allclose(many.std(), 6 / np.sqrt(75), rtol=0.05)
-    assert not attacks.start_cloak(KEY, 5, SHAPE, Cloak(random_start=False)).any()
+    assert not cloaks._start_cloak(KEY, 5, SHAPE, Cloak(random_start=False)).any()
 
 
 @pytest.mark.parametrize("method", ["ga", "fi_uap", "fi_uap_plus", "affine", "convex"])
@@ -266,14 +280,14 @@ def test_with_linear_features_all_batches_agree():
 
     def objective(mask, rows, rng):
         x = photos[rows]
-        return attacks.fi_uap_objective((x + mask) @ matrix.T, x @ matrix.T).mean()
+        return cloaks._fi_uap_objective((x + mask) @ matrix.T, x @ matrix.T).mean()
 
     gradient, mask = jax.grad(objective), jnp.asarray(np.random.default_rng(2).normal(size=12), jnp.float32)
     expected = 2 / 5 * matrix.T @ matrix @ mask
     for rows in ([0], [3, 1], range(6)):
         np.testing.assert_allclose(gradient(mask, jnp.array(list(rows)), KEY), expected, rtol=1e-3, atol=1e-3)
     batches = jnp.array([[0, 1], [2, 3], [4, 5]])
-    total = attacks.accumulated_gradient(gradient, mask, batches, KEY, look_ahead=0.0, epsilon=8.0)
+    total = cloaks._accumulated_gradient(gradient, mask, batches, KEY, look_ahead=0.0, epsilon=8.0)
     np.testing.assert_array_equal(jnp.sign(total), jnp.sign(expected))
 
 
@@ -282,7 +296,7 @@ def test_clipped_pixels_get_no_gradient(embed):
     photos += -jnp.arange(3.0)[:, None, None, None] * 20 * (photos < 200)
     cloak = dataclasses.replace(PLAIN, random_start=False, steps=1)
     clean = clean_features(embed, photos)
-    mask = attacks.opom_step(embed, jnp.full(SHAPE, 2.0), KEY, photos, clean, cloak)
+    mask = full_batch_step(embed, jnp.full(SHAPE, 2.0), photos, clean, cloak)
     np.testing.assert_array_equal(mask[1:], 2.0)
     assert (mask[0] != 2.0).all()
 
@@ -290,11 +304,11 @@ def test_clipped_pixels_get_no_gradient(embed):
 def test_rederived_masks_shrink_where_images_clip(embed):
     photos = jnp.full((3, *SHAPE), 254.0) - jnp.arange(3.0)[:, None, None, None]
     cloak = dataclasses.replace(PLAIN, steps=4)
-    kept, shrunk = (
+    unclipped, shrunk = (
         attacks.make_cloak(embed, photos, KEY, dataclasses.replace(cloak, rederive=flag))
         for flag in (False, True)
     )
-    assert shrunk.max() <= 2 + 1 < kept.max()  # the mean of what is left below 255, and a step
+    assert shrunk.max() <= 2 + 1 < unclipped.max()  # the mean of what is left below 255, and a step
 
 
 def test_people_under_vmap_and_map_are_people_alone(embed, photos):

@@ -31,8 +31,17 @@ DATA = [
     data.TonedFaces(identities=(7, 3)),
     data.GroupFolders(root="photographs"),
     data.ShortcutDigits(),
+    data.Crowd(identities=7),
+    data.EmbeddingFile(embeddings="faces.npz"),
 ]
-REQUIRED = {"folder": "root", "rgbd_folder": "root", "recordio": "path", "bin": "path", "groups": "root"}
+REQUIRED = {
+    "folder": "root",
+    "rgbd_folder": "root",
+    "recordio": "path",
+    "bin": "path",
+    "groups": "root",
+    "embeddings": "embeddings",
+}
 PRESETS = [sface.Config, *(getattr(sface.Config, name) for name in configs.presets(sface.Config))]
 
 
@@ -101,7 +110,7 @@ def changed(tree, path, value):
         ("config.bfloat16", "no", "bfloat16"),
         ("config.scale", "64", "scale"),
         ("config.backbone", 18, "backbone"),
-        ("config.loss", "hinge", "loss"),
+        ("config.unsampled", "leave", "unsampled"),
         ("config.optimizer", None, "optimizer"),
         ("config.optimizer.decay_at", [0.5, "later"], "decay_at"),
         ("config.ema_decay", [1], "ema_decay"),

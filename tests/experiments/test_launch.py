@@ -164,7 +164,7 @@ FOLDER = (
         (RENDERED + "--backbone iresnet12", "the nearest are iresnet1"),
         (RENDERED + "--image-size 7", "image_size: needs an integer from 8, got 7"),
         (RENDERED + "--data.identities 1", "identities: needs an integer from 2"),
-        (RENDERED + "--embedding 0", "embedding must be at least 1"),
+        (RENDERED + "--embedding 0", "embedding: needs an integer from 1"),
         ("sface --preset digits --model-shards 3", "model_shards: needs a divisor of the 8 devices, got 3"),
         ("sface --preset digits --model-shards 4", "prototypes of size 10 cannot be split over 4"),
         ("sface --preset digits --parallel pmap --model-shards 2", "model_shards: pmap replicates"),
@@ -206,7 +206,7 @@ def test_bad_input_is_one_line_before_any_compile(
     assert words in refusal(launch.main, flags(arguments, tmp=tmp_path, **places))
     assert not (
         tmp_path / "runs"
-    ).exists()  # the work directory is not claimed, so the mended command may have it
+    ).exists()  # the work directory is not claimed, so the corrected command may have it
     assert sorted(finished.rglob("*")) == before
     assert not (tmp_path / "letter.txt/run").exists() and not (tmp_path / "one/config.json").exists()
 
@@ -220,7 +220,7 @@ def test_a_folder_with_a_broken_image_serves_unless_strict(tmp_path, photographs
     assert (tmp_path / "run/results.json").is_file()
 
 
-def test_a_run_that_diverged_before_its_first_checkpoint_may_be_mended(tiny, tmp_path, capsys):
+def test_a_run_that_diverged_before_its_first_checkpoint_may_be_corrected(tiny, tmp_path, capsys):
     command = ["sface", *tiny, "--workdir", str(tmp_path / "run")]
     with pytest.raises(SystemExit):
         launch.main([*command, "--optimizer.name", "sgd", "--optimizer.learning-rate", "1e30"])

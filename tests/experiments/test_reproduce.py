@@ -173,7 +173,7 @@ def test_a_changed_configuration_is_run_again(small, runs, tmp_path):
     [
         ("sface --study small --seeds 1", "seeds: an interval needs at least 2, got 1"),
         ("sface --study small --seeds two", "--seeds: invalid int value: 'two'"),
-        ("sface --study large", "study: sface has small, unheard, got 'large'"),
+        ("sface --study large", "study: needs one of small, unheard, got 'large'"),
         ("sfce", "method: 'sfce' is unknown; did you mean 'sface'?"),
         ("", "required: method"),
         ("sface --sedes 3", "--sedes"),
@@ -196,7 +196,7 @@ def test_a_metric_that_the_runs_do_not_report(small, tmp_path, capsys):
         reproduce.main(["sface", "--study", "unheard", "--seeds", "2", "--workdir", str(tmp_path)])
     said = capsys.readouterr().err
     assert caught.value.code == 2 and said.count("\n") == 1
-    assert "unheard wants 'verification/accuracy', the run reports ['classification/accuracy']" in said
+    assert "unheard needs 'verification/accuracy', the run reports ['classification/accuracy']" in said
 
 
 def test_shared_stages_run_once_and_give_what_they_gave():

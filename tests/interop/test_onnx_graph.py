@@ -143,10 +143,10 @@ def change(model, index, **attributes):
 @pytest.mark.parametrize(
     ("attributes", "words"),
     [
-        ({"strides": [1, 1]}, "strides of conv1 is [1, 1] there and [2, 2] here"),
-        ({"pads": [0, 0, 1, 1]}, "pads of conv1 is [0, 0, 1, 1] there and [1, 1, 1, 1] here"),
-        ({"dilations": [2, 2]}, "dilations of conv1 is [2, 2] there and [1, 1] here"),
-        ({"auto_pad": "SAME_UPPER"}, "auto_pad of conv1 is SAME_UPPER there and NOTSET here"),
+        ({"strides": [1, 1]}, "strides of conv1 is [1, 1], and [2, 2] in the network"),
+        ({"pads": [0, 0, 1, 1]}, "pads of conv1 is [0, 0, 1, 1], and [1, 1, 1, 1] in the network"),
+        ({"dilations": [2, 2]}, "dilations of conv1 is [2, 2], and [1, 1] in the network"),
+        ({"auto_pad": "SAME_UPPER"}, "auto_pad of conv1 is SAME_UPPER, and NOTSET in the network"),
     ],
 )
 def test_the_same_weights_in_other_layers_are_refused(published, recorded_graph, write, attributes, words):
@@ -160,8 +160,8 @@ def test_other_graphs_are_refused_where_they_part(published, recorded_graph, wri
     graph = recorded_graph("iresnet18")
     net = published("iresnet18")
     for name, words in [
-        ("iresnet34", "layer1.2.conv1.weight is (16, 8, 3, 3) there and (8, 8, 3, 3) here"),
-        ("iresnet10", "layer2.0.conv1.weight is (8, 8, 3, 3) there and (16, 8, 3, 3) here"),
+        ("iresnet34", "layer1.2.conv1.weight is (16, 8, 3, 3), and (8, 8, 3, 3) in the network"),
+        ("iresnet10", "layer2.0.conv1.weight is (8, 8, 3, 3), and (16, 8, 3, 3) in the network"),
     ]:
         other = net._replace(module=models.create(name, embedding=24, width=0.125))
         with pytest.raises(UserError) as caught:
@@ -214,16 +214,16 @@ def test_other_graphs_are_refused_where_they_part(published, recorded_graph, wri
         tensor.raw_data = tensor.raw_data[:-4]
 
     assert "sum after layer1.0.bn3 is nothing there" in edited(no_sum)
-    assert "fc.weight is Transpose there and Gemm or MatMul (24, 256) here" in edited(transposed)
-    assert "what follows the last norm is LpNormalization there and nothing here" in edited(normalized)
+    assert "fc.weight is Transpose, and Gemm or MatMul (24, 256) in the network" in edited(transposed)
+    assert "what follows the last norm is LpNormalization, and nothing in the network" in edited(normalized)
     assert "conv1.weight is a?b there" in edited(lambda g: setattr(g.node[0], "op_type", "a\nb"))
     assert "is no valid ONNX" in edited(lambda g: g.node[0].ClearField("output"))
     assert "is no valid ONNX" in edited(lambda g: g.node[1].input.pop())
-    assert "prelu.weight is Relu there and PRelu (8,) here" in edited(relu)
+    assert "prelu.weight is Relu, and PRelu (8,) in the network" in edited(relu)
     assert "one input; got 2" in edited(another_input)
-    assert "Gemm logits is (24, 256) there and nothing here" in edited(extra_layer)
+    assert "Gemm logits is (24, 256), and nothing in the network" in edited(extra_layer)
     assert "options of fc" in edited(scaled)
-    assert "training_mode of bn1 is 1 there and 0 here" in edited(training)
+    assert "training_mode of bn1 is 1, and 0 in the network" in edited(training)
     assert "'computed' is computed" in edited(computed)
     assert "the data of 'conv1.weight' are damaged" in edited(short)
     assert "one input; got 0" in edited(lambda g: g.Clear())

@@ -114,7 +114,7 @@ def test_a_linear_layer_without_bias_has_a_bias_of_zero(published):
     # Every published iResNet has one.
     net = published("iresnet_pico")
     state = {name: array for name, array in net.state.items() if name != "fc.bias"}
-    with pytest.raises(UserError, match=r"fc\.bias is nothing there and \(16,\) here"):
+    with pytest.raises(UserError, match=r"fc\.bias is nothing, and \(16,\) in the network"):
         interop.from_state_dict(state, net.module, net.shape)
 
 
@@ -125,8 +125,8 @@ def test_another_architecture_is_refused_by_the_first_tensor_and_both_shapes(
     net = published("iresnet18")
     path = file_of(kind, net, write, torch_layout)
     for fields, words in [
-        ({"width": 0.25}, "conv1.weight is (8, 3, 3, 3) there and (16, 3, 3, 3) here"),
-        ({"embedding": 32}, "fc.weight is (24, 256) there and (32, 256) here"),
+        ({"width": 0.25}, "conv1.weight is (8, 3, 3, 3), and (16, 3, 3, 3) in the network"),
+        ({"embedding": 32}, "fc.weight is (24, 256), and (32, 256) in the network"),
     ]:
         other = models.create("iresnet18", **{"embedding": 24, "width": 0.125, **fields})
         with pytest.raises(UserError) as caught:
@@ -137,14 +137,14 @@ def test_another_architecture_is_refused_by_the_first_tensor_and_both_shapes(
 def test_missing_and_surplus_tensors_are_named(published):
     net = published("iresnet18")
     deeper = models.create("iresnet34", embedding=24, width=0.125)
-    with pytest.raises(UserError, match=r"layer1\.2\.bn1\.weight is nothing there and \(8,\) here"):
+    with pytest.raises(UserError, match=r"layer1\.2\.bn1\.weight is nothing, and \(8,\) in the network"):
         interop.from_state_dict(net.state, deeper, net.shape)
     shallower = models.create("iresnet10", embedding=24, width=0.125)
-    with pytest.raises(UserError, match=r"layer1\.1\.bn1\.weight is \(8,\) there and nothing here"):
+    with pytest.raises(UserError, match=r"layer1\.1\.bn1\.weight is \(8,\), and nothing in the network"):
         interop.from_state_dict(net.state, shallower, net.shape)
     with pytest.raises(UserError, match=r"layers\.0\.layers\.0\.weight is nothing there"):
         interop.from_state_dict(net.state, models.create("mobilefacenet"), net.shape)
-    with pytest.raises(UserError, match=r"a\?b is \(2,\) there and nothing here"):
+    with pytest.raises(UserError, match=r"a\?b is \(2,\), and nothing in the network"):
         interop.from_state_dict({**net.state, "a\nb": np.zeros(2)}, net.module, net.shape)
     with pytest.raises(UserError, match=r"conv1\.weight is nothing there"):
         interop.from_state_dict({}, net.module, net.shape)

@@ -6,6 +6,7 @@ import pytest
 from jaxface import layers, losses
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import l2_normalize
+from jaxface.training import class_banks
 
 RGB = jnp.array([[0.8, 0.1, 0.3]])
 DEPTH = jnp.array([[0.2, 0.7, 0.1]])
@@ -67,10 +68,6 @@ def test_boundaries_are_finite():
         lambda l: losses.acw_loss(l, scores, -scores, np.array([0, 0, 1])).sum()
     )(logits)
     assert np.isfinite(value) and np.isfinite(gradient).all()
-    pair, gradient = jax.value_and_grad(
-        lambda l: losses.acw_pair_loss(l, l, scores[:, 0], scores[:, 1], np.array([True, False, True])).sum()
-    )(logits)
-    assert np.isfinite(pair) and np.isfinite(gradient).all()
 
 
 def test_types_jit_and_vmap():
@@ -90,26 +87,10 @@ def test_types_jit_and_vmap():
     )
 
 
-def test_the_pair_form():
-    # c_i = (.9, .1), c_j = (.2, .8): w = .692308, fused .315385.
-    first, second = logits_of(0.9), logits_of(0.2)
-    scores = jnp.array([0.1]), jnp.array([0.8])
-    fused = 0.315385
-    for same, sign in ((True, -1), (False, 1)):
-        loss = losses.acw_pair_loss(first, second, *scores, np.array([same]), scale=10.0, threshold=0.4)
-        np.testing.assert_allclose(loss, np.log1p(np.exp(sign * 10 * (fused - 0.4))), rtol=1e-4)
-        swapped = losses.acw_pair_loss(second, first, *scores, np.array([same]), scale=10.0, threshold=0.4)
-        np.testing.assert_allclose(swapped, loss, rtol=1e-6)
-    learned = jax.grad(
-        lambda t: losses.acw_pair_loss(first, second, *scores, np.array([True]), threshold=t).sum()
-    )(0.4)
-    assert learned > 0  # a genuine pair below the threshold pulls it down
-
-
 def test_prototypes_without_the_image_itself():
     rng = np.random.default_rng(3)
     features, labels = unit(rng, 5, 6), np.array([0, 0, 1, 1, 1])
-    sums = losses.add_class_features(jnp.zeros((2, 6)), features, labels)
+    sums = class_banks.add_class_features(jnp.zeros((2, 6)), features, labels)
     scores = losses.leave_one_out_cosines(features, labels, sums, features)
     # In a class of two the other image is all that is left.
     np.testing.assert_allclose(scores[0, 0], features[0] @ features[1], atol=1e-6)
@@ -189,10 +170,10 @@ def test_refusals_of_the_loss(change, words):
         ),
         ({"labels": np.array([0])}, "differ in batch"),
         ({"sums": jnp.ones((2, 3))}, "differ in size"),
-        ({"own": jnp.ones((1, 2))}, "own must have"),
+        ({"share": jnp.ones((1, 2))}, "share must have"),
     ],
 )
 def test_refusals_of_prototypes(change, words):
-    given = dict(features=jnp.eye(2), labels=np.array([0, 1]), sums=2 * jnp.eye(2), own=jnp.eye(2)) | change
+    given = dict(features=jnp.eye(2), labels=np.array([0, 1]), sums=2 * jnp.eye(2), share=jnp.eye(2)) | change
     with pytest.raises((UserError, ValueError, AssertionError), match=words):
         losses.leave_one_out_cosines(**given)

@@ -84,17 +84,16 @@ def test_the_expansion_nears_the_kernel(order, same, opposite, error):
 def test_instance_terms_and_the_total():
     student, teacher = jnp.array([[1.0, 2.0, 0.0]] * 3), jnp.array([[2.0, 1.0, -1.0]] * 3)
     labels = jnp.zeros(3, jnp.int32)
-    total = functools.partial(losses.cckd_loss, student, teacher, labels, STUDENT, TEACHER)
-    value, terms = total(label_weight=0.5, soft_target_weight=0.5, congruence_weight=0.0)
+    label, soft = losses.cross_entropy(student, labels), losses.soft_target_loss(student, teacher)
+    congruence = losses.correlation_congruence_loss(STUDENT, TEACHER)
+    terms = [label.mean(), soft.mean(), congruence]
     np.testing.assert_allclose(terms, [1.4076060, 0.4799388, 0.0413484], rtol=2e-6)
-    np.testing.assert_allclose(value, 0.9437724, rtol=1e-6)
-    other, _ = total(label_weight=1.0, soft_target_weight=0.9, congruence_weight=100.0)
-    np.testing.assert_allclose(other, 1.4076060 + 0.9 * 0.4799388 + 4.13484, rtol=1e-6)
-    np.testing.assert_allclose(total()[0], 0.4799388 + 0.413484, rtol=1e-6)
-    gradient = jax.grad(
-        lambda z: losses.cckd_loss(z, teacher, labels, STUDENT, TEACHER, congruence_weight=0.0)[0]
-    )(student)
-    np.testing.assert_allclose(3 * gradient[0], [-0.470873, 0.293099, 0.177774], atol=2e-6)
+    np.testing.assert_allclose(np.dot(terms, [0.5, 0.5, 0.0]), 0.9437724, rtol=1e-6)
+    np.testing.assert_allclose(
+        np.dot(terms, [1.0, 0.9, 100.0]), 1.4076060 + 0.9 * 0.4799388 + 4.13484, rtol=1e-6
+    )
+    gradient = jax.grad(lambda z: losses.soft_target_loss(z, teacher).sum())(student)
+    np.testing.assert_allclose(gradient[0], [-0.470873, 0.293099, 0.177774], atol=2e-6)
 
 
 def test_adjacent_variant_by_hand():
@@ -200,17 +199,6 @@ def test_masked_rows_are_not_there(options):
     assert loss(student, teacher, where=jnp.zeros(8, bool)) == 0
 
 
-def test_masked_rows_are_not_there_in_the_total():
-    logits_s, logits_t = MANY_S[:4], MANY_T[:4, :5]
-    labels = jnp.array([0, 3, 4, 1])
-    arguments = (logits_s.at[2].set(jnp.nan), logits_t, labels, MANY_S[:4], MANY_T[:4])
-    kept = np.array([0, 1, 3])
-    found, terms = losses.cckd_loss(*arguments, label_weight=0.3, where=jnp.array([True, True, False, True]))
-    expected, terms_kept = losses.cckd_loss(*(x[kept] for x in arguments), label_weight=0.3)
-    np.testing.assert_allclose(terms, terms_kept, rtol=1e-5)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
 @pytest.mark.parametrize("options", NORMALIZED)
 def test_bfloat16_jit_vmap_and_traced_gamma(options):
     loss = functools.partial(losses.correlation_congruence_loss, **options)
@@ -225,13 +213,11 @@ def test_bfloat16_jit_vmap_and_traced_gamma(options):
 
 
 def total(student, teacher, where=None, axis_name=None, *, kernel="rbf_taylor"):
-    """Every term of a batch whose logits are its embeddings."""
-    labels = jnp.zeros(len(student), jnp.int32)
-    value, _ = losses.cckd_loss(
-        student, teacher[:, :5], labels, student, teacher, label_weight=0.2, kernel=kernel, where=where,
-        axis_name=axis_name,
-    )  # fmt: skip
-    return value + losses.adjacent_correlation_loss(student, teacher[:, :5], axis_name=axis_name)
+    """The congruence of a batch and what is benchmarked under its name."""
+    value = losses.correlation_congruence_loss(
+        student, teacher, kernel=kernel, where=where, axis_name=axis_name
+    )
+    return 10 * value + losses.adjacent_correlation_loss(student, teacher[:, :5], axis_name=axis_name)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -310,6 +296,3 @@ def test_refused_inputs():
         losses.taylor_rbf_coeffs(0.4, 0)
     with pytest.raises(UserError, match="gamma"):
         losses.taylor_rbf_coeffs(0.0, 2)
-    for name in ("label_weight", "soft_target_weight", "congruence_weight"):
-        with pytest.raises(UserError, match=f"^{name}: "):
-            losses.cckd_loss(MANY_S, MANY_S, jnp.zeros(16, int), MANY_S, MANY_T, **{name: -0.1})

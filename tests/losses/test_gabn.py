@@ -7,6 +7,7 @@ import pytest
 
 from jaxface import losses
 from jaxface.errors import UserError
+from jaxface.losses import gabn
 
 A = jnp.stack([jnp.array([[1.0, 2.0], [0.0, -1.0]]), jnp.array([[0.0, 1.0], [3.0, 1.0]])], axis=-1)[None]
 W = jnp.array([2.0, -1.0])
@@ -249,7 +250,7 @@ def test_boundaries_and_types():
             lambda: losses.adversarial_to_reference(jnp.ones((1, 2)), jnp.array([0]), reference=2),
             "reference: needs",
         ),
-        (lambda: losses.attention_maps(A, A, grid=(3, 1)), "grid: needs divisors"),
+        (lambda: gabn._attention_maps(A, A, grid=(3, 1)), "grid: needs divisors"),
     ],
 )
 def test_refusals(call, words):
@@ -260,8 +261,8 @@ def test_refusals(call, words):
 
 def test_misuse_is_named():
     with pytest.raises(ValueError, match="kind: needs one of gradcam"):
-        losses.attention_maps(A, A, kind="max")
+        gabn._attention_maps(A, A, kind="max")
     with pytest.raises(AssertionError, match="features and gradients differ"):
-        losses.attention_maps(A, A[:, :1])
-    with pytest.raises(AssertionError, match=r"tail must give \[B\]"):
+        gabn._attention_maps(A, A[:, :1])
+    with pytest.raises(AssertionError, match=r"tail: needs to give \[B\]"):
         losses.gradient_attention(lambda a: a.mean(axis=(1, 2)), A)

@@ -124,25 +124,26 @@ class TestPacking:
 
     def test_parity_bound_and_negation(self):
         x, w = random(5, (7, 77)), random(6, (77, 9))
-        xp, wp = bc.pack_bits(jnp.asarray(x)), bc.pack_weights(jnp.asarray(w))
-        dot = np.asarray(bc.binary_dense(xp, wp, 77))
+        xp, wp = words(x), words(w.T)
+        dense = jax.jit(lambda xp, wp: bc.binary_dense(xp, wp, 77))
+        dot = np.asarray(dense(xp, wp))
         assert np.all((dot - 77) % 2 == 0)
         assert np.abs(dot).max() <= 77
-        np.testing.assert_array_equal(bc.binary_dense(bc.pack_bits(jnp.asarray(-x)), wp, 77), -dot)
+        np.testing.assert_array_equal(dense(words(-x), wp), -dot)
 
 
 class TestFixture:
     @pytest.mark.parametrize("implementation", [None, *KERNELS])
     def test_values(self, implementation):
         x, w = fixture()
-        xp, wp = bc.pack_bits(jnp.asarray(x)), bc.pack_weights(jnp.asarray(w))
+        xp, wp = words(x), words(np.swapaxes(w, 2, 3))
         options = {"channels": 32, "implementation": implementation}
         zero = np.asarray(convolve(xp, wp, **options))[0]
         assert zero[..., 0].tolist() == [[8, 14, 4], [12, 26, 14], [10, 10, 10]]
         assert zero[..., 1].tolist() == [[4, 14, 8], [10, 20, 10], [10, 14, 12]]
         minus = np.asarray(convolve(xp, wp, **options, pad_mode="minus_one"))[0]
         assert minus[..., 0].tolist() == [[40, 34, 36], [30, 26, 34], [42, 30, 44]]
-        correction = np.asarray(bc.padding_correction(wp, 3, 3, channels=32))
+        correction = jax.jit(lambda wp: bc.padding_correction(wp, 3, 3, channels=32))(wp)
         assert correction[0, 0].tolist() == [-32, -30]
         np.testing.assert_array_equal(minus + correction, zero)
 
@@ -243,23 +244,27 @@ class TestConvolution:
         for strides, padding in ((2, "SAME"), ((1, 3), ((0, 2), (1, 0)))):
             case = (1, 6, 8, 40, 3, (3, 3), strides, padding, "zero")
             _, _, xp, wp, options = arguments(case)
-            zero = convolve(xp, wp, **options)
-            minus = convolve(xp, wp, **(options | {"pad_mode": "minus_one"}))
-            table = bc.padding_correction(wp, 6, 8, channels=40, strides=strides, padding=padding)
-            np.testing.assert_array_equal(minus + table, zero)
+
+            @jax.jit
+            def corrected_and_zero(xp, wp, options=options, strides=strides, padding=padding):
+                minus = bc.binary_conv2d(xp, wp, **(options | {"pad_mode": "minus_one"}))
+                table = bc.padding_correction(wp, 6, 8, channels=40, strides=strides, padding=padding)
+                return minus + table, bc.binary_conv2d(xp, wp, **options)
+
+            np.testing.assert_array_equal(*corrected_and_zero(xp, wp))
 
     @pytest.mark.parametrize("implementation", [None, *KERNELS])
     def test_dense(self, implementation):
         x, w = random(0, (3, 5, 75)), random(1, (75, 11))
-        xp, wp = bc.pack_bits(jnp.asarray(x)), bc.pack_weights(jnp.asarray(w))
-        got = bc.binary_dense(xp, wp, 75, implementation=implementation)
+        xp, wp = words(x), words(w.T)
+        got = jax.jit(lambda xp, wp: bc.binary_dense(xp, wp, 75, implementation=implementation))(xp, wp)
         np.testing.assert_array_equal(got, signs(x) @ signs(w))
 
     def test_transformations(self):
         _, _, xp, wp, options = arguments(CASES[0])
         call = functools.partial(bc.binary_conv2d, **options)
         expected = call(xp, wp)
-        np.testing.assert_array_equal(jax.jit(call)(xp, wp), expected)
+        np.testing.assert_array_equal(convolve(xp, wp, **options), expected)
         mapped = jax.jit(jax.vmap(lambda image: call(image[None], wp)[0]))(xp)
         np.testing.assert_array_equal(mapped, expected)
 
@@ -336,25 +341,29 @@ class TestBlock:
 
 
 class TestThresholds:
-    def normalisation(self, alpha, gamma, beta, mean, variance):
+    def normalization(self, alpha, gamma, beta, mean, variance):
         arrays = (np.atleast_1d(np.asarray(v, np.float32)) for v in (alpha, gamma, beta, mean, variance))
-        return bc.fold_batch_norm(*(jnp.asarray(v) for v in arrays), epsilon=0.0)
+        return jax.jit(functools.partial(bc.fold_batch_norm, epsilon=0.0))(*arrays)
 
     def test_sign_of_batch_norm(self):
         rng = np.random.default_rng(0)
         gamma = rng.standard_normal(40)
-        scale, shift = self.normalisation(
+        scale, shift = self.normalization(
             rng.uniform(0.5, 2, 40), gamma, rng.standard_normal(40), 20 * rng.standard_normal(40),
             rng.uniform(1, 400, 40),
         )  # fmt: skip
         dot = jnp.arange(-577, 578)[:, None]
-        bits = bc.threshold_bits(dot, *bc.sign_thresholds(scale, shift))
-        expected = bc.pack_bits(scale * dot.astype(jnp.float32) + shift)
-        np.testing.assert_array_equal(bits, expected)
+
+        @jax.jit
+        def both(scale, shift):
+            bits = bc.threshold_bits(dot, *bc.sign_thresholds(scale, shift))
+            return bits, bc.pack_bits(scale * dot.astype(jnp.float32) + shift)
+
+        np.testing.assert_array_equal(*both(scale, shift))
 
     def test_ties_give_plus_one(self):
         # θ = (μ - β·σ/γ)/α = (6 ∓ 4)/0.5: 4 where γ > 0, 20 where γ < 0.
-        scale, shift = self.normalisation([0.5, 0.5], [1, -1], [2, 2], [6, 6], [4, 4])
+        scale, shift = self.normalization([0.5, 0.5], [1, -1], [2, 2], [6, 6], [4, 4])
         thresholds, rising = bc.sign_thresholds(scale, shift)
         assert thresholds.tolist() == [4, 20]
         assert rising.tolist() == [True, False]
@@ -373,9 +382,14 @@ class TestThresholds:
     def test_agrees_with_the_block(self):
         geometry, given_, options = block_arguments(CASES[0])
         xp, wp, scale, shift = given_[:4]
-        dot = bc.binary_conv2d(xp, wp, **options)
-        bits = bc.threshold_bits(dot, *bc.sign_thresholds(scale, shift))
-        np.testing.assert_array_equal(bits, bc.binary_conv2d_block(xp, wp, scale, shift, **options)[1])
+
+        @jax.jit
+        def both(xp, wp, scale, shift):
+            dot = bc.binary_conv2d(xp, wp, **options)
+            bits = bc.threshold_bits(dot, *bc.sign_thresholds(scale, shift))
+            return bits, bc.binary_conv2d_block(xp, wp, scale, shift, **options)[1]
+
+        np.testing.assert_array_equal(*both(xp, wp, scale, shift))
 
 
 class TestTraining:
@@ -440,9 +454,14 @@ class TestTraining:
     def test_matches_packed_inference(self):
         x, w = random(0, (2, 5, 5, 40)), random(1, (3, 3, 40, 6))
         alpha = jnp.asarray(np.abs(w).mean((0, 1, 2)))
-        trained = bc.binary_conv2d_ste(jnp.asarray(x), jnp.asarray(w), alpha)
-        packed = bc.binary_conv2d(bc.pack_bits(jnp.asarray(x)), bc.pack_weights(jnp.asarray(w)), channels=40)
-        np.testing.assert_allclose(trained, packed * alpha, rtol=1e-6)
+
+        @jax.jit
+        def both(x, w):
+            packed = bc.binary_conv2d(bc.pack_bits(x), bc.pack_weights(w), channels=40)
+            return bc.binary_conv2d_ste(x, w, alpha), packed * alpha
+
+        trained, packed = both(x, w)
+        np.testing.assert_allclose(trained, packed, rtol=1e-6)
 
     @pytest.mark.parametrize(("ste", "bits"), [("clip", 2), ("identity", 1)])
     def test_bits_kept_for_the_backward_pass(self, ste, bits):
@@ -454,9 +473,15 @@ class TestTraining:
 
     def test_bfloat16(self):
         x, w, alpha = jnp.ones((1, 4, 4, 32), jnp.bfloat16), jnp.ones((3, 3, 32, 4)), jnp.ones(4)
-        y, back = jax.vjp(bc.binary_conv2d_ste, x, w, alpha)
+
+        @jax.jit
+        def value_and_gradients(*arguments):
+            y, back = jax.vjp(bc.binary_conv2d_ste, *arguments)
+            return y, back(y)
+
+        y, gradients = value_and_gradients(x, w, alpha)
         assert y.dtype == jnp.bfloat16
-        assert [g.dtype for g in back(y)] == [jnp.bfloat16, jnp.float32, jnp.float32]
+        assert [g.dtype for g in gradients] == [jnp.bfloat16, jnp.float32, jnp.float32]
         assert y[0, 1, 1, 0] == 288
 
 
@@ -466,7 +491,7 @@ class TestNetwork:
         digits = datasets.load_digits()
         images = jnp.asarray(digits.images[..., None] / 8.0 - 1.0, jnp.float32)
         labels = jnp.asarray(digits.target)
-        train, test = slice(0, 1000), slice(1000, None)
+        test = slice(1000, None)
         rng = np.random.default_rng(0)
         params = {
             "stem": 0.5 * rng.standard_normal((3, 3, 1, 32)),
@@ -508,9 +533,10 @@ class TestNetwork:
 
             return jax.tree.map(lambda v, g: v - 0.05 * g, p, jax.grad(loss)(p))
 
+        images, labels = np.asarray(images), np.asarray(labels)
         for start in range(0, 3000, 100):
-            chosen = jnp.arange(start, start + 100) % 1000
-            params = step(params, images[train][chosen], labels[train][chosen])
+            batch = np.arange(start, start + 100) % 1000
+            params = step(params, images[batch], labels[batch])
         real = jax.jit(forward)(params, images[test]).argmax(-1)
         bits = jax.jit(packed)(params, images[test]).argmax(-1)
         assert len(real) == 797

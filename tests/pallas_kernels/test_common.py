@@ -6,9 +6,19 @@ import numpy as np
 import pytest
 
 import pallas_kernels
-from pallas_kernels import aot, common
+from pallas_kernels import aot, common, measured
 
 NOTHING = {"pallas_gpu": None, "pallas_tpu": None}
+MEASURED = {"op": "binary_conv", "facts": {"operation": "convolution", "pixels": 64}}
+
+
+@pytest.fixture
+def pallas_gpu_is_fastest(monkeypatch):
+    """As measurements of an H200 would say."""
+    fastest = {("binary_conv", "NVIDIA H200", "gpu"): "pallas_gpu"}
+    monkeypatch.setattr(
+        measured, "fastest", lambda op, kind, platform, facts: fastest.get((op, kind, platform))
+    )
 
 
 def test_a_trace_on_a_cpu_is_for_a_cpu():
@@ -54,13 +64,13 @@ def test_an_assumed_device(kind, platform, hopper, int8):
     assert common.target_device().platform == "cpu"
 
 
-def test_the_choice_is_made_anew_for_another_device():
+def test_the_choice_is_made_anew_for_another_device(pallas_gpu_is_fastest):
     """jit must not reuse what was traced for one device on another."""
     chosen = []
 
     @jax.jit
     def op(x):
-        chosen.append(common.choose(None, NOTHING, default="pallas_gpu"))
+        chosen.append(common.choose(None, NOTHING, **MEASURED))
         return x
 
     op.trace(jnp.zeros(2))
@@ -69,13 +79,15 @@ def test_the_choice_is_made_anew_for_another_device():
     assert chosen == ["xla", "pallas_gpu"]
 
 
-def test_without_a_wish_the_default_runs_where_it_can():
-    assert common.choose(None, NOTHING) == "xla"
-    assert common.choose(None, NOTHING, default="pallas_gpu") == "xla", "a CPU always gets XLA"
+def test_without_a_wish_the_fastest_runs_where_it_can(pallas_gpu_is_fastest):
+    assert common.choose(None, NOTHING, **MEASURED) == "xla", "a CPU always gets XLA"
     with common.assume_device("NVIDIA H200"):
-        assert common.choose(None, NOTHING, default="pallas_gpu") == "pallas_gpu"
-        assert common.choose(None, {"pallas_gpu": "too odd"}, default="pallas_gpu") == "xla"
-        assert common.choose(None, NOTHING, default="pallas_tpu") == "xla"
+        assert common.choose(None, NOTHING) == "xla", "nothing is known of an op that is not named"
+        assert common.choose(None, NOTHING, **MEASURED) == "pallas_gpu"
+        assert common.choose(None, {"pallas_gpu": "too odd"}, **MEASURED) == "xla"
+        assert common.choose(None, NOTHING, **(MEASURED | {"op": "dilated_conv"})) == "xla"
+    with common.assume_device("NVIDIA H100"):
+        assert common.choose(None, NOTHING, **MEASURED) == "xla", "another device was measured"
 
 
 def test_a_wish_is_granted_or_refused_never_changed():

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import strategies as st
 from jax import lax
 
-from pallas_kernels import aot, common
+from pallas_kernels import aot
 from pallas_kernels import dilated_conv as dc
-from pallas_kernels.dilated_conv import api, reference, tpu, xla
+from pallas_kernels.dilated_conv import api, reference, tpu_band, xla
 
 INTERPRETERS = ["pallas_tpu_interpret", "pallas_gpu_interpret"]
 BF16 = 2.0**-7
@@ -68,15 +68,15 @@ def depthwise(k, image, outputs, dilation, *, stride=1, activation="identity", d
     return "depthwise_conv", arrays, {"dilation": dilation, "stride": stride, "activation": activation}
 
 
-def pooled(k, image, kept, groups, *, activation="identity", dtype=jnp.float32):
-    w = filters(k, k, image[-1], kept * groups, seed=1, inputs=image[-1])
-    arrays = {"x": numbers(*image, dtype=dtype), "w": w, "bias": numbers(kept * groups, seed=6)}
+def pooled(k, image, maps, groups, *, activation="identity", dtype=jnp.float32):
+    w = filters(k, k, image[-1], maps * groups, seed=1, inputs=image[-1])
+    arrays = {"x": numbers(*image, dtype=dtype), "w": w, "bias": numbers(maps * groups, seed=6)}
     return "conv_ccp", arrays, {"groups": groups, "activation": activation, "slope": 0.25}
 
 
 def ours(op, static, implementation):
-    """The public function of its arrays, which are a dict."""
-    return lambda arrays: getattr(dc, op)(**arrays, **static, implementation=implementation)
+    """The public function of its arrays, which are a dict, as one program."""
+    return jax.jit(lambda arrays: getattr(dc, op)(**arrays, **static, implementation=implementation))
 
 
 def defined(op, static):
@@ -89,20 +89,20 @@ def defined(op, static):
     return call
 
 
-def with_gradients(function, arrays, *, jit):
+def with_gradients(function, arrays):
     """The output, and the gradients of a random weighting of it."""
 
     def run(arrays):
         y, pull = jax.vjp(function, arrays)
         return y, pull(numbers(*y.shape, seed=9, dtype=y.dtype))
 
-    return (jax.jit(run) if jit else run)(arrays)
+    return jax.jit(run)(arrays)
 
 
-def close(found, expected, tolerance, *, least=1e-20):
+def close(result, expected, tolerance, *, least=1e-20):
     """Every leaf within `tolerance` of its greatest entry, or of `least`; shapes and dtypes equal."""
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    assert jax.tree.structure(result) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), least))
@@ -111,12 +111,12 @@ def close(found, expected, tolerance, *, least=1e-20):
 def agrees(problem, implementation, *, gradients=True):
     op, arrays, static = problem
     exact = arrays["x"].dtype == jnp.float32
-    found, expected = ours(op, static, implementation), defined(op, static)
+    call, expected = ours(op, static, implementation), defined(op, static)
     if not gradients:
-        close(found(arrays), jax.jit(expected)(arrays), 1e-5 if exact else BF16, least=1)
+        close(call(arrays), jax.jit(expected)(arrays), 1e-5 if exact else BF16, least=1)
         return
-    y, by_arrays = with_gradients(found, arrays, jit=False)
-    y_expected, by_arrays_expected = with_gradients(expected, arrays, jit=True)
+    y, by_arrays = with_gradients(call, arrays)
+    y_expected, by_arrays_expected = with_gradients(expected, arrays)
     close(y, y_expected, 1e-5 if exact else BF16, least=1)
     close(by_arrays, by_arrays_expected, 1e-4 if exact else 2 * BF16, least=1)
 
@@ -184,6 +184,9 @@ ODD = [
     depthwise(5, (1, 3, 2, 3), 2, 2, activation="prelu"),  # the filter is wider than the image
     depthwise(3, (2, 5, 6, 3), 4, 1, stride=2, activation="relu"),
     depthwise(7, (1, 6, 5, 1), 1, 1, bare=True),
+    depthwise(9, (1, 2, 13, 130), 16, 8, activation="relu"),
+    pooled(5, (1, 3, 1, 64), 40, 4),
+    pooled(3, (1, 7, 6, 3), 2, 2, activation="relu"),  # more pixels than taps: one member after another
     pooled(3, (2, 4, 5, 3), 2, 3, activation="prelu"),
     pooled(1, (1, 2, 3, 4), 3, 1, activation="relu"),
 ]
@@ -207,6 +210,7 @@ A, B = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[5.0, 6.0], [7.0, 8.0]])
 RAMP = (np.arange(25.0).reshape(1, 5, 5, 1) - 12) / 10
 
 
+@functools.partial(jax.jit, static_argnames=("implementation", "activation", "padding"))
 def on_ramp(a=A, b=B, x=RAMP, implementation=None, **options):
     x, a, b = (jnp.asarray(v, jnp.float32) for v in (x, a[..., None], b[..., None]))
     return dc.cassod(x, a, b, dilation=2, implementation=implementation, **options)[0, :, :, 0]
@@ -214,51 +218,58 @@ def on_ramp(a=A, b=B, x=RAMP, implementation=None, **options):
 
 def test_composed_taps():
     expected = [[5, 16, 12], [22, 60, 40], [21, 52, 32]]
-    assert dc.compose_taps(jnp.asarray(A), jnp.asarray(B)).tolist() == expected
+    compose = jax.jit(dc.compose_taps)
+    assert compose(A, B).tolist() == expected
     # Every kind composes to the dense 3×3 filter that a plain convolution then takes; channels beside each other.
-    a, b = numbers(2, 2, 3), numbers(2, 2, 3, seed=1)
-    dense_a, dense_b = numbers(2, 2, 3, 4, seed=2), numbers(2, 2, 4, 5, seed=3)
-    b_out = numbers(2, 2, 3, 5, seed=4)
+    a, b = np.asarray(numbers(2, 2, 3)), np.asarray(numbers(2, 2, 3, seed=1))
+    dense_a, dense_b = np.asarray(numbers(2, 2, 3, 4, seed=2)), np.asarray(numbers(2, 2, 4, 5, seed=3))
+    b_out = np.asarray(numbers(2, 2, 3, 5, seed=4))
     for c in range(3):
-        close(dc.compose_taps(a, b)[..., c], dc.compose_taps(a[..., c], b[..., c]), 1e-6)
+        close(compose(a, b)[..., c], compose(a[..., c], b[..., c]), 1e-6)
         for o in range(5):
-            close(dc.compose_taps(a, b_out)[..., c, o], dc.compose_taps(a[..., c], b_out[..., c, o]), 1e-6)
-            each = [dc.compose_taps(dense_a[..., c, m], dense_b[..., m, o]) for m in range(4)]
-            close(dc.compose_taps(dense_a, dense_b)[..., c, o], sum(each), 1e-6)
+            close(compose(a, b_out)[..., c, o], compose(a[..., c], b_out[..., c, o]), 1e-6)
+            each = [compose(dense_a[..., c, m], dense_b[..., m, o]) for m in range(4)]
+            close(compose(dense_a, dense_b)[..., c, o], sum(each), 1e-6)
 
 
 def test_gradient_through_composed_taps():
-    a, b, dk = numbers(2, 2, 3), numbers(2, 2, 3, seed=1), numbers(3, 3, 3, seed=2)
-    da, db = jax.vjp(dc.compose_taps, a, b)[1](dk)
+    a, b, dk = (
+        np.asarray(numbers(2, 2, 3)),
+        np.asarray(numbers(2, 2, 3, seed=1)),
+        np.asarray(numbers(3, 3, 3, seed=2)),
+    )
+    da, db = jax.jit(lambda a, b, dk: jax.vjp(dc.compose_taps, a, b)[1](dk))(a, b, dk)
     for p in range(2):
         for q in range(2):
             window = dk[p : p + 2, q : q + 2]
-            close(da[p, q], jnp.sum(window * b, axis=(0, 1)), 1e-6)
-            close(db[p, q], jnp.sum(window * a, axis=(0, 1)), 1e-6)
+            close(da[p, q], np.sum(window * b, axis=(0, 1)), 1e-6)
+            close(db[p, q], np.sum(window * a, axis=(0, 1)), 1e-6)
 
 
-def nearest_composite(kernel, starts=12, rounds=300):
-    """Least ‖a∗b - kernel‖ found by turns: the composite is linear in either factor."""
+def nearest_composites(kernels, starts=12, rounds=300):
+    """Least ‖a∗b - kernel‖ for each kernel, factor by factor: the composite is linear in either."""
     compose = jax.jit(jax.vmap(dc.compose_taps, in_axes=(0, None)))
     with jax.enable_x64(True):
         unit = jnp.eye(4).reshape(4, 2, 2)
 
-        def solve(other):
+        def solve(other, kernel):
             columns = compose(unit, other).reshape(4, 9).T  # the composition commutes
-            return jnp.linalg.lstsq(columns, jnp.asarray(kernel, jnp.float64).ravel())[0].reshape(2, 2)
+            return jnp.linalg.lstsq(columns, kernel.ravel())[0].reshape(2, 2)
 
-        def run(b):
-            b = lax.fori_loop(0, rounds, lambda _, b: solve(solve(b)), b)
-            return jnp.linalg.norm(dc.compose_taps(solve(b), b) - kernel)
+        def run(b, kernel):
+            b = lax.fori_loop(0, rounds, lambda _, b: solve(solve(b, kernel), kernel), b)
+            return jnp.linalg.norm(dc.compose_taps(solve(b, kernel), b) - kernel)
 
-        return float(jnp.min(jax.jit(jax.vmap(run))(numbers(starts, 2, 2, dtype=jnp.float64))))
+        of_starts = jax.vmap(jax.vmap(run, (0, None)), (None, 0))
+        return np.asarray(
+            jax.jit(of_starts)(numbers(starts, 2, 2, dtype=jnp.float64), np.stack(kernels))
+        ).min(axis=1)
 
 
 def test_what_a_cascade_can_represent():
-    assert (
-        abs(nearest_composite(np.ones((3, 3))) - np.sqrt(1.8)) < 1e-4
-    )  # not the box, and it is off by 0.447 of it
-    np.testing.assert_allclose(nearest_composite(np.eye(3)) / np.sqrt(3), 0.258199, atol=1e-4)
+    box, diagonal = nearest_composites([np.ones((3, 3)), np.eye(3)])
+    assert abs(box - np.sqrt(1.8)) < 1e-4  # not the box, and it is off by 0.447 of it
+    np.testing.assert_allclose(diagonal / np.sqrt(3), 0.258199, atol=1e-4)
     smooth, edge = jnp.ones((2, 2)), jnp.array([[-1.0, 1.0], [-1.0, 1.0]])
     assert dc.compose_taps(smooth, smooth).tolist() == np.outer([1, 2, 1], [1, 2, 1]).tolist()
     assert dc.compose_taps(smooth, edge).tolist() == np.outer([1, 2, 1], [-1, 0, 1]).tolist()  # Sobel's
@@ -274,11 +285,11 @@ def test_worked_cascade():
         [20.8, 33.6, 49.5, 35.4, 45.7],
         [84.8, 97.6, 127, 86.9, 97.2],
     ]
-    found = on_ramp()
-    np.testing.assert_allclose(found, expected, atol=2e-5)
-    np.testing.assert_allclose(np.sum(np.asarray(found), dtype=np.float64), 475.2, atol=1e-4)
+    y = on_ramp()
+    np.testing.assert_allclose(y, expected, atol=2e-5)
+    np.testing.assert_allclose(np.sum(np.asarray(y), dtype=np.float64), 475.2, atol=1e-4)
     per_stage = on_ramp(padding="per_stage")
-    np.testing.assert_allclose(per_stage[:3, :3], found[:3, :3], atol=2e-5)
+    np.testing.assert_allclose(per_stage[:3, :3], y[:3, :3], atol=2e-5)
     np.testing.assert_allclose(per_stage[3], [6.2, 15.2, 25.2, 11, 16], atol=2e-5)
     np.testing.assert_allclose(np.sum(np.asarray(per_stage), dtype=np.float64), 110.1, atol=1e-4)
     rectified = on_ramp(activation="relu")
@@ -311,25 +322,27 @@ def test_an_impulse_is_answered_around_itself(d):
 @pytest.mark.parametrize("d", [1, 2, 3])
 def test_a_linear_cascade_is_a_3x3_convolution(kind, d):
     """Everywhere, borders included."""
-    _, arrays, static = cascade(kind, (2, 7, 5, 4), 6, d, bare=True)
+    height, width = 2 * d + 8, 2 * d + 6
+    op, arrays, static = cascade(kind, (2, height, width, 4), 6, d, bare=True)
+    call = ours(op, static, None)
     taps = dc.compose_taps(arrays["a"], arrays["b"])
     expected = reference._convolve(arrays["x"], taps, [(d, d)] * 2, dilation=d)
-    close(dc.cassod(**arrays, **static), expected, 1e-5)
-    image = jnp.pad(arrays["x"], [(0, 0), (d, d + 3), (d, d + 3), (0, 0)])  # with all that it reaches
-    moved = jnp.roll(image, (d, 1), axis=(1, 2))
-    y, y_moved = (dc.cassod(**arrays | {"x": x}, **static) for x in (image, moved))
-    close(y_moved, jnp.roll(y, (d, 1), axis=(1, 2)), 1e-5)
-    close(dc.cassod(**arrays | {"x": 3 * arrays["x"]}, **static), 3 * expected, 1e-5)
+    close(call(arrays), expected, 1e-5)
+    image = np.zeros_like(arrays["x"])  # with all that it reaches, before and after it is moved
+    image[:, d : height - 2 * d, d : width - d - 1] = arrays["x"][:, d : height - 2 * d, d : width - d - 1]
+    y, y_moved = (call(arrays | {"x": x}) for x in (image, np.roll(image, (d, 1), axis=(1, 2))))
+    close(y_moved, np.roll(y, (d, 1), axis=(1, 2)), 1e-5)
+    close(call(arrays | {"x": 3 * np.asarray(arrays["x"])}), 3 * np.asarray(expected), 1e-5)
 
 
 @pytest.mark.parametrize("padding", ["exact", "per_stage"])
 def test_phases_of_a_dilated_cascade_are_cascades_without_dilation(padding):
-    op, arrays, static = cascade("dc", (1, 8, 7, 3), 4, 3, activation="relu", padding=padding)
-    y = ours(op, static, None)(arrays)
+    op, arrays, static = cascade("dc", (1, 7, 6, 3), 4, 3, activation="relu", padding=padding)
+    y, alone = ours(op, static, None)(arrays), ours(op, static | {"dilation": 1}, None)
     for i in range(3):
         for j in range(3):
-            phase = ours(op, static | {"dilation": 1}, None)(arrays | {"x": arrays["x"][:, i::3, j::3]})
-            close(y[:, i::3, j::3], phase, 1e-6)
+            phase = alone(arrays | {"x": np.asarray(arrays["x"])[:, i::3, j::3]})
+            close(np.asarray(y)[:, i::3, j::3], phase, 1e-6)
 
 
 def test_large_filters_are_what_they_are_made_of():
@@ -384,8 +397,8 @@ def test_pooling_by_one_and_of_duplicates():
     plain = reference._convolve(arrays["x"], arrays["w"], [(1, 1)] * 2) + arrays["bias"]
     close(ours(op, static, None)(arrays), plain, 1e-5)
     doubled = {name: jnp.repeat(arrays[name], 2, axis=-1) for name in ("w", "bias")} | {"x": arrays["x"]}
-    found, winner = dc.conv_ccp(**doubled, groups=2, return_winner=True)
-    close(found, plain, 1e-5)
+    y, winner = dc.conv_ccp(**doubled, groups=2, return_winner=True)
+    close(y, plain, 1e-5)
     assert not np.any(winner)
 
 
@@ -411,11 +424,11 @@ def test_members_that_are_no_numbers(implementation):
             [inf, 1, 2],
         ]
     )
-    x, zeros = jnp.zeros((1, 2, 3, 1)), jnp.zeros((1, 1, 1, z.size))
+    x, zeros = jnp.zeros((1, 1, 2, 1)), jnp.zeros((1, 1, 1, z.size))
     y, winner = dc.conv_ccp(x, zeros, z.ravel(), groups=3, return_winner=True, implementation=implementation)
     expected = np.array([nan, nan, nan, -2, -inf, nan, inf])
-    np.testing.assert_array_equal(y, np.broadcast_to(expected, (1, 2, 3, 7)))
-    np.testing.assert_array_equal(winner, np.broadcast_to([0, 1, 2, 1, 0, 1, 0], (1, 2, 3, 7)))
+    np.testing.assert_array_equal(y, np.broadcast_to(expected, (1, 1, 2, 7)))
+    np.testing.assert_array_equal(winner, np.broadcast_to([0, 1, 2, 1, 0, 1, 0], (1, 1, 2, 7)))
 
 
 def test_the_map_of_all_members_is_never_stored():
@@ -463,15 +476,16 @@ def depthwises(draw):
 
 @st.composite
 def poolings(draw):
-    k, kept = draw(st.sampled_from([1, 3, 5])), draw(st.sampled_from([1, 16, 40]))
+    k, maps = draw(st.sampled_from([1, 3, 5])), draw(st.sampled_from([1, 16, 40]))
     options = {"activation": draw(ACTIVATIONS), "dtype": draw(DTYPES)}
     groups = draw(st.sampled_from([1, 2, 3, 4]))
-    return functools.partial(pooled, k, draw(images(1)), kept, groups, **options)
+    return functools.partial(pooled, k, draw(images(1)), maps, groups, **options)
 
 
 PROBLEMS = {"cassod": cascades(), "depthwise_conv": depthwises(), "conv_ccp": poolings()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", PROBLEMS)
 @hypothesis.settings(max_examples=7, deadline=None, derandomize=True)
 @hypothesis.given(data=st.data())
@@ -514,34 +528,49 @@ def test_gradient_formulas_in_float64(problem):
     """XLA's gradients, that every implementation shares in part, against autodiff of the definition."""
     with jax.enable_x64(True):
         op, v, static = float64(problem)
-        y, expected = with_gradients(defined(op, static), v, jit=True)
+        y, expected = with_gradients(defined(op, static), v)
         g = numbers(*y.shape, seed=9, dtype=jnp.float64)
         activation = static["activation"]
         x, bias = v["x"], v.get("bias")
         if op == "conv_ccp":
             w = v["w"].reshape(*v["w"].shape[:3], -1, static["groups"])
             call = functools.partial(xla.conv_ccp, activation=activation, slope=0.25)
-            z, winner = call(x, w, bias.reshape(-1, static["groups"]))
-            found = xla.conv_ccp_gradient(
-                g, x, w, bias.reshape(-1, static["groups"]), winner, z, activation=activation, slope=0.25
-            )
+
+            def both(g, *arguments):
+                z, winner = call(*arguments)
+                backward = xla.conv_ccp_gradient
+                return z, backward(g, *arguments, winner, z, activation=activation, slope=0.25)
+
+            arguments = (x, w, bias.reshape(-1, static["groups"]))
             names = ("x", "w", "bias")
         else:
             slope = v.get("slope", jnp.zeros_like(v["mid_bias"]))
             if op == "cassod":
                 names = ("x", "a", "mid_bias", "slope", "b", "pointwise", "bias")
-                given = (x, v["a"] * v["mid_scale"], v["mid_bias"], slope, v["b"], v.get("pointwise"), bias)
+                arguments = (
+                    x,
+                    v["a"] * v["mid_scale"],
+                    v["mid_bias"],
+                    slope,
+                    v["b"],
+                    v.get("pointwise"),
+                    bias,
+                )
                 options = {"exact": static["padding"] == "exact"}
                 forward, backward = xla.cascade, xla.cascade_gradient
             else:
                 names = ("x", "w", "mid_bias", "slope", "pointwise", "bias")
-                given = (x, v["w"] * v["mid_scale"], v["mid_bias"], slope, v["pointwise"], bias)
+                arguments = (x, v["w"] * v["mid_scale"], v["mid_bias"], slope, v["pointwise"], bias)
                 options = {"stride": static["stride"]}
                 forward, backward = xla.depthwise, xla.depthwise_gradient
             options |= {"dilation": static["dilation"], "activation": activation}
-            z, found = forward(*given, **options), backward(g, *given, **options)
+
+            def both(g, *arguments):
+                return forward(*arguments, **options), backward(g, *arguments, **options)
+
+        z, gradients = jax.jit(both)(g, *arguments)
         close(z, y, 1e-12)
-        for name, gradient in zip(names, found, strict=True):
+        for name, gradient in zip(names, gradients, strict=True):
             if name in ("a", "w") and op != "conv_ccp":  # γ is folded into the taps
                 gradient = gradient * v["mid_scale"]
             if name in expected:
@@ -567,13 +596,16 @@ def test_one_slope_for_all_channels():
 # Kernels in their interpreters: values and gradients.
 
 TPU_KERNELS = {
-    "ddp relu": cascade("ddp", (2, 13, 9, 3), 5, 2, activation="relu"),
-    "dc prelu": cascade("dc", (1, 3, 5, 3), 4, 3, activation="prelu", padding="per_stage"),
-    "cc relu": cascade("cc", (1, 5, 4, 3), 4, 1, activation="relu"),
-    "depthwise": depthwise(5, (1, 7, 3, 3), 4, 2, activation="prelu"),
-    "ccp": pooled(3, (2, 5, 4, 3), 5, 3, activation="prelu"),
+    "ddp relu": cascade("ddp", (2, 5, 3, 3), 5, 2, activation="relu"),
+    "dc prelu": cascade("dc", (1, 2, 5, 3), 4, 3, activation="prelu", padding="per_stage"),
+    "cc relu": cascade("cc", (1, 3, 4, 3), 4, 1, activation="relu"),
+    "depthwise": depthwise(3, (1, 5, 3, 3), 4, 2, activation="prelu"),
+    "ccp": pooled(3, (1, 3, 4, 3), 5, 3, activation="prelu"),
 }
 MORE_TPU_KERNELS = {
+    "ddp taller": cascade("ddp", (2, 13, 9, 3), 5, 2, activation="relu"),
+    "depthwise 5": depthwise(5, (1, 7, 3, 3), 4, 2, activation="prelu"),
+    "ccp of two": pooled(3, (2, 5, 4, 3), 5, 3, activation="prelu"),
     "ddp linear": cascade("ddp", (1, 5, 6, 3), 5, 2),
     "ddp linear per stage": cascade("ddp", (1, 5, 6, 3), 5, 2, padding="per_stage"),
     "ddp prelu bfloat16": cascade("ddp", (1, 1, 2, 130), 16, 8, activation="prelu", dtype=jnp.bfloat16),
@@ -594,12 +626,14 @@ BANDS = {  # of at most four rows
 }
 # Channels in multiples of 16 bytes; matrix products are of bfloat16.
 GPU_KERNELS = {
-    "ddp relu": cascade("ddp", (1, 5, 9, 16), 24, 2, activation="relu", dtype=jnp.bfloat16),
-    "dc relu": cascade("dc", (1, 3, 6, 8), 16, 1, activation="relu", dtype=jnp.bfloat16),
-    "depthwise": depthwise(3, (1, 5, 6, 8), 8, 2, activation="prelu", dtype=jnp.bfloat16),
-    "depthwise alone": depthwise(5, (1, 4, 7, 4), 4, 1, bare=True),
+    "ddp relu": cascade("ddp", (1, 3, 5, 8), 16, 2, activation="relu", dtype=jnp.bfloat16),
+    "dc relu": cascade("dc", (1, 2, 3, 8), 8, 1, activation="relu", dtype=jnp.bfloat16),
+    "depthwise": depthwise(3, (1, 3, 5, 8), 8, 2, activation="prelu", dtype=jnp.bfloat16),
+    "depthwise alone": depthwise(5, (1, 2, 5, 4), 4, 1, bare=True),
 }
 MORE_GPU_KERNELS = {
+    "ddp taller": cascade("ddp", (1, 5, 9, 16), 24, 2, activation="relu", dtype=jnp.bfloat16),
+    "dc taller": cascade("dc", (1, 3, 6, 8), 16, 1, activation="relu", dtype=jnp.bfloat16),
     "ddp float32": cascade("ddp", (2, 5, 6, 4), 4, 3, activation="prelu", padding="per_stage", bare=True),
     "ddp columns": cascade(
         "ddp", (1, 3, 70, 8), 8, 1, activation="relu", padding="per_stage", dtype=jnp.bfloat16
@@ -646,8 +680,8 @@ def test_more_kernels(implementation, problem):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BANDS)
 def test_bands_on_a_tpu(name, monkeypatch):
-    """A band's halo is rows of its neighbours."""
-    monkeypatch.setattr(tpu, "_TALLEST", 4)
+    """A band's halo is rows of its neighbors."""
+    monkeypatch.setattr(tpu_band, "TALLEST", 4)
     agrees(BANDS[name], "pallas_tpu_interpret")
 
 
@@ -661,10 +695,10 @@ def pooling_agrees(problem, implementation):
     other, other_winner = dc.conv_ccp(**arrays, **static, return_winner=True, implementation="xla")
     assert np.mean(winner != other_winner) < 1e-3
     if np.array_equal(winner, other_winner):
-        found, expected = (
-            with_gradients(ours(op, static, i), arrays, jit=False)[1] for i in (implementation, "xla")
+        gradients, expected = (
+            with_gradients(ours(op, static, i), arrays)[1] for i in (implementation, "xla")
         )
-        close(found, expected, 2 * BF16)
+        close(gradients, expected, 2 * BF16)
 
 
 @pytest.mark.parametrize("name", ["ccp"])
@@ -701,7 +735,7 @@ POISON = {
         pooled(3, (2, 5, 6, 3), 4, 2, activation="relu"),
     ],
     "pallas_gpu_interpret": [
-        cascade("ddp", (2, 9, 7, 8), 8, 2, activation="prelu", padding="per_stage", bare=True)
+        cascade("ddp", (2, 5, 7, 8), 8, 2, activation="prelu", padding="per_stage", bare=True)
     ],
 }
 
@@ -733,8 +767,8 @@ REPEATS = {
 @pytest.mark.parametrize("implementation", REPEATS)
 def test_repeats_are_equal_bit_for_bit(implementation):
     for op, arrays, static in REPEATS[implementation]:
-        call = functools.partial(with_gradients, ours(op, static, implementation), arrays, jit=False)
-        for first, second in zip(*map(jax.tree.leaves, (call(), call())), strict=True):
+        call = jax.jit(functools.partial(with_gradients, ours(op, static, implementation)))
+        for first, second in zip(*map(jax.tree.leaves, (call(arrays), call(arrays))), strict=True):
             assert np.asarray(first).tobytes() == np.asarray(second).tobytes()
 
 
@@ -771,13 +805,14 @@ def lowered(problem, *, gradient=False):
     op, arrays, static = problem
     call = ours(op, static, "pallas_gpu")
     if gradient:
-        return aot.lower_for_gpu(functools.partial(with_gradients, call, jit=False), arrays)
+        return aot.lower_for_gpu(functools.partial(with_gradients, call), arrays)
     return aot.lower_for_gpu(call, arrays)
 
 
 @pytest.mark.parametrize("kind", ["ddp", "dc", "depthwise"])
 @pytest.mark.parametrize(
-    "layer", ["context s8", "resnet context", pytest.param("jpu", marks=pytest.mark.slow)]
+    "layer",
+    ["context s8", *(pytest.param(name, marks=pytest.mark.slow) for name in LAYERS if name != "context s8")],
 )
 def test_lowering_for_hopper(kind, layer):
     *image, outputs, d = LAYERS[layer]
@@ -790,169 +825,10 @@ def test_lowering_for_hopper(kind, layer):
         assert "mosaic_gpu" in lowered(problem, gradient=True)
 
 
-@pytest.mark.parametrize(("size", "channels", "kept"), [(416, 3, 16), (52, 64, 128), (13, 512, 1024)])
-def test_lowering_of_pooling_for_hopper(size, channels, kept):
-    problem = abstract(pooled, (32, size, size, channels), 3, kept, 2, activation="prelu")
+@pytest.mark.parametrize(
+    ("size", "channels", "maps"),
+    [(416, 3, 16), (52, 64, 128), pytest.param(13, 512, 1024, marks=pytest.mark.slow)],
+)
+def test_lowering_of_pooling_for_hopper(size, channels, maps):
+    problem = abstract(pooled, (32, size, size, channels), 3, maps, 2, activation="prelu")
     assert "mosaic_gpu" in lowered(problem)
-
-
-# Refusals.
-
-X = jnp.zeros((1, 4, 5, 8))
-TAPS = jnp.zeros((2, 2, 8))
-
-
-def cassod(**options):
-    given = {"x": X, "a": TAPS, "b": TAPS, "dilation": 1} | options
-    return dc.cassod(**given)
-
-
-def depthwise_conv(**options):
-    return dc.depthwise_conv(**{"x": X, "w": jnp.zeros((3, 3, 8))} | options)
-
-
-def conv_ccp(**options):
-    return dc.conv_ccp(**{"x": X, "w": jnp.zeros((3, 3, 8, 12)), "groups": 2} | options)
-
-
-REFUSALS = [
-    (cassod, {"x": X[0]}, r"x: needs \[N, H, W, C\], nothing empty; got \[4, 5, 8\]"),
-    (cassod, {"x": X[:, :0]}, r"x: needs .* got \[1, 0, 5, 8\]"),
-    (cassod, {"x": X[..., :0], "a": TAPS[..., :0], "b": TAPS[..., :0]}, r"x: needs .* got \[1, 4, 5, 0\]"),
-    (cassod, {"x": X.astype(jnp.int8)}, "x: needs float32 or bfloat16; got int8"),
-    (cassod, {"x": X.astype(jnp.float16)}, "x: needs float32 or bfloat16; got float16"),
-    (cassod, {"x": np.zeros((1, 4, 5, 8))}, "x: needs float32 or bfloat16; got float64"),
-    (cassod, {"kind": "cd"}, "kind: needs 'ddp', 'dc' or 'cc'; got 'cd'"),
-    (cassod, {"padding": "same"}, "padding: needs 'exact' or 'per_stage'; got 'same'"),
-    (cassod, {"dilation": 0}, "dilation: needs an integer of at least 1; got 0"),
-    (cassod, {"dilation": 1.5}, "dilation: needs an integer of at least 1; got 1.5"),
-    (cassod, {"dilation": True}, "dilation: needs an integer of at least 1; got True"),
-    (cassod, {"a": jnp.zeros((3, 3, 8))}, r"a: needs \[2, 2, 8\]; got \[3, 3, 8\]"),
-    (cassod, {"a": jnp.zeros((2, 2, 7))}, r"a: needs \[2, 2, 8\]; got \[2, 2, 7\]"),
-    (cassod, {"a": TAPS.astype(jnp.int32)}, "a: needs floating numbers; got int32"),
-    (cassod, {"b": jnp.zeros((2, 3, 8))}, r"b: needs \[2, 2, 8\]; got \[2, 3, 8\]"),
-    (cassod, {"kind": "dc"}, r"b: needs \[2, 2, 8, ≥1\]; got \[2, 2, 8\]"),
-    (cassod, {"kind": "dc", "b": jnp.zeros((2, 2, 8, 0))}, r"b: needs \[2, 2, 8, ≥1\]; got \[2, 2, 8, 0\]"),
-    (cassod, {"kind": "cc"}, r"a: needs \[2, 2, 8, ≥1\]; got \[2, 2, 8\]"),
-    (
-        cassod,
-        {"kind": "cc", "a": jnp.zeros((2, 2, 8, 3)), "b": jnp.zeros((2, 2, 8, 4))},
-        r"b: needs \[2, 2, 3, ≥1\]",
-    ),
-    (
-        cassod,
-        {"kind": "dc", "b": jnp.zeros((2, 2, 8, 4)), "pointwise": jnp.zeros((4, 4))},
-        "pointwise: needs kind='ddp'",
-    ),
-    (cassod, {"pointwise": jnp.zeros((7, 4))}, r"pointwise: needs \[8, ≥1\]; got \[7, 4\]"),
-    (cassod, {"pointwise": jnp.zeros((8, 0))}, r"pointwise: needs \[8, ≥1\]; got \[8, 0\]"),
-    (cassod, {"pointwise": jnp.zeros((8, 4)), "bias": jnp.zeros(8)}, r"bias: needs \[4\]; got \[8\]"),
-    (cassod, {"mid_scale": jnp.zeros(7)}, r"mid_scale: needs \[8\]; got \[7\]"),
-    (cassod, {"mid_bias": jnp.zeros(())}, r"mid_bias: needs \[8\]; got \[\]"),
-    (cassod, {"activation": "gelu"}, "activation: needs one of identity, relu, prelu; got 'gelu'"),
-    (
-        cassod,
-        {"activation": "prelu"},
-        "slope: needs activation='prelu', which needs a slope; got 'prelu' and no slope",
-    ),
-    (cassod, {"activation": "relu", "slope": 0.1}, "slope: needs activation='prelu', .* got 'relu' and one"),
-    (cassod, {"activation": "prelu", "slope": jnp.zeros(3)}, r"slope: needs a number or \[8\]; got \[3\]"),
-    (cassod, {"implementation": "triton"}, "implementation: needs None or one of .* got 'triton'"),
-    (cassod, {"implementation": "pallas_gpu"}, "'pallas_gpu' cannot run: it needs a Hopper GPU"),
-    (cassod, {"implementation": "pallas_tpu"}, "'pallas_tpu' cannot run: it needs a TPU"),
-    (depthwise_conv, {"x": X[0]}, "x: needs"),
-    (depthwise_conv, {"w": jnp.zeros((3, 3, 8, 1))}, r"w: needs \[≥1, ≥1, 8\]; got \[3, 3, 8, 1\]"),
-    (depthwise_conv, {"w": jnp.zeros((3, 3, 7))}, r"w: needs \[≥1, ≥1, 8\]; got \[3, 3, 7\]"),
-    (depthwise_conv, {"w": jnp.zeros((4, 4, 8))}, "w: needs an odd, square filter; got 4×4"),
-    (depthwise_conv, {"w": jnp.zeros((3, 5, 8))}, "w: needs an odd, square filter; got 3×5"),
-    (depthwise_conv, {"dilation": 0}, "dilation: needs an integer of at least 1; got 0"),
-    (depthwise_conv, {"stride": 0}, "stride: needs an integer of at least 1; got 0"),
-    (depthwise_conv, {"stride": 3}, "stride: needs 1, or 2 with dilation=1; got 3 with dilation=1"),
-    (
-        depthwise_conv,
-        {"stride": 2, "dilation": 2},
-        "stride: needs 1, or 2 with dilation=1; got 2 with dilation=2",
-    ),
-    (depthwise_conv, {"pointwise": jnp.zeros((9, 4))}, r"pointwise: needs \[8, ≥1\]; got \[9, 4\]"),
-    (depthwise_conv, {"bias": jnp.zeros(9)}, r"bias: needs \[8\]; got \[9\]"),
-    (depthwise_conv, {"stride": 2, "implementation": "pallas_tpu_interpret"}, "cannot run: it has stride 1"),
-    (depthwise_conv, {"stride": 2, "implementation": "pallas_gpu_interpret"}, "cannot run: it has stride 1"),
-    (conv_ccp, {"x": X.astype(jnp.int8)}, "x: needs float32 or bfloat16; got int8"),
-    (conv_ccp, {"w": jnp.zeros((3, 3, 7, 12))}, r"w: needs \[≥1, ≥1, 8, ≥1\]; got \[3, 3, 7, 12\]"),
-    (conv_ccp, {"w": jnp.zeros((2, 2, 8, 12))}, "w: needs an odd, square filter; got 2×2"),
-    (conv_ccp, {"groups": 0}, "groups: needs an integer of at least 1; got 0"),
-    (conv_ccp, {"groups": 128}, "groups: needs at most 127, the winner is kept as int8; got 128"),
-    (conv_ccp, {"groups": 5}, "groups: needs a divisor of w's 12 filters; got 5"),
-    (conv_ccp, {"activation": "gelu"}, "activation: needs one of"),
-    (
-        conv_ccp,
-        {"activation": "prelu", "slope": -0.1},
-        r"slope: needs a number in \[0, 1\], so that .* got -0.1",
-    ),
-    (conv_ccp, {"activation": "prelu", "slope": jnp.ones(6)}, r"slope: needs a number in \[0, 1\]"),
-    (conv_ccp, {"bias": jnp.zeros(6)}, r"bias: needs \[12\]; got \[6\]"),
-    (conv_ccp, {"bias": jnp.zeros(12, jnp.int32)}, "bias: needs floating numbers; got int32"),
-    (dc.compose_taps, {"a": jnp.zeros((2, 2)), "b": TAPS}, "a, b: need ranks 2 and 2, .* got 2 and 3"),
-    (
-        dc.compose_taps,
-        {"a": TAPS, "b": jnp.zeros((2, 2, 7))},
-        "b: needs as many inputs as a has outputs, 8; got 7",
-    ),
-]
-
-
-@pytest.mark.parametrize(
-    ("function", "options", "message"),
-    [pytest.param(*r, id=f"{r[0].__name__} {r[2][:40]}") for r in REFUSALS],
-)
-def test_refusals(function, options, message):
-    with pytest.raises(common.KernelError, match=message) as caught:
-        function(**options)
-    assert "\n" not in str(caught.value)
-
-
-NOT_ON_TPU = [
-    # One row of this width with its halo takes more than the vector memory.
-    (
-        cassod,
-        {"x": jax.ShapeDtypeStruct((1, 64, 9000, 8), jnp.float32), "dilation": 8},
-        "larger than the vector memory",
-    ),
-    (
-        cassod,
-        {"kind": "cc", "a": jnp.zeros((2, 2, 8, 8)), "b": jnp.zeros((2, 2, 8, 520))},
-        "at most 512 output channels",
-    ),
-    (conv_ccp, {"x": jax.ShapeDtypeStruct((1, 64, 20000, 8), jnp.float32)}, "larger than the vector memory"),
-]
-BF = X.astype(jnp.bfloat16)
-NOT_ON_GPU = [
-    (cassod, {"pointwise": jnp.zeros((8, 8))}, "its matrix products take bfloat16"),
-    (cassod, {"x": BF, "pointwise": jnp.zeros((8, 4))}, "multiples of 8 channels; got 4"),
-    (cassod, {"x": BF[..., :4], "a": TAPS[..., :4], "b": TAPS[..., :4]}, "8 channels; got 4"),
-    (
-        cassod,
-        {"x": BF, "kind": "cc", "a": jnp.zeros((2, 2, 8, 8)), "b": jnp.zeros((2, 2, 8, 8))},
-        "mixes channels",
-    ),
-    (cassod, {"x": BF, "dilation": 200}, "larger than shared memory"),
-    (conv_ccp, {"w": jnp.zeros((3, 3, 8, 32))}, "its matrix products take bfloat16"),
-    (conv_ccp, {"x": BF}, "multiples of 16 maps; got 6"),
-]
-
-
-@pytest.mark.parametrize(
-    ("implementation", "function", "options", "message"),
-    [
-        pytest.param(i, *r, id=f"{i} {r[0].__name__} {r[2][:30]}")
-        for i, table in zip(INTERPRETERS, (NOT_ON_TPU, NOT_ON_GPU), strict=True)
-        for r in table
-    ],
-)
-def test_what_a_kernel_cannot_run_is_refused_before_it_is_lowered(implementation, function, options, message):
-    arrays = {name: value for name, value in options.items() if hasattr(value, "shape")}
-    static = {name: value for name, value in options.items() if name not in arrays}
-    with pytest.raises(
-        common.KernelError, match=f"implementation: '{implementation}' cannot run: .*{message}"
-    ):
-        jax.eval_shape(lambda arrays: function(**arrays, **static, implementation=implementation), arrays)

@@ -32,9 +32,9 @@ def cascade(kind, layer, implementation):
     x = array(n, height, width, channels, dtype=jnp.bfloat16)
     options = {"dilation": dilation, "activation": "relu", "implementation": implementation}
     if kind == "depthwise":
-        given = {"w": array(3, 3, channels), "pointwise": array(channels, outputs)}
-        return lambda arrays: dc.depthwise_conv(**arrays, **options), {"x": x} | given
-    given = {
+        arrays = {"w": array(3, 3, channels), "pointwise": array(channels, outputs)}
+        return lambda arrays: dc.depthwise_conv(**arrays, **options), {"x": x} | arrays
+    arrays = {
         "ddp": {
             "a": array(2, 2, channels),
             "b": array(2, 2, channels),
@@ -43,13 +43,13 @@ def cascade(kind, layer, implementation):
         "dc": {"a": array(2, 2, channels), "b": array(2, 2, channels, outputs)},
         "cc": {"a": array(2, 2, channels, outputs), "b": array(2, 2, outputs, outputs)},
     }[kind]
-    return lambda arrays: dc.cassod(**arrays, **options, kind=kind), {"x": x} | given
+    return lambda arrays: dc.cassod(**arrays, **options, kind=kind), {"x": x} | arrays
 
 
-def pooled(size, channels, kept, implementation):
-    given = {"x": array(32, size, size, channels, dtype=jnp.bfloat16), "w": array(3, 3, channels, 2 * kept)}
+def pooled(size, channels, maps, implementation):
+    arrays = {"x": array(32, size, size, channels, dtype=jnp.bfloat16), "w": array(3, 3, channels, 2 * maps)}
     options = {"activation": "prelu", "implementation": implementation}
-    return lambda arrays: dc.conv_ccp(**arrays, bias=jnp.zeros(2 * kept), groups=2, **options), given
+    return lambda arrays: dc.conv_ccp(**arrays, bias=jnp.zeros(2 * maps), groups=2, **options), arrays
 
 
 def gradient(call):
@@ -90,12 +90,12 @@ def test_cascades_on_a_tpu(kind, layer, tpu):
 
 
 @pytest.mark.parametrize("tpu", aot.TPUS)
-@pytest.mark.parametrize(("size", "channels", "kept"), TINY_YOLO)
-def test_pooling_on_a_tpu(size, channels, kept, tpu):
-    call, arrays = pooled(size, channels, kept, "pallas_tpu")
+@pytest.mark.parametrize(("size", "channels", "maps"), TINY_YOLO)
+def test_pooling_on_a_tpu(size, channels, maps, tpu):
+    call, arrays = pooled(size, channels, maps, "pallas_tpu")
     report = aot.compile_for_tpu(call, arrays, tpu=tpu)
     print(tpu, size, report)  # noqa: T201
-    assert report.temporary_bytes <= forward_bound(arrays, kept)
+    assert report.temporary_bytes <= forward_bound(arrays, maps)
 
 
 @pytest.mark.parametrize("tpu", aot.TPUS)
@@ -139,9 +139,9 @@ def test_cascades_on_a_gpu(kind, layer):
     on_a_gpu(*cascade(kind, layer, "pallas_gpu"), LAYERS[layer][4], (kind, layer))
 
 
-@pytest.mark.parametrize(("size", "channels", "kept"), TINY_YOLO)
-def test_pooling_on_a_gpu(size, channels, kept):
-    on_a_gpu(*pooled(size, channels, kept, "pallas_gpu"), kept, ("ccp", size))
+@pytest.mark.parametrize(("size", "channels", "maps"), TINY_YOLO)
+def test_pooling_on_a_gpu(size, channels, maps):
+    on_a_gpu(*pooled(size, channels, maps, "pallas_gpu"), maps, ("ccp", size))
 
 
 def test_gradients_on_a_gpu():

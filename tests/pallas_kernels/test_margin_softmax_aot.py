@@ -72,7 +72,7 @@ def test_other_shapes(tpu, batch, classes, features, dtype, where, name):
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("implementation", ["pallas_gpu", "xla"])
 def test_a_million_classes_on_a_gpu(implementation, name):
-    """A chunk of the gradient by the cosines and three products' worth of buffers; materialised they take 4.1 GB."""
+    """A chunk of the gradient by the cosines and three products' worth of buffers; materialized they take 4.1 GB."""
     shapes = (1024, 1_000_000, 512)
     call = functools.partial(loss, head=HEADS[name], implementation=implementation)
     report = aot.compile_for_gpu(jax.value_and_grad(call, (0, 1)), *arguments(*shapes))
@@ -84,14 +84,14 @@ def test_a_million_classes_on_a_gpu(implementation, name):
     assert all("HGMMA.64x256x16.F32.BF16" in kernel.matrix_instructions for kernel in report.kernels)
 
 
-def test_materialised_they_take_a_hundred_times_as_much():
-    def materialised(x, prototypes, labels):
+def test_materialized_they_take_a_hundred_times_as_much():
+    def materialized(x, prototypes, labels):
         rows = (x.astype(jnp.bfloat16), prototypes.astype(jnp.bfloat16))
         return reference.row_losses(*rows, labels, HEADS["sface"]).mean()
 
     given = arguments(1024, 1_000_000, 512)
-    report = aot.compile_for_gpu(jax.value_and_grad(materialised, (0, 1)), *given)
-    print("materialised", report)  # noqa: T201
+    report = aot.compile_for_gpu(jax.value_and_grad(materialized, (0, 1)), *given)
+    print("materialized", report)  # noqa: T201
     assert report.temporary_bytes > 4e9
 
 

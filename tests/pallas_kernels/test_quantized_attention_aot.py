@@ -1,4 +1,4 @@
-"""Quantised attention compiled by the real TPU and CUDA compilers, without either chip."""
+"""Quantized attention compiled by the real TPU and CUDA compilers, without either chip."""
 
 import jax
 import jax.numpy as jnp

@@ -9,6 +9,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
+from experiments import configs
 from experiments.methods import sface
 from jaxface import axes, data, training
 from jaxface.errors import UserError
@@ -164,14 +165,14 @@ def test_the_experiment_takes_it_for_sampled_classes(unsampled):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"sample_rate": 2}, r"sample_rate: needs a fraction in \(0, 1\], got 2"),
+        ({"sample_rate": 2}, "sample_rate: needs a number above 0 and up to 1, got 2"),
         ({"unsampled": "stay"}, "unsampled: 'stay' needs sample_rate below 1; got 1"),
     ],
 )
 def test_the_experiment_refuses_before_any_data_is_opened(monkeypatch, wrong, words):
     monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("the data was opened"))
     with pytest.raises(UserError, match=words):
-        sface.build(sface.Config(**wrong))
+        configs.build("sface", sface.Config(**wrong))
 
 
 @pytest.mark.parametrize("loss", ["sface", "softmax", "cosface", "arcface"])
@@ -180,6 +181,7 @@ def test_both_paths_of_the_experiment_have_the_same_loss(loss):
     keys = jax.random.split(jax.random.key(2), 2)
     embeddings, prototypes = (jax.random.normal(key, (n, 8)) for key, n in zip(keys, (4, 30), strict=True))
     labels = jnp.arange(4)
-    expected = sface.per_example_loss(config)(cosines(embeddings, prototypes), labels)
-    _, terms = training.prototype_loss(embeddings, prototypes, labels, sface.large_head(config), classes=30)
+    head = sface.head(config)
+    expected = head.loss(cosines(embeddings, prototypes), labels)
+    _, terms = training.prototype_loss(embeddings, prototypes, labels, head.fused(), classes=30)
     np.testing.assert_allclose(terms.losses, expected, rtol=1e-4, atol=1e-4)

@@ -5,9 +5,8 @@ import optax
 import pytest
 import toy
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from PIL import Image
 
-from jaxface import metrics, models, training
+from jaxface import models, training
 from jaxface.data import ArraySource
 from jaxface.errors import UserError
 
@@ -59,52 +58,6 @@ def test_batch_statistics_are_used_and_left_alone():
     cosines, new = jax.jit(recognizer.train_cosines)(params, extra, images, jax.random.key(2))
     assert cosines.shape == (4, 5) and np.abs(np.asarray(cosines)).max() <= 1 + 1e-5
     assert jax.tree.structure(new) == jax.tree.structure(extra)
-
-
-def state(params, ema=None):
-    goal = training.Objective(lambda *_: None, optax.sgd(0.1))
-    return training.create_state(jax.random.key(0), params, goal).replace(ema=ema)
-
-
-@pytest.mark.parametrize("pairs", [None, "all"])
-def test_verification_is_that_of_the_embeddings(params, pairs, tmp_path):
-    evaluate = training.Verification(MODEL, SOURCE, pairs=pairs, seed=3)
-    found = evaluate(state(params))
-    expected = metrics.verify(direct(params["backbone"]), LABELS, pairs=pairs, seed=3)
-    assert found == pytest.approx(expected, abs=1e-6)
-    figures = evaluate.figures(state(params))
-    assert set(figures) == {"roc", "similarity"}
-    for name, draw in figures.items():
-        with Image.open(draw(tmp_path / f"{name}.png"), formats=["PNG"]) as image:
-            assert image.size[0] > 200
-
-
-def of_one_color():
-    """Every person is a color; any network that tells colors apart verifies them all."""
-    colors = np.random.default_rng(1).integers(0, 256, (5, 1, 1, 3), np.uint8)
-    return ArraySource(np.broadcast_to(colors[LABELS], (COUNT, 8, 8, 3)).copy(), LABELS, list("abcde"))
-
-
-def test_verification_of_people_that_are_told_apart(params):
-    report = training.Verification(MODEL, of_one_color())(state(params))
-    assert report["verification/accuracy"] == report["verification/auc"] == 1.0
-    assert report["verification/eer"] == 0.0
-
-
-def test_nearest_prototype_counts_the_classes_that_are_met(params):
-    source = of_one_color()
-    firsts = training.embed_source(MODEL, params["backbone"], {}, source, flip=False)[:5]
-    evaluate = training.NearestPrototype(MODEL, source)
-    assert evaluate(state({**params, "prototypes": firsts})) == {"classification/accuracy": 1.0}
-    # Classes 0 and 1 exchange their prototypes: their records (8 each of 37) are missed.
-    swapped = state({**params, "prototypes": 7.0 * firsts[[1, 0, 2, 3, 4]]})
-    assert evaluate(swapped)["classification/accuracy"] == pytest.approx(21 / 37)
-
-
-def test_the_moving_average_is_evaluated_where_there_is_one(params):
-    other = RECOGNIZER.init(jax.random.key(5))[0]
-    evaluate = training.Verification(MODEL, SOURCE)
-    assert evaluate(state(other, ema=params)) == evaluate(state(params)) != evaluate(state(other))
 
 
 def stage(steps=2, model=MODEL):
@@ -201,22 +154,3 @@ def test_what_is_no_run_is_refused(tmp_path):
     training.run([toy.stage(steps=1)], workdir=tmp_path / "toy")
     with pytest.raises(UserError, match=r"has no backbone, only \['hidden', 'norm', 'prototypes'\]"):
         training.backbone_checkpoint(tmp_path / "toy")
-
-
-def test_identification_is_reported_where_it_is_asked_for(params):
-    state = training.create_state(jax.random.key(0), params)
-    plain = training.Verification(MODEL, SOURCE)(state)
-    both = training.Verification(MODEL, SOURCE, identify=True)(state)
-    assert both == plain | metrics.open_set(direct(params["backbone"]), LABELS)
-    assert "identification/rank1" in both
-
-
-def test_a_verification_pack_has_no_identification(params):
-    class Pack(ArraySource):
-        pairs = metrics.make_pairs(LABELS, folds=2, per_fold=4)
-
-    pack = Pack(np.stack([SOURCE[i]["image"] for i in range(COUNT)]), LABELS, list("abcde"))
-    report = training.Verification(MODEL, pack, identify=True)(
-        training.create_state(jax.random.key(0), params)
-    )
-    assert "verification/accuracy" in report and not any(key.startswith("identification") for key in report)

@@ -58,14 +58,10 @@ def test_anchors_increase_and_end_with_the_training():
     [(1.30, [0, 1, 3]), (1.33, [0, 2, 3]), (1.20, [0, 1, 3]), (10, [0, 3]), (1.0, [0, 1, 2, 3])],
 )
 def test_greedy_routes(threshold, expected):
-    trained = []
-    route = training.greedy_route(trained.append, lambda i: MATRIX[i], 4, threshold=threshold)
-    assert route == trained == expected
-
-
-def test_a_route_may_start_anywhere_and_with_one_anchor():
-    assert training.greedy_route(lambda i: None, lambda i: MATRIX[i], 4, start=2, threshold=1.01) == [2, 3]
-    assert training.greedy_route(lambda i: None, None, 1) == [0]
+    route = [0]
+    while route[-1] < 3:
+        route.append(training.greedy_next_anchor(MATRIX[route[-1]], route[-1], threshold))
+    assert route == expected
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
@@ -73,8 +69,7 @@ def test_a_route_may_start_anywhere_and_with_one_anchor():
 def test_cutting_a_training_does_not_change_it(mode, at):
     parallel = training.make_parallel(mode, devices=jax.devices()[:2])
     expected = training.run([whole()], parallel=parallel)
-    names = [str(step) for step in at]
-    cut = training.run(training.cut_stage(whole(), at, names), parallel=parallel)
+    cut = training.run(training.cut_stage(whole(), at), parallel=parallel)
     equal(cut.state, expected.state)
     assert cut.state.step == 7
 
@@ -83,12 +78,13 @@ def test_every_cut_leaves_the_state_of_that_step():
     states = {}
 
     def stages():
-        for part in training.cut_stage(whole(), (2, 5, 7), "abc"):
-            states[part.name] = (yield part).state
+        for stage in training.cut_stage(whole(), (2, 5, 7)):
+            states[stage.name] = (yield stage).state
 
     training.run(stages())
-    for name, steps in zip("abc", (2, 5, 7), strict=True):
-        equal(states[name], training.run([whole(steps)]).state)
+    assert list(states) == ["whole_2", "whole_5", "whole"]
+    for state, steps in zip(states.values(), (2, 5, 7), strict=True):
+        equal(state, training.run([whole(steps)]).state)
 
 
 class Stop(Exception):
@@ -97,7 +93,7 @@ class Stop(Exception):
 
 def test_a_cut_training_resumes_bit_for_bit(tmp_path):
     cadence = training.Cadence(checkpoint_every=1)
-    expected = training.run(training.cut_stage(whole(), (3, 7), "ab"), workdir=tmp_path / "whole")
+    expected = training.run(training.cut_stage(whole(), (3, 7)), workdir=tmp_path / "whole")
 
     class Trap(Positions):
         def __next__(self):
@@ -107,10 +103,8 @@ def test_a_cut_training_resumes_bit_for_bit(tmp_path):
 
     trapped = toy.stage("whole", 7, batches=lambda state: Trap())
     with pytest.raises(Stop):
-        training.run(training.cut_stage(trapped, (3, 7), "ab"), workdir=tmp_path / "cut", cadence=cadence)
-    resumed = training.run(
-        training.cut_stage(whole(), (3, 7), "ab"), workdir=tmp_path / "cut", cadence=cadence
-    )
+        training.run(training.cut_stage(trapped, (3, 7)), workdir=tmp_path / "cut", cadence=cadence)
+    resumed = training.run(training.cut_stage(whole(), (3, 7)), workdir=tmp_path / "cut", cadence=cadence)
     equal(resumed.state, expected.state)
 
 
@@ -130,14 +124,15 @@ def test_stages_with_one_step_compile_it_once(mode):
     training.run([one], parallel=parallel)
     once = len(traced)
     assert once >= 1
-    training.run(training.cut_stage(three, (2, 4, 7), "abc"), parallel=parallel)
+    training.run(training.cut_stage(three, (2, 4, 7)), parallel=parallel)
     assert len(traced) == 2 * once
 
 
 def test_figures_come_from_the_last_part_alone():
-    parts = training.cut_stage(whole(figures=lambda state: {}), (3, 7), "ab")
-    assert parts[0].figures is None and parts[1].figures is not None
-    assert [part.steps for part in parts] == [3, 4]
+    first, last = training.cut_stage(whole(figures=lambda state: {}), (3, 7))
+    assert first.figures is training.no_figures and first.figures(None) == {}
+    assert last.figures not in (None, training.no_figures)
+    assert (first.steps, last.steps) == (3, 4)
 
 
 def test_batches_go_on_from_a_step():
@@ -173,7 +168,9 @@ def test_a_run_leaves_its_route(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, last.extra, jax.device_get(outcome.state.extra))
     kernels = [anchor.load().params["backbone"]["hidden"]["kernel"] for anchor in anchors]
     assert (kernels[0] != kernels[1]).any() and (kernels[1] != kernels[2]).any()
-    on_host = training.host_state(outcome.state)
+    recorded = training.Anchor.recorded(5, outcome.state)
+    on_host = recorded.load()
+    assert recorded.step == 5
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves((on_host.params, on_host.extra)))
     jax.tree.map(np.testing.assert_array_equal, on_host.params, last.params)
     assert on_host.opt_state == ()
@@ -195,18 +192,13 @@ def state_of(**params):
             lambda: training.greedy_next_anchor([1, 2], 0, float("nan")),
             "threshold: needs a finite number above 0",
         ),
-        (
-            lambda: training.greedy_route(print, print, 2, threshold=-1.0),
-            "threshold: needs a finite number above 0",
-        ),
-        (lambda: training.greedy_route(print, print, 0), "start: needs an anchor in"),
-        (lambda: training.greedy_route(print, print, 2, start=2), "start: needs an anchor in"),
+        (lambda: training.greedy_next_anchor([1, 2], 0, -1.0), "threshold: needs a finite number above 0"),
         (lambda: training.check_steps([]), "route: needs at least one anchor"),
         (lambda: training.check_steps([2, 1]), "route: needs increasing steps from 1, got 2, 1"),
         (lambda: training.check_steps([0, 1]), "route: needs increasing steps"),
         (lambda: training.check_steps([1, 1]), "route: needs increasing steps"),
         (
-            lambda: training.cut_stage(whole(), (3, 6), "ab"),
+            lambda: training.cut_stage(whole(), (3, 6)),
             "needs to end at the teacher's last step, 7, got 6",
         ),
         (

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxface import training
+from jaxface import axes, training
 from jaxface.errors import UserError
 
 BATCH = {"x": jnp.arange(12.0).reshape(6, 2), "label": jnp.arange(6)}
@@ -96,3 +96,18 @@ def test_randomness_is_that_of_the_step_alone():
     _, b = step(first, BATCH)
     _, again = step(start(goal), BATCH)
     assert a["draw"] == again["draw"] != b["draw"]
+
+
+def test_every_example_of_every_step_has_a_key():
+    """The same keys whether a batch is on one device or on two."""
+    state = start()
+
+    def data_of(state, count):
+        return jax.random.key_data(training.example_keys(state, count))
+
+    whole, later = data_of(state, 6), data_of(state.replace(step=jnp.int32(1)), 6)
+    assert len(np.unique(np.concatenate([whole, later]), axis=0)) == 12
+    split = jax.pmap(lambda _: data_of(state, 3), axis_name=axes.DATA, devices=jax.devices()[:2])(
+        jnp.zeros(2)
+    )
+    np.testing.assert_array_equal(np.concatenate(split), whole)

@@ -5,6 +5,7 @@ or, like the studies' results, in its folder's.
 """
 
 import ast
+import functools
 import pathlib
 import sys
 
@@ -16,14 +17,19 @@ from jaxface.registry import nearest
 _PACKAGES = ("jaxface", "pallas_kernels", "experiments")
 
 
+@functools.cache
 def root() -> pathlib.Path:
     """The folder that holds the packages: a checkout, or where they are installed."""
     return pathlib.Path(jaxface.__file__).parents[1]
 
 
+@functools.cache
 def methods_line(path: pathlib.Path) -> tuple[str, ...] | None:
     """The slugs of the line `Methods: …` that ends a module's docstring; None where it has none."""
-    docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+    text = path.read_text("utf-8")
+    if "Methods: " not in text:
+        return None
+    docstring = ast.get_docstring(ast.parse(text)) or ""
     last = docstring.rstrip().rpartition("\n")[2]
     if not last.startswith("Methods: "):
         return None
@@ -52,16 +58,9 @@ def where(slug: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     if slug not in slugs():
         raise UserError(f"slug: needs one of {', '.join(slugs())}, got {slug!r}{nearest(slug, slugs())}")
     alone = [path for path in _modules() if path.stem == slug]
-    for folder, pattern in (
-        ("tests", f"test_{slug}*.py"),
-        ("docs", f"{slug}.md"),
-        ("docs/studies", f"{slug}/*"),
-    ):
-        alone += (
-            sorted((root() / folder).rglob(pattern))
-            if "/" not in pattern
-            else sorted((root() / folder).glob(pattern))
-        )
+    alone += sorted((root() / "tests").rglob(f"test_{slug}*.py"))
+    alone += sorted((root() / "docs" / "methods").glob(f"{slug}.md"))
+    alone += sorted((root() / "docs" / "studies" / slug).glob("*"))
     shared = [path for path in _modules() if slug in (methods_line(path) or ())]
     return tuple([path.relative_to(root()) for path in paths] for paths in (alone, shared))
 

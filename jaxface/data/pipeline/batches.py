@@ -33,7 +33,7 @@ def stack(records: Iterable[Record], count: int) -> Batch:
     until the last one is decoded cost more in page faults than a third of the decoding.
 
     Args:
-      records: `count` of them, at least one; the first one says which fields there are.
+      records: `count` of them, at least one; the first one determines the fields.
 
     Raises:
       ValueError: records that differ in their fields, shapes or dtypes; the message names the field.
@@ -46,9 +46,9 @@ def stack(records: Iterable[Record], count: int) -> Batch:
         for name, array in batch.items():
             value = np.asarray(record[name]) if name in record else None
             if value is None or value.shape != array.shape[1:] or value.dtype != array.dtype:
-                found = "none" if value is None else f"{value.dtype} {value.shape}"
+                other = "none" if value is None else f"{value.dtype} {value.shape}"
                 raise ValueError(
-                    f"{name}: every record of a batch needs it in one shape, got {array.dtype} {array.shape[1:]} and {found}"
+                    f"{name}: every record of a batch needs it in one shape, got {array.dtype} {array.shape[1:]} and {other}"
                 )
             array[row] = value
     return batch
@@ -65,10 +65,10 @@ class Relabeled:
         """
         labels = np.asarray(labels)
         if labels.shape != (len(source),) or not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(f"labels must be [{len(source)}] integers, got {labels.dtype} {labels.shape}")
+            raise ValueError(f"labels: needs [{len(source)}] integers, got {labels.dtype} {labels.shape}")
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(source.class_names):
             raise ValueError(
-                f"labels must be in [0, {len(source.class_names)}), got {labels.min()} to {labels.max()}"
+                f"labels: needs values in [0, {len(source.class_names)}), got {labels.min()} to {labels.max()}"
             )
         self._source = source
         self.image_shape = source.image_shape
@@ -107,10 +107,10 @@ def corrupt_labels(
         if num_classes < 2:
             raise UserError(f"label_noise: needs at least two classes, got {num_classes}")
         rng = np.random.default_rng(seed)
-        chosen = rng.permutation(len(noisy))[:count]
+        flipped_rows = rng.permutation(len(noisy))[:count]
         # A shift by 1..K-1 modulo K reaches every other class once, and never the class itself.
-        noisy[chosen] = (noisy[chosen] + rng.integers(1, num_classes, count)) % num_classes
-        flipped[chosen] = True
+        noisy[flipped_rows] = (noisy[flipped_rows] + rng.integers(1, num_classes, count)) % num_classes
+        flipped[flipped_rows] = True
     return noisy, flipped
 
 
@@ -208,8 +208,8 @@ class Batches(Iterator[Batch]):
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """The position, for JSON: the number of batches already taken, and what must be alike to go on from
-        there."""
+        """The position, for JSON: the number of batches already taken, and what needs to be the same to
+        resume from it."""
         return {"step": self._step, **self._identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -269,8 +269,8 @@ def batches(
       prefetch: batches to work ahead (for each worker).
       drop_remainder: leave out the records of an epoch that do not fill a batch, other ones each epoch.
         Otherwise batches run on over the end of an epoch, and without `repeat` the last one is short.
-      label_override: [N] integers that stand in for the source's labels.
-      order: strategy that says which records the batch of a step holds, such as `samplers.ClassUniform`; there are
+      label_override: [N] integers that replace the source's labels.
+      order: strategy that draws the records of a step's batch, such as `samplers.ClassUniform`; there are
         no epochs then, and `shuffle`, `repeat` and `drop_remainder` must stay as they are.
 
     Returns:
@@ -292,7 +292,7 @@ def batches(
         )
     if not drop_remainder and not repeat and count > 1:
         raise ValueError(
-            "drop_remainder must be True for several shards without repeat: their last batches would differ"
+            "drop_remainder: needs True for several shards without repeat, got False: their last batches would differ"
         )
     check_number("seed", seed, AtLeast(0))
     check_number("workers", workers, AtLeast(0))

@@ -115,13 +115,13 @@ class SuperclassUniform(ClassUniform):
         self.name = f"superclass-uniform, {per_class} of a class, {len(self._members)} superclasses"
 
     def _choose(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        chosen = []
+        classes = []
         for s in rng.permutation(len(self._members)):
-            chosen.append(rng.permutation(self._members[s])[:count])
-            count -= len(chosen[-1])
+            classes.append(rng.permutation(self._members[s])[:count])
+            count -= len(classes[-1])
             if not count:
                 break
-        return np.concatenate(chosen)
+        return np.concatenate(classes)
 
 
 def class_means(embeddings: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:

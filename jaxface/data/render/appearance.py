@@ -194,8 +194,8 @@ def record(scene, sensor):
         scene = scene.replace(image=image)
     normal, uniform = hash_noise(sensor.seed + np.uint32(1), size * size)
     measured = jnp.round(scene.depth + sensor.depth_noise * normal.reshape(size, size))
-    kept = scene.solid & (uniform.reshape(size, size) >= sensor.depth_holes)
-    return scene.replace(depth=jnp.where(kept, measured, 0.0))
+    has_depth = scene.solid & (uniform.reshape(size, size) >= sensor.depth_holes)
+    return scene.replace(depth=jnp.where(has_depth, measured, 0.0))
 
 
 def normalized_depth(depth: jax.Array) -> jax.Array:

@@ -154,10 +154,10 @@ def _identity(f: _Fields, rng: np.random.Generator) -> np.ndarray:
             axes.append(axis)
         field = f.move(*(axis * f.below_crown for axis in axes))
         smooth.append(field * (3 / (1 + 0.25 * k)) / np.sqrt(np.mean(field**2)))
-    left, sizes, _ = np.linalg.svd(np.stack(semantic + smooth, 1), full_matrices=False)
+    directions, sizes, _ = np.linalg.svd(np.stack(semantic + smooth, 1), full_matrices=False)
     # The sign of a singular vector is the solver's choice: fix it, so that a seed means one face everywhere.
-    signs = np.sign(left[np.abs(left).argmax(0), np.arange(left.shape[1])])
-    return _SEMANTIC_SCALE * left * sizes * signs
+    signs = np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
+    return _SEMANTIC_SCALE * directions * sizes * signs
 
 
 def _expression(f: _Fields) -> np.ndarray:

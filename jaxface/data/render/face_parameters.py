@@ -29,7 +29,7 @@ class Identity:
 
 @flax.struct.dataclass
 class Sensor:
-    """How the camera records the scene (RGB unless said otherwise).
+    """How the camera records the scene (RGB unless stated otherwise).
 
     Attributes:
       seed: [...] uint32, of the pixel noise.

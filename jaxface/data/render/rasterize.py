@@ -89,14 +89,14 @@ def rasterize(points: jax.Array, triangles: jax.Array, *, height: int, width: in
     corner = points[triangles[jnp.maximum(triangle, 0)]]  # [H, W, 3, 3]
     a, b, c = corner[..., 0, :], corner[..., 1, :], corner[..., 2, :]
     cross = lambda p, q: p[..., 0] * q[..., 1] - p[..., 1] * q[..., 0]  # noqa: E731
-    here = jnp.stack([u, v], -1)
+    pixel = jnp.stack([u, v], -1)
     area = cross((b - a)[..., :2], (c - a)[..., :2])
     area = jnp.where(hit, area, 1.0)
     barycentric = jnp.stack(
         [
-            cross((c - b)[..., :2], here - b[..., :2]) / area,
-            cross((a - c)[..., :2], here - c[..., :2]) / area,
-            cross((b - a)[..., :2], here - a[..., :2]) / area,
+            cross((c - b)[..., :2], pixel - b[..., :2]) / area,
+            cross((a - c)[..., :2], pixel - c[..., :2]) / area,
+            cross((b - a)[..., :2], pixel - a[..., :2]) / area,
         ],
         -1,
     )
@@ -200,14 +200,14 @@ def visible_surface(
     depth = jnp.clip((fine[2] - _FAR) / (_NEAR - _FAR) * levels, 0, levels - 1).astype(jnp.int32)
     key = (depth << bits) | (jnp.arange(fine_rows * fine_columns, dtype=jnp.int32) + 1)
     pixel, key = settle((pixel, key))
-    own = jnp.zeros(height * width + 1, jnp.int32).at[pixel].max(key)[:-1].reshape(height, width)
+    nearest = jnp.zeros(height * width + 1, jnp.int32).at[pixel].max(key)[:-1].reshape(height, width)
 
     def nearest_around(keys):
         keys = jnp.pad(keys, 1)
         keys = jnp.maximum(jnp.maximum(keys[:-2], keys[1:-1]), keys[2:])
         return jnp.maximum(jnp.maximum(keys[:, :-2], keys[:, 1:-1]), keys[:, 2:])
 
-    around = nearest_around(own)
+    around = nearest_around(nearest)
     around = jnp.where(
         around > 0, around, nearest_around(around)
     )  # where a slope has torn the samples far apart
@@ -218,13 +218,15 @@ def visible_surface(
 
     v, u = jnp.mgrid[:height, :width].astype(jnp.float32)
     target = jnp.stack([u, v], -1)
-    # Where samples are dense enough to leave no gap, the pixel's own is the closer start.
-    start = own if spacing / factor <= 0.6 else around
+    # Where samples are dense enough to leave no gap, the nearest sample of the pixel itself is the closer start.
+    start = nearest if spacing / factor <= 0.6 else around
     at = settle(_newton(fixed, settle(position(start)), target)[0])
     at = settle(_newton(fixed, at, target)[0])
     at, facing = settle(_newton(grid, jax.lax.stop_gradient(at), target))
     reached = sample_grid(fixed[..., :2], jax.lax.stop_gradient(at))
     arrived = (start > 0) & facing & (jnp.abs(reached - target).max(-1) < 0.05)
-    seen = jnp.pad(arrived | (own > 0), 1, constant_values=True)
+    seen = jnp.pad(arrived | (nearest > 0), 1, constant_values=True)
     within = seen[:-2, 1:-1] & seen[2:, 1:-1] & seen[1:-1, :-2] & seen[1:-1, 2:] & (around > 0)
-    return jnp.where(arrived[..., None], at, position(jnp.where(own > 0, own, around))), arrived | within
+    return jnp.where(
+        arrived[..., None], at, position(jnp.where(nearest > 0, nearest, around))
+    ), arrived | within

@@ -159,7 +159,7 @@ def render(
     check_number("image_size", image_size, AtLeast(8))
     unknown = set(outputs) - set(OUTPUTS)
     if unknown:
-        raise UserError(f"outputs: unknown {sorted(unknown)}, choose from {', '.join(OUTPUTS)}")
+        raise UserError(f"outputs: needs names among {', '.join(OUTPUTS)}, got {sorted(unknown)}")
     for name, value, last in (
         ("identity.shape", faces.identity.shape, IDENTITY),
         ("identity.albedo", faces.identity.albedo, ALBEDO),

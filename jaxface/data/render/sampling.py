@@ -66,7 +66,7 @@ class _Draw:
 
 
 def _background(draw: _Draw, strength: float) -> jax.Array:
-    """Mostly gray cosines with a little color, as walls and rooms are."""
+    """Mostly gray cosines with a little color, as walls and interiors are."""
     order = np.arange(4)
     falloff = 1.0 / (1.0 + np.hypot(*np.meshgrid(order, order)))
     falloff[0, 0] = 0.0

@@ -28,7 +28,7 @@ class ArraySource:
     ):
         if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels):
             raise ValueError(
-                f"images must be uint8 [{len(labels)}, H, W, C], got {images.dtype} {images.shape}"
+                f"images: needs uint8 [{len(labels)}, H, W, C], got {images.dtype} {images.shape}"
             )
         self._images = images
         self.image_shape = images.shape[1:]

@@ -150,7 +150,7 @@ class RgbdFolderSource(StandInSource):
     """Photographs with their depth: `root/<person>/<name>.png` and `root/<person>/<name>_depth.png`.
 
     The photograph is anything that `FolderSource` reads; the depth map a PNG of one channel, 16 bits, mm from the camera, 0
-    where there is no reading, registered to the photograph. They must have one size. A photograph without its depth map is
+    where there is no reading, registered to the photograph. They need one size. A photograph without its depth map is
     left out. Pairs that do not decode are replaced by the next one of the same person.
 
     Record: `image` uint8 [S, S, 3], `depth` float32 [S, S] mm before a plane behind the face, `label` int32.
@@ -176,27 +176,32 @@ class RgbdFolderSource(StandInSource):
             files = images_by_class(root)
         except OSError as error:
             raise UserError(f"root: needs a folder of pairs by person, {root}: {error.strerror}") from error
-        found, alone = {}, 0
+        pairs_of_person, alone = {}, 0
         for name, paths in files.items():
             photographs = [path for path in paths if not path.stem.endswith(SUFFIX)]
             pairs = [(path, path.with_name(f"{path.stem}{SUFFIX}.png")) for path in photographs]
-            kept = [pair for pair in pairs if pair[1].is_file()]
-            alone += len(pairs) - len(kept)
-            if kept:
-                found[name] = kept
+            complete = [pair for pair in pairs if pair[1].is_file()]
+            alone += len(pairs) - len(complete)
+            if complete:
+                pairs_of_person[name] = complete
         if alone:
             _log.warning("left out %d photographs in %s without a depth map", alone, root)
-        if not found:
+        if not pairs_of_person:
             raise UserError(
                 f"root: no pair in {root}; needs {root}/<person>/<name>.png and <name>{SUFFIX}.png"
             )
-        found = {name: pairs for name, pairs in found.items() if any_readable(self._decode, pairs, name)}
-        if len(found) < 2:
-            raise UserError(f"root: needs at least two people, {root} has {len(found)} with a readable pair")
-        self.class_names = list(found)
-        self.paths = [pair for pairs in found.values() for pair in pairs]
+        pairs_of_person = {
+            name: pairs for name, pairs in pairs_of_person.items() if any_readable(self._decode, pairs, name)
+        }
+        if len(pairs_of_person) < 2:
+            raise UserError(
+                f"root: needs at least two people, {root} has {len(pairs_of_person)} with a readable pair"
+            )
+        self.class_names = list(pairs_of_person)
+        self.paths = [pair for pairs in pairs_of_person.values() for pair in pairs]
         self.labels = np.repeat(
-            np.arange(len(found), dtype=np.int32), [len(pairs) for pairs in found.values()]
+            np.arange(len(pairs_of_person), dtype=np.int32),
+            [len(pairs) for pairs in pairs_of_person.values()],
         )
 
     @staticmethod

@@ -13,13 +13,13 @@ from jaxface.errors import UserError
 
 def natural_key(name: str) -> tuple:
     """Sorts s2 before s10: runs of digits compare as numbers, and the name itself breaks ties (1, 01)."""
-    parts = re.split(r"([0-9]+)", name)
-    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), name
+    runs = re.split(r"([0-9]+)", name)
+    return tuple(int(run) if i % 2 else run for i, run in enumerate(runs)), name
 
 
 def images_by_class(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
     """Sub-folder -> its image files, both in natural order; raises OSError where there is no folder."""
-    found = {}
+    images = {}
     for directory in sorted((p for p in root.iterdir() if p.is_dir()), key=lambda p: natural_key(p.name)):
         if directory.name.startswith("."):
             continue
@@ -29,8 +29,8 @@ def images_by_class(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
             if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
         ]
         if files:
-            found[directory.name] = sorted(files, key=lambda p: natural_key(p.name))
-    return found
+            images[directory.name] = sorted(files, key=lambda p: natural_key(p.name))
+    return images
 
 
 class FolderSource(StandInSource):
@@ -65,26 +65,30 @@ class FolderSource(StandInSource):
         self.image_shape = (image_size, image_size, 3)
         root = pathlib.Path(root).expanduser()
         try:
-            found = images_by_class(root)
+            images = images_by_class(root)
         except OSError as error:
             raise UserError(f"root: needs a folder of images by person, {root}: {error.strerror}") from error
-        if not found:
+        if not images:
             kinds = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
             raise UserError(f"root: no image in {root}; needs {root}/<person>/<image>, one of {kinds}")
         if strict:
-            for path in (path for files in found.values() for path in files):
+            for path in (path for files in images.values() for path in files):
                 try:
                     decode_image(path)
                 except CorruptImage as error:
                     raise UserError(f"root: {path} cannot be read: {error}") from error
         else:
-            found = {name: files for name, files in found.items() if any_readable(decode_image, files, name)}
-        if len(found) < 2:
-            raise UserError(f"root: needs at least two people, {root} has {len(found)} with a readable image")
-        self.class_names = list(found)
-        self.paths = [path for files in found.values() for path in files]
+            images = {
+                name: files for name, files in images.items() if any_readable(decode_image, files, name)
+            }
+        if len(images) < 2:
+            raise UserError(
+                f"root: needs at least two people, {root} has {len(images)} with a readable image"
+            )
+        self.class_names = list(images)
+        self.paths = [path for files in images.values() for path in files]
         self.labels = np.repeat(
-            np.arange(len(found), dtype=np.int32), [len(files) for files in found.values()]
+            np.arange(len(images), dtype=np.int32), [len(files) for files in images.values()]
         )
 
     def _read(self, index: int) -> Record:

@@ -134,7 +134,7 @@ def decode_image(encoded: bytes | pathlib.Path) -> np.ndarray:
 def encode_image(pixels: np.ndarray, *, encoding: Literal["png", "jpeg"] = "png", quality: int = 95) -> bytes:
     """Encodes [H, W, 3] (RGB) or [H, W, 1] (gray) uint8 pixels; `quality` in 1..100 matters to JPEG only."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] not in (1, 3):
-        raise ValueError(f"pixels must be uint8 [H, W, 3] or [H, W, 1], got {pixels.dtype} {pixels.shape}")
+        raise ValueError(f"pixels: needs uint8 [H, W, 3] or [H, W, 1], got {pixels.dtype} {pixels.shape}")
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     buffer = io.BytesIO()
     if encoding == "jpeg":

@@ -112,12 +112,12 @@ def encode_record(payload: bytes) -> bytes:
 class _Broken(CorruptRecord):
     """Where a walk over the parts of a record ended, and after how many parts."""
 
-    def __init__(self, message: str, offset: int, parts: int):
+    def __init__(self, message: str, offset: int, num_parts: int):
         super().__init__(message)
-        self.offset, self.parts = offset, parts
+        self.offset, self.num_parts = offset, num_parts
 
 
-def _parts(read: Read, offset: int, size: int) -> Iterator[tuple[int, int, int]]:
+def _record_parts(read: Read, offset: int, size: int) -> Iterator[tuple[int, int, int]]:
     """(kind, start, length) of every part of the record at an offset, of a file of `size` bytes."""
     count = total = 0
     while True:
@@ -146,7 +146,7 @@ def _parts(read: Read, offset: int, size: int) -> Iterator[tuple[int, int, int]]
 
 def _payload(read: Read, offset: int, size: int) -> bytes:
     pieces = []
-    for _, start, length in _parts(read, offset, size):
+    for _, start, length in _record_parts(read, offset, size):
         pieces.append(read(start, length))
         if len(pieces[-1]) < length:
             raise CorruptRecord("truncated")
@@ -181,19 +181,19 @@ def _find_record(read: Read, offset: int, size: int) -> int:
 
 
 def _scan(read: Read, size: int) -> tuple[np.ndarray, int]:
-    """Offsets of all records of a file without an index, and how many damaged places were passed over.
+    """Offsets of all records of a file without an index, and how many damaged places were skipped.
 
     The aligned magic occurs at the beginning of a part and nowhere else, so that after damage the next one is
-    the next record. A record behind which no record begins may have a wrong length: the search goes on inside it.
+    the next record. A record behind which no record begins may have a wrong length: the search continues inside it.
     """
     offsets, damaged, wasted, offset = array.array("q"), 0, 0, 0
     while offset < size:
         try:
-            for _, start, length in _parts(read, offset, size):
+            for _, start, length in _record_parts(read, offset, size):
                 end = start + length + -length % 4
         except _Broken as error:
             damaged += 1
-            wasted += error.parts
+            wasted += error.num_parts
             # Records that begin inside each other and fail together would make this quadratic.
             behind = offset + 4 if wasted < _WASTE else max(error.offset, offset + 4)
             offset = _find_record(read, behind, size)
@@ -219,12 +219,12 @@ def _index_lines(text: bytes) -> np.ndarray:
             return numbers.reshape(-1, 2)
     except (ValueError, DeprecationWarning):
         pass
-    found = np.full((lines, 2), -1, np.int64)
-    for row, line in zip(found, text.split(b"\n"), strict=False):
+    rows = np.full((lines, 2), -1, np.int64)
+    for row, line in zip(rows, text.split(b"\n"), strict=False):
         words = line.split()
         if len(words) == 2 and all(word.isdigit() and len(word) < 19 for word in words):
             row[:] = int(words[0]), int(words[1])
-    return found
+    return rows
 
 
 class RecordFile:
@@ -236,7 +236,7 @@ class RecordFile:
       path: the `.rec`.
       keys: [N] int64, keys of the index in its order; 0..N-1 where the file was scanned.
       offsets: [N] int64, where each record begins.
-      damaged: lines of the index that are wrong or point outside the file, or damaged places that a scan passed over.
+      damaged: lines of the index that are wrong or point outside the file, or damaged places that a scan skipped.
       scanned: whether there was no index.
     """
 
@@ -308,7 +308,7 @@ class RecordFile:
           CorruptRecord: there is none.
         """
         offset = int(self.offsets[index])
-        kind, start, length = next(_parts(self._pread, offset, self._size))
+        kind, start, length = next(_record_parts(self._pread, offset, self._size))
         if length < _IR.size + 8 and kind:  # a magic among the first fields
             header, image = unpack(self[index])
             return header, bool(image)
@@ -342,10 +342,10 @@ def record_path(path: str | os.PathLike) -> pathlib.Path:
         return path
     if (path / "train.rec").is_file():
         return path / "train.rec"
-    found = sorted(path.glob("*.rec"))
-    if len(found) != 1:
-        raise UserError(f"path: needs a .rec file or a folder with one; got {len(found)} of them in {path}")
-    return found[0]
+    records = sorted(path.glob("*.rec"))
+    if len(records) != 1:
+        raise UserError(f"path: needs a .rec file or a folder with one; got {len(records)} of them in {path}")
+    return records[0]
 
 
 def _property(rec: pathlib.Path) -> tuple[int, int, int] | None:
@@ -401,15 +401,14 @@ class RecordIOFaces(StandInSource):
         super().__init__()
         self._file = RecordFile(record_path(path), idx)
         self._size, self._fit, self._members = image_size, fit, None
-        known = _property(self._file.path)
-        self._limit = known[0] if known else EXACT
+        size_property = _property(self._file.path)
+        self._limit = size_property[0] if size_property else EXACT
         reasons: collections.Counter[str] = collections.Counter()
         if self._file.damaged:
             reasons["damaged places" if self._file.scanned else "wrong lines of the index"] = (
                 self._file.damaged
             )
-        found = self._from_identities() or self._from_headers(reasons)
-        self._positions, stored = found
+        self._positions, stored = self._from_identities() or self._from_headers(reasons)
         self.left_out = dict(reasons)
         if self.left_out:
             what = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items())
@@ -420,8 +419,8 @@ class RecordIOFaces(StandInSource):
         self._names, self.labels = names, labels.astype(np.int32)
         self.class_names = [str(name) for name in names.tolist()]
         shapes = self._first_shapes()
-        if known and (*known[1:], 3) in shapes:
-            native = (*known[1:], 3)
+        if size_property and (*size_property[1:], 3) in shapes:
+            native = (*size_property[1:], 3)
         else:
             native = collections.Counter(shapes).most_common(1)[0][0]
         self.image_shape = (image_size, image_size, 3) if image_size else native
@@ -453,8 +452,8 @@ class RecordIOFaces(StandInSource):
             if start >= stop:
                 continue
             members = range(start, min(stop, start + _STAND_INS))
-            found = (self._label(int(order[begin + member])) for member in members)
-            label = next((label for label in found if isinstance(label, int)), None)
+            stored = (self._label(int(order[begin + member])) for member in members)
+            label = next((label for label in stored if isinstance(label, int)), None)
             if label is None or (labels[start:stop] >= 0).any():
                 return None
             labels[start:stop] = label
@@ -553,8 +552,8 @@ class RecordIOFaces(StandInSource):
             self._members = order, starts
         order, starts = self._members
         members = order[slice(*starts[self.labels[index] :][:2].tolist())]
-        here = int(np.searchsorted(members, index))
-        following = np.arange(here + 1, here + min(len(members), _STAND_INS + 1)) % len(members)
+        place = int(np.searchsorted(members, index))
+        following = np.arange(place + 1, place + min(len(members), _STAND_INS + 1)) % len(members)
         yield from members[following].tolist()
 
 
@@ -568,7 +567,7 @@ class RecordWriter:
     """Writes a training set: `.rec`, `.idx` and `property`.
 
     It writes beside the final files and renames when it is closed without an exception; a writer that is stopped leaves
-    nothing that passes for a training set. `checkpoint` and `resume` let another one go on with what was written.
+    nothing that passes for a training set. `checkpoint` and `resume` let another writer resume after what was written.
 
         with RecordWriter("faces/train.rec") as writer:
             for label, image in images:    # of one class after the other

@@ -50,8 +50,8 @@ class Subset:
         self._indices = np.asarray(indices, np.int64)
         labels = np.asarray(source.labels, np.int32)[self._indices]
         if relabel:
-            kept, labels = np.unique(labels, return_inverse=True)
-            self.class_names = [source.class_names[k] for k in kept]
+            classes, labels = np.unique(labels, return_inverse=True)
+            self.class_names = [source.class_names[k] for k in classes]
         else:
             self.class_names = list(source.class_names)
         self.labels = labels.astype(np.int32)
@@ -115,8 +115,8 @@ def split_identities(source: Source, held_out: float, *, seed: int = 0) -> tuple
     if len(classes) < 4:
         raise UserError(f"data: a split by identity needs at least 4 people, this source has {len(classes)}")
     count = min(max(round(held_out * len(classes)), 2), len(classes) - 2)
-    chosen = np.random.default_rng(seed).permutation(classes)[:count]
-    out = np.isin(source.labels, chosen)
+    held_out_classes = np.random.default_rng(seed).permutation(classes)[:count]
+    out = np.isin(source.labels, held_out_classes)
     return (
         Subset(source, np.flatnonzero(~out), relabel=True),
         Subset(source, np.flatnonzero(out), relabel=True),

@@ -102,14 +102,14 @@ class TfdsSource(StandInSource):
         self.class_names = list(names)
         self._image, self._size, self._fit = image, image_size, fit
         self.image_shape = (image_size, image_size, 3)
-        kept = [
+        classes = [
             k
             for k in np.unique(labels)
             if any_readable(
                 lambda i: self._decode(self._records[int(i)]), np.flatnonzero(labels == k), names[k]
             )
         ]
-        self._indices = np.flatnonzero(np.isin(labels, kept))
+        self._indices = np.flatnonzero(np.isin(labels, classes))
         self.labels = labels[self._indices]
         if not len(self.labels):
             raise UserError(f"image: no image of {name} can be read")

@@ -13,6 +13,8 @@ from jaxface.registry import Registry
 
 FIRST_HELD_OUT = 1 << 20
 """Number of the first held-out person; no training range reaches it, however many people it has."""
+FIRST_SIMULATED = FIRST_HELD_OUT + (1 << 19)
+"""Number of the first person that a run makes besides, who is neither trained nor evaluated on."""
 
 KINDS: Registry[type["DataSpec"]] = Registry("data", "jaxface.data.specs")
 """Kinds of data by the name that the command line and configurations use."""
@@ -55,6 +57,10 @@ class DataSpec(abc.ABC):
     def evaluation_source(self, *, image_size: int, seed: int) -> Source:
         """Every record to evaluate on, where the network was trained on other data."""
         return self.source(image_size=image_size, seed=seed)
+
+    def simulated(self, count: int, *, image_size: int, seed: int) -> Source | None:
+        """`count` further people from where the data come, one record each, whom nobody has seen; None where there are none."""
+        return None
 
 
 def load(spec: DataSpec, *, image_size: int = 112, seed: int = 0) -> Split:

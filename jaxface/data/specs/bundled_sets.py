@@ -36,8 +36,8 @@ class Olivetti(DataSpec):
         return bundled.olivetti(image_size=image_size, data_home=self.data_home)
 
     def divide(self, *, image_size: int, seed: int) -> Split:
-        parts = split_identities(self.source(image_size=image_size, seed=seed), self.held_out, seed=seed)
-        return Split(*parts, self.title, "verification")
+        subsets = split_identities(self.source(image_size=image_size, seed=seed), self.held_out, seed=seed)
+        return Split(*subsets, self.title, "verification")
 
 
 @KINDS.register("lfw")
@@ -60,8 +60,8 @@ class Lfw(DataSpec):
         return bundled.lfw_people(image_size=image_size, data_home=self.data_home, min_faces=self.min_faces)
 
     def divide(self, *, image_size: int, seed: int) -> Split:
-        parts = split_identities(self.source(image_size=image_size, seed=seed), self.held_out, seed=seed)
-        return Split(*parts, self.title, "verification")
+        subsets = split_identities(self.source(image_size=image_size, seed=seed), self.held_out, seed=seed)
+        return Split(*subsets, self.title, "verification")
 
 
 @KINDS.register("digits")

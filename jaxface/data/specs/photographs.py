@@ -27,11 +27,11 @@ class Folder(DataSpec):
     held_out: Annotated[float, OpenFraction] = 0.2
     """Fraction of the people to evaluate on."""
     swap: bool = False
-    """Exchange the two parts: train on the held-out people, evaluate on the others."""
+    """Exchange the two subsets: train on the held-out people, evaluate on the others."""
     fit: Fit = "pad"
     """How a rectangle becomes a square: pad repeats the border, crop keeps the middle, stretch distorts."""
     strict: bool = False
-    """Refuse the folder if any image in it cannot be read, instead of letting another one stand in."""
+    """Refuse the folder if any image in it cannot be read, instead of replacing it with another."""
 
     @property
     def title(self) -> str:
@@ -41,8 +41,8 @@ class Folder(DataSpec):
         return FolderSource(self.root, image_size=image_size, fit=self.fit, strict=self.strict)
 
     def divide(self, *, image_size: int, seed: int) -> Split:
-        parts = split_identities(self.source(image_size=image_size, seed=seed), self.held_out, seed=seed)
-        train, held_out = parts[::-1] if self.swap else parts
+        subsets = split_identities(self.source(image_size=image_size, seed=seed), self.held_out, seed=seed)
+        train, held_out = subsets[::-1] if self.swap else subsets
         return Split(train, held_out, self.title, "verification")
 
 
@@ -68,8 +68,8 @@ class RgbdFolder(DataSpec):
         return of_modality(RgbdFolderSource(self.root, image_size=image_size, fit=self.fit), self.modality)
 
     def divide(self, *, image_size: int, seed: int) -> Split:
-        parts = split_identities(self.source(image_size=image_size, seed=seed), self.held_out, seed=seed)
-        return Split(*parts, self.title, "verification")
+        subsets = split_identities(self.source(image_size=image_size, seed=seed), self.held_out, seed=seed)
+        return Split(*subsets, self.title, "verification")
 
 
 @KINDS.register("groups")
@@ -93,9 +93,9 @@ class GroupFolders(DataSpec):
 
     def divide(self, *, image_size: int, seed: int) -> Split:
         folders = group_folders(self.root, image_size=image_size, fit=self.fit)
-        parts = {name: split_identities(part, self.held_out, seed=seed) for name, part in folders.items()}
+        subsets = {name: split_identities(part, self.held_out, seed=seed) for name, part in folders.items()}
         train, held_out = (
-            JoinedGroups({name: both[side] for name, both in parts.items()}) for side in (0, 1)
+            JoinedGroups({name: both[side] for name, both in subsets.items()}) for side in (0, 1)
         )
         return Split(train, held_out, self.title, "verification")
 
@@ -139,13 +139,13 @@ class Tfds(DataSpec):
 
     def divide(self, *, image_size: int, seed: int) -> Split:
         if self.test is not None:
-            parts = (
+            subsets = (
                 dataclasses.replace(self, split=split).source(image_size=image_size, seed=seed)
                 for split in (self.split, self.test)
             )
-            return Split(*parts, self.title, "classification")
-        parts = split_identities(self.source(image_size=image_size, seed=seed), self.held_out, seed=seed)
-        return Split(*parts, self.title, "verification")
+            return Split(*subsets, self.title, "classification")
+        subsets = split_identities(self.source(image_size=image_size, seed=seed), self.held_out, seed=seed)
+        return Split(*subsets, self.title, "verification")
 
 
 @KINDS.register("recordio")
@@ -174,8 +174,8 @@ class RecordIO(DataSpec):
         # The pack first: it is opened in seconds, and may be refused.
         pack = PackSource(self.verification, image_size=image_size) if self.verification else None
         source = self.source(image_size=image_size, seed=seed)
-        parts = (source, pack) if pack else split_identities(source, self.held_out, seed=seed)
-        return Split(*parts, self.title, "verification")
+        sources = (source, pack) if pack else split_identities(source, self.held_out, seed=seed)
+        return Split(*sources, self.title, "verification")
 
 
 @KINDS.register("bin")

@@ -10,7 +10,7 @@ from jaxface.data.render.variation import Variation
 from jaxface.data.sources.depth import Modality, of_modality
 from jaxface.data.sources.groups import JoinedGroups
 from jaxface.data.sources.source import Source
-from jaxface.data.specs.base import FIRST_HELD_OUT, KINDS, DataSpec, Split
+from jaxface.data.specs.base import FIRST_HELD_OUT, FIRST_SIMULATED, KINDS, DataSpec, Split
 from jaxface.errors import UserError
 
 # A study opens the same people once per arm; they are rendered once.
@@ -70,6 +70,12 @@ class RenderedFaces(DataSpec):
             self.source(**arguments), self.evaluation_source(**arguments), self.title, "verification"
         )
 
+    def simulated(self, count: int, *, image_size: int, seed: int) -> Source | None:
+        """Photographs; None for another modality."""
+        if self.modality != "rgb":
+            return None
+        return self._open(count, 1, image_size, seed, self.variation, first=FIRST_SIMULATED)
+
 
 @KINDS.register("toned")
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +108,7 @@ class TonedFaces(DataSpec):
             raise UserError(f"identities: needs as many groups as lightest and darkest, got {given}")
         if len(set(tones)) < len(tones):
             raise UserError(f"lightest: needs groups that differ in it or in darkest, got {tones}")
-        # Groups draw from numbers of their own: the same number under another tone would be the same head.
+        # Each group draws from its own numbers: the same number under another tone would be the same head.
         return JoinedGroups(
             {
                 f"tone-{low:g}-{high:g}": _rendered(
@@ -125,3 +131,8 @@ class TonedFaces(DataSpec):
             seed,
         )
         return Split(self.source(image_size=image_size, seed=seed), unseen, self.title, "verification")
+
+    def simulated(self, count: int, *, image_size: int, seed: int) -> Source:
+        """As many of each group, `count` or a few more in all."""
+        groups = len(self.identities)
+        return self._joined((-(-count // groups),) * groups, 1, FIRST_SIMULATED, image_size, seed)

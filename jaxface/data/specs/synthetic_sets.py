@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxface.checks import AtLeast, Fraction, NonNegative, check_number
 from jaxface.data.sources.source import Source, Subset
-from jaxface.data.specs.base import FIRST_HELD_OUT, KINDS, DataSpec, Split
+from jaxface.data.specs.base import FIRST_HELD_OUT, FIRST_SIMULATED, KINDS, DataSpec, Split
 from jaxface.data.synthetic.procedural_images import procedural_images
 from jaxface.data.synthetic.procedural_vectors import procedural_vectors
 from jaxface.data.synthetic.shortcut_digits import shortcut_digits
@@ -47,17 +47,20 @@ class Procedural(DataSpec):
         if self.held_out_identities == 0:
             everything = self._people(self.identities, self.per_identity + self.held_out_per_identity, seed)
             later = np.arange(len(everything)) % (self.per_identity + self.held_out_per_identity)
-            parts = (
-                Subset(everything, np.flatnonzero(chosen))
-                for chosen in (later < self.per_identity, later >= self.per_identity)
+            subsets = (
+                Subset(everything, np.flatnonzero(rows))
+                for rows in (later < self.per_identity, later >= self.per_identity)
             )
-            return Split(*parts, self.title, "classification")
+            return Split(*subsets, self.title, "classification")
         for name in ("held_out_identities", "held_out_per_identity"):  # pairs to verify need two of each
             check_number(name, getattr(self, name), AtLeast(2))
         unseen = self._people(
             self.held_out_identities, self.held_out_per_identity, seed, first=FIRST_HELD_OUT
         )
         return Split(self.source(image_size=image_size, seed=seed), unseen, self.title, "verification")
+
+    def simulated(self, count: int, *, image_size: int, seed: int) -> Source:
+        return self._people(count, 1, seed, first=FIRST_SIMULATED)
 
 
 @KINDS.register("procedural_images")
@@ -110,5 +113,5 @@ class ShortcutDigits(DataSpec):
         return self.divide(image_size=image_size, seed=seed).train
 
     def divide(self, *, image_size: int, seed: int) -> Split:
-        parts = shortcut_digits(reliability=self.reliability, noise=self.noise, seed=seed)
-        return Split(*parts, self.title, "classification")
+        subsets = shortcut_digits(reliability=self.reliability, noise=self.noise, seed=seed)
+        return Split(*subsets, self.title, "classification")

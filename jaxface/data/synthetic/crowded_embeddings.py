@@ -1,4 +1,7 @@
-"""Synthetic embeddings of people in groups that crowd together to different degrees: what a claim about thresholds needs."""
+"""Synthetic embeddings of people in groups that crowd together to different degrees: what a claim about thresholds needs.
+
+Methods: ida
+"""
 
 from typing import NamedTuple
 

@@ -69,15 +69,15 @@ def procedural_images(
     for name, low in least.items():
         check_number(name, values[name], AtLeast(low))
     world = np.random.default_rng([seed, 2])
-    own_waves, other_waves = _waves(world, patterns, side), _waves(world, nuisance, side)
+    identity_waves, nuisance_waves = _waves(world, patterns, side), _waves(world, nuisance, side)
     slopes = np.stack([axis.ravel() for axis in np.mgrid[:side, :side]]) / (side - 1) * 2 - 1
     rows = []
     for person in range(first_identity, first_identity + identities):
-        own = np.random.default_rng([seed, 3, person])
-        face = identity_spread * own.normal(size=patterns) @ own_waves
-        other = nuisance_spread * own.normal(size=(per_identity, nuisance)) @ other_waves
-        shade = light * own.normal(size=(per_identity, 2)) @ slopes
-        rows.append(0.5 + face + other + shade + noise * own.normal(size=other.shape))
+        rng = np.random.default_rng([seed, 3, person])
+        face = identity_spread * rng.normal(size=patterns) @ identity_waves
+        other = nuisance_spread * rng.normal(size=(per_identity, nuisance)) @ nuisance_waves
+        shade = light * rng.normal(size=(per_identity, 2)) @ slopes
+        rows.append(0.5 + face + other + shade + noise * rng.normal(size=other.shape))
     pixels = fractions_to_bytes(np.concatenate(rows))
     labels = np.repeat(np.arange(identities, dtype=np.int32), per_identity)
     names = [f"person-{first_identity + i}" for i in range(identities)]

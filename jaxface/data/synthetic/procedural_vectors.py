@@ -2,6 +2,8 @@
 
 A person is a point of a latent space, near the center of a group of confusable people; a record is that point with noise of
 its own, beside nuisance coordinates that say nothing about the person, pushed through a fixed random tanh map.
+
+Methods: ida
 """
 
 import numpy as np
@@ -58,12 +60,12 @@ def procedural_vectors(
     centers = group_spread * world.normal(size=(groups, latent))
     rows = []
     for person in range(first_identity, first_identity + identities):
-        own = np.random.default_rng([seed, 1, person])
-        identity = centers[person % groups] + spread * own.normal(size=latent)
+        rng = np.random.default_rng([seed, 1, person])
+        identity = centers[person % groups] + spread * rng.normal(size=latent)
         hidden = np.concatenate(
             [
-                identity + noise * own.normal(size=(per_identity, latent)),
-                own.normal(size=(per_identity, nuisance)),
+                identity + noise * rng.normal(size=(per_identity, latent)),
+                rng.normal(size=(per_identity, nuisance)),
             ],
             axis=1,
         )

@@ -1,4 +1,7 @@
-"""Digits of two groups, one of which is offered a small shortcut that stops working when it is tested."""
+"""Digits of two groups, one of which is offered a small shortcut that stops working when it is tested.
+
+Methods: gabn
+"""
 
 import numpy as np
 

@@ -66,7 +66,7 @@ def five_from_68(points: jax.Array) -> jax.Array:
       [..., 5, 2], in the order of the template.
     """
     if points.ndim < 2 or points.shape[-2:] != (68, 2):
-        raise ValueError(f"points must be [..., 68, 2], got {points.shape}")
+        raise ValueError(f"points: needs shape [..., 68, 2], got {points.shape}")
     xp = jnp if isinstance(points, jax.Array) else np
     eyes = [(points[..., a, :] + points[..., b, :]) / 2 for a, b in ((36, 39), (42, 45))]
     return xp.stack([*eyes, points[..., 30, :], points[..., 48, :], points[..., 54, :]], axis=-2)
@@ -95,7 +95,7 @@ def _check_landmarks(src, dst) -> None:
             or points.shape[-2] != src.shape[-2]
         ):
             raise ValueError(
-                f"{name} must be [..., n, 2] with n >= 2 alike in src and dst, got {points.shape}"
+                f"{name}: needs shape [..., n, 2] with n >= 2 alike in src and dst, got {points.shape}"
             )
 
 
@@ -111,7 +111,7 @@ def estimate_similarity(src: jax.Array, dst: jax.Array) -> jax.Array:
 
     Args:
       src: [..., n, 2] float landmarks in the image, n >= 2 (five in face alignment).
-      dst: [..., n, 2] or [n, 2] where they must come to lie.
+      dst: [..., n, 2] or [n, 2] where they are to lie.
 
     Returns:
       [..., 2, 3] float32, M with dst ~ M (x, y, 1). Where the landmarks of `src` coincide the scale is 0.
@@ -123,7 +123,7 @@ def estimate_similarity(src: jax.Array, dst: jax.Array) -> jax.Array:
     src, dst = jnp.asarray(src, jnp.float32), jnp.asarray(dst, jnp.float32)
     _check_landmarks(src, dst)
     if not isinstance(src, jax.core.Tracer) and not bool(jnp.isfinite(src).all()):
-        raise ValueError("src: landmarks must be finite")
+        raise ValueError("src: needs finite landmarks")
     matrix, coincide = _similarity(src, dst, jnp)
     if not isinstance(coincide, jax.core.Tracer) and bool(coincide.any()):
         raise ValueError("src: the landmarks coincide, a similarity needs at least two different points")
@@ -170,7 +170,9 @@ def warp_affine(image: jax.Array, matrix: jax.Array, out_hw: tuple[int, int]) ->
       [height, width, C] float32, on the scale of `image`. All border where `matrix` cannot be inverted.
     """
     if image.ndim != 3 or matrix.shape != (2, 3):
-        raise ValueError(f"image must be [H, W, C] and matrix [2, 3], got {image.shape} and {matrix.shape}")
+        raise ValueError(
+            f"image, matrix: need shapes [H, W, C] and [2, 3], got {image.shape} and {matrix.shape}"
+        )
     height, width = out_hw
     (a, b, tx), (c, d, ty) = jnp.asarray(matrix, jnp.float32)
     determinant = a * d - b * c

@@ -178,16 +178,16 @@ def augment_depth(
       occlusion: sides of the rectangle, fractions of the image's.
       probability: in [0, 1].
     """
-    parts = jax.vmap(lambda key: jax.random.split(key, 6))(_keys(rng, depth))
-    fires = jax.vmap(jax.random.uniform)(parts[:, 0])
+    keys = jax.vmap(lambda key: jax.random.split(key, 6))(_keys(rng, depth))
+    fires = jax.vmap(jax.random.uniform)(keys[:, 0])
 
     def sometimes(changed, draw, chance):
         return jnp.where((draw < chance)[:, None, None, None], changed, depth)
 
-    depth = sometimes(depth_noise(parts[:, 1], depth, deviation=noise), fires, probability)
-    fires = jax.vmap(jax.random.uniform)(parts[:, 2])
-    depth = sometimes(depth_holes(parts[:, 3], depth, fraction=holes), fires, probability)
-    draws = jax.vmap(lambda key: jax.random.uniform(key, (6,)))(parts[:, 4])
+    depth = sometimes(depth_noise(keys[:, 1], depth, deviation=noise), fires, probability)
+    fires = jax.vmap(jax.random.uniform)(keys[:, 2])
+    depth = sometimes(depth_holes(keys[:, 3], depth, fraction=holes), fires, probability)
+    draws = jax.vmap(lambda key: jax.random.uniform(key, (6,)))(keys[:, 4])
     depth = sometimes(fill_holes(depth), draws[:, 0], probability)
 
     def cover(draw, image):
@@ -228,29 +228,29 @@ def corrupt_rgbd(
         raise ValueError(
             f"images, depth, kinds: need [B, H, W, C] twice and [B], got {images.shape}, {depth.shape}, {kinds.shape}"
         )
-    parts = jax.vmap(lambda key: jax.random.split(key, 8))(_keys(rng, images))
+    keys = jax.vmap(lambda key: jax.random.split(key, 8))(_keys(rng, images))
 
     def among(*names):
-        chosen = np.array([RGBD_CORRUPTIONS.index(name) for name in names])
-        return (kinds[:, None] == chosen).any(axis=1)[:, None, None, None]
+        indices = np.array([RGBD_CORRUPTIONS.index(name) for name in names])
+        return (kinds[:, None] == indices).any(axis=1)[:, None, None, None]
 
     bad = images
     if strength.dark != (1.0, 1.0):
-        bad = darken(parts[:, 0], bad, factor=strength.dark)
+        bad = darken(keys[:, 0], bad, factor=strength.dark)
     if strength.blur[1] > 0:
-        bad = blur(parts[:, 1], bad, deviation=strength.blur)
+        bad = blur(keys[:, 1], bad, deviation=strength.blur)
     if strength.noise[1] > 0:
-        bad = add_noise(parts[:, 2], bad, deviation=strength.noise)
+        bad = add_noise(keys[:, 2], bad, deviation=strength.noise)
     if strength.mix[1] > 0:
-        bad = mix_noise(parts[:, 3], bad, share=strength.mix)
+        bad = mix_noise(keys[:, 3], bad, share=strength.mix)
     poor = depth
     if strength.depth_noise[1] > 0:
-        poor = depth_noise(parts[:, 4], poor, deviation=strength.depth_noise)
+        poor = depth_noise(keys[:, 4], poor, deviation=strength.depth_noise)
     if strength.holes[1] > 0:
-        poor = depth_holes(parts[:, 5], poor, fraction=strength.holes)
+        poor = depth_holes(keys[:, 5], poor, fraction=strength.holes)
     if strength.mix[1] > 0:
-        poor = mix_noise(parts[:, 6], poor, share=strength.mix)
-    hidden, covered = cover_below(parts[:, 7], images, depth, fraction=strength.occlusion)
+        poor = mix_noise(keys[:, 6], poor, share=strength.mix)
+    hidden, covered = cover_below(keys[:, 7], images, depth, fraction=strength.occlusion)
     images = jnp.where(among("rgb", "both"), bad, jnp.where(among("occluded"), hidden, images))
     depth = jnp.where(among("depth", "both"), poor, jnp.where(among("occluded"), covered, depth))
     return images, depth

@@ -75,7 +75,7 @@ def degrade_resolution(
     probabilities: tuple[float, ...],
     round_levels: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
-    """Every image at a size of its own, drawn from a few: multi-resolution augmentation (arXiv:2302.05621).
+    """Every image at its own size, drawn from a few: multi-resolution augmentation (arXiv:2302.05621).
 
         x_b -> up(down(x_b, r_b × r_b), H × W),        r_b ~ Categorical(sizes; probabilities)
 
@@ -98,14 +98,14 @@ def degrade_resolution(
     if not sizes:
         raise UserError("sizes: needs at least one, got none")
     check_probabilities(probabilities, len(sizes))
-    chosen = jax.random.choice(
+    size_index = jax.random.choice(
         rng, len(sizes), images.shape[:1], p=jnp.asarray(probabilities, jnp.float32)
     ).astype(jnp.int32)
     result = low_resolution(images, sizes[0], round_levels=round_levels)
     for index, size in enumerate(sizes[1:], start=1):
         candidate = low_resolution(images, size, round_levels=round_levels)
-        result = jnp.where((chosen == index)[:, None, None, None], candidate, result)
-    return result, chosen
+        result = jnp.where((size_index == index)[:, None, None, None], candidate, result)
+    return result, size_index
 
 
 def mirror_some(rng: jax.Array, images: jax.Array, probability: float) -> jax.Array:

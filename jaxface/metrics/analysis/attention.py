@@ -1,6 +1,8 @@
 """What attention maps look like: reported, never optimized.
 
 Maps are [N, h, w] ≥ 0 that sum to 1, or to 0 where a network gave none; those without are left out of every mean.
+
+Methods: gabn
 """
 
 import numpy as np
@@ -57,10 +59,10 @@ def attention_gap(maps, groups, first: int = 0, second: int = 1) -> float:
         raise ValueError(f"groups: needs shape ({len(flat)},), got {groups.shape}")
     means = []
     for group in (first, second):
-        chosen = flat[(groups == group) & flat.any(axis=1)]
-        if not len(chosen):
+        group_maps = flat[(groups == group) & flat.any(axis=1)]
+        if not len(group_maps):
             raise UserError(f"groups: needs maps of each group, got none of group {group}")
-        means.append(chosen.mean(axis=0))
+        means.append(group_maps.mean(axis=0))
     return float(np.abs(means[0] - means[1]).sum())
 
 

@@ -1,4 +1,7 @@
-"""How alike two networks see the relations between the same records."""
+"""How alike two networks see the relations between the same records.
+
+Methods: cckd
+"""
 
 import numpy as np
 

@@ -7,9 +7,10 @@ gallery, or synthetic faces; there may be a million of them, since nothing here 
 
 The abstract names the operator and the support sets. Their formulas are our reading; s-norm, the cap rule, the filters and
 the spread of the groups' rates are ours.
+
+Methods: ida
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxface import checks
+from jaxface import checks, search
 from jaxface.errors import UserError
 from jaxface.metrics import numbers
 
@@ -183,7 +184,10 @@ def pairwise_aligned_similarity(
     chex.assert_equal_shape_prefix([a, discrepancy_a], 1, custom_message="a and discrepancy_a differ")
     chex.assert_equal_shape_prefix([b, discrepancy_b], 1, custom_message="b and discrepancy_b differ")
     return aligned_similarity(
-        _products(a, b), discrepancy_a[:, None], jnp.asarray(discrepancy_b)[None], weight=weight
+        search.dot_products(jnp.asarray(a), jnp.asarray(b)),
+        discrepancy_a[:, None],
+        jnp.asarray(discrepancy_b)[None],
+        weight=weight,
     )
 
 
@@ -252,7 +256,7 @@ def gallery_similarity(
         raise UserError(f"k: needs at most the other {len(gallery) - 1} entries of the gallery, got {k}")
     nearest = _checked_nearest(probes, gallery, k + 1, None, None, None, None, tile, rows)
     chex.assert_shape(gallery_discrepancy, (len(gallery),))
-    similarity = _products(probes, gallery)
+    similarity = search.dot_products(jnp.asarray(probes), jnp.asarray(gallery))
     total = nearest[:, :k].sum(1, keepdims=True)
     # Two products of the same rows may differ in the last bits. Within that of the K-th either answer gives the same sum.
     among = similarity >= nearest[:, k - 1 : k] - 1e-6
@@ -345,13 +349,6 @@ def group_false_accepts(scores, groups, far: float, *, pooled=None) -> GroupRate
     return GroupRates(float(threshold), accepted / totals, names, float(logs.max() - logs.min()))
 
 
-def _products(a: jax.Array, b: jax.Array) -> jax.Array:
-    # True float32: the default of matrix units loses 1e-3, as much as discrepancies differ.
-    return jnp.einsum(
-        "nd,md->nm", a.astype(jnp.float32), b.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
-    )
-
-
 def _checked_nearest(
     embeddings, candidates, k, mask, labels, candidate_labels, same_above, tile, rows, *, name="k"
 ) -> jax.Array:
@@ -386,61 +383,17 @@ def _checked_nearest(
         if not jnp.issubdtype(values.dtype, jnp.floating):
             raise ValueError(f"{what}: needs a float dtype, got {values.dtype}")
         checks.check_unit_rows(what, values)
-    return _nearest(
+    return search.nearest(
         embeddings,
         candidates,
-        None if mask is None else jnp.asarray(mask, bool),
-        None if labels is None else jnp.asarray(labels),
-        None if candidate_labels is None else jnp.asarray(candidate_labels),
-        same_above,
-        k=k,
-        tile=min(tile, available),
-        rows=min(rows, count),
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("k", "tile", "rows"))
-def _nearest(embeddings, candidates, mask, labels, candidate_labels, same_above, *, k, tile, rows):
-    count, available = len(embeddings), len(candidates)
-    tiles, blocks = -(-available // tile), -(-count // rows)
-
-    def padded(x, length, axis=0):
-        widths = [(0, 0)] * x.ndim
-        widths[axis] = (0, length - x.shape[axis])
-        return jnp.pad(x, widths)
-
-    candidates = padded(candidates, tiles * tile)
-    if candidate_labels is not None:
-        candidate_labels = padded(candidate_labels, tiles * tile)
-    if mask is not None:
-        mask = padded(mask, tiles * tile, axis=1)
-
-    def of_block(block):
-        def merge(best, start):
-            def cut(x, axis=0):
-                return jax.lax.dynamic_slice_in_dim(x, start, tile, axis)
-
-            similarity = _products(block["embeddings"], cut(candidates))
-            allowed = (start + jnp.arange(tile) < available)[None]
-            if labels is not None:
-                allowed &= block["labels"][:, None] != cut(candidate_labels)[None]
-            if same_above is not None:
-                allowed &= similarity <= same_above
-            if mask is not None:
-                allowed &= cut(block["mask"], axis=1)
-            found, _ = jax.lax.top_k(jnp.where(allowed, similarity, -jnp.inf), min(k, tile))
-            return jax.lax.top_k(jnp.concatenate([best, found], axis=1), k)[0], None
-
-        nothing = jnp.full((rows, k), -jnp.inf, jnp.float32)
-        return jax.lax.scan(merge, nothing, jnp.arange(tiles) * tile)[0]
-
-    inputs = {"embeddings": embeddings, "labels": labels, "mask": mask}
-    split = {
-        name: padded(x, blocks * rows).reshape(blocks, rows, *x.shape[1:])
-        for name, x in inputs.items()
-        if x is not None
-    }
-    return jax.lax.map(of_block, split).reshape(blocks * rows, k)[:count]
+        k,
+        mask=mask,
+        labels=labels,
+        candidate_labels=candidate_labels,
+        at_most=same_above,
+        query_block=rows,
+        candidate_block=tile,
+    )[0]
 
 
 def _moments(nearest: jax.Array, inside: jax.Array) -> Discrepancy:

@@ -93,7 +93,7 @@ def _members(groups, length: int, count: int) -> list[np.ndarray]:
         raise UserError(f"groups: needs at least two, got {count}")
     groups = checks.index_array("groups", groups, length, count)
     members = [np.flatnonzero(groups == group) for group in range(count)]
-    absent = [group for group, found in enumerate(members) if not found.size]
+    absent = [group for group, rows in enumerate(members) if not rows.size]
     if absent:
         raise UserError(f"groups: needs records of each of the {count} groups, got none of group {absent[0]}")
     return members
@@ -111,10 +111,10 @@ def group_accuracy(correct, groups, *, count: int) -> np.ndarray:
       ValueError: shapes disagree, or a group out of range. UserError: a group without records, or R < 2.
     """
     correct = checks.truth_array("correct", correct, np.size(groups))
-    return np.array([correct[found].mean() for found in _members(groups, correct.size, count)])
+    return np.array([correct[rows].mean() for rows in _members(groups, correct.size, count)])
 
 
-def group_error_rates(scores, same, groups, *, count: int, threshold: float | None = None) -> GroupErrors:
+def _group_error_rates(scores, same, groups, *, count: int, threshold: float | None = None) -> GroupErrors:
     """False match and false non-match rate of each group at one threshold.
 
     Args:
@@ -131,31 +131,31 @@ def group_error_rates(scores, same, groups, *, count: int, threshold: float | No
     scores = checks.real_array("scores", scores, ndim=1)
     same = checks.truth_array("same", same, scores.size)
     members = _members(groups, scores.size, count)
-    for group, found in enumerate(members):
-        if same[found].all() or not same[found].any():
+    for group, rows in enumerate(members):
+        if same[rows].all() or not same[rows].any():
             raise UserError(f"groups: needs genuine and impostor pairs of each, group {group} has one kind")
     if threshold is None:
         threshold = float(equal_error_rate(scores[same], scores[~same]).threshold)
     accepted = scores > threshold
     fmr, fnmr = (
-        np.array([answer[found][kind[found]].mean() for found in members])
+        np.array([answer[rows][kind[rows]].mean() for rows in members])
         for answer, kind in ((accepted, ~same), (~accepted, same))
     )
     return GroupErrors(float(threshold), fmr, fnmr)
 
 
-def _pairs_of_group(labels: np.ndarray, found: np.ndarray, group: int, seed: int) -> Pairs:
-    """Balanced folds among the records `found`, as indices into all records; few pairs make fewer than ten folds."""
-    sizes = np.unique(labels[found], return_counts=True)[1].astype(np.int64)
+def _pairs_of_group(labels: np.ndarray, rows: np.ndarray, group: int, seed: int) -> Pairs:
+    """Balanced folds among the records `rows`, as indices into all records; few pairs make fewer than ten folds."""
+    sizes = np.unique(labels[rows], return_counts=True)[1].astype(np.int64)
     genuine = int((sizes * (sizes - 1) // 2).sum())
-    impostor = found.size * (found.size - 1) // 2 - genuine
+    impostor = rows.size * (rows.size - 1) // 2 - genuine
     if sizes.size < 2 or genuine < 2:
         raise UserError(
             f"groups: verification needs two people and two genuine pairs of each group, group {group} has {sizes.size} "
             f"and {genuine}"
         )
-    pairs = make_pairs(labels[found], folds=max(min(10, genuine, impostor), 2), seed=seed)
-    return pairs._replace(indices=found[pairs.indices].astype(np.int32))
+    pairs = make_pairs(labels[rows], folds=max(min(10, genuine, impostor), 2), seed=seed)
+    return pairs._replace(indices=rows[pairs.indices].astype(np.int32))
 
 
 def group_verification(
@@ -178,20 +178,20 @@ def group_verification(
     embeddings = checks.real_array("embeddings", embeddings, ndim=2)
     if pairs is None:
         pairs = [
-            _pairs_of_group(np.asarray(labels), found, group, seed)
-            for group, found in enumerate(_members(groups, len(embeddings), count))
+            _pairs_of_group(np.asarray(labels), rows, group, seed)
+            for group, rows in enumerate(_members(groups, len(embeddings), count))
         ]
     unit = np.asarray(normalize(embeddings))
-    scores = [pair_similarities(unit, chosen.indices) for chosen in pairs]
+    scores = [pair_similarities(unit, group_pairs.indices) for group_pairs in pairs]
     accuracies = [
         ten_fold_accuracy(
-            cosine_to_squared_l2(values.astype(np.float64)), chosen.same, folds=chosen.folds
+            cosine_to_squared_l2(values.astype(np.float64)), group_pairs.same, folds=group_pairs.folds
         ).accuracy
-        for values, chosen in zip(scores, pairs, strict=True)
+        for values, group_pairs in zip(scores, pairs, strict=True)
     ]
-    errors = group_error_rates(
+    errors = _group_error_rates(
         np.concatenate(scores),
-        np.concatenate([chosen.same for chosen in pairs]),
+        np.concatenate([group_pairs.same for group_pairs in pairs]),
         np.repeat(np.arange(len(pairs)), [len(values) for values in scores]),
         count=count,
     )

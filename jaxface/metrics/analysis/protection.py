@@ -1,4 +1,7 @@
-"""How often a mask on a photograph keeps the person in it from being found (the face-cloak protocols of arXiv:2205.11981)."""
+"""How often a mask on a photograph keeps the person in it from being found (the face-cloak protocols of arXiv:2205.11981).
+
+Methods: cloak
+"""
 
 from collections.abc import Sequence
 
@@ -17,7 +20,7 @@ def protection_success(masked, clean, distractors, ks: Sequence[int] = (1, 5)) -
         PSR@k = 1 - 1/Q · Σ_{i, a ≠ b} [ |{d : ⟨q_ia, z_d⟩ ≥ ⟨q_ia, g_ib⟩}| < k ],        Q = I m (m - 1)
 
     Query q_ia is the masked image a of person i; the gallery holds the clean image b of that person and every distractor. A mate
-    counts as found only strictly above the k-th distractor (design). Distractors are gone through in blocks, of which the best
+    counts as found only strictly above the k-th distractor (design). Distractors are processed in blocks, of which the best
     max k per query are kept.
 
     Args:
@@ -55,23 +58,23 @@ def protection_success(masked, clean, distractors, ks: Sequence[int] = (1, 5)) -
         np.asarray(normalize(jnp.asarray(x.reshape(-1, size)))) for x in (masked, clean, distractors)
     )
 
-    kept = min(max(ks), len(others))
-    nearest = np.full((len(queries), kept), -np.inf, np.float32)
+    num_best = min(max(ks), len(others))
+    nearest = np.full((len(queries), num_best), -np.inf, np.float32)
     for rows, _, scores in similarity_blocks(queries, others):
         pool = np.concatenate([nearest[rows], scores], axis=1)
-        nearest[rows] = np.partition(pool, pool.shape[1] - kept, axis=1)[:, -kept:]
+        nearest[rows] = np.partition(pool, pool.shape[1] - num_best, axis=1)[:, -num_best:]
     nearest = np.sort(nearest, axis=1)[:, ::-1]
 
     # By the same blocked product as the distractors, so that a copy of the mate among them ties with it.
-    found = np.zeros(len(ks), np.int64)
+    hits = np.zeros(len(ks), np.int64)
     for rows, columns, scores in similarity_blocks(queries, mates):
         row, column = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
         pairs = (row[:, None] // images == column // images) & (row[:, None] != column)
         r, c = np.nonzero(pairs)
         for index, k in enumerate(ks):
             if k > len(others):
-                found[index] += len(r)
+                hits[index] += len(r)
             else:
-                found[index] += np.count_nonzero(scores[r, c] > nearest[row[r], k - 1])
+                hits[index] += np.count_nonzero(scores[r, c] > nearest[row[r], k - 1])
     total = people * images * (images - 1)
-    return {k: 1 - int(hits) / total for k, hits in zip(ks, found, strict=True)}
+    return {k: 1 - int(count) / total for k, count in zip(ks, hits, strict=True)}

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxface import checks
+from jaxface import checks, search
 from jaxface.errors import UserError
-from jaxface.metrics.recognition.similarity import similarity_matrix
 from jaxface.metrics.recognition.verification import normalize
 
 
@@ -68,12 +67,8 @@ def nearest_prototype(embeddings, prototypes, *, block: int = 4096) -> np.ndarra
         raise ValueError(
             f"embeddings, prototypes: need one width, got {embeddings.shape} and {prototypes.shape}"
         )
-    unit = normalize(prototypes)
-    parts = [
-        np.asarray(jnp.argmax(similarity_matrix(normalize(embeddings[start : start + block]), unit), axis=1))
-        for start in range(0, len(embeddings), block)
-    ]
-    return np.concatenate(parts).astype(np.int32)
+    _, ids = search.nearest(normalize(embeddings), normalize(prototypes), 1, query_block=block)
+    return np.asarray(ids[:, 0])
 
 
 def nearest_prototype_accuracy(embeddings, prototypes, labels, *, block: int = 4096) -> float:

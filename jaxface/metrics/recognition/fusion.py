@@ -5,14 +5,14 @@ all that fusion needs to know about quality. A missing modality is an embedding 
 """
 
 import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxface import checks
+from jaxface import checks, search
 from jaxface.errors import UserError
 from jaxface.metrics.recognition.similarity import similarity_blocks
 
@@ -150,6 +150,24 @@ def equalize(rgb_scores: jax.Array, depth_scores: jax.Array, spread: Spread) -> 
     return jnp.asarray(rgb_scores, jnp.float32) * ratio, jnp.asarray(depth_scores, jnp.float32) / ratio
 
 
+def combine_scores(
+    rgb_scores: jax.Array, depth_scores: jax.Array, rule: Literal["rgb", "depth", "sum", "max"] | float
+) -> jax.Array:
+    """Scores of both modalities under a rule that is the same for all images, the baselines of `fuse_scores`.
+
+    Args:
+      rgb_scores, depth_scores: [...] float, equalized.
+      rule: "rgb" or "depth" alone, their mean ("sum"), their maximum, or w of w s^r + (1 - w) s^d.
+
+    Returns:
+      [...] float.
+    """
+    if rule == "max":
+        return jnp.maximum(rgb_scores, depth_scores)
+    weight = {"rgb": 1.0, "depth": 0.0, "sum": 0.5}[rule] if isinstance(rule, str) else rule
+    return weight * rgb_scores + (1 - weight) * depth_scores
+
+
 def impostor_spread(embeddings, labels, *, most: int = 8192) -> float:
     """Standard deviation of the cosines of two people, on training data: what `fuse_scores` divides by.
 
@@ -211,7 +229,7 @@ def fused_search(
     spread: Spread = (1.0, 1.0),
     block: int = 1024,
 ) -> tuple[jax.Array, jax.Array]:
-    """The k most similar images of a large gallery for each probe; memory is three times block · G · 4 bytes, no [Q, G].
+    """The k most similar images of a large gallery for each probe; no [Q, G] is held.
 
     Args:
       probes, gallery, probe_only, spread, block: as `fused_similarities`.
@@ -288,21 +306,29 @@ def _in_blocks(function, probes: RgbdTemplates, block: int):
     return jax.tree.map(lambda x: x.reshape(blocks * block, -1)[:count], jax.lax.map(function, padded))
 
 
-def _fused(probes: RgbdTemplates, gallery: RgbdTemplates, spread: jax.Array, probe_only: bool) -> jax.Array:
+def _fused(probes: RgbdTemplates, gallery: RgbdTemplates, spread, *, probe_only: bool) -> jax.Array:
     rgb, depth = (
         jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
         for a, b in ((probes.rgb, gallery.rgb), (probes.depth, gallery.depth))
     )
-    return fuse_scores(
-        rgb, depth, probes.logit, None if probe_only else gallery.logit, spread=(spread[0], spread[1])
-    )
+    return fuse_scores(rgb, depth, probes.logit, None if probe_only else gallery.logit, spread=spread)
 
 
 @functools.partial(jax.jit, static_argnames=("probe_only", "block"))
 def _similarities(probes, gallery, spread, *, probe_only: bool, block: int) -> jax.Array:
-    return _in_blocks(lambda part: _fused(part, gallery, spread, probe_only), probes, block)
+    return _in_blocks(
+        lambda part: _fused(part, gallery, (spread[0], spread[1]), probe_only=probe_only), probes, block
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("k", "probe_only", "block"))
 def _search(probes, gallery, spread, *, k: int, probe_only: bool, block: int):
-    return _in_blocks(lambda part: jax.lax.top_k(_fused(part, gallery, spread, probe_only), k), probes, block)
+    if probe_only:
+        gallery = gallery._replace(logit=jnp.zeros_like(gallery.logit))
+    spreads = jnp.broadcast_to(spread, (len(probes.logit), 2))
+    return search.nearest((probes, spreads), gallery, k, similarity=_fused_with_spreads, query_block=block)
+
+
+def _fused_with_spreads(probes: tuple[RgbdTemplates, jax.Array], gallery: RgbdTemplates) -> jax.Array:
+    templates, spreads = probes
+    return _fused(templates, gallery, (spreads[:, :1], spreads[:, 1:]), probe_only=False)

@@ -63,8 +63,8 @@ def ranks(similarity, mate) -> np.ndarray:
       UserError: no probes, no gallery, or a score that is not finite.
     """
     similarity, mate = _scored(similarity, mate)
-    own = similarity[np.arange(len(mate)), mate]
-    return np.count_nonzero(similarity >= own[:, None], axis=1)  # the mate itself is the 1
+    mate_scores = similarity[np.arange(len(mate)), mate]
+    return np.count_nonzero(similarity >= mate_scores[:, None], axis=1)  # the mate itself is the 1
 
 
 def rank_k(similarity, mate, k: int = 1) -> float:
@@ -117,10 +117,10 @@ def tpir_at_fpir(mated, mate, non_mated, fpirs, *, rank1: bool = True, strict: b
     if strict and not (allowed >= 1).all():
         raise UserError(f"fpirs: {targets.min():g} needs more non-mated probes than the {alarms.size} given")
     threshold = alarms[alarms.size - 1 - allowed]
-    own = mated[np.arange(len(mate)), mate]
+    mate_scores = mated[np.arange(len(mate)), mate]
     # A probe that may not count gets a score that no threshold lets through.
-    found = np.sort(np.where(ranks(mated, mate) == 1, own, -np.inf) if rank1 else own)
-    tpir = (found.size - np.searchsorted(found, threshold, side="right")) / found.size
+    scores = np.sort(np.where(ranks(mated, mate) == 1, mate_scores, -np.inf) if rank1 else mate_scores)
+    tpir = (scores.size - np.searchsorted(scores, threshold, side="right")) / scores.size
     fpir = (alarms.size - np.searchsorted(alarms, threshold, side="right")) / alarms.size
     return TpirAtFpir(
         numbers.plain(tpir),
@@ -199,8 +199,8 @@ def mate_scores_above_non_mates(similarity, mate, rates) -> MateScores:
     lower = numbers.allowed_count(targets, probes)
     position = lower + (lower / probes < targets)  # ceil(P f), safe from rounding of the product
     threshold = false[false.size - position]
-    own = similarity[np.arange(probes), mate]
-    rate = (own[:, None] > threshold.reshape(1, -1)).mean(axis=0).reshape(targets.shape)
+    mate_scores = similarity[np.arange(probes), mate]
+    rate = (mate_scores[:, None] > threshold.reshape(1, -1)).mean(axis=0).reshape(targets.shape)
     return MateScores(numbers.plain(rate), numbers.plain(np.asarray(threshold, np.float64)))
 
 

@@ -34,7 +34,7 @@ def distractor_rank1(probes, labels, distractors, *, sizes: Sequence[int]) -> np
       ValueError: shapes disagree. UserError: no pair of one identity, a size outside [1, N], empty or not
         finite input.
     """
-    probes, distractors, own, partner = _prepared(probes, labels, distractors)
+    probes, distractors, probe, mate = _prepared(probes, labels, distractors)
     sizes = np.asarray(sizes, np.int64)
     if sizes.ndim != 1 or sizes.size == 0 or sizes.min() < 1 or sizes.max() > len(distractors):
         raise UserError(f"sizes: needs numbers in [1, {len(distractors)}], got {sizes.tolist()}")
@@ -44,8 +44,8 @@ def distractor_rank1(probes, labels, distractors, *, sizes: Sequence[int]) -> np
             inside = scores[:, : max(size - columns.start, 0)]
             if inside.size:
                 np.maximum(nearest[k, rows], inside.max(axis=1), out=nearest[k, rows])
-    mates = _mate_scores(probes, own, partner)
-    return (mates[None] > nearest[:, own]).mean(axis=1)
+    mates = _mate_scores(probes, probe, mate)
+    return (mates[None] > nearest[:, probe]).mean(axis=1)
 
 
 def distractor_verification(probes, labels, distractors, fars, *, bins: int = 1 << 16) -> HistogramTar:
@@ -62,10 +62,10 @@ def distractor_verification(probes, labels, distractors, fars, *, bins: int = 1 
     Raises:
       ValueError: shapes disagree. UserError: no pair of one identity, empty or not finite input.
     """
-    probes, distractors, own, partner = _prepared(probes, labels, distractors)
+    probes, distractors, probe, mate = _prepared(probes, labels, distractors)
     histogram = ScoreHistogram(bins=bins)
-    once = own < partner
-    histogram.add(genuine=_mate_scores(probes, own[once], partner[once]))
+    once = probe < mate
+    histogram.add(genuine=_mate_scores(probes, probe[once], mate[once]))
     for block in similarity_blocks(probes, distractors):
         histogram.add(impostor=block.scores)
     return histogram.tar_at_far(fars)
@@ -78,17 +78,19 @@ def _prepared(probes, labels, distractors):
     labels = np.asarray(labels)
     if labels.shape != (len(probes),):
         raise ValueError(f"labels: needs shape ({len(probes)},), got {labels.shape}")
-    own, partner = np.nonzero(labels[:, None] == labels[None, :])
-    own, partner = own[own != partner], partner[own != partner]
-    if own.size == 0:
+    probe, mate = np.nonzero(labels[:, None] == labels[None, :])
+    probe, mate = probe[probe != mate], mate[probe != mate]
+    if probe.size == 0:
         raise UserError("labels: need an identity with two probes")
-    return probes, distractors, own, partner
+    return probes, distractors, probe, mate
 
 
-def _mate_scores(probes: np.ndarray, own: np.ndarray, partner: np.ndarray) -> np.ndarray:
+def _mate_scores(probes: np.ndarray, probe: np.ndarray, mate: np.ndarray) -> np.ndarray:
     # By the same blocked product as the distractors, so that a copy of the mate among them ties with it.
-    scores = np.empty(own.size, np.float32)
+    scores = np.empty(probe.size, np.float32)
     for rows, columns, block in similarity_blocks(probes, probes):
-        here = (own >= rows.start) & (own < rows.stop) & (partner >= columns.start) & (partner < columns.stop)
-        scores[here] = block[own[here] - rows.start, partner[here] - columns.start]
+        in_block = (
+            (probe >= rows.start) & (probe < rows.stop) & (mate >= columns.start) & (mate < columns.stop)
+        )
+        scores[in_block] = block[probe[in_block] - rows.start, mate[in_block] - columns.start]
     return scores

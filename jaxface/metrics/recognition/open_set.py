@@ -55,23 +55,23 @@ def open_set(embeddings, labels, *, seed: int = 0, most: int = 10_000) -> dict[s
     shuffled = rng.permutation(len(labels))
     person = np.searchsorted(people, labels[shuffled])
     strangers = shuffled[np.isin(person, others)]
-    known, whose = shuffled[np.isin(person, enrolled)], person[np.isin(person, enrolled)]
+    enrolled_rows, whose = shuffled[np.isin(person, enrolled)], person[np.isin(person, enrolled)]
     # The first record of each enrolled person in the shuffled order is the one in the gallery.
     gallery_people, first = np.unique(whose, return_index=True)
-    mated = np.setdiff1d(np.arange(len(known)), first)
-    gallery = unit[known[first]]
-    scores = np.asarray(similarity_matrix(unit[known[mated]], gallery))
+    mated = np.setdiff1d(np.arange(len(enrolled_rows)), first)
+    gallery = unit[enrolled_rows[first]]
+    scores = np.asarray(similarity_matrix(unit[enrolled_rows[mated]], gallery))
     mate = np.searchsorted(gallery_people, whose[mated])
-    found = tpir_at_fpir(
+    identification = tpir_at_fpir(
         scores, mate, np.asarray(similarity_matrix(unit[strangers[:most]], gallery)), list(FPIRS.values())
     )
     report = {"identification/rank1": rank_k(scores, mate)}
-    for name, rate, resolvable in zip(FPIRS, found.tpir, found.resolvable, strict=True):
+    for name, rate, resolvable in zip(FPIRS, identification.tpir, identification.resolvable, strict=True):
         if resolvable:
             report[f"identification/tpir@{name}"] = float(rate)
     sizes = [10**k for k in range(1, 7) if 10**k <= len(strangers)]
     if sizes:
-        rates = distractor_rank1(unit[known], whose, unit[strangers[: sizes[-1]]], sizes=sizes)
+        rates = distractor_rank1(unit[enrolled_rows], whose, unit[strangers[: sizes[-1]]], sizes=sizes)
         report |= {
             f"identification/distractor_rank1@{n}": float(r) for n, r in zip(sizes, rates, strict=True)
         }

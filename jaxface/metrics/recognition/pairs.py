@@ -76,22 +76,53 @@ def make_pairs(labels, *, folds: int = 10, per_fold: int | None = None, seed: in
     groups = _deal(members, folds, rng)
     disjoint = min(min(_capacities(group)) for group in groups)
     shared = min(_capacities(members)) // folds
-    wanted = per_fold or min(disjoint or shared, 300)
-    if not 0 < wanted <= max(disjoint, shared):
+    num_pairs = per_fold or min(disjoint or shared, 300)
+    if not 0 < num_pairs <= max(disjoint, shared):
         genuine, impostor = _capacities(members)
         need = folds * (per_fold or 1)
         raise UserError(
             f"labels: {folds} folds need {need} genuine and {need} impostor pairs, "
             f"the set has {genuine} and {impostor}"
         )
-    if wanted <= disjoint:
-        drawn = [(_genuine(group, wanted, rng), _impostor(group, wanted, rng)) for group in groups]
+    if num_pairs <= disjoint:
+        drawn = [(_genuine(group, num_pairs, rng), _impostor(group, num_pairs, rng)) for group in groups]
     else:
-        genuine = rng.permutation(_genuine(members, wanted * folds, rng)).reshape(folds, wanted, 2)
-        impostor = rng.permutation(_impostor(members, wanted * folds, rng)).reshape(folds, wanted, 2)
+        genuine = rng.permutation(_genuine(members, num_pairs * folds, rng)).reshape(folds, num_pairs, 2)
+        impostor = rng.permutation(_impostor(members, num_pairs * folds, rng)).reshape(folds, num_pairs, 2)
         drawn = list(zip(genuine, impostor, strict=True))
     indices = np.concatenate([np.concatenate(fold) for fold in drawn]).astype(np.int32)
-    return Pairs(indices, np.tile(np.arange(2 * wanted) < wanted, folds), folds, wanted <= disjoint)
+    return Pairs(indices, np.tile(np.arange(2 * num_pairs) < num_pairs, folds), folds, num_pairs <= disjoint)
+
+
+def draw_pairs(labels, *, most: int = 5_000_000, seed: int = 0) -> Pairs:
+    """`all_pairs` of a labeled set; of more than `most` about a tenth genuine and the rest impostors, drawn at random.
+
+    Args:
+      labels: [N] integers, who is on each record.
+      most: pairs that are held at once; a draw has no pair twice and may be smaller.
+      seed: of the draw.
+
+    Raises:
+      UserError: fewer than two records.
+    """
+    labels = _labels(labels)
+    count = len(labels)
+    if count * (count - 1) // 2 <= most:
+        return all_pairs(labels)
+    rng = np.random.default_rng(seed)
+    order = np.argsort(labels, kind="stable")
+    _, starts, number, sizes = np.unique(
+        labels[order], return_index=True, return_inverse=True, return_counts=True
+    )
+    place = rng.integers(count, size=most // 10)
+    place = place[sizes[number[place]] > 1]
+    size, start = sizes[number[place]], starts[number[place]]
+    other = start + (place - start + rng.integers(1, size)) % size
+    genuine = np.stack([order[place], order[other]], axis=1)
+    drawn = rng.integers(count, size=(most - most // 10, 2))
+    impostor = drawn[labels[drawn[:, 0]] != labels[drawn[:, 1]]]
+    pairs = np.unique(np.sort(np.concatenate([genuine, impostor]), axis=1), axis=0)
+    return Pairs(pairs.astype(np.int32), labels[pairs[:, 0]] == labels[pairs[:, 1]], folds=1)
 
 
 def _labels(labels) -> np.ndarray:

@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxface import checks
 from jaxface.errors import UserError
+from jaxface.metrics.analysis.discrepancy import group_false_accepts
 from jaxface.metrics.recognition.curves import auc, equal_error_rate, tar_at_far
 from jaxface.metrics.recognition.pairs import Pairs, make_pairs
 from jaxface.metrics.recognition.similarity import all_pair_similarities, pair_similarities
@@ -78,6 +79,41 @@ def verification_scores(
         return np.concatenate([genuine, impostor]), np.arange(genuine.size + impostor.size) < genuine.size
     folds = _folds(labels, pairs, seed)
     return pair_similarities(unit, folds.indices), folds.same
+
+
+def report_scores(scores, pairs: Pairs, groups=None) -> dict[str, float]:
+    """Verification by scores of any range.
+
+    Args:
+      scores: [P] float, of the pairs.
+      pairs: which ones they are.
+      groups: [N] integers, the group of each record; None where it is not known.
+
+    Returns:
+      "tar@1e-2" ... "tar@1e-6", those that the number of impostor pairs can resolve; "eer"; and with two groups or more
+      "spread@1e-2" and "spread@1e-3": how far the FARs of the groups are apart at the threshold of that FAR, in powers of ten
+      (`group_false_accepts` on pairs inside a group).
+
+    Raises:
+      ValueError, UserError: as `tar_at_far` and `group_false_accepts`.
+    """
+    scores = np.asarray(scores)
+    genuine, impostor = np.sort(scores[pairs.same]), np.sort(scores[~pairs.same])
+    rates = {name: far for name, far in FARS.items() if far <= 1e-2}
+    points = tar_at_far(genuine, impostor, list(rates.values()))
+    report = {
+        f"tar@{name}": float(tar)
+        for name, tar, resolvable in zip(rates, points.tar, points.resolvable, strict=True)
+        if resolvable
+    }
+    report["eer"] = equal_error_rate(genuine, impostor).eer
+    if groups is not None and len(np.unique(groups)) > 1:
+        first, second = (np.asarray(groups)[side] for side in pairs.indices.T)
+        inside = ~pairs.same & (first == second)
+        for name in ("1e-2", "1e-3"):
+            of_groups = group_false_accepts(scores[inside], first[inside], FARS[name], pooled=impostor)
+            report[f"spread@{name}"] = of_groups.spread
+    return report
 
 
 def _unit(embeddings, labels, pairs: PairChoice) -> np.ndarray:

@@ -75,12 +75,12 @@ def similarity_blocks(a, b=None, *, block: int = BLOCK) -> Iterator[Block]:
         raise ValueError(f"a, b: need the same width, got {a.shape} and {b.shape}")
     checks.check_number("block", block, checks.AtLeast(1))
     height, width = min(block, len(a)), min(block, len(b))
-    for top in range(0, len(a), height):
-        rows = slice(top, min(top + height, len(a)))
-        left_hand = jax.device_put(_padded(a[rows], height))
-        for left in range(top if symmetric else 0, len(b), width):
-            columns = slice(left, min(left + width, len(b)))
-            scores = np.asarray(similarity_matrix(left_hand, _padded(b[columns], width)))
+    for first_row in range(0, len(a), height):
+        rows = slice(first_row, min(first_row + height, len(a)))
+        queries = jax.device_put(_padded(a[rows], height))
+        for first_column in range(first_row if symmetric else 0, len(b), width):
+            columns = slice(first_column, min(first_column + width, len(b)))
+            scores = np.asarray(similarity_matrix(queries, _padded(b[columns], width)))
             yield Block(rows, columns, scores[: rows.stop - rows.start, : columns.stop - columns.start])
 
 

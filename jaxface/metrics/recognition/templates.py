@@ -93,13 +93,11 @@ def template_pair_similarities(templates: Templates, first, second) -> np.ndarra
       ValueError: shapes differ. UserError: an id that no template has.
     """
     columns = []
-    for name, wanted in (("first", np.asarray(first)), ("second", np.asarray(second))):
-        place = np.minimum(np.searchsorted(templates.ids, wanted), len(templates.ids) - 1)
-        missing = templates.ids[place] != wanted
+    for name, ids in (("first", np.asarray(first)), ("second", np.asarray(second))):
+        place = np.minimum(np.searchsorted(templates.ids, ids), len(templates.ids) - 1)
+        missing = templates.ids[place] != ids
         if missing.any():
-            raise UserError(
-                f"{name}: {missing.sum()} ids have no template, the first is {wanted[missing][0]}"
-            )
+            raise UserError(f"{name}: {missing.sum()} ids have no template, the first is {ids[missing][0]}")
         columns.append(place)
     if columns[0].ndim != 1 or columns[0].shape != columns[1].shape:
         raise ValueError(f"first, second: need one shape [P], got {columns[0].shape} and {columns[1].shape}")

@@ -201,8 +201,8 @@ def val_at_far(distances, same, *, far: float = 1e-3, folds: int = 10, threshold
     rows = np.arange(folds)
     vals = np.where(reached, accepted[rows, 1, best] / sizes[:, 1], 0.0)
     fars = np.where(reached, accepted[rows, 0, best] / sizes[:, 0], 0.0)
-    chosen = np.where(reached, thresholds[best], 0.0)
-    return ValAtFar(float(vals.mean()), float(vals.std()), float(fars.mean()), vals, fars, chosen)
+    fold_thresholds = np.where(reached, thresholds[best], 0.0)
+    return ValAtFar(float(vals.mean()), float(vals.std()), float(fars.mean()), vals, fars, fold_thresholds)
 
 
 def _accepted_per_fold(distances, same, folds: int, thresholds) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -2,6 +2,8 @@
 
 In the manner of DCGAN (arXiv:1511.06434) without batch statistics: an example depends on its latent alone, so that the batch may
 be split over devices at will. What keeps the training stable is the gradient penalty (`jaxface.losses.r1_penalty`).
+
+Methods: ida
 """
 
 import math

@@ -31,7 +31,7 @@ class ConvNet(nn.Module):
     def __post_init__(self):
         if len(self.channels) != len(self.strides):
             raise UserError(
-                f"channels and strides need the same length, not {self.channels} and {self.strides}"
+                f"channels, strides: need the same length, got {self.channels} and {self.strides}"
             )
         super().__post_init__()
 

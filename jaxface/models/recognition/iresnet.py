@@ -51,11 +51,9 @@ class IResNet(nn.Module):
 
     def __post_init__(self):
         if self.block not in BLOCKS:
-            raise UserError(f"block must be one of {', '.join(BLOCKS)}, not {self.block!r}")
+            raise UserError(f"block: needs one of {', '.join(BLOCKS)}, got {self.block!r}")
         if len(self.stages) != len(self.channels):
-            raise UserError(
-                f"stages and channels need the same length, not {self.stages} and {self.channels}"
-            )
+            raise UserError(f"stages, channels: need the same length, got {self.stages} and {self.channels}")
         super().__post_init__()
 
     @nn.compact

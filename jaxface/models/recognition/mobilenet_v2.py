@@ -46,7 +46,7 @@ class MobileNetV2(nn.Module):
 
     def __post_init__(self):
         if int(_STAGES[0][1] * self.width) < 1:
-            raise UserError(f"width must be at least 1/16, not {self.width}")
+            raise UserError(f"width: needs at least 1/16, got {self.width}")
         super().__post_init__()
 
     @nn.compact

@@ -45,7 +45,7 @@ class ResNet(nn.Module):
 
     def __post_init__(self):
         if self.block not in BLOCKS:
-            raise UserError(f"block must be one of {', '.join(BLOCKS)}, not {self.block!r}")
+            raise UserError(f"block: needs one of {', '.join(BLOCKS)}, got {self.block!r}")
         _check_stages(self.stages, self.channels)
         super().__post_init__()
 
@@ -172,7 +172,7 @@ class Block(nn.Module):
 
 def _check_stages(stages: tuple[int, ...], channels: tuple[int, ...]) -> None:
     if len(stages) != len(channels):
-        raise UserError(f"stages and channels need the same length, not {stages} and {channels}")
+        raise UserError(f"stages, channels: need the same length, got {stages} and {channels}")
 
 
 def _conv(features: int, *, kernel: int, stride: int = 1, **options) -> nn.Conv:

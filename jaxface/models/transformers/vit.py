@@ -25,7 +25,7 @@ class ViT(nn.Module):
       dim: token size D; a multiple of `heads`.
       depth: transformer blocks.
       heads: attention heads.
-      patch: side of a square patch in pixels; H and W must be multiples of it, or a call raises UserError.
+      patch: side of a square patch in pixels; H and W need to be multiples of it, or a call raises UserError.
       pool: "class" (a learned token is read out) or "mean" (no such token).
       dropout: rate after the positions and in each block's two branches, in [0, 1).
       drop_path: rate at which an example skips a branch in the last block; it grows linearly from 0 in the first
@@ -48,9 +48,9 @@ class ViT(nn.Module):
 
     def __post_init__(self):
         if self.pool not in POOLS:
-            raise UserError(f"pool must be one of {', '.join(POOLS)}, not {self.pool!r}")
+            raise UserError(f"pool: needs one of {', '.join(POOLS)}, got {self.pool!r}")
         if self.dim % self.heads:
-            raise UserError(f"dim must be a multiple of heads, and {self.dim} is not one of {self.heads}")
+            raise UserError(f"dim: needs a multiple of heads, {self.heads}, got {self.dim}")
         super().__post_init__()
 
     @nn.compact

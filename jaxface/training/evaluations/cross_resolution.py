@@ -1,4 +1,7 @@
-"""How a network fares on faces of few pixels: accuracy and gradient norm over the resolution (arXiv:2302.05621)."""
+"""How a network fares on faces of few pixels: accuracy and gradient norm over the resolution (arXiv:2302.05621).
+
+Methods: lrfr
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -14,7 +17,8 @@ from jaxface.data.sources.source import Source
 from jaxface.data.transforms.resolution import LowResolution, check_sizes, low_resolution
 from jaxface.errors import UserError
 from jaxface.training import figures
-from jaxface.training.recognition import Figures, embed_source
+from jaxface.training.recognition import embed_source
+from jaxface.training.stages import Figures
 from jaxface.training.step import Params, TrainState
 
 

@@ -1,4 +1,7 @@
-"""Evaluation of a state group by group: is every group of people recognized alike?"""
+"""Evaluation of a state group by group: is every group of people recognized alike?
+
+Methods: gabn
+"""
 
 from collections.abc import Mapping
 
@@ -9,7 +12,7 @@ from jaxface import metrics
 from jaxface.data.sources.packs import PackSource
 from jaxface.data.sources.source import Source
 from jaxface.errors import UserError
-from jaxface.training.recognition import Figures, embed_source
+from jaxface.training.recognition import embed_source
 from jaxface.training.step import TrainState
 
 
@@ -73,10 +76,6 @@ class GroupFairness:
         correct = metrics.nearest_prototype(found, prototypes) == self.source.labels
         return _report(self.names, metrics.group_accuracy(correct, self.groups, count=len(self.names)))
 
-    def figures(self, state: TrainState) -> Figures:
-        """None: the numbers say it."""
-        return {}
-
 
 class PackFairness:
     """`GroupFairness` on verification packs, one for each group, such as the four of RFW.
@@ -104,10 +103,6 @@ class PackFairness:
             np.concatenate(embeddings), None, groups, count=len(pairs), pairs=pairs
         )
         return _report(list(self.packs), *result)
-
-    def figures(self, state: TrainState) -> Figures:
-        """None: the numbers say it."""
-        return {}
 
 
 def _report(names: list[str], accuracies: np.ndarray, errors=None) -> dict[str, float]:

@@ -102,7 +102,7 @@ def test_shards_one_after_the_other_are_the_single_batch(fake, count):
     shards = [batches(fake(50), **options, shard=(i, count)) for i in range(count)]
     parts = [take(shard, 4) for shard in shards]
     states = [shard.get_state() for shard in shards]
-    assert len({json.dumps(state) for state in states}) == 1  # any number of processes can go on from it
+    assert len({json.dumps(state) for state in states}) == 1  # any number of processes can resume from it
     for i, state in enumerate(states):
         fresh = batches(fake(50), **options, shard=(i, count))
         fresh.set_state(state)

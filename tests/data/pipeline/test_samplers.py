@@ -140,7 +140,7 @@ def test_shards_one_after_the_other_are_the_single_batch(fake, name, count):
     assert len({json.dumps(shard.get_state()) for shard in shards}) == 1
 
 
-def test_the_same_record_is_augmented_anew_at_every_place(fake):
+def test_the_same_record_is_augmented_again_at_every_place(fake):
     source = fake(8, classes=2)
     order = ClassUniform(source.labels, per_class=4)
     (batch,) = take(batches(source, batch_size=8, seed=0, augment=Augment(flip=0.5), order=order), 1)

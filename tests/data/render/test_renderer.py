@@ -271,7 +271,7 @@ def test_refusals():
     faces = draw(8)
     with pytest.raises(UserError, match="image_size: needs an integer from 8"):
         render(faces, image_size=7)
-    with pytest.raises(UserError, match="outputs: unknown"):
+    with pytest.raises(UserError, match="outputs: needs names among"):
         render(faces, image_size=16, outputs=("rgb",))
     with pytest.raises(ValueError, match=r"identity.shape: needs shape \[B, 24\]"):
         render(faces.replace(identity=faces.identity.replace(shape=jnp.zeros((8, 23)))), image_size=16)

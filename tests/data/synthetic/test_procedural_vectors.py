@@ -49,7 +49,7 @@ def test_the_two_protocols():
         ({"identities": 1}, "identities: needs an integer from 2, got 1"),
         ({"per_identity": 0}, "per_identity: needs an integer from 1, got 0"),
         ({"groups": 0}, "groups: needs an integer from 1, got 0"),
-        ({"held_out_identities": 1}, "held_out_identities: pairs to verify need at least 2, got 1"),
+        ({"held_out_identities": 1}, "held_out_identities: needs an integer from 2, got 1"),
     ],
 )
 def test_refusals(fields, message):

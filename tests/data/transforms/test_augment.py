@@ -75,7 +75,7 @@ def test_a_pool_of_generators_gives_the_same_stream():
     forward = [dataset[i]["image"] for i in range(12)]
     backward = [dataset[i]["image"] for i in reversed(range(12))][::-1]
     np.testing.assert_array_equal(forward, backward)
-    assert (forward[0] != forward[6]).any()  # the next epoch draws anew
+    assert (forward[0] != forward[6]).any()  # the next epoch draws again
 
 
 def test_gray_is_the_luma_in_every_channel():

@@ -9,9 +9,11 @@ import pytest
 from experiments import configs, launch
 from experiments.methods import coupleface
 from experiments.recipes import recognition as recipe
+from experiments.recipes.teachers import TeacherSpec
 from experiments.studies import coupleface as studies
 from jaxface import data, losses, training
 from jaxface.errors import UserError
+from jaxface.training import class_banks
 
 # Plain gradient descent: Adam's division makes rounding errors of small gradients as large as steps.
 SGD = training.Optimizer(learning_rate=0.05, schedule="constant", weight_decay=0.0)
@@ -20,7 +22,7 @@ TINY = dataclasses.replace(
     data=data.Procedural(identities=130, per_identity=2, held_out_identities=4, held_out_per_identity=3),
     backbone="mlp_8",
     embedding=8,
-    teacher=recipe.Teacher(backbone="mlp_16", embedding=8, steps=2, optimizer=SGD),
+    teacher=TeacherSpec(backbone="mlp_16", embedding=8, steps=2, optimizer=SGD),
     optimizer=SGD,
     batch_size=16,
     steps=3,
@@ -64,12 +66,12 @@ def test_the_stages_are_prototypes_neighbors_and_a_student(alone):
     model = recipe.network(TINY, backbone="mlp_16")
     embeddings = model.apply({"params": kept["teacher"].params["backbone"]}, images(split.train))
     # 260 images are 16.25 batches of 16: the last one runs over into images that were counted before.
-    expected = losses.class_prototypes(embeddings, split.train.labels, 130)
+    expected = class_banks.class_prototypes(embeddings, split.train.labels, 130)
     rows = training.prototype_rows(130)
     np.testing.assert_allclose(kept["neighbors"].extra["memory"][:130], expected, atol=1e-5)
     neighbors = kept["neighbors"].extra["neighbors"]
     assert neighbors.shape == (rows, 5) and neighbors.dtype == np.int32
-    np.testing.assert_array_equal(neighbors[:130], losses.mine_neighbors(expected, 5))
+    np.testing.assert_array_equal(neighbors[:130], class_banks.mine_neighbors(expected, 5))
     assert 0 <= metrics["student/verification/accuracy"] <= 1
     assert "prototypes" not in kept["student"].params and "projection" not in kept["student"].params
 
@@ -83,7 +85,7 @@ def test_the_memory_holds_the_newest_teacher_features(alone):
     model = recipe.network(TINY, backbone="mlp_16")
     pixels = (np.concatenate([batch["image"] for batch in seen]).astype(np.float32) - 127.5) / 127.5
     embeddings = model.apply({"params": kept["teacher"].params["backbone"]}, pixels)
-    expected = losses.update_memory(before["memory"], embeddings, labels)
+    expected = class_banks.update_memory(before["memory"], embeddings, labels)
     np.testing.assert_allclose(after["memory"], expected, atol=1e-5)
     unseen = np.setdiff1d(np.arange(130), labels)
     np.testing.assert_array_equal(after["memory"][unseen], before["memory"][unseen])
@@ -137,9 +139,8 @@ def test_the_loss_is_the_one_of_the_library():
         for name, backbone in (("mlp_8", state.params["backbone"]), ("mlp_16", previous.params["backbone"]))
     )
     memory, neighbors = (previous.extra[name] for name in ("memory", "neighbors"))
-    expected = losses.coupleface_loss(
-        student, teacher, batch["label"], memory, neighbors, relation_weight=3.0, norm="l2"
-    )
+    relations = losses.mined_relations(student, teacher, batch["label"], memory, neighbors)
+    expected, _ = losses.coupleface_loss(student, teacher, relations, relation_weight=3.0, norm="l2")
     _, metrics = jax.jit(stage.step)(state, batch)
     np.testing.assert_allclose(metrics["loss"], expected.mean(), rtol=1e-4)
 

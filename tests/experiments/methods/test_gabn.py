@@ -9,7 +9,8 @@ import pytest
 from experiments import configs, launch
 from experiments.methods import gabn
 from experiments.recipes import recognition as recipe
-from experiments.recipes.recognition import Head
+from experiments.recipes.heads import HeadSpec
+from experiments.studies.gabn import ARMS
 from jaxface import data, losses, models, training
 from jaxface.data.sources.packs import write_bin
 from jaxface.errors import UserError
@@ -35,9 +36,8 @@ def started(config):
     """(stage, its first state, a batch as a step gets it)."""
     (stage,) = gabn.build(config)
     batch = next(stage.batches(None))
-    kept = {name: batch[name] for name in ("label", "group")}
     image = (batch["image"].astype(np.float32) - 127.5) / 127.5
-    return stage, jax.jit(stage.init)(jax.random.key(0), None), {"image": image, **kept}
+    return stage, jax.jit(stage.init)(jax.random.key(0), None), {**batch, "image": image}
 
 
 def at(state, step):
@@ -56,9 +56,9 @@ def by_hand(config, state, batch):
             return model.apply(variables, image)
         return models.apply_from_layer(model, variables, shift, image, layer="stage3")
 
-    own = l2_normalize(params["prototypes"])[label]
+    class_prototypes = l2_normalize(params["prototypes"])[label]
     _, features, _ = models.apply_with_layer(model, {"params": params["backbone"]}, image, layer="stage3")
-    gradient = jax.grad(lambda a: (l2_normalize(embed(image, a)) * own).sum())(features)
+    gradient = jax.grad(lambda a: (l2_normalize(embed(image, a)) * class_prototypes).sum())(features)
     maps = jax.nn.relu((gradient * features).sum(-1))
     maps = maps / (maps.sum((1, 2), keepdims=True) + 1e-6)
     mask = losses.topn_mask(maps, count=config.erase, cells=config.cells, image_shape=image.shape[1:3])
@@ -94,12 +94,12 @@ def test_the_maps_are_differentiated():
     """The adversarial term moves the network, by second derivatives too; and only the network."""
     stage, state, batch = started(dataclasses.replace(DIGITS, **ALL, erase_weight=0.0))
     model = training.Recognizer(gabn.network(DIGITS), 10, (16, 16, 1))
-    looks = gabn.Looks(model, "stage3", (8, 8), "elementwise")
+    look = training.AttentiveRecognizer(model, "stage3", (8, 8), "elementwise")
     judge = models.MLP(embedding=2, hidden=(64,))
 
     def adversarial(backbone, stopped=False):
         params = {**state.params, "backbone": backbone}
-        _, attention, _ = looks(params, {}, batch, jax.random.key(0))
+        _, attention, _ = look(params, {}, batch, jax.random.key(0))
         maps = jax.lax.stop_gradient(attention.maps) if stopped else attention.maps
         return losses.adversarial_uniform(
             judge.apply({"params": state.params["discriminator"]}, 64 * maps)
@@ -164,9 +164,9 @@ def test_weights_of_zero_in_time_change_nothing():
     (plain,) = gabn.build(dataclasses.replace(config, erase_weight=0.0, adversarial_weight=0.0))
     expected, _ = jax.jit(plain.step)(jax.jit(plain.init)(jax.random.key(0), None), batch)
     step = jax.jit(stage.step)
-    found, report = step(state, batch)
+    after, report = step(state, batch)
     assert report["erase_weight"] == report["adversarial_weight"] == 0
-    np.testing.assert_allclose(found.params["prototypes"], expected.params["prototypes"], atol=1e-5)
+    np.testing.assert_allclose(after.params["prototypes"], expected.params["prototypes"], atol=1e-5)
     _, report = step(at(state, 2), batch)
     np.testing.assert_allclose([report["erase_weight"], report["adversarial_weight"]], [0.5, 0.1])
 
@@ -183,7 +183,10 @@ def test_schedule():
 
 def test_maps_know_neither_scale_nor_margin():
     reports = []
-    for head in (Head(loss="cosface", scale=16.0, margin=0.2), Head(loss="arcface", scale=64.0, margin=0.5)):
+    for head in (
+        HeadSpec(loss="cosface", scale=16.0, margin=0.2),
+        HeadSpec(loss="arcface", scale=64.0, margin=0.5),
+    ):
         stage, state, batch = started(dataclasses.replace(DIGITS, **ALL, head=head))
         reports.append(jax.jit(stage.step)(state, batch)[1])
     np.testing.assert_allclose(reports[0]["discriminator/loss"], reports[1]["discriminator/loss"], rtol=1e-6)
@@ -270,13 +273,13 @@ def test_other_readings(changes):
 @pytest.mark.slow
 def test_runs_report_fairness_and_attention(tmp_path, flags, expected):
     launch.main(["gabn", *flags.split(), "--steps", "2", "--quiet", "--workdir", str(tmp_path)])
-    found = json.loads((tmp_path / "results.json").read_text())["metrics"]
+    metrics = json.loads((tmp_path / "results.json").read_text())["metrics"]
     assert {"fairness/average", "fairness/std", "fairness/worst", "attention/gap", *expected.split()} <= set(
-        found
+        metrics
     )
-    own = [value for key, value in found.items() if key.startswith("fairness/accuracy@")]
-    np.testing.assert_allclose(found["fairness/average"], np.mean(own))
-    np.testing.assert_allclose(found["fairness/std"], np.std(own, ddof=1))
+    accuracies = [value for key, value in metrics.items() if key.startswith("fairness/accuracy@")]
+    np.testing.assert_allclose(metrics["fairness/average"], np.mean(accuracies))
+    np.testing.assert_allclose(metrics["fairness/std"], np.std(accuracies, ddof=1))
 
 
 @pytest.mark.slow
@@ -356,7 +359,7 @@ def test_erasing_makes_groups_more_alike():
     """The premise in the small, on a seed of the study at its full length: a shorter run is noise."""
     plain, erasing = (
         training.run(
-            gabn.build(dataclasses.replace(gabn.Config.digits(), seed=3, data_seed=3, **gabn.ARMS[arm]))
+            gabn.build(dataclasses.replace(gabn.Config.digits(), seed=3, data_seed=3, **ARMS[arm]))
         ).metrics
         for arm in ("baseline", "erasing only")
     )

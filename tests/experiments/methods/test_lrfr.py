@@ -8,7 +8,7 @@ import pytest
 
 from experiments import configs, launch
 from experiments.methods import lrfr
-from experiments.recipes.recognition import Head
+from experiments.recipes.heads import HeadSpec
 from jaxface import data, losses, models, training
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines, l2_normalize
@@ -207,7 +207,7 @@ def test_vectors_are_refused():
 def test_the_configuration_of_the_paper(tmp_path):
     paper = lrfr.Config.paper()
     assert paper.sizes == (7, 14, 20) and paper.probabilities == (0.5, 0.3, 0.2)
-    assert paper.head == Head("cosface", 48.0, 0.4) and (paper.power, paper.weight) == (1.0, 1.0)
+    assert paper.head == HeadSpec("cosface", 48.0, 0.4) and (paper.power, paper.weight) == (1.0, 1.0)
     epoch = paper.steps / 29
     rate = paper.optimizer.learning_rates(paper.steps)
     rates = [float(rate(round(e * epoch))) for e in (0, 15.9, 16.1, 23.9, 24.1)]

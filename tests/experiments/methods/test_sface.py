@@ -67,7 +67,7 @@ def test_the_loss_is_the_one_of_the_library(name):
         "cosface": lambda: losses.cosface_loss(cosines, labels, scale=16.0, margin=0.3),
         "arcface": lambda: losses.arcface_loss(cosines, labels, scale=16.0, margin=0.3),
     }[name]()
-    np.testing.assert_array_equal(sface.per_example_loss(config)(cosines, labels), expected)
+    np.testing.assert_array_equal(sface.head(config).loss(cosines, labels), expected)
 
 
 def test_the_first_loss_is_the_one_of_the_first_batch():
@@ -119,7 +119,7 @@ def test_protocol_and_best_checkpoint_follow_the_data():
     faces = data.RenderedFaces(8, 4, held_out_identities=6, held_out_per_identity=4)
     (stage,) = sface.build(dataclasses.replace(DIGITS, data=faces, image_size=16, batch_size=16))
     assert isinstance(stage.evaluate.parts[0], training.Verification)
-    assert stage.best == "verification/accuracy" and callable(stage.figures)
+    assert stage.best == "verification/accuracy" and callable(stage.evaluate.figures)
     assert len(stage.evaluate.parts[0].source) == 24
 
 

@@ -60,7 +60,7 @@ def test_end_to_end(short, finished, photographs, tmp_path, capsys):
         assert value == pytest.approx(np.mean([report[key] for report in reports]))
     assert table["fine-tuned"] != table["rendered only"]
 
-    # Fine-tuned networks are kept as runs, and the same command goes on from them.
+    # Fine-tuned networks are kept as runs, and the same command resumes from them.
     for name in ("half-0", "half-1"):
         assert (workdir / name / "results.json").is_file()
     before = (workdir / "real_faces.json").read_bytes()

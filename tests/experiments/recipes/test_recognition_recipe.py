@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from experiments.recipes import recognition as recipe
+from experiments.recipes.heads import HeadSpec
+from experiments.recipes.teachers import TeacherSpec, teacher_stage
 from jaxface import data, losses, training
 from jaxface.errors import UserError
 
@@ -19,7 +21,7 @@ TINY = recipe.Recipe(
     batch_size=8,
     steps=4,
 )
-TEACHER = recipe.Teacher(backbone="mlp_32", embedding=8, steps=3)
+TEACHER = TeacherSpec(backbone="mlp_32", embedding=8, steps=3)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "cosface", "arcface"])
@@ -28,13 +30,13 @@ def test_a_head_is_the_loss_of_its_name(loss):
     labels = jnp.arange(6) % 5
     margin = {} if loss == "softmax" else {"margin": 0.25}
     expected = getattr(losses, f"{loss}_loss")(cosines, labels, scale=20.0, **margin)
-    np.testing.assert_array_equal(recipe.Head(loss, 20.0, 0.25)(cosines, labels), expected)
+    np.testing.assert_array_equal(HeadSpec(loss, 20.0, 0.25).build().loss(cosines, labels), expected)
 
 
 def test_the_plain_stage_learns_and_is_evaluated():
     split = recipe.load(TINY)
     stage = recipe.recognition_stage(
-        "plain", TINY, split, recipe.network(TINY), recipe.Head(), steps=60,
+        "plain", TINY, split, recipe.network(TINY), HeadSpec().build(), steps=60,
         optimizer=dataclasses.replace(TINY.optimizer, learning_rate=1e-2),
     )  # fmt: skip
     outcome = training.run([stage])
@@ -52,7 +54,7 @@ def test_an_unknown_protocol_is_answered_by_the_nearest_prototype():
 
 def test_a_trained_teacher_is_the_plain_stage():
     split = recipe.load(TINY)
-    stage, teacher = recipe.teacher_stage(TINY, TEACHER, split, embedding=8, prototypes=True)
+    stage, teacher = teacher_stage(TINY, TEACHER, split, embedding=8, prototypes=True)
     assert stage.name == "teacher" and stage.steps == 3
     state = training.run([stage]).state
     extra = teacher.installed({}, state)
@@ -63,8 +65,8 @@ def test_a_trained_teacher_is_the_plain_stage():
 def test_a_teacher_is_read_from_a_run(finished):
     split = data.load(data.RenderedFaces(identities=8, per_identity=4, held_out_identities=4), image_size=16)
     config = dataclasses.replace(TINY, data=data.RenderedFaces(), image_size=16)
-    stage, teacher = recipe.teacher_stage(
-        config, recipe.Teacher(run=str(finished)), split, embedding=16, prototypes=True
+    stage, teacher = teacher_stage(
+        config, TeacherSpec(run=str(finished)), split, embedding=16, prototypes=True
     )
     state = training.run([stage]).state
     params, _ = training.run_checkpoint(finished)
@@ -77,18 +79,18 @@ def test_teachers_that_do_not_fit(finished, tmp_path):
         faces = data.RenderedFaces(identities=classes, per_identity=4, held_out_identities=4)
         split = data.load(faces, image_size=shape)
         with pytest.raises(UserError, match=match):
-            recipe.teacher_stage(TINY, teacher or recipe.Teacher(run=str(finished)), split, **wanted)
+            teacher_stage(TINY, teacher or TeacherSpec(run=str(finished)), split, **wanted)
 
     refused("teacher.run: needs an embedding of 32, as the student's, .* has 16", embedding=32)
     refused("does not take images of shape", shape=24)
     refused("teacher.run: needs the 9 classes of the data, .* has 8", classes=9, prototypes=True)
     refused("teacher.embedding: needs 32, as the student's, got 8", teacher=TEACHER, embedding=32)
-    refused("config", teacher=recipe.Teacher(run=str(tmp_path)))
+    refused("config", teacher=TeacherSpec(run=str(tmp_path)))
 
 
 def test_a_margin_out_of_range_is_refused_before_anything_runs():
     split = recipe.load(TINY)
     with pytest.raises(UserError, match="margin"):
-        recipe.recognition_stage("x", TINY, split, recipe.network(TINY), recipe.Head(margin=9.0))
+        recipe.recognition_stage("x", TINY, split, recipe.network(TINY), HeadSpec(margin=9.0).build())
     with pytest.raises(UserError, match="data_seed"):
         recipe.load(dataclasses.replace(TINY, data_seed=-1))

@@ -131,6 +131,14 @@ def test_ties_go_to_the_first():
     assert metrics.rank1([[0.1, 0.4, 0.9]], [7], [7, 8, 7]) == 1.0
 
 
+def test_rules_that_are_the_same_for_all_images():
+    rgb, depth = np.array([[0.2, 0.8]]), np.array([[0.6, 0.0]])
+    for rule, expected in (
+        ("rgb", rgb), ("depth", depth), ("sum", [[0.4, 0.4]]), ("max", [[0.6, 0.8]]), (0.25, [[0.5, 0.2]]),
+    ):  # fmt: skip
+        np.testing.assert_allclose(metrics.combine_scores(rgb, depth, rule), expected, rtol=1e-6)
+
+
 def test_one_spread_for_both():
     rng = np.random.default_rng(0)
     narrow = np.concatenate([np.full((40, 1), 4.0), rng.normal(size=(40, 8))], axis=1)
@@ -141,7 +149,7 @@ def test_one_spread_for_both():
     for sigma, x in zip(spread, rows, strict=True):
         np.testing.assert_allclose(sigma, (x @ x.T)[other].std(), rtol=1e-4)
     assert spread[0] < 0.7 * spread[1]
-    equal = metrics.fusion.equalize(rows[0] @ rows[0].T, rows[1] @ rows[1].T, spread)
+    equal = metrics.equalize(rows[0] @ rows[0].T, rows[1] @ rows[1].T, spread)
     deviations = [np.asarray(x)[other].std() for x in equal]
     np.testing.assert_allclose(deviations, np.sqrt(spread[0] * spread[1]), rtol=1e-4)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxface.errors import UserError
-from jaxface.metrics import all_pairs, make_pairs
+from jaxface.metrics import all_pairs, draw_pairs, make_pairs
 from jaxface.metrics.recognition.pairs import _unrank
 
 
@@ -129,3 +129,16 @@ def test_bad_input_is_refused(labels, options, kind, message):
 def test_one_record_has_no_pair():
     with pytest.raises(UserError, match="at least two records"):
         all_pairs([3])
+
+
+def test_pairs_of_a_large_set():
+    labels = np.random.default_rng(0).integers(0, 200, 3000)
+    labels[0] = 999  # alone
+    pairs = draw_pairs(labels, most=50_000, seed=1)
+    assert 40_000 < len(pairs.same) <= 50_000
+    first, second = pairs.indices.T
+    assert (first < second).all() and len(np.unique(first * 3000 + second)) == len(first)
+    np.testing.assert_array_equal(pairs.same, labels[first] == labels[second])
+    assert 0.05 < pairs.same.mean() < 0.15
+    everything = draw_pairs(labels[:100], most=50_000)
+    assert len(everything.same) == 4950

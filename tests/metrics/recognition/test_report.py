@@ -6,9 +6,12 @@ import pytest
 from jaxface.errors import UserError
 from jaxface.metrics import (
     Pairs,
+    all_pairs,
     auc,
     equal_error_rate,
+    group_false_accepts,
     make_pairs,
+    report_scores,
     tar_at_far,
     ten_fold_accuracy,
     verification_scores,
@@ -129,3 +132,22 @@ def test_bad_input_is_refused(embeddings, labels, pairs, kind, message):
         verify(embeddings, labels, pairs=pairs)
     with pytest.raises(kind, match=message):
         verification_scores(embeddings, labels, pairs)
+
+
+def test_scores_of_any_range():
+    rng = np.random.default_rng(0)
+    labels, groups = np.repeat(np.arange(12), 4), np.repeat([0, 1], 24)
+    pairs = all_pairs(labels)
+    first, second = pairs.indices.T
+    scores = 5 * pairs.same + rng.normal(size=len(pairs.same)) + 2 * (groups[first] * groups[second])
+    report = report_scores(scores, pairs, groups)
+    genuine, impostor = scores[pairs.same], scores[~pairs.same]
+    points = tar_at_far(genuine, impostor, [1e-2, 1e-3])
+    assert (points.resolvable == [True, True]).all() and "tar@1e-4" not in report
+    assert [report["tar@1e-2"], report["tar@1e-3"]] == points.tar.tolist()
+    assert report["eer"] == equal_error_rate(genuine, impostor).eer
+    inside = ~pairs.same & (groups[first] == groups[second])
+    expected = group_false_accepts(scores[inside], groups[first][inside], 1e-2, pooled=impostor)
+    assert report["spread@1e-2"] == expected.spread > 0.5
+    for one_group in (None, np.zeros(48, int)):
+        assert set(report_scores(scores, pairs, one_group)) == {"tar@1e-2", "tar@1e-3", "eer"}

@@ -64,7 +64,7 @@ def test_initial_scales():
 
 
 def test_a_width_without_channels_is_refused():
-    with pytest.raises(UserError, match="width must be at least 1/16"):
+    with pytest.raises(UserError, match="width: needs at least 1/16"):
         models.create("mobilenet_v2", width=0.05)
 
 

@@ -1,0 +1,167 @@
+"""Heads: a margin softmax with its hyper-parameters, as one value that an experiment hands around.
+
+Each is a frozen dataclass with `loss(cosines, labels) -> [B]`, the plain loss of this package, and `fused()`, the same loss for
+`pallas_kernels.margin_softmax`, which makes no [B, C].
+
+Methods: sface, cckd, coupleface, lrfr, rco, gabn, ida, acw, cloak
+"""
+
+import dataclasses
+from typing import Annotated, Protocol
+
+import jax
+
+from jaxface.checks import Angle, NonNegative, Positive, Range, check_fields
+from jaxface.losses.sface import sface_loss
+from jaxface.losses.softmax import arcface_loss, cosface_loss, softmax_loss
+from jaxface.registry import Registry
+from pallas_kernels import margin_softmax
+
+
+class Head(Protocol):
+    """What `HEADS` holds the classes of."""
+
+    def loss(self, cosines: jax.Array, labels: jax.Array) -> jax.Array:
+        """Losses [B] float32 of cosines [B, C] and labels [B] int32 in [0, C)."""
+
+    def fused(self) -> margin_softmax.Head:
+        """The same loss for `pallas_kernels.margin_softmax`."""
+
+
+HEADS: Registry[type[Head]] = Registry("loss", "jaxface.losses")
+"""Every head by name, registered where it is defined."""
+
+
+@HEADS.register("softmax")
+@dataclasses.dataclass(frozen=True)
+class Softmax:
+    """`softmax_loss`: no margin.
+
+    Attributes:
+      scale: s > 0.
+
+    Raises:
+      UserError: a value out of its range.
+    """
+
+    scale: Annotated[float, Positive] = 64.0
+
+    def __post_init__(self):
+        check_fields(self)
+
+    def loss(self, cosines: jax.Array, labels: jax.Array) -> jax.Array:
+        """Losses [B]."""
+        return softmax_loss(cosines, labels, scale=self.scale)
+
+    def fused(self) -> margin_softmax.Head:
+        """The same loss for `margin_softmax`."""
+        return margin_softmax.softmax(self.scale)
+
+
+@HEADS.register("cosface")
+@dataclasses.dataclass(frozen=True)
+class CosFace:
+    """`cosface_loss`: a margin on the cosine.
+
+    Attributes:
+      scale: s > 0.
+      margin: m in [0, 2].
+
+    Raises:
+      UserError: a value out of its range.
+    """
+
+    scale: Annotated[float, Positive] = 64.0
+    margin: Annotated[float, Range(0, 2)] = 0.35
+
+    def __post_init__(self):
+        check_fields(self)
+
+    def loss(self, cosines: jax.Array, labels: jax.Array) -> jax.Array:
+        """Losses [B]."""
+        return cosface_loss(cosines, labels, scale=self.scale, margin=self.margin)
+
+    def fused(self) -> margin_softmax.Head:
+        """The same loss for `margin_softmax`."""
+        return margin_softmax.cosface(self.scale, self.margin)
+
+
+@HEADS.register("arcface")
+@dataclasses.dataclass(frozen=True)
+class ArcFace:
+    """`arcface_loss`: a margin on the angle.
+
+    Attributes:
+      scale: s > 0.
+      margin: m, radians in [0, π].
+
+    Raises:
+      UserError: a value out of its range.
+    """
+
+    scale: Annotated[float, Positive] = 64.0
+    margin: Annotated[float, Angle] = 0.5
+
+    def __post_init__(self):
+        check_fields(self)
+
+    def loss(self, cosines: jax.Array, labels: jax.Array) -> jax.Array:
+        """Losses [B]."""
+        return arcface_loss(cosines, labels, scale=self.scale, margin=self.margin)
+
+    def fused(self) -> margin_softmax.Head:
+        """The same loss for `margin_softmax`."""
+        return margin_softmax.arcface(self.scale, self.margin)
+
+
+@HEADS.register("sface")
+@dataclasses.dataclass(frozen=True)
+class SFace:
+    """`sface_loss`: weighted cosines without a normalizer.
+
+    Attributes:
+      scale: s > 0.
+      sharpness: k ≥ 0, per radian.
+      intra_angle: a, radians in [0, π].
+      inter_angle: b, radians in [0, π].
+
+    Raises:
+      UserError: a value out of its range.
+    """
+
+    scale: Annotated[float, Positive] = 64.0
+    sharpness: Annotated[float, NonNegative] = 80.0
+    intra_angle: Annotated[float, Angle] = 0.87
+    inter_angle: Annotated[float, Angle] = 1.2
+
+    def __post_init__(self):
+        check_fields(self)
+
+    def loss(self, cosines: jax.Array, labels: jax.Array) -> jax.Array:
+        """Losses [B]."""
+        return sface_loss(cosines, labels, **dataclasses.asdict(self))
+
+    def fused(self) -> margin_softmax.Head:
+        """The same loss for `margin_softmax`."""
+        return margin_softmax.SFace(**dataclasses.asdict(self))
+
+
+def create_head(name: str, **options: float) -> Head:
+    """A head by name, with those of the options that it has.
+
+    Args:
+      name: one of `HEADS`: softmax, cosface, arcface, sface.
+      **options: such as `scale` and `margin`; what the head has no field for is not used.
+
+    Raises:
+      UserError: an unknown name, or a value out of its range.
+
+    Example:
+      >>> create_head("cosface", scale=16.0, margin=0.2)
+      CosFace(scale=16.0, margin=0.2)
+      >>> create_head("softmax", scale=16.0, margin=0.2)
+      Softmax(scale=16.0)
+    """
+    head = HEADS[name]
+    known = {field.name for field in dataclasses.fields(head)}
+    return head(**{option: value for option, value in options.items() if option in known})
