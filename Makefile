@@ -9,7 +9,7 @@ UNOPTIMIZED := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_p
 WORKDIR ?= runs/demo
 METHOD ?= sface
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
-export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo real-faces test test-times test-slow test-aot lint format bench bench-kernels tpu-aot reproduce clean
