@@ -10,7 +10,7 @@ WORKDIR ?= runs/demo
 METHOD ?= sface
 HAS_JAX := import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, ("jax", "flax", "optax"))))
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
-export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo real-faces test test-times test-slow test-aot test-accelerator lint format bench bench-kernels gpu-report tpu-aot reproduce clean

@@ -4,6 +4,7 @@
 """
 
 import collections
+import gc
 import os
 import pathlib
 import tempfile
@@ -16,8 +17,28 @@ if "xla_force_host_platform_device_count" not in flags:
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(tempfile.gettempdir()) / f"jaxface-tests-{os.getuid()}")
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+# Programs of single operations too: a test file without `jit` runs hundreds, each in milliseconds but compiled in many more.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+# Beyond this much memory a test process lets go of its compiled programs. Not after every module: those of single
+# operations are shared by many.
+MEMORY_FOR_PROGRAMS = 1.5e9  # bytes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _let_programs_go():
+    yield
+    statm = pathlib.Path("/proc/self/statm")
+    if (
+        not statm.exists()
+        or int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MEMORY_FOR_PROGRAMS
+    ):
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_addoption(parser):

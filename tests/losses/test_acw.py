@@ -28,7 +28,7 @@ def test_values_by_hand(confidence, expected):
 
 
 def test_the_gradient_moves_confidence_to_the_modality_that_is_right():
-    gradient = jax.grad(lambda l: losses.acw_loss(l, RGB, DEPTH, LABEL, scale=16.0).sum())
+    gradient = jax.jit(jax.grad(lambda l: losses.acw_loss(l, RGB, DEPTH, LABEL, scale=16.0).sum()))
     np.testing.assert_allclose(gradient(jnp.zeros((1, 2))), [[-0.811709, 0.811709]], rtol=1e-5)
     # The closed form at other logits.
     logits = jnp.array([[1.2, -0.3]])
@@ -44,28 +44,28 @@ def test_modalities_that_agree_give_no_gradient_at_all():
     scores = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (5, 7)), jnp.float32)
     labels = np.array([0, 6, 3, 2, 2])
     logits = jnp.asarray(np.random.default_rng(1).normal(size=(5, 2)), jnp.float32)
-    gradient = jax.grad(lambda l: losses.acw_loss(l, scores, scores, labels).sum())(logits)
+    gradient = jax.jit(jax.grad(lambda l: losses.acw_loss(l, scores, scores, labels).sum()))(logits)
     np.testing.assert_array_equal(gradient, np.zeros((5, 2)))
 
 
 def test_what_the_recognizers_say_is_a_constant():
     value = lambda r, d: losses.acw_loss(jnp.zeros((1, 2)), r, d, LABEL).sum()  # noqa: E731
-    for gradient in jax.grad(value, (0, 1))(RGB, DEPTH):
+    for gradient in jax.jit(jax.grad(value, (0, 1)))(RGB, DEPTH):
         np.testing.assert_array_equal(gradient, np.zeros((1, 3)))
     net = layers.ConfidenceNet(4)
     rng = np.random.default_rng(0)
     features = unit(rng, 3, 5), unit(rng, 3, 6), jnp.ones(3), jnp.ones(3)
-    params = net.init(jax.random.key(0), *features)
+    params = jax.jit(net.init)(jax.random.key(0), *features)
     params = jax.tree.map(lambda x: x + 0.3, params)
-    gradients = jax.grad(lambda *f: net.apply(params, *f).sum(), (0, 1, 2, 3))(*features)
+    gradients = jax.jit(jax.grad(lambda *f: net.apply(params, *f).sum(), (0, 1, 2, 3)))(*features)
     assert all((g == 0).all() for g in gradients)
 
 
 def test_boundaries_are_finite():
     logits = jnp.array([[1e4, -1e4], [-1e4, 1e4], [0.0, 0.0]])
     scores = jnp.array([[1.0, -1.0], [-1.0, 1.0], [0.0, 0.0]])
-    value, gradient = jax.value_and_grad(
-        lambda l: losses.acw_loss(l, scores, -scores, np.array([0, 0, 1])).sum()
+    value, gradient = jax.jit(
+        jax.value_and_grad(lambda l: losses.acw_loss(l, scores, -scores, np.array([0, 0, 1])).sum())
     )(logits)
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
@@ -81,7 +81,8 @@ def test_types_jit_and_vmap():
     )
     labels = np.array([[0, 1, 2, 3]] * 3)
     rows = jnp.stack([losses.acw_loss(*x) for x in zip(logits, rgb, depth, labels, strict=True)])
-    np.testing.assert_allclose(jax.vmap(losses.acw_loss)(logits, rgb, depth, labels), rows, rtol=1e-5)
+    mapped = jax.jit(jax.vmap(losses.acw_loss))(logits, rgb, depth, labels)
+    np.testing.assert_allclose(mapped, rows, rtol=1e-5)
     np.testing.assert_allclose(
         jax.jit(losses.acw_loss)(logits[0], rgb[0], depth[0], labels[0]), rows[0], rtol=1e-5
     )
@@ -125,10 +126,11 @@ def test_inputs_of_the_network():
 
     def answers(**options):
         net = layers.ConfidenceNet(8, **options)
-        params = net.init(jax.random.key(0), rgb, depth, short, short)
+        params = jax.jit(net.init)(jax.random.key(0), rgb, depth, short, short)
         params = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), params)
         seen = (rgb, depth, short, short), (rgb, depth, long, short), (-rgb, depth, short, short)
-        return [net.apply(params, *f) for f in seen]
+        apply = jax.jit(net.apply)
+        return [apply(params, *f) for f in seen]
 
     same, longer, other = answers()
     assert (same != longer).any() and (same != other).any()  # lengths and embeddings both count

@@ -122,8 +122,9 @@ def test_second_derivatives_agree_with_finite_differences(kind):
                 found = losses.gradient_attention(tail, features(images), labels, kind=kind)
             return losses.adversarial_uniform(16 * found.maps.reshape(5, -1) @ judge).mean()
 
+        value, gradient_of = jax.jit(value), jax.jit(jax.grad(value))
         assert value(weights).dtype == jnp.float64
-        gradient = jax.grad(value)(weights)
+        gradient = gradient_of(weights)
         for place in ((0, 0), (1, 2)):
             step = jnp.zeros_like(weights).at[place].set(1e-6)
             finite = (value(weights + step) - value(weights - step)) / 2e-6
@@ -205,15 +206,16 @@ def test_masks_are_constants():
         seen = (losses.erase(images, mask).reshape(4, -1) @ resized).reshape(4, 4, 4, 2)
         return losses.cosface_loss(recognizer(seen, prototypes, kernel), labels).mean(), mask
 
-    gradient, mask = jax.grad(erased_loss, has_aux=True)(kernel)
-    fixed, _ = jax.grad(erased_loss, has_aux=True)(kernel, mask)
+    gradient_of = jax.jit(jax.grad(erased_loss, has_aux=True))
+    gradient, mask = gradient_of(kernel)
+    fixed, _ = gradient_of(kernel, mask)
     np.testing.assert_allclose(gradient, fixed, rtol=1e-5, atol=1e-7)
     assert jnp.abs(gradient).max() > 0
 
     def total(kernel):
         return erased_loss(kernel)[1].sum()
 
-    assert (jax.grad(total)(kernel) == 0).all()
+    assert (jax.jit(jax.grad(total))(kernel) == 0).all()
 
 
 def test_boundaries_and_types():

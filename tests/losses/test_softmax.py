@@ -38,15 +38,24 @@ def sharded(loss, cosines, labels, shards):
     return jax.shard_map(local, mesh=mesh, in_specs=(P(None, "model"), P()), out_specs=P())(cosines, labels)
 
 
-@pytest.mark.parametrize("shards", [2, 4, 8])
-@pytest.mark.parametrize("name", ALL)
-def test_sharded_classes_equal_dense(name, shards):
+@pytest.mark.parametrize("shards", [2, 8])
+def test_sharded_classes_equal_dense(shards):
     cosines = jax.random.uniform(jax.random.key(0), (6, 16), minval=-0.95, maxval=0.95)
     labels = jnp.array([0, 15, 7, 8, 3, 12])
-    dense = jax.value_and_grad(lambda c: ALL[name](c, labels).mean())(cosines)
-    split = jax.value_and_grad(lambda c: sharded(ALL[name], c, labels, shards).mean())(cosines)
-    np.testing.assert_allclose(split[0], dense[0], rtol=1e-5)
-    np.testing.assert_allclose(split[1], dense[1], rtol=1e-4, atol=1e-6)
+
+    @jax.jit
+    def dense_and_split(cosines):
+        return {
+            name: (
+                jax.value_and_grad(lambda c, loss=loss: loss(c, labels).mean())(cosines),
+                jax.value_and_grad(lambda c, loss=loss: sharded(loss, c, labels, shards).mean())(cosines),
+            )
+            for name, loss in ALL.items()
+        }
+
+    for dense, split in dense_and_split(cosines).values():
+        np.testing.assert_allclose(split[0], dense[0], rtol=1e-5)
+        np.testing.assert_allclose(split[1], dense[1], rtol=1e-4, atol=1e-6)
 
 
 def test_arcface_derivative_ratio():

@@ -84,7 +84,7 @@ def run(parallel, head, *, rate=1.0, classes=CLASSES, optimizer=None, states=Non
 @pytest.mark.parametrize("name", HEADS)
 def test_every_mesh_gives_the_same_steps(name):
     alone, expected = run(training.make_parallel("jit", devices=jax.devices()[:1]), HEADS[name], classes=513)
-    for shards in (1, 2, 4, 8):
+    for shards in (1, 8):
         state, found = run(training.make_parallel("jit", model_shards=shards), HEADS[name], classes=513)
         for got, want in zip(found, expected, strict=True):
             assert got == pytest.approx(want, rel=2e-4, abs=1e-6)
@@ -102,8 +102,7 @@ def test_padding_and_classes_that_were_not_drawn_stay_as_they_are():
     assert BATCH / 2 < len(moved) < 4 * 0.1 * 520
 
 
-@pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize(("shards", "name"), [(1, "arcface"), (2, "sface")])
 def test_only_sampled_rows_and_their_momentum_move(name, shards):
     """PartialFC's first version from end to end, on eight devices and on as many as there are shards."""
     plain = training.Optimizer(learning_rate=0.05, schedule="constant", weight_decay=0.01).build(3)
@@ -148,7 +147,8 @@ def test_pmap_is_the_loss_of_each_device():
 def test_the_experiment_takes_it_for_sampled_classes(unsampled):
     config = sface.Config(
         data=data.RenderedFaces(identities=24, held_out_identities=8, per_identity=4),
-        image_size=32,
+        backbone="mlp",
+        image_size=16,
         batch_size=8,
         steps=1,
         optimizer=training.Optimizer(weight_decay=0.01),

@@ -1,3 +1,4 @@
+import functools
 import itertools
 
 import hypothesis
@@ -96,19 +97,25 @@ def test_sample_grid_is_exact_on_bilinear_surfaces():
     )
 
 
+@functools.partial(jax.jit, static_argnames="size")
+def both_paths(points, rotation, scale, size):
+    """(exact raster, fast mask, what the fast path samples) of a head."""
+    model = face_model()
+    grid = project(points @ rotation.T, scale * size, jnp.array([1.0, -2.0]) * size / 112, size, size)
+    exact = rasterize(grid, model.triangles, height=size, width=size)
+    grid = grid.reshape(GRID, GRID, 3)
+    at, mask = visible_surface(grid, height=size, width=size, spacing=0.033 * size)
+    return exact, mask, sample_grid(grid, at)
+
+
 @pytest.mark.parametrize("size", [8, 64, 112, pytest.param(224, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("degrees", [(0, 0, 0), (10, 35, 20), (-12, -60, 0)])
 @pytest.mark.parametrize("scale", [0.005, 0.008])
 def test_fast_path_sees_what_the_exact_one_sees(size, degrees, scale):
     model = face_model()
     alpha = np.random.default_rng(size).standard_normal(24).astype(np.float32)
-    points = (model.mean + model.identity @ alpha) @ rotation_matrix(
-        jnp.deg2rad(jnp.array(degrees, jnp.float32))
-    ).T
-    grid = project(points, scale * size, jnp.array([1.0, -2.0]) * size / 112, size, size)
-    exact = rasterize(grid, model.triangles, height=size, width=size)
-    grid = grid.reshape(GRID, GRID, 3)
-    at, mask = visible_surface(grid, height=size, width=size, spacing=0.033 * size)
+    rotation = rotation_matrix(jnp.deg2rad(jnp.array(degrees, jnp.float32)))
+    exact, mask, sampled = both_paths(model.mean + model.identity @ alpha, rotation, scale, size)
     solid = np.asarray(exact.triangle >= 0)
     # No holes: what the exact path covers is missing at most on the outline, where a pixel center is grazed.
     missing = solid & ~np.asarray(mask)
@@ -117,7 +124,7 @@ def test_fast_path_sees_what_the_exact_one_sees(size, degrees, scale):
     assert not (missing & inner).any()
     assert (np.asarray(mask) != solid).sum() <= max(8, 0.6 * size)
     both = solid & np.asarray(mask)
-    sampled = np.asarray(sample_grid(grid, at))
+    sampled = np.asarray(sampled)
     off = np.abs(sampled[..., 2] - np.asarray(exact.depth))[both]
     assert np.median(off) < 0.2 and (size < 16 or np.quantile(off, 0.95) < 2.0)
     v, u = np.mgrid[:size, :size]
@@ -132,6 +139,11 @@ def test_hidden_surface_is_hidden():
     z = np.where(column < 1, 0.0, 20.0)
     v = np.linspace(31, 0, 21)
     grid = np.stack(np.broadcast_arrays(u[None], v[:, None], z[None]), -1).astype(np.float32)
-    at, mask = visible_surface(jnp.asarray(grid), height=32, width=32, spacing=2.0)
-    seen = np.asarray(sample_grid(jnp.asarray(grid), at))[..., 2]
+
+    @jax.jit
+    def seen_depths(grid):
+        at, mask = visible_surface(grid, height=32, width=32, spacing=2.0)
+        return sample_grid(grid, at)[..., 2], mask
+
+    seen, mask = seen_depths(grid)
     assert mask[:, :29].all() and (seen[:, :28] > 19).all()

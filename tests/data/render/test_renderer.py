@@ -239,7 +239,8 @@ def test_gradients_of_the_picture():
         return ((render(moved, image_size=16, attacks=False).image - target + 0.1) ** 2).mean()
 
     arguments = (faces.identity.shape, faces.light, faces.pose)
-    gradients = jax.grad(loss, (0, 1, 2))(*arguments)
+    loss = jax.jit(loss)
+    gradients = jax.jit(jax.grad(loss, (0, 1, 2)))(*arguments)
     for gradient in gradients:
         assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
     # The picture is linear in small changes of light where nothing clips: the gradient predicts the change.
@@ -261,7 +262,8 @@ def test_surface_follows_the_coefficients():
         at, _ = rasterize.visible_surface(grid, height=48, width=48, spacing=2.0)
         return rasterize.sample_grid(grid, at)[18:30, 18:30, 2]
 
-    _, tangent = jax.jvp(depth, (0.0,), (1.0,))
+    depth = jax.jit(depth)
+    _, tangent = jax.jit(lambda x: jax.jvp(depth, (x,), (1.0,)))(0.0)
     numeric = (depth(0.05) - depth(-0.05)) / 0.1
     agree = np.abs(np.asarray(tangent - numeric)) < 0.05 + 0.05 * np.abs(np.asarray(numeric))
     assert agree.mean() > 0.9

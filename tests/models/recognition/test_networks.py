@@ -63,7 +63,7 @@ def test_plain_shortcut_has_no_parameters_and_pads_both_sides():
     variables = initial(block, x, train=False)
     assert set(variables["params"]) == {"conv1", "norm1", "conv2", "norm2"}
     variables["params"]["norm2"]["scale"] = jnp.zeros(8)
-    y = block.apply(variables, x, train=False)
+    y = jax.jit(partial(block.apply, train=False))(variables, x)
     np.testing.assert_array_equal(y[..., 2:6], jax.nn.relu(x[:, ::2, ::2]))
     np.testing.assert_array_equal(jnp.delete(y, jnp.arange(2, 6), axis=-1), 0)
 
@@ -84,7 +84,8 @@ def test_vit_without_class_token_ignores_the_order_of_patches_but_for_positions(
     assert "class_token" not in variables["params"]
     variables["params"]["positions"] = jnp.zeros((1, 4, 24))
     swapped = np.concatenate([x[:, 8:], x[:, :8]], axis=1)
-    np.testing.assert_allclose(module.apply(variables, x), module.apply(variables, swapped), atol=1e-5)
+    apply = jax.jit(module.apply)
+    np.testing.assert_allclose(apply(variables, x), apply(variables, swapped), atol=1e-5)
     with pytest.raises(ValueError, match="image_size: needs a multiple of the patch, which has 8"):
         module.apply(variables, images(2, 20))
 
@@ -123,14 +124,16 @@ def test_attention_against_its_equation():
     x = tokens + mixed @ p["out"]["kernel"]
     hidden = jax.nn.gelu(normalize(x) @ variables["params"]["expand"]["kernel"], approximate=False)
     expected = x + hidden @ variables["params"]["project"]["kernel"]
-    np.testing.assert_allclose(block.apply(variables, tokens, train=False), expected, atol=1e-5)
+    found = jax.jit(partial(block.apply, train=False))(variables, tokens)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_drop_path_skips_whole_branches():
     tokens = jnp.ones((64, 3, 6)) * jnp.arange(6.0)
     block = TransformerBlock(heads=2, drop_path=0.5)
     variables = initial(block, tokens, train=False)
-    y = block.apply(variables, tokens, train=True, rngs={"dropout": jax.random.key(3)})
+    apply = jax.jit(partial(block.apply, train=True))
+    y = apply(variables, tokens, rngs={"dropout": jax.random.key(3)})
     untouched = jnp.all(y == tokens, axis=(1, 2))
     assert (
         4 <= int(untouched.sum()) <= 30

@@ -35,7 +35,7 @@ def report(recognizer, state):
     region = np.zeros((8, 8), bool)
     region[:4, :4] = True
     evaluate = training.GroupAttention(recognizer, SOURCE, cells=2, region=region)
-    assert evaluate.figures(state) == {}
+    assert not hasattr(evaluate, "figures")
     return evaluate(state)
 
 
