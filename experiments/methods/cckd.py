@@ -139,7 +139,7 @@ def congruence_loss(config: Config, student: jax.Array, teacher: jax.Array) -> j
 
 
 def check(config: Config) -> None:
-    """Raises UserError for a field out of its range; opens nothing."""
+    """Raises UserError for fields that do not suit each other; opens nothing."""
     config.head.check()
     embeddings = jax.ShapeDtypeStruct((2, 2), jnp.float32)
     jax.eval_shape(functools.partial(congruence_loss, config), embeddings, embeddings)

@@ -62,8 +62,9 @@ def mined_relations(
 
     Raises:
       AssertionError, ValueError: shapes disagree, another dtype, an empty batch, or (where the values are known) a label or a
-        neighbor that is no class, or a memory whose rows are neither of unit length nor zero.
-      UserError: sizes of student and teacher differ, or K > C - 1.
+        neighbor that is no class.
+      UserError: sizes of student and teacher differ, K > C - 1, a block below 1, or (where the values are known) a memory whose
+        rows are neither of unit length nor zero.
     """
     check_pair(student, teacher, name="embeddings")
     chex.assert_rank([memory, neighbors], 2, custom_message="memory must be [C, D] and neighbors [C, K]")

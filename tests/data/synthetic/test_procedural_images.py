@@ -43,7 +43,7 @@ def test_the_protocol():
     [
         ({"identities": 1}, "identities: needs an integer from 2, got 1"),
         ({"per_identity": 0}, "per_identity: needs an integer from 1, got 0"),
-        ({"held_out_per_identity": 1}, "held_out_per_identity: pairs to verify need at least 2, got 1"),
+        ({"held_out_per_identity": 1}, "held_out_per_identity: needs an integer from 2, got 1"),
     ],
 )
 def test_refusals(fields, message):
