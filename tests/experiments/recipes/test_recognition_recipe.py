@@ -92,5 +92,5 @@ def test_a_margin_out_of_range_is_refused_before_anything_runs():
     split = recipe.load(TINY)
     with pytest.raises(UserError, match="margin"):
         recipe.recognition_stage("x", TINY, split, recipe.network(TINY), HeadSpec(margin=9.0).build())
-    with pytest.raises(UserError, match="data_seed"):
+    with pytest.raises(UserError, match=r"^seed: needs an integer from 0, got -1"):
         recipe.load(dataclasses.replace(TINY, data_seed=-1))
