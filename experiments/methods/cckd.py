@@ -1,4 +1,11 @@
-"""CCKD: correlation congruence for knowledge distillation (arXiv:1904.01802)."""
+"""CCKD: correlation congruence for knowledge distillation (arXiv:1904.01802).
+
+    python -m experiments.launch cckd --workdir runs/cckd                # 3 minutes of one CPU core
+    python -m experiments.launch cckd --preset paper --data.root …       # built and typed, not trained here
+    python -m experiments.reproduce cckd --study procedural              # verification 0.945, mimic alone 0.924
+
+Differs from the paper in: the mimic is of directions, β is 10 for unit vectors (docs/methods/cckd.md#choices-of-ours).
+"""
 
 import dataclasses
 import functools

@@ -1,4 +1,11 @@
-"""CoupleFace: distillation of a face network and of its relations to confusable identities (arXiv:2204.05502)."""
+"""CoupleFace: distillation of a face network and of its relations to confusable identities (arXiv:2204.05502).
+
+    python -m experiments.launch coupleface --workdir runs/coupleface    # 4 minutes of CPU time
+    python -m experiments.launch coupleface --preset paper --data.root … # built and typed, not trained here
+    python -m experiments.reproduce coupleface                           # TAR at FAR 1e-2 0.449, consistency alone 0.418
+
+Differs from the paper in: the formulas, which are our reading of its abstract (docs/methods/coupleface.md#choices-of-ours).
+"""
 
 import dataclasses
 import functools
