@@ -102,7 +102,8 @@ def test_one_anchor_is_plain_distillation(by):
         return value + 0.5 * config.head.build().loss(scores, batch["label"]).mean(), (extra, {})
 
     if by == "the same loss":
-        loss = rco.Distillation(config, student, teacher, None).objective
+        recognition = recipe.Recognition(config, model, 8, (1, 96, 1), config.head.build())
+        loss = rco.Distillation(config, recognition, teacher, None).objective
     objective = training.Objective(loss, config.optimizer.build(4))
 
     def init(rng, previous):
