@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.methods import cckd, sface
+from experiments.methods import cckd, coupleface, gabn, ida, lrfr, rco, sface
 from experiments.recipes import recognition as recipe
 from experiments.recipes.teachers import teacher_stage
 from jaxface import data
@@ -18,7 +18,16 @@ CLASSES, BATCH = 85_000, 24  # a batch of a size that nothing else has
 PRESETS = {
     "sface": sface.Config.paper(),
     "cckd": cckd.Config.paper(),
+    "cckd, labels": dataclasses.replace(cckd.Config.paper(), label_weight=1.0),
+    "coupleface": coupleface.Config.paper(),
+    "coupleface, labels": dataclasses.replace(coupleface.Config.paper(), classification_weight=1.0),
+    "lrfr": lrfr.Config.paper(),
+    "rco": rco.Config.faces(),
+    "gabn": dataclasses.replace(gabn.Config.paper(), packs=()),
+    "ida": ida.Config.paper(),
 }
+
+METHODS = {"cckd": cckd, "lrfr": lrfr}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +104,7 @@ def smaller(config: recipe.Recipe) -> recipe.Recipe:
         "embedding": 32,
     }
     if hasattr(config, "teacher"):
-        changes["teacher"] = dataclasses.replace(config.teacher, backbone="iresnet_nano", embedding=32)
+        changes["teacher"] = dataclasses.replace(config.teacher, backbone="mlp_16", embedding=32)
     return dataclasses.replace(config, **changes)
 
 
@@ -108,6 +117,36 @@ def test_no_preset_makes_a_cosine_of_every_image_with_every_class(name):
     assert any(size >= CLASSES for shape in made for size in shape)  # there are prototypes
     assert not whole(made)
     if hasattr(config, "teacher"):
-        first, _ = teacher_stage(config, config.teacher, split)
-        _, made = traced(first, None)
+        first, teacher = teacher_stage(config, config.teacher, split)
+        previous, made = traced(first, None)
         assert not whole(made)
+        if name.startswith("coupleface"):
+            rows = previous.params["prototypes"].shape[0]
+            banks = {
+                "memory": jax.ShapeDtypeStruct((rows, 32), jnp.float32),
+                "neighbors": jax.ShapeDtypeStruct((rows, config.neighbors), jnp.int32),
+            }
+            previous = previous.replace(extra={**previous.extra, **banks})
+            _, made = traced(coupleface.student_stage(config, split, teacher), previous)
+            assert not whole(made)
+
+
+@pytest.mark.parametrize("name", ["cckd", "cckd, labels", "lrfr"])
+def test_neither_do_the_methods_own_losses(monkeypatch, name):
+    config, split = smaller(PRESETS[name]), data.Split(People(CLASSES), People(8), "people", "verification")
+    if name == "lrfr":
+        config = dataclasses.replace(config, sizes=(4, 6, 8), probe_sizes=(4, 16))
+    monkeypatch.setattr(data, "load", lambda *_, **__: split)
+    state = None
+    for stage in METHODS[name.partition(",")[0]].build(config):
+        state, made = traced(stage, state)
+        assert not whole(made)
+
+
+def test_below_it_whole_cosines_are_made():
+    config = smaller(PRESETS["sface"])
+    split = data.Split(People(500), People(8), "people", "verification")
+    stage = recipe.recognition_stage(
+        "plain", config, split, recipe.network(config), sface.head(config), evaluate=False
+    )
+    assert (BATCH, 500) in traced(stage, None)[1]
