@@ -118,9 +118,9 @@ def test_unknown_name_gives_the_nearest():
     [
         ("iresnet18", {"depth": 3}, "'iresnet18' has no field depth; its fields are .*block"),
         ("iresnet18", {"block": "other"}, "block: needs one of insightface, sface"),
-        ("iresnet18", {"stages": (1, 1)}, "stages and channels need the same length"),
+        ("iresnet18", {"stages": (1, 1)}, "stages, channels: need the same length"),
         ("resnet18", {"block": "other"}, "block: needs one of basic, bottleneck"),
-        ("resnet18", {"stages": (1, 1)}, "stages and channels need the same length"),
+        ("resnet18", {"stages": (1, 1)}, "stages, channels: need the same length"),
         ("vit_tiny", {"pool": "max"}, "pool: needs one of class, mean"),
         ("vit_tiny", {"heads": 5}, "dim: needs a multiple of heads"),
         ("mlp", {"embedding": 0}, "embedding: needs at least 1"),
