@@ -178,7 +178,7 @@ def test_variables_of_another_network_are_not_written(published, tmp_path):
     variables = interop.from_state_dict(net.state, net.module, net.shape)
     other = models.create("iresnet_nano", embedding=16)
     for save in (interop.save_safetensors, interop.save_onnx, interop.save_stablehlo):
-        with pytest.raises(UserError, match=r"is \(.*\) there and \(.*\) here"):
+        with pytest.raises(UserError, match=r"is \(.*\), and \(.*\) in the network"):
             save(tmp_path / "out", other, variables, net.shape)
         with pytest.raises(UserError, match=r"out: cannot write .*No such file or directory"):
             save(tmp_path / "nowhere" / "out", net.module, variables, net.shape)
