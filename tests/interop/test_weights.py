@@ -142,11 +142,11 @@ def test_missing_and_surplus_tensors_are_named(published):
     shallower = models.create("iresnet10", embedding=24, width=0.125)
     with pytest.raises(UserError, match=r"layer1\.1\.bn1\.weight is \(8,\), and nothing in the network"):
         interop.from_state_dict(net.state, shallower, net.shape)
-    with pytest.raises(UserError, match=r"layers\.0\.layers\.0\.weight is nothing there"):
+    with pytest.raises(UserError, match=r"layers\.0\.layers\.0\.weight is nothing, and"):
         interop.from_state_dict(net.state, models.create("mobilefacenet"), net.shape)
     with pytest.raises(UserError, match=r"a\?b is \(2,\), and nothing in the network"):
         interop.from_state_dict({**net.state, "a\nb": np.zeros(2)}, net.module, net.shape)
-    with pytest.raises(UserError, match=r"conv1\.weight is nothing there"):
+    with pytest.raises(UserError, match=r"conv1\.weight is nothing, and"):
         interop.from_state_dict({}, net.module, net.shape)
 
 
