@@ -213,10 +213,10 @@ def test_other_graphs_are_refused_where_they_part(published, recorded_graph, wri
         tensor = next(tensor for tensor in g.initializer if tensor.name == "conv1.weight")
         tensor.raw_data = tensor.raw_data[:-4]
 
-    assert "sum after layer1.0.bn3 is nothing there" in edited(no_sum)
+    assert "sum after layer1.0.bn3 is nothing, and Add" in edited(no_sum)
     assert "fc.weight is Transpose, and Gemm or MatMul (24, 256) in the network" in edited(transposed)
     assert "what follows the last norm is LpNormalization, and nothing in the network" in edited(normalized)
-    assert "conv1.weight is a?b there" in edited(lambda g: setattr(g.node[0], "op_type", "a\nb"))
+    assert "conv1.weight is a?b, and" in edited(lambda g: setattr(g.node[0], "op_type", "a\nb"))
     assert "is no valid ONNX" in edited(lambda g: g.node[0].ClearField("output"))
     assert "is no valid ONNX" in edited(lambda g: g.node[1].input.pop())
     assert "prelu.weight is Relu, and PRelu (8,) in the network" in edited(relu)

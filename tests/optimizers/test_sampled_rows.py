@@ -110,7 +110,7 @@ def test_everything_else_is_the_plain_optimizer(name):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
-def test_nothing_chosen_or_all_sampled_is_the_plain_optimizer(name):
+def test_no_table_or_all_sampled_is_the_plain_optimizer(name):
     params, _, gradients = problem()
     expected = walk(build(name), params, gradients)
     nothing = {"backbone": False, "prototypes": False}
@@ -208,7 +208,7 @@ def test_sharded_rows_need_no_communication():
 @pytest.mark.parametrize(
     ("shape", "sampled", "words"),
     [
-        ((), None, r"chosen: needs parameters with rows; got the scalar \['w'\]"),
+        ((), None, r"tables: needs parameters with rows; got the scalar \['w'\]"),
         ((3, 2), (4,), r"sampled: needs shape \(3,\), the rows of \['w'\]; got \(4,\)"),
         ((3, 2), (), r"sampled: needs shape \(3,\), the rows of \['w'\]; got \(\)"),
     ],

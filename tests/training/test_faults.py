@@ -259,7 +259,7 @@ def test_a_metrics_file_that_lost_its_end_is_reported(whole, tmp_path, caplog):
     shutil.rmtree(run / STAGE / "11")
     (run / "metrics.jsonl").unlink()
     training.run([toy.stage(steps=STEPS)], cadence=CADENCE, workdir=run)
-    assert "metrics.jsonl has lost its end: 0 bytes of" in caplog.text
+    assert "metrics.jsonl has lost its end: 0 of" in caplog.text
     assert [row["step"] for row in training.read_records(run / "metrics.jsonl")] == [10, 11, 11]
 
 

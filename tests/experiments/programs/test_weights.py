@@ -90,7 +90,7 @@ def test_export_in_every_format(file, imported, tmp_path, capsys):
         ("import {file} --out {tmp}/x", "the following arguments are required: --backbone"),
         ("import {file} --backbone iresnet_pika --out {tmp}/x", "the nearest are iresnet_pico"),
         ("import {file} --backbone iresnet_pico --out {tmp}/x", "fc.weight is (16, 64), and (512, 3136) in the network"),
-        ("import {file} --backbone mobilefacenet --out {tmp}/x", "layers.0.layers.0.weight is nothing there"),
+        ("import {file} --backbone mobilefacenet --out {tmp}/x", "layers.0.layers.0.weight is nothing, and"),
         ("import {file} --backbone mlp --out {tmp}/x", "backbone: needs an IResNet"),
         ("import {tmp}/none.pth --backbone iresnet18 --out {tmp}/x", "No such file or directory"),
         ("import {full}/text.pth --backbone iresnet18 --out {tmp}/x", "is damaged, or not a state dict"),
