@@ -47,7 +47,7 @@ def at(state, step):
 def by_hand(config, state, batch):
     """Terms of the first step of a network without batch statistics."""
     model, params = gabn.network(config), state.params
-    head, label = config.head, batch["label"]
+    head, label = config.head.build().loss, batch["label"]
     image = jnp.asarray(batch["image"])
 
     def embed(image, shift=None):
@@ -141,7 +141,7 @@ def test_without_weights_it_is_the_plain_training_bit_for_bit(base):
     config = dataclasses.replace(base, erase_weight=0.0, adversarial_weight=0.0)
     (stage,) = gabn.build(config)
     split = recipe.load(config)
-    plain = recipe.recognition_stage("plain", config, split, recipe.network(config), config.head)
+    plain = recipe.recognition_stage("plain", config, split, recipe.network(config), config.head.build())
     states = []
     for each in (stage, plain):
         parallel = training.make_parallel(devices=jax.devices()[:1])

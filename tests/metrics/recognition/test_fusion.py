@@ -6,6 +6,7 @@ import pytest
 from jaxface import metrics
 from jaxface.errors import UserError
 from jaxface.metrics import RgbdTemplates
+from jaxface.metrics.recognition import fusion
 
 
 def unit(rng, *shape):
@@ -115,9 +116,7 @@ def test_blocks_change_nothing(block, probe_only):
 
 def test_a_search_never_holds_all_scores():
     probes, gallery = (RgbdTemplates(*map(jnp.asarray, templates(s, n))) for s, n in ((0, 4096), (1, 1000)))
-    compiled = metrics.fusion._search.lower(
-        probes, gallery, jnp.ones(2), k=1, probe_only=False, block=64
-    ).compile()
+    compiled = fusion._search.lower(probes, gallery, jnp.ones(2), k=1, probe_only=False, block=64).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4096 * 1000 * 4 / 4
 
 
