@@ -8,6 +8,7 @@ import pytest
 
 from experiments import configs, launch
 from experiments.methods import lrfr
+from experiments.studies import lrfr as studies
 from experiments.recipes.heads import HeadSpec
 from jaxface import data, losses, models, training
 from jaxface.errors import UserError
@@ -52,7 +53,7 @@ def first_step(config):
     ids=["logexp", "batch_log", "l1", "l2", "none"],
 )
 def test_the_first_loss_is_both_copies_and_their_distance(overrides, expected):
-    config = dataclasses.replace(DIGITS, weight=0.7, **lrfr.single(3), **overrides)
+    config = dataclasses.replace(DIGITS, weight=0.7, **studies.single(3), **overrides)
     state, image, labels, _, metrics = first_step(config)
     small = data.low_resolution(image, 3)
     backbone, prototypes = state.params["backbone"], state.params["prototypes"][:10]
@@ -72,7 +73,7 @@ def test_the_first_loss_is_both_copies_and_their_distance(overrides, expected):
 
 
 def test_without_sizes_it_is_the_plain_training():
-    config = dataclasses.replace(DIGITS, **lrfr.FULL)
+    config = dataclasses.replace(DIGITS, **studies.FULL)
     state, image, labels, _, metrics = first_step(config)
     embeddings = lrfr.network(config).apply({"params": state.params["backbone"]}, image)
     similarity = cosines(embeddings, state.params["prototypes"][:10])
@@ -84,7 +85,7 @@ def test_without_sizes_it_is_the_plain_training():
 @pytest.mark.slow
 def test_two_passes_the_full_size_first():
     """Each copy has its own batch statistics, and the running averages take those of the full size first."""
-    config = dataclasses.replace(FACES, augment=data.Augment(flip=0.0), **lrfr.single(4))
+    config = dataclasses.replace(FACES, augment=data.Augment(flip=0.0), **studies.single(4))
     state, image, labels, new, _ = first_step(config)
 
     def distance_after(*copies):
@@ -136,7 +137,7 @@ def test_eight_devices_give_the_update_of_one(mode, reduction):
     # One size and no flips: the draws of a replica are its own.
     config = dataclasses.replace(
         FACES, augment=data.Augment(flip=0.0), reduction=reduction, optimizer=training.Optimizer(learning_rate=0.01),
-        **lrfr.single(8),
+        **studies.single(8),
     )  # fmt: skip
     (stage,) = lrfr.build(config)
     batch = next(stage.batches(None))

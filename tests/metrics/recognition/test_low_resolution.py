@@ -3,7 +3,7 @@ import pytest
 
 from jaxface import metrics
 from jaxface.errors import UserError
-from jaxface.metrics.recognition import similarity
+from jaxface.metrics.recognition import low_resolution, similarity
 
 RNG = np.random.default_rng(0)
 
@@ -36,7 +36,7 @@ def test_blocks_change_nothing(monkeypatch):
     arguments = probes, RNG.integers(0, 9, 50), gallery, np.arange(70) % 11
     whole = metrics.labeled_ranks(*arguments)
     blocks = similarity.similarity_blocks
-    monkeypatch.setattr(metrics.low_resolution, "similarity_blocks", lambda a, b: blocks(a, b, block=16))
+    monkeypatch.setattr(low_resolution, "similarity_blocks", lambda a, b: blocks(a, b, block=16))
     np.testing.assert_array_equal(metrics.labeled_ranks(*arguments), whole)
 
 
