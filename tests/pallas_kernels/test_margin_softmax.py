@@ -174,7 +174,9 @@ def test_xla_is_the_reference(name, shape, dtype, masked):
         assert actual[0].dtype == jnp.float32
         assert [g.dtype for g in actual[1]] == [dtype, dtype, jnp.float32]
         # The products of bfloat16 rows are exact, so the loss is that of float32; the gradients are rounded on the way.
-        close((actual[0], actual[1][2]), (expected[0], expected[1][2]), 2e-5)
+        # Rows of either sign may cancel in the weighted mean, to a value far below the terms that were rounded.
+        np.testing.assert_allclose(actual[0], expected[0], rtol=2e-5, atol=2e-6)
+        close(actual[1][2], expected[1][2], 2e-5)
         close(actual[1][:2], expected[1][:2], 2e-5 if dtype == jnp.float32 else 2e-2)
 
     values()

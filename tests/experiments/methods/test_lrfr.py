@@ -8,8 +8,8 @@ import pytest
 
 from experiments import configs, launch
 from experiments.methods import lrfr
-from experiments.studies import lrfr as studies
 from experiments.recipes.heads import HeadSpec
+from experiments.studies import lrfr as studies
 from jaxface import data, losses, models, training
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines, l2_normalize
