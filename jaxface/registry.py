@@ -12,7 +12,7 @@ _MOST_LISTED = 24  # names in an error; of more, the nearest are told
 
 def nearest(word: str, names) -> str:
     """`; did you mean 'x'?` for the name most like `word`, or nothing."""
-    near = difflib.get_close_matches(word, list(names), n=1, cutoff=0.4)
+    near = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -83,7 +83,7 @@ class Registry[T]:
                 raise UserError(
                     f"{self._argument}: needs one of {', '.join(names)}, got {name!r}{nearest(name, names)}"
                 )
-            near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
+            near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names
             raise UserError(
                 f"{self._argument}: needs a known name, got {name!r}; the nearest are {', '.join(near)}"
             )

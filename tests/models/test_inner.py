@@ -68,5 +68,5 @@ def test_an_unknown_layer():
         UserError, match="layer: ConvNet has head_dense, stage1, stage2, stage3, got 'stage9'"
     ):
         models.apply_from_layer(model, variables, image, image, layer="stage9")
-    with pytest.raises(UserError, match="channels and strides"):
+    with pytest.raises(UserError, match="channels, strides: need the same length"):
         models.create("convnet", strides=(1,))

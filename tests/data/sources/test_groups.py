@@ -118,7 +118,7 @@ def test_shortcut_digits():
             dataclasses.replace(TONED, lightest=(0.0,), darkest=(0.2,), identities=(3,)),
             "groups: needs at least two",
         ),
-        (dataclasses.replace(TONED, held_out_identities=1), "held_out_identities: pairs"),
+        (dataclasses.replace(TONED, held_out_identities=1), "held_out_identities: needs an integer from 2"),
         (data.ShortcutDigits(reliability=1.5), "reliability: needs a number from 0 to 1"),
         (data.ShortcutDigits(noise=-1.0), "noise: needs"),
     ],

@@ -39,7 +39,7 @@ def test_folder_is_split_by_person(faces_folder):
         data.load(spec, image_size=16, seed=k).train.class_names != split.train.class_names
         for k in range(2, 6)
     )
-    whole = data.load_all(dataclasses.replace(spec, held_out=0.0), image_size=16)
+    whole = data.load_all(spec, image_size=16)
     assert len(whole) == 30 and whole[0]["image"].shape == (16, 16, 3)
     with pytest.raises(UserError, match="held_out"):
         data.load(dataclasses.replace(spec, held_out=0.0), image_size=16)
