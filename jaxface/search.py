@@ -56,7 +56,7 @@ def nearest(
       candidates: [N, D] float, or a pytree of arrays [N, …]; with `axis_name` the N of a shard, of which the r-th has the indices
         rN to rN + N - 1.
       k: how many, from 1 to the number of candidates (of all shards); static.
-      similarity: (some queries, some candidates) -> [q, n] finite scores; a function of a module, since a new one compiles anew.
+      similarity: (some queries, some candidates) -> [q, n] finite scores; a function of a module, a new one is compiled.
       mask: [Q, N] bool, True where a query may have a candidate.
       labels, candidate_labels: [Q] and [N] integers; a query may not have a candidate of its label.
       exclude: [Q] integers, the index of one candidate that each query may not have, such as itself; -1 for

@@ -174,7 +174,7 @@ def mask_of(path: pathlib.Path, images, person: str, model, variables, settings:
             mask = np.zeros(0)
         if mask.shape != shape or mask.dtype != np.float32:
             raise UserError(
-                f"out: {path} is no mask of {shape[0]}x{shape[1]} pixels; remove it to make it anew"
+                f"out: {path} is no mask of {shape[0]}x{shape[1]} pixels; remove it, and it is made again"
             )
         return mask
     # Evenly over the person's photos, so that a series of alike ones at the beginning does not make the mask alone.

@@ -56,11 +56,11 @@ class Cloak:
     momentum: Annotated[float, ProperFraction] = 0.0
     """Decay of the accumulated direction, in [0, 1); 0.9 with dropout."""
     dropout: Annotated[float, ProperFraction] = 0.0
-    """Share of the surrogate's features that are dropped anew in every gradient (DFANet: 0.1), in [0, 1)."""
+    """Share of the surrogate's features that are dropped, others in every gradient (DFANet: 0.1), in [0, 1)."""
     random_start: bool = True
     """Start from the mean of one random mask per photo, as published, instead of from no mask."""
     rederive: bool = False
-    """Take the mask anew from the clipped images in every step, as the release of OPOM does; it shrinks where they clip."""
+    """Take the mask again from the clipped images in every step, as the release of OPOM does; it shrinks where they clip."""
 
     def check(self, photos: int | None = None) -> None:
         """Raises UserError for a field out of its range, or one that does not suit so many photos."""
@@ -217,7 +217,7 @@ def _cloak_step(
 
 
 def _gradient(embed: Embed, photos: jax.Array, clean: jax.Array | None, cloak: Cloak, hull: Hull) -> Gradient:
-    """The gradient of the mean objective over some photos; clean features are the given ones, or made anew with dropout."""
+    """The gradient of the mean objective over some photos; clean features are the given ones, or with dropout computed again."""
 
     def objective(mask, rows, rng):
         masked_key, clean_key = jax.random.split(rng)
@@ -257,7 +257,7 @@ def make_cloak(embed: Embed, photos: jax.Array, rng: jax.Array, cloak: Cloak) ->
 
         start at `_start_cloak`, then `steps` times:  G = Σ_m g_m (`_accumulated_gradient`),  `_cloak_step`
 
-    The features F of the clean photos are those of the network as it is; with dropout they are made anew for every gradient. A
+    The features F of the clean photos are those of the network as it is; with dropout they are computed for every gradient. A
     convex or reduced hull is preceded by five steps away from the mean of F: inside the hull the distance and its gradient
     are 0 (as the release does for the convex one; design for the reduced one). Works under jit, vmap over people, and
     `lax.map`, which needs the memory of one person alone.

@@ -65,7 +65,7 @@ def read_torch(path: str | pathlib.Path) -> dict[str, np.ndarray]:
             start = file.read(len(_LEGACY))
         if start == _LEGACY:
             raise _Refused(
-                "is in the format of before PyTorch 1.6; save it anew: "
+                "is in the format of before PyTorch 1.6; save it again: "
                 f"torch.save(torch.load('{path.name}', weights_only=True), 'new.pth')"
             )
         with zipfile.ZipFile(path) as archive:
@@ -110,7 +110,7 @@ def _state_dict(archive: zipfile.ZipFile, file_size: int) -> dict[str, np.ndarra
         return data
 
     if f"{root}byteorder" in entries and content("byteorder") != b"little":
-        raise _Refused("is big-endian; save it anew on a little-endian machine")
+        raise _Refused("is big-endian; save it again on a little-endian machine")
     storages: dict[str, np.ndarray] = {}
 
     def storage(identity: Any) -> np.ndarray:

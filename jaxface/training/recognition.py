@@ -14,7 +14,7 @@ from jaxface import metrics
 from jaxface.data.sources.source import Source
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
-from jaxface.layers.prototypes import cosines, init_prototypes
+from jaxface.layers.prototypes import init_prototypes
 from jaxface.training.checkpoints import restore_params
 from jaxface.training.map_source import map_source
 from jaxface.training.prototypes import prototype_rows
@@ -66,13 +66,6 @@ class Recognizer:
             variables, images, train=True, mutable=[*variables.keys() - {"params"}], rngs={"dropout": rng}
         )
         return embeddings, {**extra, **updated}
-
-    def train_cosines(
-        self, params: dict, extra: dict, images: jax.Array, rng: jax.Array
-    ) -> tuple[jax.Array, dict]:
-        """Cosines [B, C] of images with the prototypes, in training mode, and the new `extra`."""
-        embeddings, extra = self.train_embeddings(params, extra, images, rng)
-        return cosines(embeddings, params["prototypes"][: self.classes]), extra
 
 
 @functools.partial(jax.jit, static_argnames=("model", "flip"))
@@ -145,9 +138,9 @@ def pretrained_backbone(workdir: str | pathlib.Path, recognizer: Recognizer) -> 
         )
     ]
     for name in sorted(flat[0].keys() | flat[1].keys()):
-        there, here = (leaves.get(name, "nothing") for leaves in flat)
-        if there != here:
+        saved, wanted = (leaves.get(name, "nothing") for leaves in flat)
+        if saved != wanted:
             raise UserError(
-                f"init_from: {workdir} has another network: {name} is {there} there and {here} here"
+                f"init_from: {workdir} has another network: {name} is {saved} there and {wanted} here"
             )
     return backbone, statistics(extra)

@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxface import models, training
 from jaxface.data import ArraySource
 from jaxface.errors import UserError
+from jaxface.layers.prototypes import cosines
 
 RNG = np.random.default_rng(0)
 COUNT = 37
@@ -55,8 +56,8 @@ def test_batch_statistics_are_used_and_left_alone():
     a, b = (training.embed_source(recognizer.model, params["backbone"], e, SOURCE) for e in (extra, shifted))
     assert np.abs(a - b).max() > 1e-3
     images = jnp.zeros((4, 8, 8, 3))
-    cosines, new = jax.jit(recognizer.train_cosines)(params, extra, images, jax.random.key(2))
-    assert cosines.shape == (4, 5) and np.abs(np.asarray(cosines)).max() <= 1 + 1e-5
+    embeddings, new = jax.jit(recognizer.train_embeddings)(params, extra, images, jax.random.key(2))
+    assert embeddings.shape == (4, 8)
     assert jax.tree.structure(new) == jax.tree.structure(extra)
 
 
@@ -65,8 +66,9 @@ def stage(steps=2, model=MODEL):
     recognizer = training.Recognizer(model, 5, (8, 8, 3))
 
     def loss(params, extra, batch, rng):
-        cosines, extra = recognizer.train_cosines(params, extra, batch["image"], rng)
-        values = optax.softmax_cross_entropy_with_integer_labels(16 * cosines, batch["label"])
+        embeddings, extra = recognizer.train_embeddings(params, extra, batch["image"], rng)
+        logits = 16 * cosines(embeddings, params["prototypes"][: recognizer.classes])
+        values = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return values.mean(), (extra, {})
 
     goal = training.Objective(loss, optax.sgd(0.1))
