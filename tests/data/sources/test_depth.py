@@ -80,7 +80,7 @@ def test_ranges_of_people_share_nobody():
 
     assert not names(0) & names(3) and len(names(0) & names(1)) == 2
     for first in (-1, (1 << 20) - 2):
-        with pytest.raises(UserError, match="first_identity: needs a"):
+        with pytest.raises(UserError, match="needs a"):
             names(first)
 
 
