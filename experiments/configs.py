@@ -25,7 +25,7 @@ from jaxface.cli import console
 from jaxface.cli.flags import parse_flags, unset_data
 from jaxface.data.specs.base import KINDS, DataSpec
 from jaxface.errors import UserError
-from jaxface.paths import local_path
+from jaxface.paths import local_path, run_path
 from jaxface.registry import nearest
 from jaxface.training.stages import Stages
 
@@ -203,7 +203,7 @@ def load_network(run: str | pathlib.Path, *, best: bool = False):
     Raises:
       UserError: no run there, or its method has no embedding network.
     """
-    run = local_path("run", run)
+    run = run_path("run", run)
     method, config, _ = from_dict(training.read_config(run))
     module = method_module(method)
     if not hasattr(module, "network"):

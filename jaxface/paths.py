@@ -40,3 +40,16 @@ def name_text(path: str | os.PathLike) -> str:
     Python carries such bytes as lone surrogates, which no terminal, font or text file takes.
     """
     return _SURROGATE.sub(lambda byte: f"\\x{ord(byte[0]) & 0xFF:02x}", os.fspath(path))
+
+
+def run_path(name: str, text: str | os.PathLike) -> pathlib.Path:
+    """`local_path` for the work directory of a run, whose checkpoints are written by a library that takes UTF-8 only.
+
+    Raises:
+      UserError: as `local_path`, or a path with other bytes, from its root on.
+    """
+    path = local_path(name, text)
+    whole = str(path.absolute())
+    if name_text(whole) != whole:
+        raise UserError(f"{name}: needs a path in UTF-8, got {name_text(whole)}")
+    return path

@@ -19,7 +19,7 @@ from jaxface import interop, models, training
 from jaxface.cli import console
 from jaxface.cli.console import use_compilation_cache
 from jaxface.errors import UserError
-from jaxface.paths import local_path
+from jaxface.paths import local_path, run_path
 
 FORMATS = ("safetensors", "stablehlo", "onnx")
 
@@ -48,7 +48,7 @@ def import_weights(
         raise UserError(f"image-size: needs at least 1; got {image_size}")
     model = models.create(backbone, embedding=embedding)
     # All that can be refused without reading the weights comes first.
-    out = local_path("out", out).absolute()
+    out = run_path("out", out).absolute()
     if not out.parent.is_dir() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise UserError(f"out: needs a new or empty folder in one that exists; got {out}")
     variables = interop.load_weights(file, model, (image_size, image_size, 3))
