@@ -9,6 +9,7 @@ from jaxface import data, metrics, training
 from jaxface.cli import console, flags
 from jaxface.cli.console import show_metrics, use_compilation_cache
 from jaxface.errors import UserError
+from jaxface.paths import local_path
 
 
 def evaluate(
@@ -66,10 +67,11 @@ def main(arguments: list[str] | None = None) -> None:
     pairs = _pairs(options.pairs)
     spec = flags.parse_data(options.data, rest, prog="evaluate")
     use_compilation_cache()
-    config = configs.load_network(options.run)[-1]
+    run = local_path("run", options.run)
+    out = run / f"evaluate-{options.data}" if options.out is None else local_path("out", options.out)
+    config = configs.load_network(run)[-1]
     source = data.load_all(spec, image_size=config.image_size, seed=options.seed)
-    report, drawings = evaluate(options.run, source, pairs=pairs, best=options.best, seed=options.seed)
-    out = pathlib.Path(options.out or pathlib.Path(options.run) / f"evaluate-{options.data}")
+    report, drawings = evaluate(run, source, pairs=pairs, best=options.best, seed=options.seed)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, draw in drawings.items():
@@ -79,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except OSError as error:
         raise UserError(f"out: cannot write to {out}: {error.strerror}") from None
-    show_metrics(report, f"{options.run} on {spec.title}: {out}")
+    show_metrics(report, f"{run} on {spec.title}: {out}")
 
 
 if __name__ == "__main__":

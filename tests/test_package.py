@@ -19,7 +19,7 @@ PACKAGES = ("jaxface", "experiments", "pallas_kernels")
 # Imports go down only; packages of one layer may use each other.
 LAYERS = [
     {"errors", "axes", "registry"},
-    {"boxes", "search", "checks", "safe_pickle"},
+    {"boxes", "search", "checks", "paths", "safe_pickle"},
     {"layers", "optimizers", "metrics", "hardware"},
     {"data", "models", "losses"},
     {"training", "attacks", "interop"},
