@@ -327,6 +327,7 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
             best=f"{split.protocol}/accuracy",
             sharding={"prototypes": PartitionSpec(axes.MODEL)},
             compile_init=False,  # it may read a file
+            key="student" if number == 1 else f"student{number}",  # whatever it learns from
         )
 
     def stages():
