@@ -291,8 +291,8 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
         return step(state, batch)
 
     # A shape that the networks cannot take is refused here, not after the teacher has trained.
-    image = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
-    batch = {"image": image, "label": jax.ShapeDtypeStruct((2,), jnp.int32)}
+    image = jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.float32)
+    batch = {"image": image, "label": jax.ShapeDtypeStruct(image.shape[:1], jnp.int32)}
     jax.eval_shape(first_step, jax.eval_shape(lambda: jax.random.key(0)), route.shapes, batch)
 
     def student_stage(
