@@ -202,7 +202,7 @@ def load_network(run: str | pathlib.Path, *, best: bool = False):
     Raises:
       UserError: no run there, or its method has no embedding network.
     """
-    method, config, _ = from_dict(training.read_config(pathlib.Path(run).expanduser()))
+    method, config, _ = from_dict(training.read_config(run))
     module = method_module(method)
     if not hasattr(module, "network"):
         raise UserError(f"run: {method} in {run} has no embedding network to evaluate")

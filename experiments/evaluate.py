@@ -9,6 +9,8 @@ from jaxface import data, metrics, training
 from jaxface.cli import console, flags
 from jaxface.cli.console import show_metrics, use_compilation_cache
 from jaxface.errors import UserError
+from jaxface.metrics.recognition.report import check_verification
+from jaxface.paths import local_path
 
 
 def evaluate(
@@ -25,6 +27,7 @@ def evaluate(
         if pairs is not None:
             raise UserError(f"pairs: needs 'balanced' for data that comes with its own pairs, got {pairs!r}")
         pairs = official
+    check_verification(source.labels, pairs, seed=seed)
     model, backbone, extra, _ = configs.load_network(run, best=best)
     configs.check_images(run, model, backbone, extra, source.image_shape)
     embeddings = training.embed_source(model, backbone, extra, source)
@@ -65,11 +68,12 @@ def main(arguments: list[str] | None = None) -> None:
     options, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
     pairs = _pairs(options.pairs)
     spec = flags.parse_data(options.data, rest, prog="evaluate")
+    run = local_path("run", options.run)
+    out = run / f"evaluate-{options.data}" if options.out is None else local_path("out", options.out)
     use_compilation_cache()
     config = configs.load_network(options.run)[-1]
     source = data.load_all(spec, image_size=config.image_size, seed=options.seed)
     report, drawings = evaluate(options.run, source, pairs=pairs, best=options.best, seed=options.seed)
-    out = pathlib.Path(options.out or pathlib.Path(options.run) / f"evaluate-{options.data}")
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, draw in drawings.items():

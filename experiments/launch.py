@@ -42,7 +42,8 @@ def launch(method: str, config, run: configs.Run) -> training.Outcome:
     parallel = training.make_parallel(run.parallel, model_shards=run.model_shards)
     check_fields(run)
     training.check_batch_size(parallel, config.batch_size, accumulate=getattr(config, "accumulate", 1))
-    workdir, written = run.workdir or pathlib.Path("runs") / method, configs.to_dict(method, config, run)
+    workdir = pathlib.Path("runs") / method if run.workdir is None else run.workdir
+    written = configs.to_dict(method, config, run)
     training.check_workdir(workdir, written)
     stages = configs.build(method, config)
     if isinstance(stages, Sequence) and stages[0].compile_init:

@@ -27,6 +27,7 @@ from jaxface import training
 from jaxface.cli import console
 from jaxface.cli.console import use_compilation_cache
 from jaxface.errors import UserError
+from jaxface.paths import local_path
 from jaxface.training import figures
 from jaxface.training.stages import Stages
 
@@ -248,7 +249,10 @@ def main(arguments: list[str] | None = None) -> None:
     if flags.study is not None and flags.study not in studies:
         raise UserError(f"study: needs one of {', '.join(studies)}, got {flags.study!r}")
     use_compilation_cache()
-    workdir = pathlib.Path(flags.workdir or pathlib.Path("runs/reproduce") / method)
+    if flags.workdir is None:
+        workdir = pathlib.Path("runs/reproduce") / method
+    else:
+        workdir = local_path("workdir", flags.workdir)
     for name in [flags.study] if flags.study else studies:
         reproduce(method, name, studies[name], seeds=flags.seeds, workdir=workdir)
         Console().print(Markdown((workdir / f"{name}.md").read_text()))

@@ -172,6 +172,9 @@ def evaluations(
     """
     model, flip = recognizer.recognizer.model, config.augment.flip > 0
     if config.packs:
+        names = [pathlib.Path(path).stem for path in config.packs]
+        if len(set(names)) < len(names):
+            raise UserError(f"packs: need a name each, got {', '.join(names)}")
         packs = {
             pathlib.Path(path).stem: inputs.PackSource(path, image_size=config.image_size)
             for path in config.packs

@@ -281,6 +281,7 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
     objective = training.Objective(distillation.objective, recognition.optimizer())
     step = recognition.step(objective)
     open_batches = recipe.training_batches(config, split.train)
+    judged = recipe.evaluation(config, model, split, identify=True)
     lengths = itertools.repeat(config.steps)
     if not config.restart:
         lengths = np.diff([0, *training.equal_epoch_anchors(config.steps, len(order))]).tolist()
@@ -312,7 +313,7 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
                 return previous.replace(extra=extra)
             return recognition.create_state(rng, params, objective, extra=extra)  # a fresh optimizer
 
-        evaluations = [recipe.evaluation(config, model, split, identify=True)]
+        evaluations = [judged]
         if aside is not None:
             evaluations.append(training.RouteHardness(distillation.distance, teacher, aside, ahead))
         evaluate = training.Evaluations(*evaluations)

@@ -109,7 +109,11 @@ OVERRIDES = {
     },
     "cckd": {"sampler": "uniform", "congruence_weight": 0.0},
     "cloak": {"people": 2, "photos": 2, "tests": 2},
-    "gabn": {"data": data.TonedFaces(identities=(4, 4), per_identity=4, held_out_identities=8)},
+    "gabn": {
+        "cells": 2,
+        "erase": 1,
+        "data": data.TonedFaces(identities=(4, 4), per_identity=4, held_out_identities=8),
+    },
     "ida": {"gan": GanSpec(steps=0), "score": "cosine"},
     "lrfr": {"probe_sizes": (8, 16)},
 }
