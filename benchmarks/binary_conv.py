@@ -7,7 +7,6 @@ normalization, shortcut, PReLU and sign by XLA, at the layers of ResNet-18 and R
 
 import argparse
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -260,7 +259,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny shapes and few repeats")
     parser.add_argument(
-        "--out", type=pathlib.Path, help="folder of the JSON file (default: benchmarks/results/<device>)"
+        "--out",
+        type=common.folder_argument,
+        help="folder of the JSON file (default: benchmarks/results/<device>)",
     )
     parser.add_argument("--seconds", type=float, default=600.0, help="no further row begins after them")
     given = parser.parse_args()

@@ -1,5 +1,6 @@
 """What every benchmark needs: timing, where it ran, and a JSON file that says so."""
 
+import argparse
 import functools
 import hashlib
 import json
@@ -15,8 +16,19 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from jaxface.errors import UserError
+from jaxface.paths import local_path
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+
+
+def folder_argument(text: str) -> Path:
+    """`type` of a command-line argument that is a folder: `~` is expanded, an empty path refused."""
+    try:
+        return local_path("folder", text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def device_name() -> str:

@@ -10,7 +10,6 @@ import faulthandler
 import json
 import sys
 import time
-from pathlib import Path
 
 import jax
 
@@ -84,7 +83,9 @@ def main() -> None:
     parser.add_argument("op", choices=kernel_cases.OPS)
     parser.add_argument("--quick", action="store_true", help="the smallest cases alone, as on a CPU")
     parser.add_argument(
-        "--out", type=Path, help="folder of the JSON file (default: benchmarks/results/<device>)"
+        "--out",
+        type=common.folder_argument,
+        help="folder of the JSON file (default: benchmarks/results/<device>)",
     )
     parser.add_argument("--seconds", type=float, default=600.0, help="no further case begins after them")
     given = parser.parse_args()

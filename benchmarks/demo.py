@@ -28,7 +28,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few steps on few identities")
     parser.add_argument(
-        "--out", type=Path, help="folder of the JSON file (default: benchmarks/results/<device>)"
+        "--out",
+        type=common.folder_argument,
+        help="folder of the JSON file (default: benchmarks/results/<device>)",
     )
     given = parser.parse_args()
     if extra := os.environ.get("JAXFACE_EXTRA_SITE"):

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -289,7 +288,9 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="small shapes, few repeats")
     parser.add_argument(
-        "--out", type=Path, help="folder for the JSON, instead of benchmarks/results/<device>"
+        "--out",
+        type=common.folder_argument,
+        help="folder for the JSON, instead of benchmarks/results/<device>",
     )
     parser.add_argument("--seconds", type=float, help="no further row begins after them")
     given = parser.parse_args()

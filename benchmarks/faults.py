@@ -271,7 +271,10 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--folder", type=pathlib.Path, default=None, help="where to write, instead of results/<device>"
+        "--folder",
+        type=common.folder_argument,
+        default=None,
+        help="where to write, instead of results/<device>",
     )
     arguments = parser.parse_args()
     if arguments.kills < 1:

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from benchmarks import report_table
-from benchmarks.common import RESULTS, ROOT, device_folder, digest, write_json
+from benchmarks.common import RESULTS, ROOT, device_folder, digest, folder_argument, write_json
 from benchmarks.kernel_cases import OPS
 from pallas_kernels import measured
 
@@ -328,14 +328,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, help="folder of the JSON files, instead of the repository's")
+    parser.add_argument(
+        "--out", type=folder_argument, help="folder of the JSON files, instead of the repository's"
+    )
     parser.add_argument("--dry-run", action="store_true", help="everything at its smallest, on the CPU")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="most that all items may take")
-    parser.add_argument("--wheels", type=Path, help="folder of wheels of the training extras, for the demo")
+    parser.add_argument(
+        "--wheels", type=folder_argument, help="folder of wheels of the training extras, for the demo"
+    )
     parser.add_argument("--again", action="store_true", help="measure what has been measured, too")
     parser.add_argument("--only", nargs="+", metavar="ITEM", help="names of items, such as train_step")
     parser.add_argument(
-        "--collect", type=Path, metavar="FOLDER", help="take a report's folder into the repository"
+        "--collect", type=folder_argument, metavar="FOLDER", help="take a report's folder into the repository"
     )
     given = parser.parse_args()
     if given.collect is not None:

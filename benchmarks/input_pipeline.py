@@ -158,7 +158,9 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, nargs="+", default=[0, 1, 2, 4, 8, 16], help="worker processes; 0 for threads"
     )
-    parser.add_argument("--folder", type=pathlib.Path, help="where to write, instead of results/<device>")
+    parser.add_argument(
+        "--folder", type=common.folder_argument, help="where to write, instead of results/<device>"
+    )
     arguments = parser.parse_args()
     if not 1 <= arguments.batch_size <= arguments.count or arguments.count < 64 or arguments.size < 16:
         parser.error("needs count >= 64, batch-size from 1 to count, and size >= 16")

@@ -17,7 +17,6 @@ import argparse
 import dataclasses
 import functools
 from collections.abc import Callable, Generator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -240,7 +239,9 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="tiny networks and images; written with --out alone"
     )
-    parser.add_argument("--out", type=Path, help="folder of the JSON file instead of results/<device>")
+    parser.add_argument(
+        "--out", type=common.folder_argument, help="folder of the JSON file instead of results/<device>"
+    )
     arguments = parser.parse_args()
     rows, written = [], None
     for case in CASES:

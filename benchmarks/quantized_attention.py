@@ -12,7 +12,6 @@ same codes in bfloat16 or float32, which give equal values, took as long as int8
 import argparse
 import functools
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -297,7 +296,7 @@ def torch_seconds(shape, repeats):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny shapes and few repeats")
-    parser.add_argument("--out", type=Path, help="folder for the JSON file")
+    parser.add_argument("--out", type=common.folder_argument, help="folder for the JSON file")
     parser.add_argument("--seconds", type=float, default=600.0, help="no further row begins after them")
     options = parser.parse_args()
     platform = target_device().platform

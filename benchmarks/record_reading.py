@@ -245,7 +245,9 @@ def main() -> None:
         "--fuzz", type=int, nargs="?", const=100_000, default=0, help="damaged files of each kind"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the damage")
-    parser.add_argument("--folder", type=pathlib.Path, help="where to write, instead of results/<device>")
+    parser.add_argument(
+        "--folder", type=common.folder_argument, help="where to write, instead of results/<device>"
+    )
     arguments = parser.parse_args()
     if arguments.count < 64 or arguments.count % 2 or arguments.size < 16 or arguments.fuzz < 0:
         parser.error("needs an even count >= 64, size >= 16, and fuzz >= 0")

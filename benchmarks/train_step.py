@@ -13,7 +13,6 @@ import os
 import re
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 # Two frameworks share the device's memory, so neither may take it all at the start.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -269,7 +268,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5 if on_cpu else 30)
     parser.add_argument("--compile", action="store_true", help="torch.compile the torch side")
     parser.add_argument(
-        "--out", type=Path, help="folder for the JSON, instead of benchmarks/results/<device>"
+        "--out",
+        type=common.folder_argument,
+        help="folder for the JSON, instead of benchmarks/results/<device>",
     )
     arguments = parser.parse_args()
 

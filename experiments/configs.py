@@ -25,6 +25,7 @@ from jaxface.cli import console
 from jaxface.cli.flags import parse_flags, unset_data
 from jaxface.data.specs.base import KINDS, DataSpec
 from jaxface.errors import UserError
+from jaxface.paths import local_path, run_path
 from jaxface.registry import nearest
 from jaxface.training.stages import Stages
 
@@ -161,7 +162,7 @@ def parse(method: str, arguments: list[str]) -> tuple[Any, Run]:
             raise UserError(f"preset: {method} has {', '.join(names) or 'none'}, got {base.preset!r}")
         config = getattr(module.Config, base.preset)()
     if base.config is not None:
-        written_for, config, run = from_dict(training.read_config(base.config))
+        written_for, config, run = from_dict(training.read_config(local_path("config", base.config)))
         if written_for != method:
             raise UserError(f"config: {base.config} is of method {written_for!r}, not {method!r}")
     if base.data is not None:
@@ -202,6 +203,7 @@ def load_network(run: str | pathlib.Path, *, best: bool = False):
     Raises:
       UserError: no run there, or its method has no embedding network.
     """
+    run = run_path("run", run)
     method, config, _ = from_dict(training.read_config(run))
     module = method_module(method)
     if not hasattr(module, "network"):

@@ -68,12 +68,12 @@ def main(arguments: list[str] | None = None) -> None:
     options, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
     pairs = _pairs(options.pairs)
     spec = flags.parse_data(options.data, rest, prog="evaluate")
+    use_compilation_cache()
     run = local_path("run", options.run)
     out = run / f"evaluate-{options.data}" if options.out is None else local_path("out", options.out)
-    use_compilation_cache()
-    config = configs.load_network(options.run)[-1]
+    config = configs.load_network(run)[-1]
     source = data.load_all(spec, image_size=config.image_size, seed=options.seed)
-    report, drawings = evaluate(options.run, source, pairs=pairs, best=options.best, seed=options.seed)
+    report, drawings = evaluate(run, source, pairs=pairs, best=options.best, seed=options.seed)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, draw in drawings.items():
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except OSError as error:
         raise UserError(f"out: cannot write to {out}: {error.strerror}") from None
-    show_metrics(report, f"{options.run} on {spec.title}: {out}")
+    show_metrics(report, f"{run} on {spec.title}: {out}")
 
 
 if __name__ == "__main__":

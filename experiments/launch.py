@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from experiments import methods
 from jaxface.cli import console
 from jaxface.errors import UserError
+from jaxface.paths import run_path
 
 if TYPE_CHECKING:  # imported where they are used: `--list` and `--help` answer without JAX
     from experiments import configs
@@ -42,7 +43,7 @@ def launch(method: str, config, run: configs.Run) -> training.Outcome:
     parallel = training.make_parallel(run.parallel, model_shards=run.model_shards)
     check_fields(run)
     training.check_batch_size(parallel, config.batch_size, accumulate=getattr(config, "accumulate", 1))
-    workdir = pathlib.Path("runs") / method if run.workdir is None else run.workdir
+    workdir = pathlib.Path("runs") / method if run.workdir is None else run_path("workdir", run.workdir)
     written = configs.to_dict(method, config, run)
     training.check_workdir(workdir, written)
     stages = configs.build(method, config)

@@ -133,8 +133,14 @@ def run_once(
     return outcome.metrics
 
 
+def _folder_name(condition: str) -> str:
+    return condition.replace("%", "").replace(" ", "-") or "all"
+
+
 def measure(method: str, name: str, study: Study, seeds: int, workdir: pathlib.Path, say) -> dict:
     """All runs of a study: `scores[condition][arm]` as lists by seed."""
+    if len({_folder_name(condition) for condition in study.conditions}) < len(study.conditions):
+        raise ValueError(f"conditions: need different folders, got {', '.join(map(repr, study.conditions))}")
     scores = {c: {a: [] for a in study.arms} for c in study.conditions}
     total = seeds * len(study.conditions) * len(study.arms)
     done = 0
@@ -143,7 +149,7 @@ def measure(method: str, name: str, study: Study, seeds: int, workdir: pathlib.P
             first_stages: list[training.Outcome] = []
             for arm, overrides in study.arms.items():
                 config = dataclasses.replace(study.base, **changes, **overrides, seed=seed, data_seed=seed)
-                folder = workdir / name / (condition.replace("%", "").replace(" ", "-") or "all") / arm
+                folder = workdir / name / _folder_name(condition) / arm
                 metrics = run_once(
                     method, config, folder / f"seed-{seed}.json", shared=study.shared, done=first_stages
                 )
@@ -249,9 +255,8 @@ def main(arguments: list[str] | None = None) -> None:
     if flags.study is not None and flags.study not in studies:
         raise UserError(f"study: needs one of {', '.join(studies)}, got {flags.study!r}")
     use_compilation_cache()
-    if flags.workdir is None:
-        workdir = pathlib.Path("runs/reproduce") / method
-    else:
+    workdir = pathlib.Path("runs/reproduce") / method
+    if flags.workdir is not None:
         workdir = local_path("workdir", flags.workdir)
     for name in [flags.study] if flags.study else studies:
         reproduce(method, name, studies[name], seeds=flags.seeds, workdir=workdir)

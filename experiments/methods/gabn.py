@@ -10,7 +10,6 @@ Differs from the paper in: formulas, weights and the schedule of the terms, whic
 
 import dataclasses
 import functools
-import pathlib
 from typing import Annotated, Literal
 
 import flax.linen as nn
@@ -34,6 +33,7 @@ from jaxface import data as inputs
 from jaxface.checks import AtLeast, Fraction, NonNegative
 from jaxface.errors import UserError
 from jaxface.models import MLP
+from jaxface.paths import local_path, name_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,12 +172,14 @@ def evaluations(
     """
     model, flip = recognizer.recognizer.model, config.augment.flip > 0
     if config.packs:
-        names = [pathlib.Path(path).stem for path in config.packs]
+        names = [name_text(local_path("packs", path).stem) for path in config.packs]
         if len(set(names)) < len(names):
-            raise UserError(f"packs: need a name each, got {', '.join(names)}")
+            raise UserError(
+                f"packs: need different file names, which name the groups, got {', '.join(names)}"
+            )
         packs = {
-            pathlib.Path(path).stem: inputs.PackSource(path, image_size=config.image_size)
-            for path in config.packs
+            name: inputs.PackSource(path, image_size=config.image_size)
+            for name, path in zip(names, config.packs, strict=True)
         }
         fair = training.PackFairness(model, packs, flip=flip)
     else:

@@ -2,12 +2,15 @@
 
 Makes one mask for every person (sub-folder) on the network of a finished run, and writes the person's photos with the mask on as
 PNG, under the same names. Photos are aligned squares of the network's size; `--fit` brings others to it. The originals are only
-read. Stopped at any moment, the same command goes on; photos that were added since get the mask that is there.
+read. Stopped at any moment, the same command goes on; photos that were added or replaced since get the mask that is there.
 """
 
+import collections
 import dataclasses
 import functools
+import hashlib
 import io
+import os
 import pathlib
 import sys
 import zlib
@@ -19,12 +22,15 @@ from experiments import configs
 from jaxface import attacks, data, training
 from jaxface.cli import console
 from jaxface.cli.console import use_compilation_cache
-from jaxface.data.sources.folder import images_by_class
 from jaxface.data.sources.images import CorruptImage
+from jaxface.data.sources.listing import images_by_class, unreadable
 from jaxface.errors import UserError
+from jaxface.paths import local_path
 
 MASK = "{person}.npy"
 """Beside the person's folder: the mask, [H, W, 3] float32, for photos of later days."""
+LONGEST_NAME = 240
+"""Bytes of a file's name that leave room for an ending."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,31 +63,41 @@ def read(path: pathlib.Path, size: int, fit: str | None) -> np.ndarray:
     return data.fit_square(pixels, size, fit=fit or "pad")
 
 
-def targets(out: pathlib.Path, person: str, files: list[pathlib.Path]) -> dict[pathlib.Path, pathlib.Path]:
-    """Photo -> where it goes: <out>/<person>/<name>.png, with the old suffix before it where two photos share a name."""
-    stems = [path.stem for path in files]
-    return {
-        path: out / person / f"{path.stem if stems.count(path.stem) == 1 else path.name}.png"
-        for path in files
-    }
+def cloaked_names(files: list[pathlib.Path]) -> dict[pathlib.Path, str]:
+    """Photo -> name of its cloaked picture, none twice: <stem>.png, and with the old suffix before it where that is taken."""
+    names = {path: f"{path.stem}.png" for path in files}
+    while True:
+        counts = collections.Counter(names.values())
+        shared = [path for path in files if counts[names[path]] > 1 and names[path] != f"{path.name}.png"]
+        if not shared:
+            return names
+        names |= {path: f"{path.name}.png" for path in shared}
 
 
 def people_of(faces: pathlib.Path, out: pathlib.Path) -> dict[str, list[pathlib.Path]]:
     """Name -> photos of everybody in a folder.
 
     Raises:
-      UserError: no such folder, nobody in it, or results that would lie among the originals.
+      UserError: no such folder, nobody in it, a person whose photos may not be read, results that would lie among the
+        originals, or names that leave no place for them.
     """
     try:
-        photos = images_by_class(faces)
+        people = images_by_class(faces, strict=True)
     except OSError as error:
-        raise UserError(f"faces: needs a folder of images by person, {faces}: {error.strerror}") from None
-    if not photos:
+        raise UserError(f"faces: needs a folder of images by person, {unreadable(error, faces)}") from None
+    if not people:
         raise UserError(f"faces: no image in {faces}; needs {faces}/<person>/<image>")
     source, target = faces.resolve(), out.resolve()
     if source == target or source in target.parents or target in source.parents:
         raise UserError(f"out: needs a folder apart from the originals in {faces}, got {out}")
-    return photos
+    folders = [files[0].parent.name for files in people.values()]
+    written = collections.Counter(["config.json", *folders, *(MASK.format(person=name) for name in folders)])
+    if taken := [name for name in folders if written[name] > 1]:
+        raise UserError(f"faces: {faces / taken[0]} has a name that is needed in {out}; rename that folder")
+    for path in (path for files in people.values() for path in files):
+        if max(len(os.fsencode(name)) for name in (path.name, path.parent.name)) > LONGEST_NAME:
+            raise UserError(f"faces: needs names of at most {LONGEST_NAME} bytes, got {path}")
+    return people
 
 
 @functools.partial(jax.jit, static_argnames=("model", "cloak"))
@@ -95,7 +111,7 @@ def _features(model, variables, images):
 
 
 def cloak_images(
-    settings: Settings, faces: pathlib.Path, out: pathlib.Path, *, say=print
+    settings: Settings, faces: pathlib.Path, out: pathlib.Path, *, say=console.say
 ) -> dict[str, float]:
     """Writes the cloaked photos of everybody in a folder.
 
@@ -125,17 +141,19 @@ def cloak_images(
     written = {
         "tool": "cloak_images",
         **dataclasses.asdict(settings),
-        "run": str(pathlib.Path(settings.run).resolve()),
+        "run": str(local_path("run", settings.run).resolve()),
+        "network": digest(variables),
     }
     out = training.open_workdir(out, written)
     report = {}
     for number, (person, files) in enumerate(people.items(), start=1):
+        folder = out / files[0].parent.name
         images = [read(path, size, settings.fit) for path in files]
-        mask = mask_of(out / MASK.format(person=person), images, person, model, variables, settings)
+        mask = mask_of(out / MASK.format(person=folder.name), images, person, model, variables, settings)
         cloaked = [np.asarray(attacks.apply_cloak(image, mask)) for image in images]
-        for path, image in zip(targets(out, person, files).values(), cloaked, strict=True):
-            if not path.exists():
-                save(path, data.encode_image(image))
+        names = cloaked_names(files).values()
+        for name, image in zip(names, cloaked, strict=True):
+            save(folder / name, data.encode_image(image))
         alike = [
             float(
                 np.sum(
@@ -150,6 +168,8 @@ def cloak_images(
         say(
             f"{number}/{len(people)}  {person}: {len(files)} photos, cosine to the originals {report[person]:.3f}"
         )
+        if left := sorted({path.name for path in folder.glob("*.png")} - set(names)):
+            say(f"{folder}: {len(left)} cloaked photos of earlier have no original now, such as {left[0]}")
     return report
 
 
@@ -193,9 +213,20 @@ def mask_of(path: pathlib.Path, images, person: str, model, variables, settings:
     return mask
 
 
+def digest(variables) -> str:
+    """Changes with any number of a network."""
+    text = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        text.update(jax.tree_util.keystr(path).encode())
+        text.update(np.ascontiguousarray(leaf).tobytes())
+    return text.hexdigest()[:16]
+
+
 def save(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file whole or not at all; a UserError where it cannot."""
+    """Writes a file whole or not at all, unless that is what it holds; a UserError where it cannot."""
     try:
+        if path.is_file() and path.read_bytes() == content:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         training.write_atomically(path, content)
     except OSError as error:
@@ -264,10 +295,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     use_compilation_cache()
     settings = Settings(options.run, options.best, options.fit, options.photos, options.seed, cloak)
-    faces, out = (pathlib.Path(path).expanduser() for path in (options.faces, options.out))
+    faces, out = local_path("faces", options.faces), local_path("out", options.out)
     report = cloak_images(settings, faces, out)
     mean = np.mean(list(report.values()))
-    print(
+    console.say(
         f"{len(report)} people: {out}; mean cosine of a cloaked photo to its original {mean:.3f} on the surrogate"
     )
 

@@ -11,10 +11,12 @@ everything lies in .NAME.converting beside the target, so that no half of a data
 
 import collections
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
 import json
+import logging
 import os
 import pathlib
 import re
@@ -29,17 +31,28 @@ from rich.console import Console
 
 from jaxface import data, training
 from jaxface.cli import console
-from jaxface.data.sources.folder import natural_key
-from jaxface.data.sources.images import SUFFIXES, decode_image
-from jaxface.data.sources.recordio import EXACT, MAX_RECORD, CorruptRecord, record_path
-from jaxface.data.sources.tfds_source import open_builder
+from jaxface.data.sources.images import decode_image
+from jaxface.data.sources.listing import contents, subfolders, unreadable
+from jaxface.data.sources.recordio import (
+    EXACT,
+    MAX_RECORD,
+    CorruptRecord,
+    TooLarge,
+    record_files,
+    record_path,
+)
+from jaxface.data.sources.tfds_source import class_label, open_builder
 from jaxface.errors import UserError
+from jaxface.paths import local_path, name_text
 
 Kind = Literal["rec", "tfds", "folder", "bin"]
 KINDS = ("rec", "tfds", "folder", "bin")
 CHUNK = 8192  # images between two points to resume from; also the images of a TFDS shard
 NAME, VERSION = "faces", "1.0.0"  # of the TFDS data set, as jaxface.data.faces_builder has them
 _PAIR = re.compile(r"[0-9]+-(same|different)")
+# What the system says of a name that a file system cannot hold, or takes for one that is there.
+_NO_NAME = (errno.EEXIST, errno.EILSEQ, errno.EINVAL, errno.ENAMETOOLONG)
+_log = logging.getLogger("jaxface.data")
 
 
 class Items(Protocol):
@@ -62,12 +75,17 @@ class FolderItems:
         self.labels, self.class_names, self.files = source.labels, source.class_names, source.paths
 
     def encoded(self, index: int) -> bytes:
-        try:
-            if self.files[index].stat().st_size > MAX_RECORD:
-                raise data.CorruptImage(f"more than {MAX_RECORD} bytes")
-            return self.files[index].read_bytes()
-        except OSError as error:
-            raise data.CorruptImage(f"cannot be read: {error.strerror}") from error
+        return read_image(self.files[index])
+
+
+def read_image(path: pathlib.Path) -> bytes:
+    """The bytes of a file; a CorruptImage where it cannot be read, or is larger than any photograph."""
+    try:
+        if path.stat().st_size > MAX_RECORD:
+            raise data.CorruptImage(f"more than {MAX_RECORD} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise data.CorruptImage(f"cannot be read: {error.strerror}") from error
 
 
 class RecordItems:
@@ -107,7 +125,7 @@ class TfdsItems:
                 f"source: needs images with labels from 0 to {len(names) - 1} in {split!r} of {folder}"
             )
         self.class_names = list(names)
-        self.files = sorted(path for path in folder.iterdir() if path.is_file())
+        self.files = sorted(contents(folder).files)
 
     def encoded(self, index: int) -> bytes:
         try:
@@ -122,32 +140,36 @@ def kind_of(source: pathlib.Path) -> Kind:
     Raises:
       UserError: nothing.
     """
-    if source.is_file():
+    if os.path.isfile(source):
         return "bin" if source.suffix == ".bin" else "rec"
-    if not source.is_dir():
+    if not os.path.isdir(source):
         raise UserError(f"source: needs a folder or a file; got {source}, where there is nothing")
     if _tfds_folder(source):
         return "tfds"
-    if any(source.glob("*.rec")):
+    if record_files(source):
         return "rec"
-    folders = [path.name for path in source.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    return "bin" if folders and all(map(_PAIR.fullmatch, folders)) else "folder"
+    try:
+        if not any(_PAIR.fullmatch(folder.name) for folder in contents(source).folders):
+            return "folder"
+        photographs = (folder for folder in subfolders(source, log=False) if folder.images)
+        return "bin" if all(_PAIR.fullmatch(folder.name) for folder in photographs) else "folder"
+    except OSError as error:
+        raise UserError(f"source: cannot read {unreadable(error, source)}") from error
 
 
 def _tfds_folder(source: pathlib.Path) -> pathlib.Path | None:
     for folder in (source, source / VERSION, source / NAME / VERSION):
-        if (folder / "dataset_info.json").is_file():
+        if os.path.isfile(folder / "dataset_info.json"):
             return folder
     return None
 
 
-def open_items(source: pathlib.Path, *, split: str = "train") -> Items:
+def open_items(source: pathlib.Path, kind: Kind, *, split: str = "train") -> Items:
     """The images of a source that is no pack.
 
     Raises:
       UserError: it cannot be read.
     """
-    kind = kind_of(source)
     if kind == "tfds":
         return TfdsItems(_tfds_folder(source), split)
     return RecordItems(source) if kind == "rec" else FolderItems(source)
@@ -166,6 +188,8 @@ def passable(encoded: bytes) -> tuple[bytes, str]:
 
 
 def _reason(error: data.CorruptImage) -> str:
+    if isinstance(error, TooLarge):
+        return "images too large for a record"
     return "damaged records" if isinstance(error, CorruptRecord) else "images that do not decode"
 
 
@@ -174,8 +198,12 @@ def fingerprint(items: Items) -> str:
     digest = hashlib.sha256(json.dumps([str(name) for name in items.class_names]).encode())
     digest.update(np.ascontiguousarray(items.labels, np.int32).tobytes())
     for path in items.files:
-        status = path.stat()
-        digest.update(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(path.absolute()))
+        try:
+            status = path.stat()
+            digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        except OSError as error:
+            digest.update(f"\0{error.strerror}\n".encode())
     return digest.hexdigest()
 
 
@@ -216,6 +244,8 @@ class RecTarget:
 
     def __init__(self, final: pathlib.Path, work: pathlib.Path, items: Items):
         self.final = final
+        if len(items.class_names) > EXACT:
+            raise UserError(f"source: a .rec holds {EXACT} classes, got {len(items.class_names)}")
         self._identities = len(items.labels) + len(items.class_names) + 1 < EXACT
 
     def order(self, labels: np.ndarray) -> np.ndarray:
@@ -235,34 +265,64 @@ class RecTarget:
 
 
 class FolderTarget:
-    """Images by class: <final>/<class>/<position in the source>.jpg or .png."""
+    """Images by class: <final>/<class>/<position in the source>.jpg or .png.
+
+    Where a name of a class cannot be that of a folder, all folders are named class-0000000 and so on, and a line in the log
+    says so.
+    """
 
     def __init__(self, final: pathlib.Path, work: pathlib.Path, items: Items):
         self.final, self._root = final, work / "data"
-        names = [str(name) for name in items.class_names]
-        # Names come from outside: they may not lead out of the folder, nor be hidden in it.
-        if len(set(names)) < len(names) or not all(
-            re.fullmatch(r"[^./\0\n][^/\0\n]{0,199}", n) for n in names
-        ):
-            names = [f"class-{k:07d}" for k in range(len(names))]
-        self._names = names
+        self._names = [str(name) for name in items.class_names]
 
     def order(self, labels: np.ndarray) -> np.ndarray:
         return np.arange(len(labels))
 
     def begin(self, chunk: int, state: dict | None) -> None:
-        self._root.mkdir(exist_ok=True)
+        if state is None:
+            self._numbered = not self._make_folders(self._names)
+        else:
+            self._numbered = state["numbered"]
+        if self._numbered:
+            self._names = [f"class-{k:07d}" for k in range(len(self._names))]
+        if state is None and self._numbered:
+            self._make_folders(self._names)
+
+    def _make_folders(self, names: list[str]) -> bool:
+        """Makes the folders of all classes, or none where a name is impossible: before the first image, not in the midst."""
+        if self._root.exists():
+            shutil.rmtree(self._root)
+        self._root.mkdir()
+        pairs = all(map(_PAIR.fullmatch, names))  # would be taken for those of a verification pack
+        for name in names:
+            # Names come from outside: they may not lead out of the folder, nor be hidden in it.
+            impossible = pairs or not re.fullmatch(r"[^./\0\n][^/\0\n]*", name)
+            try:
+                if not impossible:
+                    (self._root / name).mkdir()
+            except OSError as error:
+                if error.errno not in _NO_NAME:
+                    raise
+                impossible = True
+            if impossible:
+                _log.warning(
+                    "%r cannot be the name of a folder here: classes are named class-0000000 and so on",
+                    name_text(name[:80]),
+                )
+                return False
+        return True
 
     def write(self, position: int, label: int, encoded: bytes, ending: str) -> None:
-        folder = self._root / self._names[label]
-        folder.mkdir(exist_ok=True)
-        (folder / f"{position:08d}.{ending}").write_bytes(encoded)
+        (self._root / self._names[label] / f"{position:08d}.{ending}").write_bytes(encoded)
 
     def commit(self) -> dict:
         os.sync()
-        return {}
+        return {"numbered": self._numbered}
 
     def finish(self) -> None:
+        for folder in self._root.iterdir():
+            with contextlib.suppress(OSError):  # it has images
+                folder.rmdir()
         os.replace(self._root, self.final)
 
 
@@ -274,13 +334,10 @@ class TfdsTarget:
         from tensorflow_datasets.core import example_serializer
 
         self.final, self._root = final, work / "data"
-        names = [str(name) for name in items.class_names]
-        if any("\n" in name for name in names):
-            raise UserError("source: needs names of classes without line breaks")
         self._features = tfds.features.FeaturesDict(
             {
                 "image": tfds.features.Image(shape=(None, None, 3)),
-                "label": tfds.features.ClassLabel(names=names),
+                "label": class_label(items.class_names),
             }
         )
         self._serializer = example_serializer.ExampleSerializer(self._features.get_serialized_info())
@@ -356,10 +413,14 @@ class TfdsTarget:
 TARGETS = {"rec": RecTarget, "tfds": TfdsTarget, "folder": FolderTarget}
 
 
+def _work_folder(final: pathlib.Path) -> pathlib.Path:
+    return final.parent / f".{final.name}.converting"
+
+
 @contextlib.contextmanager
 def _working(final: pathlib.Path) -> Iterator[pathlib.Path]:
     """The folder beside a target in which it is made, held by one process at a time."""
-    work = final.parent / f".{final.name}.converting"
+    work = _work_folder(final)
     try:
         work.mkdir(parents=True, exist_ok=True)
         handle = os.open(work, os.O_RDONLY)
@@ -396,8 +457,10 @@ def convert(
       reason -> images left out.
 
     Raises:
-      UserError: the target exists, cannot be written, or was begun from another source; no image decodes.
+      UserError: the target cannot hold the names of the classes, exists, cannot be written, or was begun from another
+        source; no image decodes.
     """
+    target = TARGETS[kind](final, _work_folder(final), items)  # which refuses what it cannot hold
     with _working(final) as work:
         manifest = work / "manifest.json"
         begun = json.loads(manifest.read_text()) if manifest.exists() else None
@@ -415,7 +478,6 @@ def convert(
             training.write_atomically(manifest, json.dumps(begun))
         left_out = collections.Counter(begun["left_out"])
         if not final.exists():
-            target = TARGETS[kind](final, work, items)
             order = target.order(items.labels)
             target.begin(chunk, begun["state"])
             with _bar(quiet) as bar:
@@ -453,7 +515,7 @@ def pack_to_folder(source: pathlib.Path, final: pathlib.Path) -> dict[str, int]:
     """
     images, same = data.read_bin(source)
     left_out = collections.Counter()
-    if final.exists():
+    if os.path.lexists(final):
         raise UserError(f"target: needs a path where nothing is; {final} exists already")
     with _working(final) as work:
         for path in work.iterdir():  # a pack takes seconds: from the beginning
@@ -478,16 +540,15 @@ def pack_to_folder(source: pathlib.Path, final: pathlib.Path) -> dict[str, int]:
 
 def folder_to_pack(source: pathlib.Path, final: pathlib.Path) -> dict[str, int]:
     """The inverse of `pack_to_folder`; pairs in the natural order of their folders."""
-    if final.exists():
+    if os.path.lexists(final):
         raise UserError(f"target: needs a path where nothing is; {final} exists already")
     images, same, left_out = [], [], collections.Counter()
-    folders = [path for path in source.iterdir() if path.is_dir() and _PAIR.fullmatch(path.name)]
-    for folder in sorted(folders, key=lambda path: natural_key(path.name)):
-        files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
-        if len(files) != 2:
-            raise UserError(f"source: needs two images for a pair; got {len(files)} in {folder}")
+    folders = [folder for folder in subfolders(source) if _PAIR.fullmatch(folder.name)]
+    for folder in folders:
+        if len(folder.images) != 2:
+            raise UserError(f"source: needs two images for a pair; got {len(folder.images)} in {folder.path}")
         try:
-            encoded = [passable(p.read_bytes())[0] for p in sorted(files, key=lambda p: natural_key(p.name))]
+            encoded = [passable(read_image(path))[0] for path in folder.images]
         except data.CorruptImage as error:
             left_out[_reason(error)] += 1
             continue
@@ -495,6 +556,11 @@ def folder_to_pack(source: pathlib.Path, final: pathlib.Path) -> dict[str, int]:
         same.append(folder.name.endswith("same"))
     if not same:
         raise UserError(f"source: none of the {len(folders)} pairs of {source} can be read")
+    if min(sum(same), len(same) - sum(same)) < 2:  # which nobody could evaluate on
+        raise UserError(
+            f"source: a pack needs two pairs of one person and two of different people; {source} has {sum(same)} and "
+            f"{len(same) - sum(same)} that can be read"
+        )
     data.write_bin(final, images, same)
     return dict(left_out)
 
@@ -518,31 +584,32 @@ def _target_kind(source: Kind, target: pathlib.Path, to: str | None) -> Kind:
 @console.exit_on_user_error
 def main(arguments: list[str] | None = None) -> None:
     parser = console.Arguments(prog="convert", description=__doc__, allow_abbrev=False)
-    parser.add_argument("source", type=pathlib.Path, help="folder by person, .rec, TFDS data set or .bin")
-    parser.add_argument("target", type=pathlib.Path, help="a .rec or .bin, or a folder that does not exist")
+    parser.add_argument("source", help="folder by person, .rec, TFDS data set or .bin")
+    parser.add_argument("target", help="a .rec or .bin, or a folder that does not exist")
     parser.add_argument("--to", help=f"one of {', '.join(KINDS)}, where the ending of TARGET does not say it")
     parser.add_argument("--split", default="train", help="of a TFDS source")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     flags = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
-    source, target = flags.source.expanduser(), flags.target.expanduser().absolute()
-    kind = _target_kind(kind_of(source), target, flags.to)
+    source, target = local_path("source", flags.source), local_path("target", flags.target).absolute()
+    source_kind = kind_of(source)
+    kind = _target_kind(source_kind, target, flags.to)
     if kind == "bin":
         if source.is_file():
             raise UserError(f"target: {source} is a pack already")
         left_out = folder_to_pack(source, target)
-    elif kind_of(source) == "bin":
+    elif source_kind == "bin":
         if source.is_dir():
             raise UserError(f"target: needs the ending .bin for a folder of pairs; got {target}")
         left_out = pack_to_folder(source, target)
     else:
-        items = open_items(source, split=flags.split)
+        items = open_items(source, source_kind, split=flags.split)
         final = target / NAME / VERSION if kind == "tfds" else target
         left_out = convert(items, final, kind, quiet=flags.quiet)
     if left_out:
         listed = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
         sys.stderr.write(f"left out: {listed}\n")
     if not flags.quiet:
-        print(f"{source} -> {target}")
+        console.say(f"{source} -> {target}")
 
 
 if __name__ == "__main__":

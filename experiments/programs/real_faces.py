@@ -17,11 +17,12 @@ from experiments.launch import launch
 from jaxface import data, metrics, training
 from jaxface.cli import console
 from jaxface.cli.console import show_metrics, use_compilation_cache
+from jaxface.paths import local_path
 
 REPORTED = ("verification/accuracy", "verification/auc", "verification/eer", "verification/tar@1e-2")
 
 
-def fine_tuning(config, run: str, faces: data.Folder, photographs: int):
+def fine_tuning(config, run: str | pathlib.Path, faces: data.Folder, photographs: int):
     """The configuration of a run, changed to go on with photographs: small steps, stronger augmentation.
 
     A batch holds 32 images, or as many as `photographs` can fill and the devices can share.
@@ -47,7 +48,7 @@ def pixel_baseline(source: data.Source) -> np.ndarray:
 
 
 def real_faces(
-    run: str, faces: data.Folder, workdir: pathlib.Path, *, quiet: bool = False
+    run: str | pathlib.Path, faces: data.Folder, workdir: pathlib.Path, *, quiet: bool = False
 ) -> dict[str, dict[str, float]]:
     """Mean over both halves of the verification metrics of pixels, the rendered-only network and the fine-tuned one."""
     model, backbone, extra, config = configs.load_network(run)
@@ -85,8 +86,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workdir", default="runs/real_faces", help="where the fine-tuning goes")
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     use_compilation_cache()
-    workdir = pathlib.Path(options.workdir)
-    table = real_faces(options.run, data.Folder(root=options.faces), workdir)
+    run, workdir = local_path("run", options.run), local_path("workdir", options.workdir)
+    table = real_faces(run, data.Folder(root=options.faces), workdir)
     training.write_atomically(workdir / "real_faces.json", json.dumps(table, indent=2) + "\n")
     for name, row in table.items():
         show_metrics(row, name)

@@ -19,6 +19,7 @@ from jaxface import interop, models, training
 from jaxface.cli import console
 from jaxface.cli.console import use_compilation_cache
 from jaxface.errors import UserError
+from jaxface.paths import local_path, run_path
 
 FORMATS = ("safetensors", "stablehlo", "onnx")
 
@@ -47,7 +48,7 @@ def import_weights(
         raise UserError(f"image-size: needs at least 1; got {image_size}")
     model = models.create(backbone, embedding=embedding)
     # All that can be refused without reading the weights comes first.
-    out = pathlib.Path(out).expanduser().absolute()
+    out = run_path("out", out).absolute()
     if not out.parent.is_dir() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise UserError(f"out: needs a new or empty folder in one that exists; got {out}")
     variables = interop.load_weights(file, model, (image_size, image_size, 3))
@@ -140,10 +141,11 @@ def main(arguments: list[str] | None = None) -> None:
             embedding=flags.embedding,
             image_size=flags.image_size,
         )
-        print(f"{flags.backbone}, {count:,} parameters: {flags.out}")
+        console.say(f"{flags.backbone}, {count:,} parameters: {flags.out}")
     else:
-        export_weights(flags.run, flags.out, kind=flags.format, best=flags.best, pixels=flags.pixels)
-        print(f"{flags.format}, {pathlib.Path(flags.out).stat().st_size:,} bytes: {flags.out}")
+        out = local_path("out", flags.out)
+        export_weights(flags.run, out, kind=flags.format, best=flags.best, pixels=flags.pixels)
+        console.say(f"{flags.format}, {out.stat().st_size:,} bytes: {out}")
 
 
 if __name__ == "__main__":

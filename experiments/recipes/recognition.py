@@ -22,7 +22,7 @@ from jaxface.checks import AtLeast, Positive, ProperFraction, Range
 from jaxface.errors import UserError
 from jaxface.layers.norm import OneExample
 from jaxface.layers.prototypes import cosines
-from jaxface.paths import local_path
+from jaxface.paths import run_path
 
 LARGE = 16_384
 """From so many classes on, or with sampled ones, the loss makes no [B, C]; below, whole cosines are faster."""
@@ -190,8 +190,9 @@ class Recognition:
         self.whole = classes < LARGE and recipe.sample_rate == 1
         self._start = None
         if recipe.init_from is not None:
-            start = local_path("init_from", recipe.init_from)
-            self._start = training.pretrained_backbone(start, self.recognizer)
+            self._start = training.pretrained_backbone(
+                run_path("init_from", recipe.init_from), self.recognizer
+            )
 
     def init(self, rng: jax.Array) -> tuple[dict, dict]:
         """Fresh (params, extra) of network and prototypes; the network is that of `init_from` where there is one."""

@@ -5,10 +5,14 @@ import contextlib
 import functools
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Mapping
 
 from jaxface.errors import UserError
+from jaxface.paths import local_path, name_text
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class Arguments(argparse.ArgumentParser):
@@ -16,6 +20,17 @@ class Arguments(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise UserError(message)
+
+
+def one_line(text: object) -> str:
+    """Text for the terminal, which may have names of files in it: what would break the line, move the cursor or be no
+    Unicode becomes visible."""
+    return _CONTROL.sub(lambda letter: ascii(letter[0])[1:-1], name_text(str(text)))
+
+
+def say(text: object) -> None:
+    """Writes a line on what was done to the terminal."""
+    sys.stdout.write(f"{one_line(text)}\n")
 
 
 def exit_on_user_error(main):
@@ -31,7 +46,7 @@ def exit_on_user_error(main):
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {one_line(error)}\n")
             raise SystemExit(2) from None
 
     return wrapped
@@ -42,11 +57,11 @@ def show_metrics(metrics: Mapping[str, float], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=one_line(title), title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in metrics.items():
-        table.add_row(name, f"{value:.4f}")
+        table.add_row(one_line(name), f"{value:.4f}")
     Console().print(table)
 
 
@@ -54,7 +69,15 @@ def use_compilation_cache() -> None:
     """Keeps compiled programs between runs, unless the user has set otherwise."""
     import jax
 
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "jaxface"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if given := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        if given.startswith("~"):  # JAX would make a folder of that name
+            cache = local_path("JAX_COMPILATION_CACHE_DIR", given)
+            jax.config.update("jax_compilation_cache_dir", str(cache))
+        return
+    # As the specification of XDG has it, an empty or relative path is as none. Without a home there is no cache.
+    for given in (os.environ.get("XDG_CACHE_HOME", ""), "~/.cache"):
+        cache = pathlib.Path(os.path.expanduser(given)) / "jaxface"
+        if cache.is_absolute():
+            jax.config.update("jax_compilation_cache_dir", str(cache))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+            return

@@ -19,7 +19,9 @@ import tensorflow_datasets as tfds
 
 from jaxface.data.sources.images import encode_image
 from jaxface.data.sources.source import Source
+from jaxface.data.sources.tfds_source import class_label
 from jaxface.errors import UserError
+from jaxface.paths import local_path
 
 
 class Faces(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -52,7 +54,7 @@ class Faces(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             channels = first["image"].shape[-1]
             features = {
                 "image": tfds.features.Image(shape=(None, None, channels), encoding_format=self._encoding),
-                "label": tfds.features.ClassLabel(names=[str(name) for name in self._source.class_names]),
+                "label": class_label(self._source.class_names),
             }
             for name, value in first.items():
                 value = np.asarray(value)
@@ -109,14 +111,15 @@ def build_faces(
       The folder of the data set.
 
     Raises:
-      UserError: the folder exists, or cannot be written.
+      UserError: the folder exists, or cannot be written; or the source has names of classes that TFDS cannot hold.
     """
-    directory = pathlib.Path(directory).expanduser()
+    directory = local_path("directory", directory)
     target = directory / "faces" / str(Faces.VERSION)
     if target.exists():
         raise UserError(f"directory: {target} exists already; choose another directory or remove it")
     if not 1 <= quality <= 100:
         raise UserError(f"quality: needs a number from 1 to 100, got {quality}")
+    class_label(source.class_names)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.mkdtemp(dir=directory, prefix=".downloads-")

@@ -9,6 +9,7 @@ import types
 from collections.abc import Iterator
 
 from jaxface.errors import UserError
+from jaxface.paths import local_path
 
 
 @contextlib.contextmanager
@@ -18,7 +19,7 @@ def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     Raises:
       UserError: the folder cannot be written to.
     """
-    path = pathlib.Path(path).expanduser()
+    path = local_path("out", path)
     temporary = None
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -26,6 +26,7 @@ from jaxface.interop.architecture import (
 )
 from jaxface.interop.files import optional, replacing
 from jaxface.interop.state_dict import difference, to_state_dict
+from jaxface.paths import local_path
 
 _COMPUTES_NOTHING = {"Identity", "Dropout", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze"}
 _HAS_WEIGHTS = {"Conv", "BatchNormalization", "PRelu", "Gemm", "MatMul"}
@@ -50,7 +51,7 @@ def read_onnx(
       UserError: the file cannot be read, or its graph is another architecture (names the first tensor that differs and both
         shapes, or the first layer that is not where it should be).
     """
-    layers, path = architecture(module, image_shape), pathlib.Path(path)
+    layers, path = architecture(module, image_shape), local_path("weights", path)
     try:
         reader = _Reader(_Graph(path))
         end, _ = reader.walk(layers, reader.graph.input, None)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxface.errors import UserError
 from jaxface.interop.files import optional, replacing
 from jaxface.interop.state_dict import check_variables
+from jaxface.paths import local_path
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -65,7 +66,7 @@ def load_stablehlo(path: str | pathlib.Path) -> Callable[[jax.Array], jax.Array]
     Raises:
       UserError: it cannot be read.
     """
-    path = pathlib.Path(path).expanduser()
+    path = local_path("program", path)
     optional("flatbuffers")
     try:
         return jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)

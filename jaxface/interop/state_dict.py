@@ -11,6 +11,7 @@ import numpy as np
 from jaxface.errors import UserError
 from jaxface.interop.architecture import EPSILON, Dense, Norm, abstract_variables, architecture, plain_layers
 from jaxface.interop.files import optional, replacing
+from jaxface.paths import local_path
 
 StateDict = Mapping[str, np.ndarray]
 
@@ -127,6 +128,7 @@ def read_safetensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """
     failure = optional("safetensors").SafetensorError
     safetensors = optional("safetensors.numpy")
+    path = local_path("weights", path)
     try:
         return safetensors.load_file(path)
     except (OSError, ValueError, KeyError, TypeError, failure) as error:

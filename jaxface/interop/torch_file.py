@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxface import safe_pickle
 from jaxface.errors import UserError
+from jaxface.paths import local_path
 from jaxface.safe_pickle import Name
 
 _TYPES = {
@@ -59,7 +60,7 @@ def read_torch(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: no such file; not a state dict of tensors; damaged; or a pickle that needs anything else.
     """
-    path = pathlib.Path(path)
+    path = local_path("weights", path)
     try:
         with path.open("rb") as file:
             start = file.read(len(_LEGACY))

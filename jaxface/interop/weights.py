@@ -8,6 +8,7 @@ from jaxface.errors import UserError
 from jaxface.interop.onnx_graph import read_onnx
 from jaxface.interop.state_dict import from_state_dict, read_safetensors
 from jaxface.interop.torch_file import read_torch
+from jaxface.paths import local_path
 
 
 def load_weights(path: str | pathlib.Path, module: nn.Module, image_shape: tuple[int, int, int]) -> dict:
@@ -28,7 +29,7 @@ def load_weights(path: str | pathlib.Path, module: nn.Module, image_shape: tuple
       UserError: a file that cannot be read, or weights of another architecture (names the first tensor that differs and both
         shapes).
     """
-    path = pathlib.Path(path).expanduser()
+    path = local_path("weights", path)
     if path.suffix == ".onnx":
         state = read_onnx(path, module, image_shape)
     else:

@@ -9,6 +9,7 @@ from jaxface.data.sources.images import Fit, fit_square
 from jaxface.data.sources.source import Record
 from jaxface.data.transforms.pixels import fractions_to_bytes
 from jaxface.errors import UserError
+from jaxface.paths import local_path
 
 
 class ArraySource:
@@ -75,6 +76,8 @@ def lfw_subset(*, image_size: int = 25) -> ArraySource:
 
 def _fetch(load: Callable, name: str, **arguments):
     """Runs a scikit-learn download; without a network, with a broken file or a foreign folder: one line."""
+    if arguments["data_home"] is not None:
+        arguments["data_home"] = str(local_path("data_home", arguments["data_home"]))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it announces every retry

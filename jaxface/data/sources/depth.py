@@ -13,11 +13,12 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from jaxface.data.sources.folder import images_by_class
 from jaxface.data.sources.images import MAX_SIDE, CorruptImage, Fit, decode_image, fit_square
+from jaxface.data.sources.listing import images_by_class, unreadable
 from jaxface.data.sources.source import Record, Source
 from jaxface.data.sources.standin import StandInSource, any_readable
 from jaxface.errors import UserError
+from jaxface.paths import local_path, name_text
 
 SPAN = 120.0
 """Depth that an encoded image covers, mm: half before the nose tip, half behind it."""
@@ -176,16 +177,17 @@ class RgbdFolderSource(StandInSource):
         super().__init__()
         self._size, self._fit = image_size, fit
         self.image_shape = (image_size, image_size, 3)
-        root = pathlib.Path(root).expanduser()
+        root = local_path("root", root)
         try:
             files = images_by_class(root)
         except OSError as error:
-            raise UserError(f"root: needs a folder of pairs by person, {root}: {error.strerror}") from error
+            raise UserError(f"root: needs a folder of pairs by person, {unreadable(error, root)}") from error
         pairs_of_person, alone = {}, 0
         for name, paths in files.items():
             photographs = [path for path in paths if not path.stem.endswith(SUFFIX)]
             pairs = [(path, path.with_name(f"{path.stem}{SUFFIX}.png")) for path in photographs]
-            complete = [pair for pair in pairs if pair[1].is_file()]
+            files_of_person = set(paths)
+            complete = [pair for pair in pairs if pair[1] in files_of_person]
             alone += len(pairs) - len(complete)
             if complete:
                 pairs_of_person[name] = complete
@@ -235,7 +237,7 @@ class RgbdFolderSource(StandInSource):
         }
 
     def _describe(self, index: int) -> str:
-        return str(self.paths[index][0])
+        return name_text(self.paths[index][0])
 
 
 def of_modality(source: Source, modality: Modality) -> Source:

@@ -1,48 +1,28 @@
 """A folder of images, one sub-folder per person (or class)."""
 
 import pathlib
-import re
 
 import numpy as np
 
 from jaxface.data.sources.images import SUFFIXES, CorruptImage, Fit, decode_image, fit_square
+from jaxface.data.sources.listing import images_by_class, unreadable
 from jaxface.data.sources.source import Record
 from jaxface.data.sources.standin import StandInSource, any_readable
 from jaxface.errors import UserError
-
-
-def natural_key(name: str) -> tuple:
-    """Sorts s2 before s10: runs of digits compare as numbers, and the name itself breaks ties (1, 01)."""
-    runs = re.split(r"([0-9]+)", name)
-    return tuple(int(run) if i % 2 else run for i, run in enumerate(runs)), name
-
-
-def images_by_class(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    """Sub-folder -> its image files, both in natural order; raises OSError where there is no folder."""
-    images = {}
-    for directory in sorted((p for p in root.iterdir() if p.is_dir()), key=lambda p: natural_key(p.name)):
-        if directory.name.startswith("."):
-            continue
-        files = [
-            p
-            for p in directory.iterdir()
-            if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
-        ]
-        if files:
-            images[directory.name] = sorted(files, key=lambda p: natural_key(p.name))
-    return images
+from jaxface.paths import local_path, name_text
 
 
 class FolderSource(StandInSource):
     """Images `root/<person>/<image>` in natural order (s2 before s10), as RGB squares of one size.
 
     JPEG, PNG, PGM/PPM, BMP and WebP, gray or color; other files (a README), hidden files and folders without
-    an image are ignored. An image that does not decode is replaced by the next one of the same person; a
-    person none of whose images decodes is left out when the folder is opened.
+    an image are ignored. A sub-folder that may not be read, or that holds what a run wrote, is left out with a line in the
+    log. An image that does not decode is replaced by the next one of the same person; a person none of whose images
+    decodes is left out when the folder is opened.
 
     Attributes:
       labels: [N] int32.
-      class_names: names of the sub-folders.
+      class_names: names of the sub-folders; bytes that are no UTF-8 as `\\xNN`.
       image_shape: (image_size, image_size, 3).
       paths: file of every record.
     """
@@ -54,7 +34,7 @@ class FolderSource(StandInSource):
           root: the folder.
           image_size: side of every image, pixels.
           fit: how a rectangle becomes a square, see `images.fit_square`.
-          strict: decode every image now, and refuse the folder if one does not.
+          strict: decode every image now, and refuse the folder if one does not, or if a sub-folder may not be read.
 
         Raises:
           UserError: no such folder, no image in it, one person only, or (`strict`) an image that does not
@@ -63,11 +43,11 @@ class FolderSource(StandInSource):
         super().__init__()
         self._size, self._fit = image_size, fit
         self.image_shape = (image_size, image_size, 3)
-        root = pathlib.Path(root).expanduser()
+        root = local_path("root", root)
         try:
-            images = images_by_class(root)
+            images = images_by_class(root, strict=strict)
         except OSError as error:
-            raise UserError(f"root: needs a folder of images by person, {root}: {error.strerror}") from error
+            raise UserError(f"root: needs a folder of images by person, {unreadable(error, root)}") from error
         if not images:
             kinds = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
             raise UserError(f"root: no image in {root}; needs {root}/<person>/<image>, one of {kinds}")
@@ -101,4 +81,4 @@ class FolderSource(StandInSource):
         return {"image": image, "label": self.labels[index]}
 
     def _describe(self, index: int) -> str:
-        return str(self.paths[index])
+        return name_text(self.paths[index])

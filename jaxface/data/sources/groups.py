@@ -5,10 +5,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxface.data.sources.folder import FolderSource, natural_key
+from jaxface.data.sources.folder import FolderSource
 from jaxface.data.sources.images import Fit
+from jaxface.data.sources.listing import subfolders, unreadable
 from jaxface.data.sources.source import Record, Source
 from jaxface.errors import UserError
+from jaxface.paths import local_path
 
 
 class JoinedGroups:
@@ -72,14 +74,11 @@ def group_folders(root: str | pathlib.Path, *, image_size: int, fit: Fit = "pad"
     Raises:
       UserError: no such folder, fewer than two sub-folders, or one that `FolderSource` refuses.
     """
-    path = pathlib.Path(root).expanduser()
+    root = local_path("root", root)
     try:
-        names = [p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
+        groups = {folder.name: folder.path for folder in subfolders(root)}
     except OSError as error:
-        raise UserError(f"root: needs a folder of groups, {path}: {error.strerror}") from error
-    if len(names) < 2:
-        raise UserError(f"root: needs {path}/<group>/<person>/<image> with two groups, got {len(names)}")
-    return {
-        name: FolderSource(path / name, image_size=image_size, fit=fit)
-        for name in sorted(names, key=natural_key)
-    }
+        raise UserError(f"root: needs a folder of groups, {unreadable(error, root)}") from error
+    if len(groups) < 2:
+        raise UserError(f"root: needs {root}/<group>/<person>/<image> with two groups, got {len(groups)}")
+    return {name: FolderSource(path, image_size=image_size, fit=fit) for name, path in groups.items()}

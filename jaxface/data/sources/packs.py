@@ -21,6 +21,7 @@ from jaxface.data.sources.images import CorruptImage, Fit, decode_image, fit_squ
 from jaxface.data.sources.source import Record
 from jaxface.errors import UserError
 from jaxface.metrics.recognition.pairs import Pairs
+from jaxface.paths import local_path, name_text
 from jaxface.safe_pickle import Name, Refused
 
 MAX_PACK = 1 << 31  # bytes; the largest public ones have some hundred million
@@ -199,7 +200,7 @@ def read_bin(path: str | os.PathLike) -> tuple[list[bytes], np.ndarray]:
       UserError: no such file, or a pickle with anything but lists, tuples, numbers, bytes, strings and numpy arrays in
         it, which has been read and not run; an odd number of images or another number of labels than of pairs.
     """
-    path = pathlib.Path(path).expanduser()
+    path = local_path("path", path)
     try:
         if path.stat().st_size > MAX_PACK:
             raise UserError(f"path: needs a pack of at most {MAX_PACK} bytes; got {path}")
@@ -220,13 +221,19 @@ def write_bin(path: str | os.PathLike, images: Sequence[bytes], same: Sequence[b
 
     Raises:
       ValueError: another number of labels than of pairs.
-      UserError: the file cannot be written.
+      UserError: more than `read_bin` takes, or a file that cannot be written.
     """
     same = [bool(value) for value in same]
     if len(images) != 2 * len(same):
         raise ValueError(f"images: needs two for each of the {len(same)} pairs, got {len(images)}")
-    path = pathlib.Path(path).expanduser()
+    path = local_path("path", path)
     data = pickle.dumps(([bytes(image) for image in images], same), protocol=4)
+    # An image takes up to three instructions, a label one, and a thousand of either two more for their list.
+    if len(data) > MAX_PACK or 4 * len(images) + 2 * len(same) > MAX_STEPS:
+        raise UserError(
+            f"path: a pack that can be read back has at most {MAX_PACK} bytes and {MAX_STEPS // 10} pairs; "
+            f"got {len(data)} bytes and {len(same)} pairs"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -284,7 +291,13 @@ class PackSource:
         if self.corrupt:
             _log.warning(
                 "left out %d of the %d pairs of %s: %d images cannot be read (%s)",
-                *(len(same) - len(kept), len(same), path, self.corrupt, reasons.most_common(1)[0][0]),
+                *(
+                    len(same) - len(kept),
+                    len(same),
+                    name_text(path),
+                    self.corrupt,
+                    reasons.most_common(1)[0][0],
+                ),
             )
         same = same[kept]
         if min(same.sum(), (~same).sum()) < 2:

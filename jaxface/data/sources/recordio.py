@@ -27,9 +27,11 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from jaxface.data.sources.images import MAX_SIDE, CorruptImage, Fit, decode_image, fit_square
+from jaxface.data.sources.listing import contents
 from jaxface.data.sources.source import Record
 from jaxface.data.sources.standin import StandInSource
 from jaxface.errors import UserError
+from jaxface.paths import local_path, name_text
 
 MAGIC = struct.pack("<I", 0xCED7230A)
 MAX_RECORD = 1 << 26  # bytes of a payload; the format itself stops at 2^29 for each part
@@ -47,6 +49,10 @@ Read = Callable[[int, int], bytes]
 
 class CorruptRecord(CorruptImage):
     """There is no record at this place of the file; the message says why in one line."""
+
+
+class TooLarge(CorruptImage):
+    """A payload of more bytes or parts than readers take."""
 
 
 class IRHeader(NamedTuple):
@@ -88,7 +94,7 @@ def encode_record(payload: bytes) -> bytes:
     """The record of a payload as it stands in the file, padded to a multiple of 4 bytes.
 
     Raises:
-      ValueError: a payload that readers refuse, longer than `MAX_RECORD` or of more than `MAX_PARTS` parts.
+      TooLarge: a payload that readers refuse, longer than `MAX_RECORD` or of more than `MAX_PARTS` parts.
     """
     pieces, start, at = [], 0, payload.find(MAGIC)
     while at >= 0:
@@ -101,7 +107,7 @@ def encode_record(payload: bytes) -> bytes:
     pieces.append(payload[start:])
     last = len(pieces) - 1
     if len(payload) > MAX_RECORD or last >= MAX_PARTS:
-        raise ValueError(f"payload: needs at most {MAX_RECORD} bytes and {MAX_PARTS} parts")
+        raise TooLarge(f"payload: needs at most {MAX_RECORD} bytes and {MAX_PARTS} parts")
     encoded = []
     for i, piece in enumerate(pieces):
         part = 0 if not last else 1 if i == 0 else 3 if i == last else 2
@@ -250,9 +256,9 @@ class RecordFile:
         Raises:
           UserError: no such file, or an index that was given and is not there.
         """
-        self.path = pathlib.Path(rec).expanduser()
+        self.path = local_path("rec", rec)
         self._open()
-        index = self.path.with_suffix(".idx") if idx is None else pathlib.Path(idx).expanduser()
+        index = self.path.with_suffix(".idx") if idx is None else local_path("idx", idx)
         lines = np.zeros((0, 2), np.int64)
         try:
             # A line is no longer than 42 characters, a record no shorter than its head.
@@ -331,18 +337,26 @@ class RecordFile:
         self._open()
 
 
+def record_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The `.rec` files in a folder; a UserError where it cannot be read."""
+    try:
+        return sorted(path for path in contents(folder).files if path.suffix == ".rec")
+    except OSError as error:
+        raise UserError(f"path: cannot read {folder}: {error.strerror}") from error
+
+
 def record_path(path: str | os.PathLike) -> pathlib.Path:
     """The `.rec` that is meant by itself, or by the folder that holds it (`train.rec`, or the only one).
 
     Raises:
       UserError: there is none, or several and none of them `train.rec`.
     """
-    path = pathlib.Path(path).expanduser()
-    if not path.is_dir():
+    path = local_path("path", path)
+    if not os.path.isdir(path):
         return path
-    if (path / "train.rec").is_file():
+    records = record_files(path)
+    if path / "train.rec" in records:
         return path / "train.rec"
-    records = sorted(path.glob("*.rec"))
     if len(records) != 1:
         raise UserError(f"path: needs a .rec file or a folder with one; got {len(records)} of them in {path}")
     return records[0]
@@ -412,7 +426,7 @@ class RecordIOFaces(StandInSource):
         self.left_out = dict(reasons)
         if self.left_out:
             what = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items())
-            _log.warning("left out of %s: %s", self._file.path, what)
+            _log.warning("left out of %s: %s", name_text(self._file.path), what)
         if not len(stored):
             raise UserError(f"path: needs a .rec with images; got none that can be read in {self._file.path}")
         names, labels = np.unique(stored, return_inverse=True)
@@ -535,7 +549,7 @@ class RecordIOFaces(StandInSource):
         return {"image": image, "label": self.labels[index]}
 
     def _describe(self, index: int) -> str:
-        return f"record {self._file.keys[self._positions[index]]} of {self._file.path}"
+        return f"record {self._file.keys[self._positions[index]]} of {name_text(self._file.path)}"
 
     def __getitem__(self, index: int) -> Record:
         index = range(len(self))[index]
@@ -563,9 +577,13 @@ class RecordIOFaces(StandInSource):
 
 
 def write_record(rec: BinaryIO, idx: BinaryIO, key: int, payload: bytes) -> None:
-    """Appends a record to a file and its line to the index."""
+    """Appends a record to a file and its line to the index; one that is `TooLarge` leaves both as they are."""
+    _append_record(rec, idx, key, encode_record(payload))
+
+
+def _append_record(rec: BinaryIO, idx: BinaryIO, key: int, record: bytes) -> None:
     idx.write(b"%d\t%d\n" % (key, rec.tell()))
-    rec.write(encode_record(payload))
+    rec.write(record)
 
 
 class RecordWriter:
@@ -588,9 +606,9 @@ class RecordWriter:
           resume: what `checkpoint` gave to a writer of this file that was stopped since.
 
         Raises:
-          UserError: one of the files exists, or cannot be written.
+          UserError: one of the files exists, or cannot be written, or another set is being written in this folder.
         """
-        self.path = pathlib.Path(rec).expanduser()
+        self.path = local_path("rec", rec)
         self._finals = (self.path, self.path.with_suffix(".idx"), self.path.parent / "property")
         self._partial = [path.with_name(f".{path.name}.partial") for path in self._finals]
         self._identities = identities
@@ -601,6 +619,12 @@ class RecordWriter:
         for path in self._finals if resume is None else self._finals[:1]:
             if path.exists():
                 raise UserError(f"rec: {path} exists already; choose another folder or remove it")
+        # `property` has one name in a folder, whatever the records are called.
+        others = set(self.path.parent.glob(".*.rec.partial")) - {self._partial[0]}
+        if others:
+            raise UserError(
+                f"rec: {min(others)} is being written in this folder, which holds one set; choose another folder"
+            )
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if resume is not None and not self._partial[1].exists():
@@ -612,7 +636,9 @@ class RecordWriter:
         except OSError as error:
             raise UserError(f"rec: cannot write to {self.path.parent}: {error.strerror}") from error
         if resume is None and identities:
-            self._append(pack(IRHeader(2, (0.0, 0.0), 0, 0)))  # the numbers are known when all is written
+            self._append(
+                encode_record(pack(IRHeader(2, (0.0, 0.0), 0, 0)))
+            )  # the numbers are known when all is written
 
     def _go_on(self, state: dict) -> None:
         for file, name in ((self._rec, "rec"), (self._idx, "idx")):
@@ -642,8 +668,8 @@ class RecordWriter:
         self._seen.add(label)
         self._ranges.append([label, key, key + 1])
 
-    def _append(self, payload: bytes) -> int:
-        write_record(self._rec, self._idx, self._key, payload)
+    def _append(self, record: bytes) -> int:
+        _append_record(self._rec, self._idx, self._key, record)
         self._key += 1
         return self._key - 1
 
@@ -651,17 +677,20 @@ class RecordWriter:
         """Appends an encoded image; returns its key.
 
         Raises:
-          CorruptImage: the first image does not decode (its size goes to `property`).
+          CorruptImage: the first image does not decode (its size goes to `property`), or one is `TooLarge` for a record.
           ValueError: a label outside [0, 2^24), a class that was left before, or too many records for identities.
+
+        Nothing has been written then.
         """
         if not 0 <= label < EXACT:
             raise ValueError(f"label: needs a number from 0 to {EXACT - 1}, got {label}")
         if self._identities and self._key + len(self._ranges) + 2 > EXACT:
             raise ValueError(f"identities: the keys of more than {EXACT} records are not exact")
+        record = encode_record(pack(IRHeader(0, float(label), self._key, 0), image))
         if self._shape is None:
             self._shape = decode_image(image).shape
         self._note(label, self._key)
-        return self._append(pack(IRHeader(0, float(label), self._key, 0), image))
+        return self._append(record)
 
     def checkpoint(self) -> dict:
         """Brings what was written to disk; returns what `resume` needs, for JSON."""
@@ -682,7 +711,7 @@ class RecordWriter:
         if self._identities:
             first = self._key
             for _, begin, end in self._ranges:
-                self._append(pack(IRHeader(2, (float(begin), float(end)), self._key, 0)))
+                self._append(encode_record(pack(IRHeader(2, (float(begin), float(end)), self._key, 0))))
             self._rec.seek(0)
             self._rec.write(encode_record(pack(IRHeader(2, (float(first), float(self._key)), 0, 0))))
         with self._partial[2].open("w", encoding="ascii") as file:

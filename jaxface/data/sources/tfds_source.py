@@ -4,7 +4,9 @@ TFDS hands out the encoded bytes of the image; they are decoded here, with the c
 need.
 """
 
+import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from jaxface.data.sources.source import Record
 from jaxface.data.sources.standin import StandInSource, any_readable
 from jaxface.data.transforms import geometry
 from jaxface.errors import UserError
+from jaxface.paths import local_path, name_text
 
 # Taken over where the data set has a feature of that name.
 _OTHER_FIELDS = ("depth", "boxes", "box_mask", "landmarks", "spoof", "expression", "group")
@@ -27,9 +30,11 @@ def open_builder(name: str, data_dir: str | None):
     """
     import tensorflow_datasets as tfds
 
-    folder = pathlib.Path(data_dir or ".", name).expanduser()
+    root = None if data_dir is None else local_path("data_dir", data_dir)
+    folder = (root or pathlib.Path()) / local_path("name", name)
+    data_dir = root and str(root)
     try:
-        if (folder / "dataset_info.json").is_file():
+        if os.path.isfile(folder / "dataset_info.json"):
             return tfds.builder_from_directory(folder)
         return tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # TFDS raises several types here, with messages of a screen or more
@@ -37,6 +42,29 @@ def open_builder(name: str, data_dir: str | None):
         raise UserError(
             f"name: TFDS has no data set {name!r} in {data_dir or 'its default folder'} ({reason[:160]})"
         ) from error
+
+
+def class_label(names: Sequence[str]):
+    """TFDS' feature of classes with these names, in their order.
+
+    Raises:
+      UserError: a name that would be read back as another. TFDS keeps names as the lines of a text file, strips them and
+        passes over empty ones.
+    """
+    import tensorflow_datasets as tfds
+
+    names = [str(name) for name in names]
+    seen = set()
+    for name in names:
+        if not name or name != name.strip() or {"\n", "\r"} & set(name) or name != name_text(name):
+            raise UserError(
+                "source: TFDS needs names of classes in UTF-8, without line breaks and without blanks at their ends, "
+                f"got {name!r}"
+            )
+        if name in seen:
+            raise UserError(f"source: TFDS needs another name for every class, got {name!r} twice")
+        seen.add(name)
+    return tfds.features.ClassLabel(names=names)
 
 
 class TfdsSource(StandInSource):

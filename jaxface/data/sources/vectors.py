@@ -3,10 +3,13 @@
 Methods: ida
 """
 
+import os
+
 import numpy as np
 
 from jaxface.data.sources.source import Record
 from jaxface.errors import UserError
+from jaxface.paths import local_path
 
 _UNIT_TOLERANCE = 1e-3
 
@@ -33,7 +36,7 @@ class VectorSource:
         return {"image": self.vectors[index][None, :, None], "label": self.labels[index]}
 
 
-def read_embeddings(path: str) -> dict[str, np.ndarray]:
+def read_embeddings(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The arrays of a .npz of embeddings, checked; labels are numbered from 0.
 
     Needed are `embeddings` [N, D] with `labels` [N] and `gallery` [T, D] with `gallery_labels` [T]; `groups` [N] and
@@ -42,6 +45,7 @@ def read_embeddings(path: str) -> dict[str, np.ndarray]:
     Raises:
       UserError: a file that cannot be read, an array that is missing or of another shape, or rows of another length.
     """
+    path = local_path("embeddings", path)
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

@@ -1,7 +1,6 @@
 """Photographs that people have: folders, TensorFlow data sets, InsightFace training sets and packs."""
 
 import dataclasses
-import pathlib
 from typing import Annotated
 
 from jaxface.checks import OpenFraction
@@ -15,6 +14,12 @@ from jaxface.data.sources.source import Source, split_identities
 from jaxface.data.sources.tfds_source import TfdsSource
 from jaxface.data.specs.base import KINDS, DataSpec, Split
 from jaxface.errors import UserError
+from jaxface.paths import local_path, name_text
+
+
+def _folder_name(root: str) -> str:
+    """The name of a folder as text, also of one that is given as `.`."""
+    return name_text(local_path("root", root).resolve().name)
 
 
 @KINDS.register("folder")
@@ -35,7 +40,7 @@ class Folder(DataSpec):
 
     @property
     def title(self) -> str:
-        return f"folder {pathlib.Path(self.root).expanduser().resolve().name}"
+        return f"folder {_folder_name(self.root)}"
 
     def source(self, *, image_size: int, seed: int) -> FolderSource:
         return FolderSource(self.root, image_size=image_size, fit=self.fit, strict=self.strict)
@@ -62,7 +67,7 @@ class RgbdFolder(DataSpec):
 
     @property
     def title(self) -> str:
-        return f"folder {pathlib.Path(self.root).expanduser().resolve().name} ({self.modality})"
+        return f"folder {_folder_name(self.root)} ({self.modality})"
 
     def source(self, *, image_size: int, seed: int) -> Source:
         return of_modality(RgbdFolderSource(self.root, image_size=image_size, fit=self.fit), self.modality)
@@ -86,7 +91,7 @@ class GroupFolders(DataSpec):
 
     @property
     def title(self) -> str:
-        return f"groups {pathlib.Path(self.root).expanduser().resolve().name}"
+        return f"groups {_folder_name(self.root)}"
 
     def source(self, *, image_size: int, seed: int) -> Source:
         return JoinedGroups(group_folders(self.root, image_size=image_size, fit=self.fit))
@@ -164,15 +169,17 @@ class RecordIO(DataSpec):
 
     @property
     def title(self) -> str:
-        path = pathlib.Path(self.path).expanduser().resolve()
-        return f"recordio {path.parent.name if path.suffix == '.rec' else path.name}"
+        path = local_path("path", self.path).resolve()
+        return f"recordio {name_text(path.parent.name if path.suffix == '.rec' else path.name)}"
 
     def source(self, *, image_size: int, seed: int) -> RecordIOFaces:
         return RecordIOFaces(self.path, image_size=image_size, fit=self.fit)
 
     def divide(self, *, image_size: int, seed: int) -> Split:
         # The pack first: it is opened in seconds, and may be refused.
-        pack = PackSource(self.verification, image_size=image_size) if self.verification else None
+        pack = None
+        if self.verification is not None:
+            pack = PackSource(local_path("verification", self.verification), image_size=image_size)
         source = self.source(image_size=image_size, seed=seed)
         sources = (source, pack) if pack else split_identities(source, self.held_out, seed=seed)
         return Split(*sources, self.title, "verification")
@@ -190,7 +197,7 @@ class Bin(DataSpec):
 
     @property
     def title(self) -> str:
-        return f"bin {pathlib.Path(self.path).stem}"
+        return f"bin {name_text(local_path('path', self.path).stem)}"
 
     def source(self, *, image_size: int, seed: int) -> PackSource:
         return PackSource(self.path, image_size=image_size, fit=self.fit)

@@ -323,6 +323,7 @@ def test_packs_of_each_group(tmp_path):
         ("--head.scale 0", "scale: needs a finite number above 0"),
         ("--data.reliability 2", "reliability: needs a number from 0 to 1, got 2"),
         ("--packs {tmp}/none.bin {tmp}/more.bin", "none.bin"),
+        ("--packs {tmp}/a/lfw.bin {tmp}/b/lfw.bin", "packs: need different file names"),
     ],
 )
 def test_refusals_before_anything_is_compiled(refusal, tmp_path, flags, words):

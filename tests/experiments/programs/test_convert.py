@@ -177,7 +177,7 @@ def test_interrupted_while_it_gives_the_names(people, tmp_path, kind, monkeypatc
 
 _SLOW = """
 import pathlib, sys, time
-from experiments import convert
+from experiments.programs import convert
 
 class Slow(convert.FolderItems):
     def encoded(self, index):
