@@ -9,6 +9,7 @@ from jaxface import data, metrics, training
 from jaxface.cli import console, flags
 from jaxface.cli.console import show_metrics, use_compilation_cache
 from jaxface.errors import UserError
+from jaxface.metrics.recognition.report import check_verification
 from jaxface.paths import local_path
 
 
@@ -26,6 +27,7 @@ def evaluate(
         if pairs is not None:
             raise UserError(f"pairs: needs 'balanced' for data that comes with its own pairs, got {pairs!r}")
         pairs = official
+    check_verification(source.labels, pairs, seed=seed)
     model, backbone, extra, _ = configs.load_network(run, best=best)
     configs.check_images(run, model, backbone, extra, source.image_shape)
     embeddings = training.embed_source(model, backbone, extra, source)

@@ -255,6 +255,10 @@ class Fusion:
         labels = np.asarray(source.labels)
         counts = np.bincount(labels, minlength=len(source.class_names))
         self.left_out = (counts[labels] < config.leave_one_out) & (config.prototypes == "images")
+        if config.equalize and (counts > 0).sum() < 2:
+            raise UserError(
+                "data: the spread of impostor scores needs at least two people to learn from, got 1"
+            )
         lonely = counts < (2 if config.leave_one_out > 1 else 1)
         if config.prototypes == "images" and lonely.any():
             first = int(lonely.argmax())

@@ -18,7 +18,15 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from experiments.recipes.heads import HeadSpec
-from experiments.recipes.recognition import Recipe, Recognition, evaluation, load, network, training_batches
+from experiments.recipes.recognition import (
+    Recipe,
+    Recognition,
+    check_together,
+    evaluation,
+    load,
+    network,
+    training_batches,
+)
 from experiments.recipes.teachers import TeacherSpec, teacher_stage
 from jaxface import axes, losses, metrics, training
 from jaxface import data as inputs
@@ -153,10 +161,7 @@ def check(config: Config) -> None:
     instance = config.mimic_weight + config.soft_target_weight + config.label_weight
     if instance + config.congruence_weight == 0:
         raise UserError("congruence_weight: needs a positive weight where all the others are 0, got 0")
-    if config.batch_size < 2:
-        raise UserError(
-            f"batch_size: needs at least 2 to relate records to each other, got {config.batch_size}"
-        )
+    check_together(config, "to relate them to each other")
 
 
 class CongruenceError:

@@ -232,6 +232,7 @@ def cloak_stage(
         evaluate=functools.partial(protection.evaluate, cloak=cloak),
         figures=functools.partial(protection.figures, earlier=earlier) if name == "cloak" else None,
         compile_init=False,
+        key="cloak",  # all methods draw the same photos
     )
 
 

@@ -17,7 +17,15 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from experiments.recipes.heads import HeadSpec
-from experiments.recipes.recognition import Recipe, Recognition, evaluation, load, network, training_batches
+from experiments.recipes.recognition import (
+    Recipe,
+    Recognition,
+    check_together,
+    evaluation,
+    load,
+    network,
+    training_batches,
+)
 from experiments.recipes.teachers import TeacherSpec, teacher_stage
 from jaxface import axes, losses, metrics, training
 from jaxface import data as inputs
@@ -109,6 +117,8 @@ def check(config: Config) -> None:
     """Raises UserError for a field of this method out of its range."""
     if config.classification_weight > 0:
         config.head.check()
+    if config.relations == "batch":
+        check_together(config, "to relate them to each other")
 
 
 def prototype_stage(config: Config, split: inputs.Split, teacher: training.Teacher) -> training.Stage:

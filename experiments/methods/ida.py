@@ -10,6 +10,7 @@ generator is a compact GAN trained on the spot (docs/methods/ida.md).
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Annotated, Literal
 
@@ -183,6 +184,10 @@ class _Ida:
         self.split = recipe.load(dataclasses.replace(config, data=spec))
         if self.split.protocol != "verification":
             raise UserError(f"data: needs people to verify who are not trained on, got {self.split.name}")
+        # The training people are the gallery, and those to verify have pairs of their own.
+        every = -(-len(self.split.train) // config.gallery)
+        rows = np.arange(0, len(self.split.train), every)
+        self.gallery = self.split.train if every == 1 else inputs.Subset(self.split.train, rows)
         self.frozen = None
         if spec is config.data:
             self._open_network()
@@ -193,10 +198,6 @@ class _Ida:
         # Mirror images only of what has them; the network embeds everything the same way.
         self.flip = self.frozen is not None and config.augment.flip > 0
         self.augment = inputs.Augment(flip=config.augment.flip if self.flip else 0.0)
-        # The training people are the gallery, and those to verify have pairs of their own.
-        every = -(-len(self.split.train) // config.gallery)
-        rows = np.arange(0, len(self.split.train), every)
-        self.gallery = self.split.train if every == 1 else inputs.Subset(self.split.train, rows)
         self.simulated = spec.simulated(
             config.candidates, image_size=config.image_size, seed=config.data_seed
         )
@@ -221,6 +222,16 @@ class _Ida:
             maps = [name for name, shape in layers.items() if len(shape) == 3]
             if layer not in maps:
                 raise UserError(f"estimator.layer: needs one of {', '.join(maps)}, got {layer!r}")
+            if math.prod(layers[layer][:2]) * self.estimator_batch_size < 2:
+                raise UserError(
+                    f"estimator.batch_size: needs at least 2 for the batch normalization of {layer}, got 1"
+                )
+
+    @property
+    def estimator_batch_size(self) -> int:
+        """The largest one that there are records for and that divides over devices and processes."""
+        wanted, replicas = self.config.estimator.batch_size, jax.device_count()
+        return min(wanted, len(self.gallery)) // replicas * replicas or wanted
 
     def _check_score(self) -> None:
         """Refuses to report what cannot be had."""
@@ -389,13 +400,10 @@ def _estimator_stage(ida: _Ida) -> training.Stage:
         return recipe.training_batches(
             config,
             inputs.WithFields(source, target=target),
-            batch_size=batch_size,
+            batch_size=ida.estimator_batch_size,
             augment=ida.augment if settings.layer else None,
         )()
 
-    # The largest one that there are records for and that divides over devices and processes.
-    replicas = jax.device_count()
-    batch_size = min(settings.batch_size, len(ida.gallery)) // replicas * replicas or settings.batch_size
     return training.Stage(
         name="estimator",
         init=init,

@@ -281,6 +281,7 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
     objective = training.Objective(distillation.objective, recognition.optimizer())
     step = recognition.step(objective)
     open_batches = recipe.training_batches(config, split.train)
+    judged = recipe.evaluation(config, model, split, identify=True)
     lengths = itertools.repeat(config.steps)
     if not config.restart:
         lengths = np.diff([0, *training.equal_epoch_anchors(config.steps, len(order))]).tolist()
@@ -291,8 +292,8 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
         return step(state, batch)
 
     # A shape that the networks cannot take is refused here, not after the teacher has trained.
-    image = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
-    batch = {"image": image, "label": jax.ShapeDtypeStruct((2,), jnp.int32)}
+    image = jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.float32)
+    batch = {"image": image, "label": jax.ShapeDtypeStruct(image.shape[:1], jnp.int32)}
     jax.eval_shape(first_step, jax.eval_shape(lambda: jax.random.key(0)), route.shapes, batch)
 
     def student_stage(
@@ -312,7 +313,7 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
                 return previous.replace(extra=extra)
             return recognition.create_state(rng, params, objective, extra=extra)  # a fresh optimizer
 
-        evaluations = [recipe.evaluation(config, model, split, identify=True)]
+        evaluations = [judged]
         if aside is not None:
             evaluations.append(training.RouteHardness(distillation.distance, teacher, aside, ahead))
         evaluate = training.Evaluations(*evaluations)
@@ -327,6 +328,7 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
             best=f"{split.protocol}/accuracy",
             sharding={"prototypes": PartitionSpec(axes.MODEL)},
             compile_init=False,  # it may read a file
+            key="student" if number == 1 else f"student{number}",  # whatever it learns from
         )
 
     def stages():

@@ -107,7 +107,9 @@ class WrongLabels:
     """
 
     def __init__(self, model, source, labels: np.ndarray, flipped: np.ndarray, *, most: int = 2000):
-        chosen = np.arange(0, len(source), -(-len(source) // most))
+        # Of either kind in proportion, however rare it is.
+        kinds = [np.flatnonzero(flipped == kind) for kind in (False, True)]
+        chosen = np.sort(np.concatenate([rows[:: -(-len(source) // most)] for rows in kinds]))
         self.model, self.source = model, inputs.Subset(source, chosen)
         self.labels, self.flipped = labels[chosen], flipped[chosen]
 

@@ -20,6 +20,7 @@ from jaxface import axes, losses, models, optimizers, training
 from jaxface import data as inputs
 from jaxface.checks import AtLeast, Positive, ProperFraction, Range
 from jaxface.errors import UserError
+from jaxface.layers.norm import OneExample
 from jaxface.layers.prototypes import cosines
 from jaxface.paths import run_path
 
@@ -126,6 +127,28 @@ def evaluation(recipe: Recipe, model, split: inputs.Split, *, identify: bool = F
     return training.NearestPrototype(model, split.held_out)
 
 
+def check_together(recipe: Recipe, purpose: str) -> None:
+    """Raises UserError where a step sees its images one by one, and so cannot do what is done among several."""
+    if recipe.batch_size // recipe.accumulate < 2:
+        name, got = "batch_size", f"{recipe.batch_size}"
+        if recipe.accumulate > 1:
+            name, got = "accumulate", f"{recipe.batch_size} images in {recipe.accumulate} micro-batches"
+        raise UserError(f"{name}: needs at least 2 images at a time {purpose}, got {got}")
+
+
+def _check_batch_statistics(recipe: Recipe, recognizer: training.Recognizer) -> None:
+    """Refuses images one by one where the network has batch statistics of one value each, on any number of devices."""
+    if recipe.batch_size // recipe.accumulate >= 2:
+        return
+    rng = jax.eval_shape(lambda: jax.random.key(0))
+    params, extra = jax.eval_shape(recognizer.init, rng)
+    image = jax.ShapeDtypeStruct((1, *recognizer.image_shape), jnp.float32)
+    try:
+        jax.eval_shape(recognizer.train_embeddings, params, extra, image, rng)
+    except OneExample:
+        check_together(recipe, f"for the batch normalization of {type(recognizer.model).__name__}")
+
+
 class Classification(NamedTuple):
     """A loss against class prototypes, and what is worth watching beside it; float32 scalars."""
 
@@ -150,7 +173,7 @@ class Recognition:
       head: loss over the cosines; None where the method classifies nothing.
 
     Raises:
-      UserError: `init_from` is no run, or one of another network.
+      UserError: `init_from` is no run, or one of another network; images one by one for a network with batch normalization.
     """
 
     def __init__(
@@ -163,6 +186,7 @@ class Recognition:
     ):
         self.recipe, self.model, self.classes, self.head = recipe, model, classes, head
         self.recognizer = training.Recognizer(model, classes, image_shape, recipe.prototype_std)
+        _check_batch_statistics(recipe, self.recognizer)
         self.whole = classes < LARGE and recipe.sample_rate == 1
         self._start = None
         if recipe.init_from is not None:

@@ -1,5 +1,6 @@
 """Batch normalization whose statistics span the whole global batch, however the step is parallelized."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -7,6 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxface import axes
+from jaxface.errors import UserError
+
+
+class OneExample(UserError):
+    """Batch statistics of a single value, which is its own mean: the output says nothing of the input."""
 
 
 class BatchNorm(nn.Module):
@@ -25,6 +31,9 @@ class BatchNorm(nn.Module):
 
     Input and output: [..., C]; the output has `dtype`. `use_scale=False` fixes the scale at 1 (the last normalization of
     a face embedding, whose length the cosine head discards anyway).
+
+    Raises:
+      OneExample: training with one value per channel, as a batch of one makes of [B, C]: every output would be the bias.
     """
 
     use_scale: bool = True
@@ -49,4 +58,11 @@ class BatchNorm(nn.Module):
         nn.share_scope(self, self.norm)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        if train and not self.is_initializing():
+            replicas = jax.lax.axis_size(axes.DATA) if axes.bound(axes.DATA) else 1
+            if replicas * math.prod(x.shape[:-1]) < 2:
+                raise OneExample(
+                    f"batch: batch normalization of {self.name or 'x'} {x.shape} needs at least 2 values of a channel in "
+                    "training, got 1; give it 2 examples or more at a time"
+                )
         return self.norm(x, use_running_average=not train)

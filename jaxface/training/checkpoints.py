@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from jaxface.errors import UserError
-from jaxface.training.workdir import writing
+from jaxface.training.workdir import checkpoint_step, write_atomically, writing
 
 logger = logging.getLogger(__name__)
 
@@ -116,13 +116,37 @@ def _check(plain, position: dict) -> None:
             raise ValueError(f"{name} is not what was saved")
 
 
+def _shapes(plain) -> dict[str, list[int]]:
+    """Path of each array -> its shape."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): list(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(plain)
+    }
+
+
+def _check_shapes(plain, position: dict, folder: pathlib.Path) -> None:
+    """Refuses a state of other shapes than the saved one, which is no damage: the position is sealed."""
+    saved, wanted = position["shapes"], _shapes(plain)
+    for name in sorted(saved.keys() | wanted.keys()):
+        there, here = (tuple(shapes[name]) if name in shapes else "nothing" for shapes in (saved, wanted))
+        if there != here:
+            raise UserError(
+                f"data: the run was saved with another number of classes, or another network: {name} is {there} in {folder} and "
+                f"{here} now; give it the data that it had, or choose another workdir"
+            )
+
+
 def _seal(position: dict) -> int:
     return zlib.crc32(json.dumps({k: v for k, v in position.items() if k != "seal"}).encode())
 
 
+def _position_file(folder: pathlib.Path) -> pathlib.Path:
+    return folder / "position" / "metadata"
+
+
 def _read_position(folder: pathlib.Path) -> dict:
     """The position in a checkpoint's folder; ValueError, OSError or KeyError where it is damaged."""
-    position = json.loads((folder / "position" / "metadata").read_bytes())
+    position = json.loads(_position_file(folder).read_bytes())
     if position["seal"] != _seal(position):
         raise ValueError("the position is not what was saved")
     return position
@@ -187,6 +211,7 @@ class Checkpoints:
         _quiet_orbax()
         self.directory = pathlib.Path(directory).absolute()
         self._kept = _Kept(keep)
+        self._position: tuple[int, dict] | None = None  # of the newest checkpoint
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._kept, cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
@@ -217,8 +242,9 @@ class Checkpoints:
         with writing(self.directory):
             self._manager.wait_until_finished()
             _need_room(self.directory, plain)
-        position = {**position, "checksums": _checksums(plain)}
+        position = {**position, "checksums": _checksums(plain), "shapes": _shapes(plain)}
         position["seal"] = _seal(position)
+        self._position = step, position
         if jax.default_backend() == "cpu":
             # On the CPU a host view shares the buffer that the next step is free to reuse.
             plain = jax.tree.map(jnp.copy, plain)
@@ -226,6 +252,36 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardSave(plain), position=ocp.args.JsonSave(position))
         with writing(self.directory):
             self._manager.save(step, args=args, force=True)
+
+    def amend(self, step: int, changes: dict) -> None:
+        """Changes what the newest checkpoint, once it is on disk, says about itself: how its state was evaluated.
+
+        Args:
+          step: of the newest checkpoint.
+          changes: of its position.
+
+        Raises:
+          UserError: the checkpoint, or the change, could not be written.
+        """
+        self.wait()
+        newest, position = self._position
+        if newest != step:
+            raise ValueError(f"step: needs the newest checkpoint, {newest}, got {step}")
+        position = {**position, **changes}
+        position["seal"] = _seal(position)
+        self._position = step, position
+        if jax.process_index() == 0:
+            with writing(self.directory):
+                write_atomically(_position_file(self.directory / str(step)), json.dumps(position))
+        self._kept.scores[step] = position["score"]
+        self._tidy()
+
+    def newest_position(self) -> dict | None:
+        """The position in the newest checkpoint that has a readable one; None where there is none."""
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            with contextlib.suppress(ValueError, OSError, KeyError, TypeError):
+                return _read_position(self.directory / str(step))
+        return None
 
     def restore(self, abstract, shardings) -> Saved | None:
         """The newest checkpoint that can be read and holds what was saved, or None where there is none.
@@ -237,7 +293,7 @@ class Checkpoints:
           shardings: pytree of shardings, where its leaves go.
 
         Raises:
-          UserError: there are checkpoints but none is good; they are left as they are.
+          UserError: there are checkpoints but none is good, or the newest has other shapes; they are left as they are.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         damaged: dict[int, str] = {}
@@ -245,10 +301,13 @@ class Checkpoints:
             saved = None
             try:
                 saved = self._read(step, abstract, shardings)
+            except UserError:
+                raise
             except Exception as error:  # any damage to the files may surface as any exception
                 damaged[step] = _reason(error)
             if _all_agree(saved is not None):
                 self._set_aside(damaged, step)
+                self._position = saved.step, saved.position
                 self._tidy()
                 return saved
             damaged.setdefault(step, "another process cannot read it")
@@ -264,7 +323,9 @@ class Checkpoints:
         target = jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), plain, shardings
         )
-        position = _read_position(self.directory / str(step))
+        folder = self.directory / str(step)
+        position = _read_position(folder)
+        _check_shapes(plain, position, folder)
         read = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
         _check(read["state"], position)
         return Saved(step, _from_plain(read["state"], abstract), position)
@@ -326,7 +387,8 @@ def _all_agree(yes: bool) -> bool:
 def checkpoint_steps(directory: pathlib.Path) -> list[int]:
     """Steps of the checkpoints in a stage's folder, increasing; none where there is no such folder."""
     directory = pathlib.Path(directory)
-    return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit()) if directory.is_dir() else []
+    steps = map(checkpoint_step, directory.iterdir() if directory.is_dir() else [])
+    return sorted(step for step in steps if step is not None)
 
 
 def restore_params(directory: pathlib.Path, *, best: bool = False, step: int | None = None) -> dict:

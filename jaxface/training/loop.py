@@ -16,12 +16,13 @@ from jax.experimental import multihost_utils
 
 from jaxface.checks import AtLeast, check_fields
 from jaxface.errors import UserError
+from jaxface.paths import local_path
 from jaxface.training.checkpoints import Checkpoints
 from jaxface.training.parallel import JitParallel, Parallel
 from jaxface.training.progress import Progress
 from jaxface.training.records import Records
 from jaxface.training.stages import Outcome, Stage, Stages, figures_of
-from jaxface.training.workdir import writing
+from jaxface.training.workdir import stage_folder, writing
 
 IN_FLIGHT = 2  # steps that may be queued on the device: enough to hide the host, too few to fill the memory
 
@@ -41,9 +42,9 @@ class Cadence:
     log_every: Annotated[int, AtLeast(1)] = 20
     """Write the mean of the training metrics every so many steps."""
     evaluate_every: Annotated[int, AtLeast(0)] = 0
-    """Evaluate every so many steps besides at the end; 0 for the end alone."""
+    """Evaluate every so many steps besides at the end; 0 for the end alone. What is evaluated is saved first."""
     checkpoint_every: Annotated[int, AtLeast(1)] = 500
-    """Save every so many steps besides at the end."""
+    """Save every so many steps besides before evaluations and at the end."""
     keep: Annotated[int, AtLeast(1)] = 2
     """How many of the newest checkpoints to keep; the best one is kept besides."""
 
@@ -130,7 +131,8 @@ class _StageRun:
         self.batches = None
         self.pending = _Pending()
         self.metrics: dict[str, float] = {}
-        self.complete = False  # every step taken, evaluated and saved by an earlier process
+        self.unjudged = False  # an earlier process saved the state and did not come to evaluate it
+        self.complete = False  # every step taken, saved and evaluated by an earlier process
 
     def start(self, rng: jax.Array, previous) -> tuple[Any, int]:
         """The state to resume from, and its step."""
@@ -142,11 +144,16 @@ class _StageRun:
             self.batches = stage.batches(self.parallel.single(state))
         if self.checkpoints is None:
             return state, 0
+        if self.batches is not None and (position := self.checkpoints.newest_position()) is not None:
+            self.batches.set_state(
+                position["batches"]
+            )  # other data are refused by name, not by the shapes that they make
         single = jax.eval_shape(lambda: self.parallel.single(state))
         saved = self.checkpoints.restore(single, self.parallel.shardings(single, stage.sharding))
         if saved is None:
             return state, 0
-        self.complete = saved.step == stage.steps
+        self.unjudged = not saved.position["evaluated"]
+        self.complete = saved.step == stage.steps and not self.unjudged
         self.pending = _Pending(saved.position["pending"])
         self.metrics = saved.position["metrics"]
         if self.batches is not None:
@@ -167,6 +174,8 @@ class _StageRun:
         state, start = self.start(rng, previous)
         done = start
         if start < stage.steps:
+            if self.unjudged:
+                self.judge(state, start)
             step = self.parallel.compile(stage.step)
             in_flight: collections.deque = collections.deque()
             self.progress.begin(stage.name, stage.steps, start)
@@ -180,9 +189,12 @@ class _StageRun:
                 self.progress.step(len(next(iter(batch.values()))))
                 self.after_step(state, done, stop)
         if not self.complete:
-            self.evaluate(state, done)
-            self.draw(state, done)
-            self.save(state, done)
+            # An evaluation or a figure that fails costs no training: the same command resumes from here.
+            self.save(state, done, evaluated=not self.evaluates)
+            if self.evaluates:
+                if self.checkpoints is not None:
+                    self.checkpoints.wait()
+                self.judge(state, done, draw=True)
         return Outcome(stage.name, self.parallel.single(state), self.metrics)
 
     def after_step(self, state, done: int, stop: _StopSignal) -> None:
@@ -193,16 +205,37 @@ class _StageRun:
         if last:
             return
         asked = stop.agreed(meeting=logged)
-        evaluated = cadence.evaluate_every and done % cadence.evaluate_every == 0
-        if evaluated:
-            self.evaluate(state, done)
-        if asked is not None or done % cadence.checkpoint_every == 0:
-            self.save(state, done, scored=bool(evaluated))
+        due = self.stage.evaluate and cadence.evaluate_every and done % cadence.evaluate_every == 0
+        if due or asked is not None or done % cadence.checkpoint_every == 0:
+            self.save(state, done, evaluated=not due)
         if asked is not None:
             self.progress.note(
                 f"stopped at step {done} of {self.stage.name}; the same command resumes from here"
             )
             raise Interrupted(0 if asked == signal.SIGTERM else 130)
+        if due:
+            self.judge(state, done)
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there is anything to do with the state once every step is taken."""
+        return self.stage.evaluate is not None or self.stage.figures is not None
+
+    def judge(self, state, done: int, *, draw: bool = False) -> None:
+        """Evaluates a state that is saved, and says so in its checkpoint."""
+        self.evaluate(state, done)
+        if draw:
+            self.draw(state, done)
+        if self.checkpoints is not None:
+            self.checkpoints.amend(done, {**self.results(), "evaluated": True})
+
+    def results(self) -> dict[str, Any]:
+        """What an evaluation adds to a checkpoint."""
+        return {
+            "metrics": self.metrics,
+            "records": 0 if self.records is None else self.records.sync(),
+            "score": self.metrics.get(self.stage.best),
+        }
 
     def log(self, done: int) -> None:
         try:
@@ -237,7 +270,8 @@ class _StageRun:
         for name, figure in figures.items():
             self.records.figure(f"{self.stage.name}/{name}", figure, self.offset + done)
 
-    def save(self, state, done: int, *, scored: bool = True) -> None:
+    def save(self, state, done: int, *, evaluated: bool) -> None:
+        """Saves a state; `evaluated` is False where that is still to be done."""
         if self.checkpoints is None:
             return
         try:
@@ -247,9 +281,9 @@ class _StageRun:
         position = {
             "batches": None if self.batches is None else self.batches.get_state(),
             "pending": list(pending),
-            "metrics": self.metrics,
-            "records": 0 if self.records is None else self.records.sync(),
-            "score": self.metrics.get(self.stage.best) if scored else None,
+            **self.results(),
+            "score": None,
+            "evaluated": evaluated,
         }
         self.checkpoints.save(done, self.parallel.single(state), position)
 
@@ -270,7 +304,7 @@ def run(
 
     Args:
       stages: a sequence of stages, or a generator, which is sent the `Outcome` of each stage.
-      seed: of the run's random key; stage i is initialized with `fold_in(key(seed), i)`.
+      seed: of the run's random key, from which the key of every stage is derived by what it is, not by its place (`Stage.key`).
       parallel: how to use the devices; `jit` over all of them by default.
       cadence: how often to log, evaluate and save.
       workdir: folder for `checkpoints/`, `metrics.jsonl` and `tensorboard/`; None to keep everything in memory.
@@ -289,7 +323,7 @@ def run(
     rng = jax.random.key(seed)
     started = time.monotonic()
     if workdir is not None:
-        workdir = pathlib.Path(workdir)
+        workdir = local_path("workdir", workdir)
         with writing(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
     writes = workdir is not None and jax.process_index() == 0
@@ -310,10 +344,9 @@ def run(
                 break
             if stage.name in [outcome.name for outcome in outcomes]:
                 raise UserError(f"stages: two stages are named {stage.name!r}")
-            index = len(outcomes)
-            folder = None if workdir is None else workdir / "checkpoints" / f"{index:02d}-{stage.name}"
+            folder = None if workdir is None else stage_folder(workdir, len(outcomes), stage.name)
             stage_run = _StageRun(stage, parallel, cadence, folder, records, bar, offset)
-            outcome = stage_run.run(jax.random.fold_in(rng, index), last.state if last else None, stop)
+            outcome = stage_run.run(stage.rng(rng), last.state if last else None, stop)
             # States of earlier stages are let go: a route or a search has many, and who needs one keeps it.
             outcomes = [o._replace(state=None) for o in outcomes] + [outcome]
             offset += stage.steps

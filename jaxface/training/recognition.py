@@ -18,6 +18,7 @@ from jaxface.layers.prototypes import init_prototypes
 from jaxface.training.checkpoints import restore_params
 from jaxface.training.map_source import map_source
 from jaxface.training.prototypes import prototype_rows
+from jaxface.training.workdir import stage_folders
 
 
 def statistics(extra: Mapping) -> dict:
@@ -103,8 +104,7 @@ def run_checkpoint(workdir: str | pathlib.Path, *, best: bool = False) -> tuple[
     Raises:
       UserError: no such run, no checkpoint in it, or a network without a part named `backbone`.
     """
-    folder = pathlib.Path(workdir).expanduser() / "checkpoints"
-    stages = sorted(path for path in folder.glob("*") if path.is_dir()) if folder.is_dir() else []
+    stages = stage_folders(workdir)
     if not stages:
         raise UserError(f"checkpoint: {workdir} holds no checkpoints; give the work directory of a run")
     saved = restore_params(stages[-1], best=best)

@@ -21,6 +21,7 @@ from jaxface.training.checkpoints import checkpoint_steps, restore_params
 from jaxface.training.recognition import statistics
 from jaxface.training.stages import Stage, no_figures
 from jaxface.training.step import TrainState, create_state
+from jaxface.training.workdir import stage_folders
 
 
 class Anchor(NamedTuple):
@@ -152,8 +153,7 @@ def run_anchors(folder: str | pathlib.Path) -> list[Anchor]:
     Raises:
       UserError: no run or no checkpoint there.
     """
-    root = pathlib.Path(folder).expanduser() / "checkpoints"
-    stages = sorted(path for path in root.glob("*") if path.is_dir()) if root.is_dir() else []
+    stages = stage_folders(folder)
     steps = checkpoint_steps(stages[-1]) if stages else []
     if not steps:
         raise UserError(f"checkpoint: {folder} holds no checkpoints; give the work directory of a run")

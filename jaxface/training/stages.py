@@ -6,6 +6,8 @@ progress bars.
 
 import dataclasses
 import pathlib
+import re
+import zlib
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +16,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxface.checks import AtLeast, check_number
+from jaxface.training.workdir import STAGE_NAME
 
 State = Any  # any pytree of arrays; `jaxface.training.TrainState` for a plain method
 Metrics = dict[str, jax.Array]
@@ -39,7 +42,7 @@ class Stage:
     """One stage of a method.
 
     Attributes:
-      name: unique in the run; names its checkpoints and its records.
+      name: unique in the run, of letters, digits and underscores; names its checkpoints and its records.
       init: (rng, previous_state) -> state. Pure; compiled, so that sharded parameters are born sharded. `previous_state`
         is the final state of the stage before, None in the first.
       step: (state, batch) -> (state, metrics). Pure; the batch is a flat dict with `image` float32 in [-1, 1], the metrics
@@ -53,6 +56,8 @@ class Stage:
       sharding: name of a leaf or subtree -> PartitionSpec over the axes `data` and `model`. A leaf is sharded so when the name
         occurs in its path (in the optimizer's state too); everything else is replicated.
       compile_init: False for an `init` that reads files and therefore must not be traced.
+      key: what its random key is derived from, its name unless given. Stages that play one part in runs that are compared, under
+        whatever name and after whatever stages, have one key, and so the same initial weights.
     """
 
     name: str
@@ -65,9 +70,16 @@ class Stage:
     best: str | None = None
     sharding: Mapping[str, PartitionSpec] = dataclasses.field(default_factory=dict)
     compile_init: bool = True
+    key: str | None = None
 
     def __post_init__(self):
         check_number("steps", self.steps, AtLeast(0))
+        if not re.fullmatch(STAGE_NAME, self.name):
+            raise ValueError(f"name: needs letters, digits and underscores, got {self.name!r}")
+
+    def rng(self, run_rng: jax.Array) -> jax.Array:
+        """The stage's random key: `run_rng` folded with a checksum of `key`, or of the name, and of nothing else."""
+        return jax.random.fold_in(run_rng, zlib.crc32((self.key or self.name).encode()))
 
 
 def figures_of(evaluate: Evaluation | None, state: State) -> Figures:

@@ -5,14 +5,17 @@ import errno
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 
 from jaxface.errors import UserError
+from jaxface.paths import local_path
 
 CONFIG = "config.json"
 GIVEN_UP = "given_up.json"  # CONFIG of a run that failed and left nothing to resume from
+STAGE_NAME = r"[A-Za-z0-9_]+"
 
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -75,7 +78,7 @@ def check_workdir(path: str | pathlib.Path, config: dict) -> pathlib.Path:
 
     Arguments, result and refusals are those of `open_workdir`.
     """
-    path = pathlib.Path(path).expanduser().absolute()
+    path = local_path("workdir", path).absolute()
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         reason = "not writable" if existing.is_dir() else "not a folder"
@@ -138,8 +141,38 @@ def give_up_workdir(path: pathlib.Path) -> None:
     What the run wrote stays to be looked at until then. Only a run that failed gives up its folder: one that has no
     checkpoint yet may still be running.
     """
-    if not any(entry.name.isdigit() for entry in path.glob("checkpoints/*/*")):
+    if all(checkpoint_step(entry) is None for entry in path.glob("checkpoints/*/*")):
         os.replace(path / CONFIG, path / GIVEN_UP)
+
+
+def stage_folder(workdir: pathlib.Path, number: int, name: str) -> pathlib.Path:
+    """Where the checkpoints of a stage go: `checkpoints/<number>-<stage>`, the first stage being number 0."""
+    return workdir / "checkpoints" / f"{number:02d}-{name}"
+
+
+def stage_folders(workdir: str | os.PathLike) -> list[pathlib.Path]:
+    """The folders with the checkpoints of a run, stage after stage; what else lies beside them is not looked at.
+
+    Raises:
+      UserError: an empty path or an address; two folders of one number, such as a stage and its copy.
+    """
+    root = local_path("run", workdir) / "checkpoints"
+    by_number: dict[int, pathlib.Path] = {}
+    for path in sorted(root.iterdir()) if root.is_dir() else []:
+        name = re.fullmatch(rf"([0-9]+)-{STAGE_NAME}", path.name)
+        if name is None or not path.is_dir():
+            continue
+        first = by_number.setdefault(int(name[1]), path)
+        if first != path:
+            raise UserError(
+                f"checkpoint: {root} holds two stages of one number, {first.name} and {path.name}; move one away"
+            )
+    return [by_number[number] for number in sorted(by_number)]
+
+
+def checkpoint_step(path: pathlib.Path) -> int | None:
+    """The step of a checkpoint in the folder of its stage; None for anything else there."""
+    return int(path.name) if re.fullmatch(r"0|[1-9][0-9]*", path.name) and path.is_dir() else None
 
 
 def read_config(path: str | pathlib.Path) -> dict:
@@ -148,7 +181,7 @@ def read_config(path: str | pathlib.Path) -> dict:
     Raises:
       UserError: there is none, or it is not JSON.
     """
-    path = pathlib.Path(path).expanduser()
+    path = local_path("run", path)
     file = path if path.is_file() else path / CONFIG
     try:
         return json.loads(file.read_text(encoding="utf-8"))

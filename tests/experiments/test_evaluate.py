@@ -57,7 +57,7 @@ def improved_and_spoiled(tmp_path_factory):
     """A run on digits whose best checkpoint is not its newest: all labels are wrong, so it unlearns what chance gave."""
     workdir = tmp_path_factory.mktemp("digits") / "run"
     flags = "sface --preset digits --loss softmax --scale 16 --label-noise 1 --steps 60 --quiet"
-    flags += " --cadence.evaluate-every 20 --cadence.checkpoint-every 20"
+    flags += " --cadence.evaluate-every 5 --cadence.checkpoint-every 40"
     launch.main([*flags.split(), "--workdir", str(workdir)])
     return workdir
 
@@ -99,6 +99,9 @@ def test_best_flag_and_default_folder(finished, photographs, tmp_path):
         ("{finished} --data folder --data.root {people} --data.rot x", "did you mean '--data.root'"),
         ("{finished} --data folder --data.root {people} --seed -1", "seed: needs a number from 0"),
         ("{finished} --data digits", "does not take images of shape (8, 8, 1)"),
+        ("gs://bucket/run", "run: needs a path of this machine, got 'gs://bucket/run'"),
+        ("{finished} --out gs://bucket/out", "out: needs a path of this machine, got 'gs://bucket/out'"),
+        ("{finished} --data folder --data.root {people} --pairs 100000", "10 folds need 50000 genuine"),
     ],
 )
 def test_bad_input_is_one_line_before_any_compile(refusal, tmp_path, finished, photographs, arguments, words):

@@ -190,6 +190,23 @@ FOLDER = (
         (RENDERED + "--backbone vit_tiny", "image_size: needs a multiple of the patch, which has 16 pixels"),
         (RENDERED + "--scale 0", "scale: needs a finite number above 0, got 0"),
         ("sface --config {finished}/roc.png", "cannot be read as JSON"),
+        (
+            "sface --data folder --data.root {singles} --batch-size 8",
+            "to verify: verification needs two people and two genuine",
+        ),
+        (
+            "rco --data folder --data.root {singles} --batch-size 8",
+            "to verify: verification needs two people and two genuine",
+        ),
+        (
+            RENDERED + "--workdir gs://bucket/run",
+            "workdir: needs a path of this machine, got 'gs://bucket/run'",
+        ),
+        ("sface --data folder --data.root gs://bucket/faces", "root: needs a path of this machine"),
+        ("sface --preset digits --workdir=", "workdir: needs a path, got an empty one"),
+        ("sface --config s3://bucket/run", "config: needs a path of this machine, got 's3://bucket/run'"),
+        (FOLDER + "--init-from gs://bucket/run", "init_from: needs a path of this machine, got 'gs://bucket"),
+        ("cckd --preset procedural --teacher.run gs://bucket/run", "run: needs a path of this machine"),
     ],
 )
 def test_bad_input_is_one_line_before_any_compile(
@@ -202,12 +219,22 @@ def test_bad_input_is_one_line_before_any_compile(
     shutil.copytree(photographs, tmp_path / "broken")
     (tmp_path / "broken/s1/0.png").write_bytes(b"\x89PNG\r\n\x1a\nand nothing more")
     before = sorted(finished.rglob("*"))
-    places = dict(one=tmp_path / "one", broken=tmp_path / "broken", people=photographs, finished=finished)
+    for person in range(16):
+        (tmp_path / f"singles/p{person}").mkdir(parents=True)
+        shutil.copy(photographs / "s0/0.pgm", tmp_path / f"singles/p{person}")
+    places = dict(
+        one=tmp_path / "one",
+        singles=tmp_path / "singles",
+        broken=tmp_path / "broken",
+        people=photographs,
+        finished=finished,
+    )
     assert words in refusal(launch.main, flags(arguments, tmp=tmp_path, **places))
     assert not (
         tmp_path / "runs"
     ).exists()  # the work directory is not claimed, so the corrected command may have it
     assert sorted(finished.rglob("*")) == before
+    assert not any(path.name.endswith(":") for path in tmp_path.iterdir())
     assert not (tmp_path / "letter.txt/run").exists() and not (tmp_path / "one/config.json").exists()
 
 

@@ -178,6 +178,7 @@ def test_a_changed_configuration_is_run_again(small, runs, tmp_path):
         ("", "required: method"),
         ("sface --sedes 3", "--sedes"),
         ("sface --workdir {tmp}/letter.txt/here", "workdir: cannot use"),
+        ("sface --workdir gs://bucket/studies", "workdir: needs a path of this machine"),
     ],
 )
 def test_bad_input_is_one_line_before_any_run(refusal, small, runs, tmp_path, arguments, words):

@@ -5,6 +5,7 @@ import pytest
 
 from jaxface import axes
 from jaxface.layers import BatchNorm
+from jaxface.layers.norm import OneExample
 
 
 def images(*shape, seed=0):
@@ -103,3 +104,25 @@ def test_jit_over_a_mesh_equals_one_device():
     np.testing.assert_allclose(y, y_mesh, atol=1e-5)
     for a, b in zip(jax.tree.leaves(stats), jax.tree.leaves(stats_mesh), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (1, 1, 1, 5), (5,)])
+def test_one_value_of_a_channel_is_no_batch(shape):
+    module = BatchNorm()
+    variables = module.init(jax.random.key(0), images(*shape), train=True)  # shapes alone
+    with pytest.raises(OneExample, match=r"needs at least 2 values of a channel in training, got 1"):
+        jax.eval_shape(lambda x: apply(module, variables, x), images(*shape))
+    y, _ = apply(module, variables, images(*shape), train=False)
+    assert np.isfinite(y).all()
+    with pytest.raises(OneExample):
+        jax.pmap(lambda x: apply(module, variables, x)[0], axis_name=axes.DATA)(images(1, *shape))
+
+
+@pytest.mark.parametrize(("shape", "devices"), [((2, 5), 1), ((1, 2, 1, 5), 1), ((1, 5), 2)])
+def test_two_values_are_a_batch_wherever_they_are(shape, devices):
+    x, module = images(devices, *shape), BatchNorm()
+    variables = module.init(jax.random.key(0), x[0], train=False)
+    y = jax.pmap(
+        lambda x: apply(module, variables, x)[0], axis_name=axes.DATA, devices=jax.devices()[:devices]
+    )(x)
+    np.testing.assert_allclose(np.abs(y), 1.0, atol=1e-3)  # both a deviation from their mean

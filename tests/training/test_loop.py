@@ -137,8 +137,8 @@ def test_nan_names_step_metric_and_the_last_good_checkpoint(tmp_path):
     message = str(caught.value)
     assert "loss is nan at step 6 of stage toy" in message and "\n" not in message
     good = pathlib.Path(message.rsplit(" ", 1)[1])
-    assert good.name == "3" and good.is_dir()
-    assert training.Checkpoints(good.parent).latest_step() == 3
+    assert good.name == "5" and good.is_dir()
+    assert training.Checkpoints(good.parent).latest_step() == 5
     with pytest.raises(training.Diverged, match="no checkpoint was kept"):
         training.run([toy.stage(steps=11, step=diverging)], cadence=CADENCE)
 
@@ -210,6 +210,38 @@ def test_a_workdir_is_given_up_where_there_is_nothing_to_go_on_from(tmp_path):
     training.give_up_workdir(path)  # there is something to lose
     with pytest.raises(UserError, match=r"rate is 0.1 there and 0.2 here"):
         training.open_workdir(path, rates[2])
+
+
+def test_a_stage_starts_alike_whatever_stages_come_before():
+    goal = toy.objective()
+
+    def init(rng, previous):
+        return training.create_state(rng, {"w": jax.random.normal(rng, (4,))}, goal)
+
+    def start_of(name, *before, **fields):
+        stages = [toy.stage(other, steps=0) for other in before]
+        stage = training.Stage(name, init=init, **fields)
+        return np.asarray(training.run([*stages, stage], seed=3).state.params["w"])
+
+    alone = start_of("student")
+    np.testing.assert_array_equal(alone, start_of("student", "teacher", "neighbors"))
+    np.testing.assert_array_equal(alone, start_of("student1_on_80", "teacher", key="student"))
+    assert not np.allclose(alone, start_of("other"))
+
+
+def test_an_address_is_no_work_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for call in (
+        lambda path: training.run([toy.stage(steps=1)], workdir=path),
+        lambda path: training.open_workdir(path, {}),
+        training.read_config,
+        training.run_checkpoint,
+        training.run_anchors,
+    ):
+        for path in ("gs://bucket/run", pathlib.Path("gs://bucket/run"), ""):
+            with pytest.raises(UserError, match=r"^(workdir|run): needs a path"):
+                call(path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_states_of_earlier_stages_are_let_go():

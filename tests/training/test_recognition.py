@@ -10,6 +10,7 @@ from jaxface import models, training
 from jaxface.data import ArraySource
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines
+from jaxface.training.workdir import stage_folder, stage_folders
 
 RNG = np.random.default_rng(0)
 COUNT = 37
@@ -124,6 +125,54 @@ def test_the_last_stage_counts(tmp_path):
     outcome = training.run([stage(), second], workdir=tmp_path)
     backbone, _ = training.backbone_checkpoint(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, backbone, jax.device_get(outcome.state.params["backbone"]))
+
+
+def save_weight(folder, value):
+    checkpoints = training.Checkpoints(folder)
+    state = {"params": {"backbone": {"w": np.full(2, value, np.float32)}}, "extra": {}}
+    checkpoints.save(1, state, {"score": None})
+    checkpoints.close()
+
+
+def weight(workdir):
+    return training.run_checkpoint(workdir)[0]["backbone"]["w"][0]
+
+
+@pytest.mark.parametrize("aside", ["00-recognition.old", "backup", "@eaDir", "01-", "recognition", "-1-x"])
+def test_what_lies_beside_the_stages_is_no_stage(tmp_path, aside):
+    stages = tmp_path / "checkpoints"
+    save_weight(stages / "00-recognition", 2.0)
+    if aside.startswith("00"):
+        save_weight(stages / aside, 1.0)
+    else:
+        (stages / aside).mkdir()
+    (stages / "02-file").write_text("no folder")
+    (stages / "00-recognition" / "7.damaged").mkdir()
+    (stages / "00-recognition" / "²").mkdir()
+    assert weight(tmp_path) == 2.0
+    assert [anchor.step for anchor in training.run_anchors(tmp_path)] == [1]
+
+
+def test_stages_are_in_the_order_of_their_numbers(tmp_path):
+    for number in (9, 99, 100):
+        save_weight(stage_folder(tmp_path, number, f"student{number}"), float(number))
+    assert [path.name for path in stage_folders(tmp_path)] == [
+        "09-student9",
+        "99-student99",
+        "100-student100",
+    ]
+    assert weight(tmp_path) == training.run_anchors(tmp_path)[0].load().params["backbone"]["w"][0] == 100.0
+    save_weight(tmp_path / "checkpoints" / "100-student100_old", 1.0)
+    with pytest.raises(
+        UserError, match=r"^checkpoint: .* two stages of one number, 100-student100 and 100-student100_old"
+    ):
+        weight(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a-b", "a.old", "", "a b"])
+def test_names_of_stages_are_plain(name):
+    with pytest.raises(ValueError, match="name: needs letters, digits and underscores"):
+        training.Stage(name, init=lambda rng, previous: previous)
 
 
 @pytest.mark.parametrize(

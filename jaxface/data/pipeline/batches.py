@@ -7,6 +7,7 @@ number, and neither threads nor worker processes nor the number of shards change
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from absl import flags
 
 from jaxface.checks import AtLeast, Fraction, check_number
 from jaxface.data.pipeline.samplers import Order
-from jaxface.data.sources.source import Record, Source
+from jaxface.data.sources.source import Record, Source, fingerprint
 from jaxface.data.transforms.augment import Augment, Augmentation
 from jaxface.errors import UserError
 
@@ -74,6 +75,11 @@ class Relabeled:
         self.image_shape = source.image_shape
         self.labels = labels.astype(np.int32)
         self.class_names = list(source.class_names)
+
+    @property
+    def record_names(self):
+        """[N] names of the records; an AttributeError where the source has none."""
+        return self._source.record_names
 
     def __len__(self) -> int:
         return len(self._source)
@@ -178,9 +184,16 @@ class Batches(Iterator[Batch]):
     """Batches of training data with a position that can be saved; made by `batches`."""
 
     def __init__(
-        self, assemble: _Assemble, *, steps: int, identity: dict[str, Any], workers: int, prefetch: int
+        self,
+        assemble: _Assemble,
+        source: Source,
+        *,
+        steps: int,
+        identity: dict[str, Any],
+        workers: int,
+        prefetch: int,
     ):
-        self._assemble, self._steps, self._identity = assemble, steps, identity
+        self._assemble, self._source, self._steps, self._identity = assemble, source, steps, identity
         self._workers, self._prefetch = workers, prefetch
         self._step = 0
         self._iterator: grain.DatasetIterator | None = None
@@ -210,14 +223,20 @@ class Batches(Iterator[Batch]):
     def get_state(self) -> dict[str, Any]:
         """The position, for JSON: the number of batches already taken, and what needs to be the same to
         resume from it."""
-        return {"step": self._step, **self._identity}
+        return {"step": self._step, **self._identity, "data": self._fingerprint}
+
+    @functools.cached_property
+    def _fingerprint(self) -> dict[str, int | str | None]:
+        return fingerprint(self._source)  # asked for once a run, not whenever batches are opened
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes to a position: the next batch is the one that followed when `get_state` was called.
 
         Raises:
-          UserError: the position belongs to other data, another seed, another batch size or another strategy.
+          UserError: the position belongs to other data (other people or photographs, or other labels), another seed, another
+            batch size or another strategy.
         """
+        _check_same_data(state.get("data"), self._fingerprint)
         for name, value in self._identity.items():
             if state.get(name) != value:
                 raise UserError(
@@ -236,6 +255,24 @@ class Batches(Iterator[Batch]):
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
+
+
+def _check_same_data(saved: Any, data: dict[str, int | str | None]) -> None:
+    """Refuses a position in other data, from which a run would resume with other labels."""
+    changed = [
+        name for name, value in data.items() if not isinstance(saved, dict) or saved.get(name) != value
+    ]
+    if not changed:
+        return
+    counts = [
+        f"{saved[name]} {name} then and {data[name]} now"
+        for name in changed
+        if name in ("people", "photographs") and isinstance(saved, dict) and name in saved
+    ]
+    raise UserError(
+        f"data: the data changed since the run was saved: {', '.join(counts) or f'other {changed[0]}'}; "
+        "give it the data that it had, or choose another workdir"
+    )
 
 
 def batches(
@@ -325,9 +362,9 @@ def batches(
     else:
         steps, last = -(-records // batch_size), records
     assemble = _Assemble(elements, batch_size, shard, records, steps_per_epoch, last)
-    identity = {"records": records, "batch_size": batch_size, "seed": seed}
+    identity = {"batch_size": batch_size, "seed": seed}
     identity["order"] = None if order is None else order.name
-    return Batches(assemble, steps=steps, identity=identity, workers=workers, prefetch=prefetch)
+    return Batches(assemble, source, steps=steps, identity=identity, workers=workers, prefetch=prefetch)
 
 
 def _filled_up(records: Iterable[Record], missing: int) -> Iterator[Record]:

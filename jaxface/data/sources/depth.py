@@ -85,6 +85,11 @@ class DepthImages:
         self.labels, self.class_names = source.labels, source.class_names
         self.image_shape = source.image_shape
 
+    @property
+    def record_names(self):
+        """[N] names of the records; an AttributeError where the source has none."""
+        return self._source.record_names
+
     def __len__(self) -> int:
         return len(self._source)
 
@@ -205,6 +210,11 @@ class RgbdFolderSource(StandInSource):
             np.arange(len(pairs_of_person), dtype=np.int32),
             [len(pairs) for pairs in pairs_of_person.values()],
         )
+
+    @property
+    def record_names(self) -> list[str]:
+        """[N] `<person>/<photograph>`, wherever the folder is."""
+        return [f"{photograph.parent.name}/{photograph.name}" for photograph, _ in self.paths]
 
     @staticmethod
     def _decode(pair: tuple[pathlib.Path, pathlib.Path]) -> tuple[np.ndarray, np.ndarray]:

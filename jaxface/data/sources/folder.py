@@ -71,6 +71,11 @@ class FolderSource(StandInSource):
             np.arange(len(images), dtype=np.int32), [len(files) for files in images.values()]
         )
 
+    @property
+    def record_names(self) -> list[str]:
+        """[N] `<person>/<image>`, wherever the folder is."""
+        return [f"{path.parent.name}/{path.name}" for path in self.paths]
+
     def _read(self, index: int) -> Record:
         image = fit_square(decode_image(self.paths[index]), self._size, fit=self._fit)
         return {"image": image, "label": self.labels[index]}

@@ -51,6 +51,11 @@ class JoinedGroups:
             for name in source.class_names
         ]
 
+    @property
+    def record_names(self) -> list[str]:
+        """[N] names of the records, source after source; an AttributeError where one of them has none."""
+        return [str(name) for source in self._sources for name in source.record_names]
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -439,6 +439,11 @@ class RecordIOFaces(StandInSource):
             native = collections.Counter(shapes).most_common(1)[0][0]
         self.image_shape = (image_size, image_size, 3) if image_size else native
 
+    @property
+    def record_names(self) -> np.ndarray:
+        """[N] int64, where the records begin in the file."""
+        return np.asarray(self._file.offsets)[self._positions]
+
     def _from_identities(self) -> tuple[np.ndarray, np.ndarray] | None:
         """(positions, labels) by the identity records, in the order of the keys; None where they do not tell all.
 

@@ -4,6 +4,8 @@ A source is random-access, so that a sampler may shuffle, shard and resume it wi
 of every record without decoding an image: splits by identity, balanced samplers and verification pairs need that.
 """
 
+import hashlib
+import os
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -26,7 +28,8 @@ class Source(Protocol):
 
     A record is a flat dict: `image` uint8 [H, W, 3], `label` int32 scalar, and whatever else the source knows
     (`depth`, `landmarks`, `boxes`, `spoof`, `expression`, `group`). A source that knows the group of every record without
-    reading it says so by `groups` [N] int32 and `group_names`, one per group.
+    reading it says so by `groups` [N] int32 and `group_names`, one per group. One whose records have names or places of their
+    own, such as files, says so by `record_names` [N], strings or integers.
     """
 
     labels: np.ndarray
@@ -67,6 +70,12 @@ class Subset:
         """Names of the groups, all those of the source."""
         return self._source.group_names
 
+    @property
+    def record_names(self) -> Sequence[str] | np.ndarray:
+        """[N] names of the records; an AttributeError where the source has none."""
+        names = self._source.record_names
+        return names[self._indices] if isinstance(names, np.ndarray) else [names[i] for i in self._indices]
+
     def __len__(self) -> int:
         return len(self._indices)
 
@@ -89,11 +98,50 @@ class WithFields:
         self.labels, self.class_names = source.labels, source.class_names
         self.image_shape = source.image_shape
 
+    @property
+    def record_names(self) -> Sequence[str] | np.ndarray:
+        """[N] names of the records; an AttributeError where the source has none."""
+        return self._source.record_names
+
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Record:
         return {**self._source[index], **{name: values[index] for name, values in self._fields.items()}}
+
+
+def fingerprint(source: Source) -> dict[str, int | str | None]:
+    """What tells data from other data without reading an image, for JSON.
+
+    Args:
+      source: the records; one that is none of people may lack labels and class names.
+
+    Returns:
+      "photographs" and "people", how many there are; "names of people", "labels" and "names of photographs", digests; None for
+      what the source does not know.
+    """
+    people, labels = getattr(source, "class_names", None), getattr(source, "labels", None)
+    return {
+        "photographs": len(source),
+        "people": None if people is None else len(people),
+        "names of people": _digest(people),
+        "names of photographs": _digest(getattr(source, "record_names", None)),
+        "labels": None if labels is None else _digest(np.asarray(labels, np.int64)),
+    }
+
+
+def _digest(values: Sequence | np.ndarray | None) -> str | None:
+    """Of integers or of strings, which need not be UTF-8."""
+    if values is None:
+        return None
+    digest = hashlib.sha256()
+    if isinstance(values, np.ndarray):
+        digest.update(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes())
+    else:
+        for value in values:
+            encoded = os.fsencode(str(value))
+            digest.update(len(encoded).to_bytes(4, "little") + encoded)
+    return digest.hexdigest()[:16]
 
 
 def split_identities(source: Source, held_out: float, *, seed: int = 0) -> tuple[Subset, Subset]:

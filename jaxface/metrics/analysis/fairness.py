@@ -158,6 +158,23 @@ def _pairs_of_group(labels: np.ndarray, rows: np.ndarray, group: int, seed: int)
     return pairs._replace(indices=rows[pairs.indices].astype(np.int32))
 
 
+def check_group_verification(
+    labels, groups, *, count: int, pairs: list[Pairs] | None = None, seed: int = 0
+) -> None:
+    """Refuses what `group_verification` refuses of these arguments, before anything is embedded.
+
+    Raises:
+      ValueError, UserError: as there; pairs of a group that are of one kind only.
+    """
+    if pairs is None:
+        for group, rows in enumerate(_members(groups, len(labels), count)):
+            _pairs_of_group(np.asarray(labels), rows, group, seed)
+        return
+    for group, group_pairs in enumerate(pairs):
+        if group_pairs.same.all() or not group_pairs.same.any():
+            raise UserError(f"groups: needs genuine and impostor pairs of each, group {group} has one kind")
+
+
 def group_verification(
     embeddings, labels, groups, *, count: int, pairs: list[Pairs] | None = None, seed: int = 0
 ) -> GroupVerification:

@@ -41,14 +41,7 @@ def open_set(embeddings, labels, *, seed: int = 0, most: int = 10_000) -> dict[s
     checks.check_number("most", most, checks.AtLeast(2))
     unit = np.asarray(normalize(embeddings))
     rng = np.random.default_rng(seed)
-    people, counts = np.unique(labels, return_counts=True)
-    order = rng.permutation(len(people))
-    able = order[counts[order] >= 2][: max(len(people) // 2, 1)]
-    others = np.setdiff1d(order, able, assume_unique=True)
-    if not able.size or not others.size:
-        raise UserError(
-            f"labels: identification needs somebody with two records and somebody else, got {len(people)} people"
-        )
+    people, counts, able, others = _divided(labels, rng)
     inside = np.cumsum(counts[able]) <= most
     inside[0] = True
     enrolled = able[inside]
@@ -76,3 +69,21 @@ def open_set(embeddings, labels, *, seed: int = 0, most: int = 10_000) -> dict[s
             f"identification/distractor_rank1@{n}": float(r) for n, r in zip(sizes, rates, strict=True)
         }
     return report
+
+
+def check_open_set(labels, *, seed: int = 0) -> None:
+    """Refuses what `open_set` refuses of these labels [N], before anything is embedded: a UserError."""
+    _divided(np.asarray(labels), np.random.default_rng(seed))
+
+
+def _divided(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """(people, records of each, places in them of those who may be enrolled, places of the others)."""
+    people, counts = np.unique(labels, return_counts=True)
+    order = rng.permutation(len(people))
+    able = order[counts[order] >= 2][: max(len(people) // 2, 1)]
+    others = np.setdiff1d(order, able, assume_unique=True)
+    if not able.size or not others.size:
+        raise UserError(
+            f"labels: identification needs somebody with two records and somebody else, got {len(people)} people"
+        )
+    return people, counts, able, others

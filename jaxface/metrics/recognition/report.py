@@ -66,6 +66,21 @@ def verify(embeddings, labels, *, pairs: PairChoice = None, seed: int = 0) -> di
     return report
 
 
+def check_verification(labels, pairs: PairChoice = None, *, seed: int = 0) -> None:
+    """Refuses what `verify` refuses of these arguments, before anything is embedded.
+
+    Raises:
+      ValueError, UserError: as `verify`; pairs of one kind only.
+    """
+    if isinstance(pairs, Pairs):
+        same = np.asarray(pairs.same)
+        if same.all() or not same.any():
+            raise UserError(f"pairs: needs genuine and impostor ones, all {same.size} are of one kind")
+        return
+    _check_choice(len(labels), pairs)
+    _folds(labels, None if isinstance(pairs, str) else pairs, seed)
+
+
 def verification_scores(
     embeddings, labels, pairs: PairChoice = None, *, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -118,15 +133,19 @@ def report_scores(scores, pairs: Pairs, groups=None) -> dict[str, float]:
 
 def _unit(embeddings, labels, pairs: PairChoice) -> np.ndarray:
     embeddings = checks.real_array("embeddings", embeddings, ndim=2)
-    if isinstance(pairs, str) and pairs != "all":
-        raise UserError(f"pairs: needs 'all', a number, a Pairs or None, got {pairs!r}")
+    _check_choice(len(embeddings), pairs)
     if not isinstance(pairs, Pairs) and np.shape(labels) != (len(embeddings),):
         raise ValueError(f"labels: needs shape ({len(embeddings)},), got {np.shape(labels)}")
-    if isinstance(pairs, str) and len(embeddings) > MOST_FOR_ALL:
-        raise UserError(
-            f"pairs: 'all' needs at most {MOST_FOR_ALL} records, got {len(embeddings)}; give a number instead"
-        )
     return np.asarray(normalize(embeddings))
+
+
+def _check_choice(records: int, pairs: PairChoice) -> None:
+    if isinstance(pairs, str) and pairs != "all":
+        raise UserError(f"pairs: needs 'all', a number, a Pairs or None, got {pairs!r}")
+    if isinstance(pairs, str) and records > MOST_FOR_ALL:
+        raise UserError(
+            f"pairs: 'all' needs at most {MOST_FOR_ALL} records, got {records}; give a number instead"
+        )
 
 
 def _folds(labels, pairs: Pairs | int | None, seed: int) -> Pairs:

@@ -10,8 +10,10 @@ import numpy as np
 
 from jaxface import metrics
 from jaxface.data.sources.source import Source
+from jaxface.errors import UserError
 from jaxface.metrics import Discrepancy
 from jaxface.training import figures
+from jaxface.training.evaluations.needs import check_verifiable
 from jaxface.training.stages import Figures
 from jaxface.training.step import TrainState
 
@@ -56,6 +58,9 @@ class AlignedVerification:
       score: the chosen one.
       weight: λ of `jaxface.metrics.aligned_similarity`.
       seed: of the pairs drawn.
+
+    Raises:
+      UserError: no genuine or no impostor pair; groups inside which there is no impostor pair.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class AlignedVerification:
         weight: float = 1.0,
         seed: int = 0,
     ):
+        _check(source)
         self.source, self.embed, self.support = source, embed, support
         self.score, self.weight, self.seed = score, weight, seed
 
@@ -118,6 +124,24 @@ class AlignedVerification:
             return figures.save_roc(curves, path)
 
         return {"roc": draw}
+
+
+def _check(source: Source) -> None:
+    """Refuses records of which no curve can be made."""
+    pairs, groups = getattr(source, "pairs", None), getattr(source, "groups", None)
+    if pairs is not None:
+        check_verifiable(source, pairs)
+        return
+    labels = np.asarray(source.labels)
+    people, counts = np.unique(labels, return_counts=True)
+    if len(people) < 2 or counts.max() < 2:
+        raise UserError(
+            f"data: verification needs two people and somebody with two records, got {len(people)} people"
+        )
+    if groups is not None and len(np.unique(groups)) > 1:
+        inside = np.unique(np.stack([np.asarray(groups), labels]), axis=1)[0]
+        if np.unique(inside, return_counts=True)[1].max() < 2:
+            raise UserError("data: false accepts by group need a group of two people, every group has one")
 
 
 def _describe(support: SupportSets) -> dict[str, float]:

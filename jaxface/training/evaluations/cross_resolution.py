@@ -17,6 +17,7 @@ from jaxface.data.sources.source import Source
 from jaxface.data.transforms.resolution import LowResolution, check_sizes, low_resolution
 from jaxface.errors import UserError
 from jaxface.training import figures
+from jaxface.training.evaluations.needs import check_not_empty, check_verifiable
 from jaxface.training.recognition import embed_source
 from jaxface.training.stages import Figures
 from jaxface.training.step import Params, TrainState
@@ -45,7 +46,8 @@ class CrossResolution:
       seed: of the pairs drawn.
 
     Raises:
-      UserError: no size or one out of its range, images that are not square, a class with no more images than galleries.
+      UserError: no size or one out of its range, images that are not square, a class with no more images than galleries, too
+        few people or pairs of them.
     """
 
     def __init__(
@@ -65,6 +67,10 @@ class CrossResolution:
         check_number("galleries", galleries, AtLeast(1))
         self.model, self.source, self.classify, self.flip, self.seed = model, source, classify, flip, seed
         self.pairs = getattr(source, "pairs", None)
+        if classify:
+            check_not_empty(source)
+        else:
+            check_verifiable(source, self.pairs, seed=seed)
         self.sources = {size: LowResolution(source, size) for size in sorted(set(sizes))}
         self.galleries = [] if self.pairs else _galleries(np.asarray(source.labels), galleries)
 

@@ -12,6 +12,8 @@ from jaxface import metrics
 from jaxface.data.sources.packs import PackSource
 from jaxface.data.sources.source import Source
 from jaxface.errors import UserError
+from jaxface.metrics.analysis.fairness import check_group_verification
+from jaxface.training.evaluations.needs import needs_of_data
 from jaxface.training.recognition import embed_source
 from jaxface.training.step import TrainState
 
@@ -53,7 +55,7 @@ class GroupFairness:
       seed: of the pairs drawn.
 
     Raises:
-      UserError: a group without records.
+      UserError: a group without records; under verification too few people or pairs of a group.
     """
 
     def __init__(
@@ -63,6 +65,9 @@ class GroupFairness:
             model, source, verification, flip and verification, seed
         )  # fmt: skip
         self.groups, self.names = source_groups(source, "evaluate on")
+        if verification:
+            with needs_of_data("to verify by group"):
+                check_group_verification(source.labels, self.groups, count=len(self.names), seed=seed)
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         params = state.averaged_params
@@ -89,6 +94,9 @@ class PackFairness:
     def __init__(self, model: nn.Module, packs: Mapping[str, PackSource], *, flip: bool = True):
         if len(packs) < 2:
             raise UserError(f"packs: needs one for each of two groups or more, got {len(packs)}")
+        pairs = [pack.pairs for pack in packs.values()]
+        with needs_of_data("of the packs"):
+            check_group_verification(None, None, count=len(packs), pairs=pairs)
         self.model, self.packs, self.flip = model, packs, flip
 
     def __call__(self, state: TrainState) -> dict[str, float]:

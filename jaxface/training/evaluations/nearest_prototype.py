@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxface import metrics
 from jaxface.data.sources.source import Source
+from jaxface.training.evaluations.needs import check_not_empty
 from jaxface.training.recognition import embed_source
 from jaxface.training.step import TrainState
 
@@ -21,6 +22,7 @@ class NearestPrototype:
     """
 
     def __init__(self, model: nn.Module, source: Source):
+        check_not_empty(source)
         self.model, self.source = model, source
 
     def __call__(self, state: TrainState) -> dict[str, float]:

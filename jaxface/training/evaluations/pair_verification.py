@@ -11,6 +11,7 @@ import numpy as np
 from jaxface import metrics
 from jaxface.data.sources.source import Source
 from jaxface.training import figures
+from jaxface.training.evaluations.needs import check_verifiable
 from jaxface.training.recognition import embed_source
 from jaxface.training.stages import Figures
 from jaxface.training.step import TrainState
@@ -27,6 +28,9 @@ class Verification:
       flip: sum the embeddings of an image and its mirror image; not for what has no mirror image.
       identify: report open-set identification besides (`jaxface.metrics.open_set`); a verification pack, which does not say
         who is on an image, has none.
+
+    Raises:
+      UserError: too few people or pairs of them, or too many records for pairs="all".
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class Verification:
         pairs = getattr(source, "pairs", None) if pairs is None else pairs
         self.model, self.source, self.pairs, self.seed, self.flip = model, source, pairs, seed, flip
         self.identify = identify
+        check_verifiable(source, pairs, seed=seed, identify=identify)
 
     def embeddings(self, state: TrainState) -> np.ndarray:
         """[N, D] of the source."""

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from jaxface.data.pipeline.batches import Relabeled, batches, corrupt_labels, evaluation_batches, stack
 from jaxface.data.sources.folder import FolderSource
+from jaxface.data.sources.images import encode_image
+from jaxface.data.sources.source import Subset, WithFields
 from jaxface.data.transforms.augment import Augment
 from jaxface.errors import UserError
 
@@ -87,12 +89,63 @@ def test_the_position_belongs_to_its_data(fake):
     for name, other in [
         ("seed", batches(fake(40), batch_size=16, seed=4)),
         ("batch_size", batches(fake(40), batch_size=8, seed=3)),
-        ("records", batches(fake(41), batch_size=16, seed=3)),
+        ("data: .* 40 photographs then and 41 now", batches(fake(41), batch_size=16, seed=3)),
     ]:
         with pytest.raises(UserError, match=name):
             other.set_state(state)
     with pytest.raises(UserError, match="step"):
         batches(fake(40), batch_size=16, seed=3).set_state({**state, "step": -1})
+
+
+def write_faces(root, people):
+    """Folders of a few photographs each: person -> names of the files."""
+    for person, names in people.items():
+        (root / person).mkdir(parents=True)
+        for name in names:
+            (root / person / name).write_bytes(encode_image(np.zeros((8, 8, 3), np.uint8)))
+    return root
+
+
+FACES = {"a": ["1.png", "2.png"], "b": ["1.png", "2.png"], "c": ["1.png", "2.png"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda root: (root / "a").rename(root / "zoe"), "other names of people"),
+        (lambda root: (root / "a/1.png").rename(root / "a/3.png"), "other names of photographs"),
+        (lambda root: (root / "a/1.png").unlink(), "6 photographs then and 5 now"),
+        (lambda root: write_faces(root, {"d": ["1.png"]}), "7 now, 3 people then and 4 now"),
+        (lambda root: (root / "a/1.png").rename(root / "b/3.png"), "other names of photographs"),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_position_in_data_that_changed_is_refused(tmp_path, change, words, wrapped):
+    def stream():
+        source = FolderSource(tmp_path / "faces", image_size=8)
+        if wrapped:
+            source = WithFields(Subset(source, np.arange(len(source))), weight=np.ones(len(source)))
+        return batches(source, batch_size=2, seed=0)
+
+    write_faces(tmp_path / "faces", FACES)
+    state = json.loads(json.dumps(stream().get_state()))
+    stream().set_state(state)
+    (tmp_path / "faces").rename(tmp_path / "moved")  # the folder may move, what is in it may not
+    (tmp_path / "moved").rename(tmp_path / "faces")
+    change(tmp_path / "faces")
+    with pytest.raises(
+        UserError, match=f"^data: the data changed since the run was saved: .*{words}"
+    ) as caught:
+        stream().set_state(state)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_position_under_other_labels_is_refused(fake):
+    labels = np.asarray(fake(40).labels)
+    state = batches(fake(40), batch_size=8, seed=0, label_override=labels).get_state()
+    batches(fake(40), batch_size=8, seed=0, label_override=labels.astype(np.int64)).set_state(state)
+    with pytest.raises(UserError, match="other labels"):
+        batches(fake(40), batch_size=8, seed=0, label_override=labels[::-1]).set_state(state)
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -275,6 +275,8 @@ def test_a_finished_run_teaches_and_its_classes_are_checked(finished):
 def test_batches_of_one_are_refused():
     with pytest.raises(UserError, match="batch_size: needs at least 2"):
         cckd.build(dataclasses.replace(SMALL, batch_size=1))
+    with pytest.raises(UserError, match="accumulate: needs at least 2 images at a time to relate them"):
+        cckd.build(dataclasses.replace(SMALL, accumulate=16))
 
 
 def test_the_configuration_of_the_paper():

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import configs, methods
 from experiments.recipes import recognition as recipe
+from experiments.recipes.gan import GanSpec
 from experiments.recipes.heads import HeadSpec
 from experiments.recipes.teachers import TeacherSpec, teacher_stage
 from jaxface import data, losses, training
@@ -94,3 +96,49 @@ def test_a_margin_out_of_range_is_refused_before_anything_runs():
         recipe.recognition_stage("x", TINY, split, recipe.network(TINY), HeadSpec(margin=9.0).build())
     with pytest.raises(UserError, match=r"^seed: needs an integer from 0, got -1"):
         recipe.load(dataclasses.replace(TINY, data_seed=-1))
+
+
+FACES = data.RenderedFaces(
+    identities=6, per_identity=4, held_out_identities=6, held_out_per_identity=4, first_identity=50
+)
+OVERRIDES = {
+    "acw": {
+        "data": dataclasses.replace(FACES, modality="rgbd"),
+        "rgb_data": FACES,
+        "depth_data": dataclasses.replace(FACES, modality="depth"),
+    },
+    "cckd": {"sampler": "uniform", "congruence_weight": 0.0},
+    "cloak": {"people": 2, "photos": 2, "tests": 2},
+    "gabn": {
+        "cells": 2,
+        "erase": 1,
+        "data": data.TonedFaces(identities=(4, 4), per_identity=4, held_out_identities=8),
+    },
+    "ida": {"gan": GanSpec(steps=0), "score": "cosine"},
+    "lrfr": {"probe_sizes": (8, 16)},
+}
+
+
+@pytest.mark.parametrize("method", methods.descriptions())
+def test_images_one_by_one_are_refused_by_every_method_before_anything_is_computed(method):
+    module = configs.method_module(method)
+    fields = {"data": FACES, "image_size": 16, "batch_size": 8, **OVERRIDES.get(method, {})}
+    config = dataclasses.replace(module.Config(), **fields)
+    with pytest.raises(
+        UserError, match=r"^accumulate: needs at least 2 images at a time .*, got 8 images in 8"
+    ):
+        configs.build(method, dataclasses.replace(config, accumulate=8))
+    with pytest.raises(UserError, match=r"^batch_size: needs at least 2 images at a time .*, got 1"):
+        configs.build(method, dataclasses.replace(config, batch_size=1))
+    configs.build(method, dataclasses.replace(config, accumulate=4))
+
+
+def test_a_teacher_too_sees_no_images_one_by_one():
+    config = dataclasses.replace(TINY, data=FACES, image_size=16, accumulate=8)
+    split = recipe.load(config)
+    recipe.recognition_stage(
+        "plain", config, split, recipe.network(config), HeadSpec().build()
+    )  # no batch norm
+    teacher_stage(config, TEACHER, split)
+    with pytest.raises(UserError, match=r"^accumulate: .* for the batch normalization of IResNet"):
+        teacher_stage(config, dataclasses.replace(TEACHER, backbone="iresnet_pico"), split)
