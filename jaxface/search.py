@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxface.checks import int32_labels
 from jaxface.errors import UserError
 
 Rows = Any  # a pytree of arrays with one leading axis
@@ -72,7 +73,8 @@ def nearest(
       (scores [Q, k] float32, ids [Q, k] int32); where a query may have fewer than k candidates the rest is -inf and -1.
 
     Raises:
-      ValueError: shapes disagree, a block below 1, or a recall out of its range.
+      ValueError: shapes disagree, labels or `exclude` that are not integers of 32 bits, a block below 1, or a recall out of its
+        range.
       UserError: k out of its range.
 
     Example:
@@ -104,13 +106,17 @@ def nearest(
         if values is not None and np.shape(values) != shape:
             raise ValueError(f"{name}: needs shape {shape}, got {np.shape(values)}")
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * available
-    of_queries = {"rows": queries, "mask": mask, "labels": labels}
+    of_queries, of_candidates = {"rows": queries}, {"rows": candidates}
+    if mask is not None:
+        of_queries["mask"] = jnp.asarray(mask)
+    if labels is not None:
+        of_queries["labels"] = int32_labels("labels", labels, None)
+        of_candidates["labels"] = int32_labels("candidate_labels", candidate_labels, None)
     if exclude is not None:
-        of_queries["exclude"] = jnp.asarray(exclude) - first
+        of_queries["exclude"] = int32_labels("exclude", exclude, None) - first
     scores, ids = _nearest(
-        {name: x if name == "rows" else jnp.asarray(x) for name, x in of_queries.items() if x is not None},
-        {"rows": candidates}
-        | ({} if candidate_labels is None else {"labels": jnp.asarray(candidate_labels)}),
+        of_queries,
+        of_candidates,
         at_most,
         k=min(k, available),
         similarity=similarity,
