@@ -1,5 +1,14 @@
-"""Verification of a trained network on any data: `python -m experiments.evaluate RUN --data folder --data.root DIR`."""
+"""Verification of a trained network on any data.
 
+    python -m experiments.evaluate RUN --data folder --data.root DIR
+
+The results and figures go to RUN/evaluate-<data>-<digest>. The digest is of all that they depend on beside the run: the data with
+all their fields, `--pairs`, `--best` and `--seed`. So a second folder or another seed gets a place of its own, and the same
+command the same place; results.json says what it was.
+"""
+
+import dataclasses
+import hashlib
 import json
 import pathlib
 import sys
@@ -43,6 +52,26 @@ def _pairs(text: str) -> str | int | None:
         raise UserError(f"pairs: needs 'balanced', 'all' or a number, got {text!r}") from None
 
 
+def evaluated(kind: str, spec: data.DataSpec, **options: object) -> dict[str, object]:
+    """What the results depend on beside the run, for JSON; paths that exist are absolute."""
+
+    def absolute(value: object) -> object:
+        if isinstance(value, str) and value and (path := pathlib.Path(value).expanduser()).exists():
+            return str(path.resolve())
+        return value
+
+    fields = {name: absolute(value) for name, value in dataclasses.asdict(spec).items()}
+    return {"data": kind, **{f"data.{name}": value for name, value in fields.items()}, **options}
+
+
+def default_folder(run: str | pathlib.Path, description: dict[str, object]) -> pathlib.Path:
+    """RUN/evaluate-<data>-<digest>: another place for every `evaluated` description."""
+    text = json.dumps(description, sort_keys=True, default=str)
+    return (
+        pathlib.Path(run) / f"evaluate-{description['data']}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    )
+
+
 @console.exit_on_user_error
 def main(arguments: list[str] | None = None) -> None:
     parser = console.Arguments(prog="evaluate", description=__doc__, allow_abbrev=False)
@@ -60,7 +89,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the pairs, and of rendered people")
     parser.add_argument(
-        "--out", help="folder for results.json and the figures; RUN/evaluate-<data> unless given"
+        "--out",
+        help="folder for results.json and the figures; RUN/evaluate-<data>-<digest of these options> unless given",
     )
     options, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
     pairs = _pairs(options.pairs)
@@ -69,13 +99,16 @@ def main(arguments: list[str] | None = None) -> None:
     config = configs.load_network(options.run)[-1]
     source = data.load_all(spec, image_size=config.image_size, seed=options.seed)
     report, drawings = evaluate(options.run, source, pairs=pairs, best=options.best, seed=options.seed)
-    out = pathlib.Path(options.out or pathlib.Path(options.run) / f"evaluate-{options.data}")
+    description = evaluated(options.data, spec, pairs=options.pairs, best=options.best, seed=options.seed)
+    out = pathlib.Path(options.out or default_folder(options.run, description))
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, draw in drawings.items():
             draw(out / f"{name}.png")
         training.write_atomically(
-            out / "results.json", json.dumps({"data": spec.title, "metrics": report}, indent=2) + "\n"
+            out / "results.json",
+            json.dumps({"data": spec.title, "options": description, "metrics": report}, indent=2, default=str)
+            + "\n",
         )
     except OSError as error:
         raise UserError(f"out: cannot write to {out}: {error.strerror}") from None

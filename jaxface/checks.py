@@ -55,6 +55,9 @@ class Range:
 class Integers(Range):
     """An integer from `low` to `high`."""
 
+    def __contains__(self, value: float) -> bool:
+        return super().__contains__(value) and float(value).is_integer()
+
     def __str__(self) -> str:
         return f"an integer from {self.low:g}" + (f" to {self.high:g}" if math.isfinite(self.high) else "")
 

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from jaxface import safe_pickle
-from jaxface.data.sources.images import CorruptImage, Fit, decode_image, fit_square
+from jaxface.checks import truth_array
+from jaxface.data.sources.images import CorruptImage, Fit, decode_image, encoded_bytes, fit_square
 from jaxface.data.sources.source import Record
 from jaxface.errors import UserError
 from jaxface.metrics.recognition.pairs import Pairs
@@ -219,14 +220,14 @@ def write_bin(path: str | os.PathLike, images: Sequence[bytes], same: Sequence[b
       same: [N] bool.
 
     Raises:
-      ValueError: another number of labels than of pairs.
+      ValueError: another number of labels than of pairs, or one that is no truth. TypeError: images that are not bytes.
       UserError: the file cannot be written.
     """
-    same = [bool(value) for value in same]
+    same = truth_array("same", same, len(same)).tolist()
     if len(images) != 2 * len(same):
         raise ValueError(f"images: needs two for each of the {len(same)} pairs, got {len(images)}")
     path = pathlib.Path(path).expanduser()
-    data = pickle.dumps(([bytes(image) for image in images], same), protocol=4)
+    data = pickle.dumps(([encoded_bytes(image) for image in images], same), protocol=4)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

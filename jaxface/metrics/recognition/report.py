@@ -120,8 +120,8 @@ def _unit(embeddings, labels, pairs: PairChoice) -> np.ndarray:
     embeddings = checks.real_array("embeddings", embeddings, ndim=2)
     if isinstance(pairs, str) and pairs != "all":
         raise UserError(f"pairs: needs 'all', a number, a Pairs or None, got {pairs!r}")
-    if not isinstance(pairs, Pairs) and np.shape(labels) != (len(embeddings),):
-        raise ValueError(f"labels: needs shape ({len(embeddings)},), got {np.shape(labels)}")
+    if not isinstance(pairs, Pairs):
+        checks.integer_array("labels", labels, len(embeddings))
     if isinstance(pairs, str) and len(embeddings) > MOST_FOR_ALL:
         raise UserError(
             f"pairs: 'all' needs at most {MOST_FOR_ALL} records, got {len(embeddings)}; give a number instead"
