@@ -1,5 +1,14 @@
-"""Verification of a trained network on any data: `python -m experiments.evaluate RUN --data folder --data.root DIR`."""
+"""Verification of a trained network on any data.
 
+    python -m experiments.evaluate RUN --data folder --data.root DIR
+
+The results and figures go to RUN/evaluate-<data>-<digest>. The digest is of all that they depend on beside the run: the data with
+all their fields, `--pairs`, `--best` and `--seed`. So a second folder or another seed gets a place of its own, and the same
+command the same place; results.json says what it was.
+"""
+
+import dataclasses
+import hashlib
 import json
 import pathlib
 import sys
@@ -46,6 +55,26 @@ def _pairs(text: str) -> str | int | None:
         raise UserError(f"pairs: needs 'balanced', 'all' or a number, got {text!r}") from None
 
 
+def evaluated(kind: str, spec: data.DataSpec, **options: object) -> dict[str, object]:
+    """What the results depend on beside the run, for JSON; paths that exist are absolute."""
+
+    def absolute(value: object) -> object:
+        if isinstance(value, str) and value and (path := pathlib.Path(value).expanduser()).exists():
+            return str(path.resolve())
+        return value
+
+    fields = {name: absolute(value) for name, value in dataclasses.asdict(spec).items()}
+    return {"data": kind, **{f"data.{name}": value for name, value in fields.items()}, **options}
+
+
+def default_folder(run: str | pathlib.Path, description: dict[str, object]) -> pathlib.Path:
+    """RUN/evaluate-<data>-<digest>: another place for every `evaluated` description."""
+    text = json.dumps(description, sort_keys=True, default=str)
+    return (
+        pathlib.Path(run) / f"evaluate-{description['data']}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    )
+
+
 @console.exit_on_user_error
 def main(arguments: list[str] | None = None) -> None:
     parser = console.Arguments(prog="evaluate", description=__doc__, allow_abbrev=False)
@@ -63,14 +92,16 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the pairs, and of rendered people")
     parser.add_argument(
-        "--out", help="folder for results.json and the figures; RUN/evaluate-<data> unless given"
+        "--out",
+        help="folder for results.json and the figures; RUN/evaluate-<data>-<digest of these options> unless given",
     )
     options, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
     pairs = _pairs(options.pairs)
     spec = flags.parse_data(options.data, rest, prog="evaluate")
     use_compilation_cache()
     run = local_path("run", options.run)
-    out = run / f"evaluate-{options.data}" if options.out is None else local_path("out", options.out)
+    description = evaluated(options.data, spec, pairs=options.pairs, best=options.best, seed=options.seed)
+    out = default_folder(run, description) if options.out is None else local_path("out", options.out)
     config = configs.load_network(run)[-1]
     source = data.load_all(spec, image_size=config.image_size, seed=options.seed)
     report, drawings = evaluate(run, source, pairs=pairs, best=options.best, seed=options.seed)
@@ -79,7 +110,9 @@ def main(arguments: list[str] | None = None) -> None:
         for name, draw in drawings.items():
             draw(out / f"{name}.png")
         training.write_atomically(
-            out / "results.json", json.dumps({"data": spec.title, "metrics": report}, indent=2) + "\n"
+            out / "results.json",
+            json.dumps({"data": spec.title, "options": description, "metrics": report}, indent=2, default=str)
+            + "\n",
         )
     except OSError as error:
         raise UserError(f"out: cannot write to {out}: {error.strerror}") from None

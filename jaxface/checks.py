@@ -55,6 +55,9 @@ class Range:
 class Integers(Range):
     """An integer from `low` to `high`."""
 
+    def __contains__(self, value: float) -> bool:
+        return super().__contains__(value) and float(value).is_integer()
+
     def __str__(self) -> str:
         return f"an integer from {self.low:g}" + (f" to {self.high:g}" if math.isfinite(self.high) else "")
 
@@ -190,34 +193,59 @@ def check_unit_rows(name: str, rows: jax.Array, *, zeros: bool = False) -> None:
         raise UserError(f"{name}: needs rows of length 1{' or 0' * zeros}, got {lengths[wrong][0]:g}")
 
 
-def check_labels(name: str, labels: jax.Array, classes: int | None, *, low: int = 0) -> None:
-    """Holds `labels` [B] to integers in [low, classes); `low` is 0, or -1 where that stands for nobody.
+def int32_labels(name: str, labels: jax.Array, classes: int | None, *, low: int = 0) -> jax.Array:
+    """`labels` [B] of any integer type as int32, held to [low, classes).
+
+    Every public function begins with it: a narrower type may hold neither the number of the classes, nor an offset, nor the
+    -1 of nobody, and what is computed in it wraps around without a word.
+
+    Args:
+      name: of the argument.
+      labels: [B] integers; a traced array passes.
+      classes: C; None where it is not known.
+      low: 0, or -1 where that stands for nobody.
 
     Raises:
       AssertionError: another rank.
-      ValueError: another dtype or, where the values are known and `classes` is given, a label out of range.
+      ValueError: another dtype or, where the values are known, a label out of range.
     """
+    if not isinstance(labels, jax.Array):
+        labels = np.asarray(labels)
     chex.assert_rank(labels, 1, custom_message=f"{name} must be [B]")
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"{name}: needs an integer dtype, got {labels.dtype}")
-    if classes is not None and not isinstance(labels, jax.core.Tracer):
-        _need_inside(name, np.asarray(labels), low, classes)
+    if not isinstance(labels, jax.core.Tracer):
+        if classes is not None:
+            _need_inside(name, np.asarray(labels), low, classes)
+        elif jnp.iinfo(labels.dtype).max > jnp.iinfo(jnp.int32).max:
+            _need_inside(name, np.asarray(labels), -(2**31), 2**31)
+    return jnp.asarray(labels, jnp.int32)
 
 
-def check_scores(scores: jax.Array, labels: jax.Array, *, name: str = "cosines") -> None:
-    """Checks `scores` [B, C] float with B ≥ 1 against `labels` [B] integers in {-1} ∪ [0, C).
+def nan_outside(labels: jax.Array, classes: int | jax.Array, *, low: int = -1) -> jax.Array:
+    """[B] float32: 0 for labels in [low, classes), NaN for others.
+
+    What every loss adds, since a traced label out of range can be told in no other way.
+    """
+    return jnp.where((labels < low) | (labels >= classes), jnp.nan, jnp.float32(0))
+
+
+def scored_labels(scores: jax.Array, labels: jax.Array, *, name: str = "cosines") -> jax.Array:
+    """`int32_labels` in {-1} ∪ [0, C) for `scores` [B, C] float with B ≥ 1.
 
     Raises:
       AssertionError: ranks or batch sizes disagree.
       ValueError: wrong dtype, empty batch, or (where the values are known) a label out of range.
     """
+    if not isinstance(labels, jax.Array):
+        labels = np.asarray(labels)
     chex.assert_rank([scores, labels], [2, 1], custom_message=f"{name} must be [B, C] and labels [B]")
     chex.assert_equal_shape_prefix([scores, labels], 1, custom_message=f"{name} and labels differ in batch")
     if scores.shape[0] == 0:
         raise ValueError(f"{name}: needs at least one row, got shape {scores.shape}")
     if not jnp.issubdtype(scores.dtype, jnp.floating):
         raise ValueError(f"{name}: needs a float dtype, got {scores.dtype}")
-    check_labels("labels", labels, scores.shape[1], low=-1)
+    return int32_labels("labels", labels, scores.shape[1], low=-1)
 
 
 # Arrays on the host, to compute a number from.
@@ -261,13 +289,22 @@ def truth_array(name: str, values, length: int) -> np.ndarray:
     return array
 
 
-def index_array(name: str, values, length: int, bound: int) -> np.ndarray:
-    """`values` as [length] int64 in [0, bound); a ValueError names what is not."""
+def integer_array(name: str, values, length: int | None = None) -> np.ndarray:
+    """`values` as [length] int64, labels for one; of any length with None. A ValueError names what is not."""
     array = np.asarray(values)
-    if array.shape != (length,) or array.dtype.kind not in "iu":
-        raise ValueError(f"{name}: needs integers of shape ({length},), got {array.dtype} {array.shape}")
-    _need_inside(name, array, 0, bound)
+    if array.ndim != 1 or array.dtype.kind not in "iu" or array.shape != (length or array.size,):
+        wanted = "[N]" if length is None else f"({length},)"
+        raise ValueError(f"{name}: needs integers of shape {wanted}, got {array.dtype} {array.shape}")
+    if array.size and array.dtype == np.uint64:
+        _need_inside(name, array, 0, 1 << 63)
     return array.astype(np.int64)
+
+
+def index_array(name: str, values, length: int, bound: int) -> np.ndarray:
+    """`integer_array` in [0, bound)."""
+    array = integer_array(name, values, length)
+    _need_inside(name, array, 0, bound)
+    return array
 
 
 def rates(name: str, values) -> np.ndarray:
@@ -286,5 +323,5 @@ def _need_finite(name: str, array: np.ndarray) -> None:
 
 def _need_inside(name: str, array: np.ndarray, low: int, bound: int) -> None:
     if array.size and (array.min() < low or array.max() >= bound):
-        allowed = f"[0, {bound}){' or -1' * (low == -1)}"  # -1 is nobody
+        allowed = f"[0, {bound}) or -1" if low == -1 else f"[{low}, {bound})"  # -1 is nobody
         raise ValueError(f"{name}: needs values in {allowed}, got {array.min()}..{array.max()}")

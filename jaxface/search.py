@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxface.checks import int32_labels
 from jaxface.errors import UserError
 
 Rows = Any  # a pytree of arrays with one leading axis
@@ -72,7 +73,8 @@ def nearest(
       (scores [Q, k] float32, ids [Q, k] int32); where a query may have fewer than k candidates the rest is -inf and -1.
 
     Raises:
-      ValueError: shapes disagree, a block below 1, or a recall out of its range.
+      ValueError: shapes disagree, a mask of another type than bool, labels or `exclude` that are not integers of 32 bits, a block
+        below 1, or a recall out of its range.
       UserError: k out of its range.
 
     Example:
@@ -85,7 +87,7 @@ def nearest(
     queries, candidates = (jax.tree.map(jnp.asarray, rows) for rows in (queries, candidates))
     count, available = _length("queries", queries), _length("candidates", candidates)
     shards = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-    if not 1 <= k <= available * shards:
+    if not 1 <= k <= available * shards or k != int(k):
         raise UserError(f"k: needs 1 to the {available * shards} candidates there are, got {k}")
     if query_block < 1 or candidate_block < 1:
         raise ValueError(
@@ -103,14 +105,22 @@ def nearest(
     ):
         if values is not None and np.shape(values) != shape:
             raise ValueError(f"{name}: needs shape {shape}, got {np.shape(values)}")
+    if mask is not None and jnp.asarray(mask).dtype != bool:
+        raise ValueError(
+            f"mask: needs booleans, True where a candidate is allowed, got {jnp.asarray(mask).dtype}"
+        )
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * available
-    of_queries = {"rows": queries, "mask": mask, "labels": labels}
+    of_queries, of_candidates = {"rows": queries}, {"rows": candidates}
+    if mask is not None:
+        of_queries["mask"] = jnp.asarray(mask)
+    if labels is not None:
+        of_queries["labels"] = int32_labels("labels", labels, None)
+        of_candidates["labels"] = int32_labels("candidate_labels", candidate_labels, None)
     if exclude is not None:
-        of_queries["exclude"] = jnp.asarray(exclude) - first
+        of_queries["exclude"] = int32_labels("exclude", exclude, None) - first
     scores, ids = _nearest(
-        {name: x if name == "rows" else jnp.asarray(x) for name, x in of_queries.items() if x is not None},
-        {"rows": candidates}
-        | ({} if candidate_labels is None else {"labels": jnp.asarray(candidate_labels)}),
+        of_queries,
+        of_candidates,
         at_most,
         k=min(k, available),
         similarity=similarity,

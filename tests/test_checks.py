@@ -124,11 +124,11 @@ def test_unit_rows():
 
 
 def test_labels():
-    checks.check_labels("labels", jnp.array([-1, 2]), 3, low=-1)
-    checks.check_labels("labels", jnp.array([7]), None)
+    checks.int32_labels("labels", jnp.array([-1, 2]), 3, low=-1)
+    checks.int32_labels("labels", jnp.array([7]), None)
     with pytest.raises(ValueError, match=r"^labels: needs values in \[0, 3\), got -1..2$"):
-        checks.check_labels("labels", jnp.array([-1, 2]), 3)
+        checks.int32_labels("labels", jnp.array([-1, 2]), 3)
     with pytest.raises(ValueError, match=r"^labels: needs an integer dtype, got float32$"):
-        checks.check_labels("labels", jnp.array([1.0]), 3)
+        checks.int32_labels("labels", jnp.array([1.0]), 3)
     with pytest.raises(AssertionError, match="labels must be"):
-        checks.check_labels("labels", jnp.array([[1]]), 3)
+        checks.int32_labels("labels", jnp.array([[1]]), 3)

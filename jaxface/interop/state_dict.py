@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import flax.linen as nn
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxface.errors import UserError
@@ -14,6 +15,8 @@ from jaxface.interop.files import optional, replacing
 from jaxface.paths import local_path
 
 StateDict = Mapping[str, np.ndarray]
+
+_WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
 
 
 def from_state_dict(
@@ -24,9 +27,9 @@ def from_state_dict(
         convolution   [O, I, H, W] -> [H, W, I, O]
         linear        [E, C·H·W]   -> [H·W·C, E]: PyTorch flattens a plane channel first, ours channel last
 
-    `num_batches_tracked` is skipped, and so is a `module.` before every name (DistributedDataParallel). A frozen weight
-    of the last norm must be one, since ours has none. A MobileFaceNet's linear layer whose bias the tensors lack has a
-    bias of zero, which is what a layer without one computes.
+    `num_batches_tracked` is skipped, and so are `module.` (DistributedDataParallel) and `_orig_mod.` (torch.compile) before
+    every name, in any order. A frozen weight of the last norm must be one, since ours has none. A MobileFaceNet's linear layer
+    whose bias the tensors lack has a bias of zero, which is what a layer without one computes.
 
     Args:
       state: name -> array of any float type.
@@ -42,8 +45,8 @@ def from_state_dict(
     """
     layers = architecture(module, image_shape)
     state = {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
-    if state and all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): array for name, array in state.items()}
+    while prefix := next((p for p in _WRAPPERS if state and all(name.startswith(p) for name in state)), None):
+        state = {name.removeprefix(prefix): array for name, array in state.items()}
     leaves = {}
     for layer in plain_layers(layers):
         if isinstance(layer, Norm) and not layer.scaled:
@@ -156,7 +159,10 @@ def _checked(state: StateDict, name: str, shape: tuple[int, ...], source: str) -
     if name not in state or np.shape(state[name]) != shape:
         given = np.shape(state[name]) if name in state else "nothing"
         raise difference(source, name, given, shape)
-    array = np.asarray(state[name]).astype(np.float32)
+    array = np.asarray(state[name])
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise UserError(f"weights: {source}: {name} needs a float type; got {array.dtype}")
+    array = array.astype(np.float32)
     if not np.all(np.isfinite(array)):
         raise UserError(f"weights: {source}: {name} needs finite numbers; it holds NaN or infinity")
     return array

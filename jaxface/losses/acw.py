@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxface.checks import Positive, check_finite, check_number, check_scores, check_unit_rows
+from jaxface.checks import Positive, check_finite, check_number, check_unit_rows, scored_labels
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines, l2_normalize
 from jaxface.losses.softmax import cross_entropy
@@ -59,7 +59,7 @@ def leave_one_out_cosines(
             raise UserError(f"sums: every class needs an image, class {int(empty.argmax())} has none")
     features, sums = (jnp.asarray(x, jnp.float32) for x in (features, sums))
     scores = cosines(features, sums)
-    check_scores(scores, labels)
+    labels = scored_labels(scores, labels)
     if share is None:
         return scores
     rest = l2_normalize(sums[labels] - share.astype(jnp.float32))
@@ -102,7 +102,7 @@ def acw_loss(
     check_number("scale", scale, Positive)
     _check_logits("logits", logits)
     for name, scores in (("rgb_cosines", rgb_cosines), ("depth_cosines", depth_cosines)):
-        check_scores(scores, labels, name=name)
+        labels = scored_labels(scores, labels, name=name)
         check_finite(name, scores)
     chex.assert_equal_shape(
         [rgb_cosines, depth_cosines], custom_message="rgb_cosines and depth_cosines differ"

@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxface.checks import AtLeast, check_labels, check_number, check_unit_rows
+from jaxface.checks import AtLeast, check_number, check_unit_rows, int32_labels, nan_outside
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import l2_normalize
 from jaxface.losses.distillation import check_pair
@@ -50,7 +50,7 @@ def mined_relations(
     Args:
       student: [B, D] float.
       teacher: [B, D] float; a constant.
-      labels: [B] integers in [0, C).
+      labels: [B] integers in [0, C); where the values are not known, one out of range gives NaN.
       memory: [C, D] float of unit rows, zero for a class without images (relation 0 on both sides); a constant. With
         `axis_name` the rows of this shard.
       neighbors: [C, K] integers in [0, C), numbered over all shards; the rows of this shard.
@@ -74,12 +74,12 @@ def mined_relations(
     chex.assert_equal_shape_suffix(
         [memory, teacher], 1, custom_message="memory and embeddings differ in size"
     )
+    classes = memory.shape[0] if axis_name is None else None
+    labels = int32_labels("labels", labels, classes)
     chex.assert_equal_shape_prefix(
         [student, labels], 1, custom_message="embeddings and labels differ in batch"
     )
-    classes = memory.shape[0] if axis_name is None else None
-    check_labels("labels", labels, classes)
-    check_labels("neighbors", neighbors.reshape(-1), classes)
+    neighbors = int32_labels("neighbors", neighbors.reshape(-1), classes).reshape(neighbors.shape)
     count = neighbors.shape[1]
     if classes is not None and not 1 <= count <= classes - 1:
         raise UserError(
@@ -103,5 +103,8 @@ def mined_relations(
         padded = jnp.pad(numbers, ((0, 0), (0, parts * block - count)))
         relations = jax.lax.map(products, padded.reshape(-1, parts, block).swapaxes(0, 1))
         relations = jnp.moveaxis(relations, 0, 2).reshape(*both.shape[:2], parts * block)[..., :count]
-    relations = _sum(relations, axis_name)
+    shards = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    relations = (
+        _sum(relations, axis_name) + nan_outside(labels, memory.shape[0] * shards, low=0)[:, None, None]
+    )
     return relations[:, 0], relations[:, 1]

@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from jaxface.checks import int32_labels, nan_outside
 from jaxface.errors import UserError
 
 AttentionKind = Literal["gradcam", "elementwise", "input"]
@@ -123,10 +123,9 @@ def gradient_attention(
     def score(features):
         cosines = tail(features)
         if labels is not None:
-            chex.assert_rank(
-                [cosines, labels], [2, 1], custom_message="tail: needs to give [B, n] for labels [B]"
-            )
-            cosines = jnp.take_along_axis(cosines, labels[:, None], axis=1)[:, 0]
+            chex.assert_rank(cosines, 2, custom_message="tail: needs to give [B, n] for labels [B]")
+            rows = int32_labels("labels", labels, cosines.shape[1])[:, None]
+            cosines = jnp.take_along_axis(cosines, rows, axis=1)[:, 0]
         chex.assert_shape(
             cosines, features.shape[:1], custom_message="tail: needs to give [B] without labels"
         )
@@ -175,31 +174,25 @@ def erase(images: jax.Array, mask: jax.Array, fill: jax.Array | float = 0.0) -> 
     return images * mask + jnp.asarray(fill, images.dtype) * (1 - mask)
 
 
-def _check_groups(logits: jax.Array, groups: jax.Array | None) -> int:
+def _group_count(logits: jax.Array) -> int:
     chex.assert_rank(logits, 2, custom_message="logits: needs shape [B, R]")
-    count = logits.shape[1]
-    if count < 2:
-        raise UserError(f"groups: needs at least two, got {count}")
-    if groups is not None:
-        chex.assert_shape(groups, logits.shape[:1], custom_message="groups: needs shape [B]")
-        _check_ids(groups, count)
-    return count
+    if logits.shape[1] < 2:
+        raise UserError(f"groups: needs at least two, got {logits.shape[1]}")
+    return logits.shape[1]
 
 
-def _check_ids(groups: jax.Array, count: int) -> None:
-    if not jnp.issubdtype(groups.dtype, jnp.integer):
-        raise ValueError(f"groups: needs an integer dtype, got {groups.dtype}")
-    if not isinstance(groups, jax.core.Tracer):
-        values = np.asarray(groups)
-        if values.size and (values.min() < 0 or values.max() >= count):
-            raise UserError(f"groups: needs numbers in [0, {count}), got {values.min()}..{values.max()}")
+def _groups_of(logits: jax.Array, groups: jax.Array) -> jax.Array:
+    """`groups` as int32."""
+    groups = int32_labels("groups", groups, _group_count(logits))
+    chex.assert_shape(groups, logits.shape[:1], custom_message="groups: needs shape [B]")
+    return groups
 
 
 def group_weights(groups: jax.Array, count: int, *, axis_name: str | None = None) -> jax.Array:
     """Weights under which every group of a batch counts alike: w_b = B / (R · number of records of group g_b).
 
     Args:
-      groups: [B] integers in [0, R).
+      groups: [B] integers in [0, R); where the values are not known, one out of range has the weight NaN.
       count: R ≥ 2.
       axis_name: mapped axis over which the batch is spread; the numbers are then those of the whole batch.
 
@@ -207,17 +200,18 @@ def group_weights(groups: jax.Array, count: int, *, axis_name: str | None = None
       [B] float32; their mean is 1 where every group occurs.
 
     Raises:
-      UserError: R < 2, or (where the values are known) a group out of range.
+      AssertionError: another rank. UserError: R < 2.
+      ValueError: another dtype, or (where the values are known) a group out of range.
     """
-    chex.assert_rank(groups, 1, custom_message="groups: needs shape [B]")
     if count < 2:
         raise UserError(f"groups: needs at least two, got {count}")
-    _check_ids(groups, count)
+    groups = int32_labels("groups", groups, count)
     members = jax.nn.one_hot(groups, count, dtype=jnp.float32)
     numbers = members.sum(axis=0)
     if axis_name is not None:
         numbers = jax.lax.psum(numbers, axis_name)
-    return members @ (numbers.sum() / (count * jnp.maximum(numbers, 1.0)))
+    weights = members @ (numbers.sum() / (count * jnp.maximum(numbers, 1.0)))
+    return weights + nan_outside(groups, count, low=0)
 
 
 def _masked(losses: jax.Array, valid: jax.Array | None, weights: jax.Array | None) -> jax.Array:
@@ -241,7 +235,7 @@ def discriminator_loss(
 
     Args:
       logits: [B, R] float, T(G).
-      groups: [B] integers in [0, R).
+      groups: [B] integers in [0, R); where the values are not known, one out of range gives NaN.
       valid: [B] bool; the others have loss 0.
       weights: [B] float, such as `group_weights`.
 
@@ -249,12 +243,14 @@ def discriminator_loss(
       [B] float32, unreduced.
 
     Raises:
-      AssertionError: shapes disagree. UserError: R < 2, or a group out of range.
+      AssertionError: shapes disagree. UserError: R < 2.
+      ValueError: another dtype, or (where the values are known) a group out of range.
     """
-    _check_groups(logits, groups)
+    groups = _groups_of(logits, groups)
     log_probabilities = jax.nn.log_softmax(_at_least_float32(logits))
     group_log_probability = jnp.take_along_axis(log_probabilities, groups[:, None], axis=1)[:, 0]
-    return _masked(-group_log_probability, valid, weights)
+    outside = nan_outside(groups, logits.shape[1], low=0)
+    return _masked(outside - group_log_probability, valid, weights)
 
 
 def adversarial_uniform(
@@ -276,7 +272,7 @@ def adversarial_uniform(
     Raises:
       AssertionError: logits without two axes. UserError: R < 2.
     """
-    _check_groups(logits, None)
+    _group_count(logits)
     return _masked(-jax.nn.log_softmax(_at_least_float32(logits)).mean(axis=1), valid, weights)
 
 
@@ -294,7 +290,7 @@ def adversarial_to_reference(
 
     Args:
       logits: [B, R] float, T(G).
-      groups: [B] integers in [0, R).
+      groups: [B] integers in [0, R); where the values are not known, one out of range gives NaN.
       reference: the group whose maps are the target, in [0, R).
       valid, weights: as `discriminator_loss`.
 
@@ -302,10 +298,12 @@ def adversarial_to_reference(
       [B] float32, unreduced.
 
     Raises:
-      AssertionError: shapes disagree. UserError: R < 2, or a group or the reference out of range.
+      AssertionError: shapes disagree. UserError: R < 2, or the reference out of range.
+      ValueError: another dtype, or (where the values are known) a group out of range.
     """
-    count = _check_groups(logits, groups)
+    groups, count = _groups_of(logits, groups), logits.shape[1]
     if not 0 <= reference < count:
         raise UserError(f"reference: needs a group in [0, {count}), got {reference}")
     pushed = -jax.nn.log_softmax(_at_least_float32(logits))[:, reference]
-    return _masked(jnp.where(groups == reference, 0.0, pushed), valid, weights)
+    pushed = jnp.where(groups == reference, 0.0, pushed) + nan_outside(groups, count, low=0)
+    return _masked(pushed, valid, weights)

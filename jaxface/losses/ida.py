@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxface.checks import int32_labels, nan_outside
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import l2_normalize
 from jaxface.metrics.analysis.discrepancy import TILE, local_discrepancy
@@ -25,7 +26,7 @@ def lid_targets(
 
     Args:
       embeddings: x [B, D] float; normalized here, a constant.
-      labels: y [B] integers in [0, C).
+      labels: y [B] integers in [0, C); where the values are not known, one out of range gives NaN.
       centers: c [C, D] float, class means or prototypes; normalized here, constants.
       k: K in [1, C - 1], static.
       tile: classes compared at a time, static.
@@ -35,10 +36,12 @@ def lid_targets(
 
     Raises:
       AssertionError: ranks or sizes disagree.
+      ValueError: labels of another dtype, or (where the values are known) out of range.
       UserError: fewer than two classes, or K out of its range. Outside of compiled functions also a row that is zero or not
         finite.
     """
-    chex.assert_rank([embeddings, labels, centers], [2, 1, 2])
+    labels = int32_labels("labels", labels, len(centers))
+    chex.assert_rank([embeddings, centers], 2)
     chex.assert_equal_shape_prefix([embeddings, labels], 1, custom_message="embeddings and labels differ")
     chex.assert_equal_shape_suffix([embeddings, centers], 1, custom_message="embeddings and centers differ")
     classes = len(centers)
@@ -52,7 +55,7 @@ def lid_targets(
         candidate_labels=jnp.arange(classes),
         tile=tile,
     )
-    return jax.lax.stop_gradient(found.mean)
+    return jax.lax.stop_gradient(found.mean + nan_outside(labels, classes, low=0))
 
 
 def lid_regression_loss(predicted: jax.Array, target: jax.Array) -> jax.Array:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxface.checks import Range, check_number
+from jaxface.checks import Range, check_number, int32_labels
 from pallas_kernels.margin_softmax import Head, margin_softmax
 
 
@@ -25,7 +25,7 @@ def sample_classes(
     replacement.
 
     Args:
-      labels: [B] int32 in [0, C), or -1 for a class of another shard.
+      labels: [B] integers in [0, C), or -1 for a class of another shard.
       key: of the draw.
       classes: C, rows of the shard.
       rate: in (0, 1].
@@ -35,6 +35,7 @@ def sample_classes(
       (indices [K] int32, increasing and distinct; active [K] bool) with K = max(⌊rate C⌋, min(B, C)): the shape is static, so
       places that the quota does not fill exist but are not active.
     """
+    labels = int32_labels("labels", labels, classes, low=-1)
     quota = int(rate * classes)
     size = max(quota, min(labels.shape[0], classes))
     score = jax.random.uniform(key, (classes,))
@@ -74,7 +75,8 @@ def partial_fc_loss(
     Args:
       embeddings: [B, D] float32 or bfloat16.
       prototypes: [C, D], the rows of this shard; with `axis_name`, shard r has classes rC to rC + C - 1.
-      labels: [B] int32, numbered over all shards.
+      labels: [B] integers, numbered over all shards; -1 is on none. Where the values are not known, a label that is no class
+        gives NaN.
       head: `SFace(...)`, `softmax(...)`, `cosface(...)`, `arcface(...)` of `pallas_kernels.margin_softmax`.
       weights: [B] float32, 1/B by default.
       classes: number of classes over all shards where the last rows are padding; all rows by default.
@@ -88,25 +90,32 @@ def partial_fc_loss(
       (float32 scalar, terms [B]) as `pallas_kernels.margin_softmax.margin_softmax`.
 
     Raises:
-      ValueError: a rate outside (0, 1], or below 1 without a key; what `margin_softmax` refuses.
+      ValueError: a rate outside (0, 1], or below 1 without a key; (where the values are known) a label that is no class; what
+        `margin_softmax` refuses.
     """
     check_number("rate", rate, Range(0, 1, above=True))
     if rate < 1 and key is None:
         raise ValueError("key: needs a random key where rate < 1")
     rows = prototypes.shape[0]
-    shard = 0 if axis_name is None else jax.lax.axis_index(axis_name)
+    shard, shards = 0, 1
+    if axis_name is not None:
+        shard, shards = jax.lax.axis_index(axis_name), jax.lax.axis_size(axis_name)
+    total = rows * shards if classes is None else classes
+    labels = int32_labels("labels", labels, total, low=-1)
     shard_labels = labels - shard * rows
     shard_labels = jnp.where((shard_labels >= 0) & (shard_labels < rows), shard_labels, -1)
+    # No class of any shard: `margin_softmax` makes a NaN of it.
+    shard_labels = jnp.where((labels < -1) | (labels >= total), -2, shard_labels)
     limit = None if classes is None else jnp.clip(classes - shard * rows, 0, rows)
     sampled, where = None, None if limit is None else jnp.arange(rows) < limit
     if rate < 1:
-        every = labels if batch_labels is None else batch_labels
+        every = labels if batch_labels is None else int32_labels("batch_labels", batch_labels, total, low=-1)
         every = every - shard * rows
         every = jnp.where((every >= 0) & (every < rows), every, -1)
         sampled, where = sample_classes(
             every, jax.random.fold_in(key, shard), classes=rows, rate=rate, limit=limit
         )
-        shard_labels = jnp.where(shard_labels >= 0, jnp.searchsorted(sampled, shard_labels), -1)
+        shard_labels = jnp.where(shard_labels >= 0, jnp.searchsorted(sampled, shard_labels), shard_labels)
     return margin_softmax(
         embeddings,
         prototypes,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxface.checks import Angle, NonNegative, Positive, check_number, check_scores
+from jaxface.checks import Angle, NonNegative, Positive, check_number, nan_outside, scored_labels
 
 
 class SFaceTerms(NamedTuple):
@@ -55,7 +55,7 @@ def sface_terms(
     inter_angle: float = 1.2,
 ) -> SFaceTerms:
     """The parts of `sface_loss`, which is `intra + inter`; arguments and errors as there."""
-    check_scores(cosines, labels)
+    labels = scored_labels(cosines, labels)
     check_number("scale", scale, Positive)
     check_number("sharpness", sharpness, NonNegative)
     check_number("intra_angle", intra_angle, Angle)
@@ -71,8 +71,9 @@ def sface_terms(
         )
     )
     is_target = jax.nn.one_hot(labels, cosines.shape[1], dtype=bool)  # all False in the row of a label -1
+    intra = -jnp.sum(jnp.where(is_target, intra_weight * cosines, 0.0), axis=1)
     return SFaceTerms(
-        intra=-jnp.sum(jnp.where(is_target, intra_weight * cosines, 0.0), axis=1),
+        intra=intra + nan_outside(labels, cosines.shape[1]),
         inter=jnp.sum(jnp.where(is_target, 0.0, inter_weight * cosines), axis=1),
         target_cosine=jnp.sum(jnp.where(is_target, frozen, 0.0), axis=1),
         other_cosine=jnp.mean(jnp.where(is_target, 0.0, frozen), axis=1),
@@ -98,7 +99,8 @@ def sface_loss(
 
     Args:
       cosines: [B, C] float in [-1, 1], embeddings against class prototypes. Values beyond ±1 by rounding are harmless.
-      labels: [B] integers in [0, C), or -1 where the target class lives on another shard.
+      labels: [B] integers in [0, C), or -1 where the target class lives on another shard. Where the values are not known, a
+        label that is neither gives NaN.
       scale: upper asymptote s of both re-scale functions, > 0.
       sharpness: slope k of both sigmoids, ≥ 0, per radian.
       intra_angle: mid-point a of the pull, radians in [0, π]; larger tolerates more within-class spread (noisier labels).

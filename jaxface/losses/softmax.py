@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jaxface.checks import Angle, Positive, Range, check_number, check_scores
+from jaxface.checks import Angle, Positive, Range, check_number, scored_labels
 
 GradientMode = Literal["exact", "straight_through"]
 
@@ -21,17 +21,19 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, axis_name: str | None
     Args:
       logits: [B, C] float; with `axis_name`, the columns of this shard.
       labels: [B] integers in [0, C), local to the shard; -1 means "target not on this shard". A row whose target is on no
-        shard at all has loss 0 and no gradient.
+        shard at all has loss 0 and no gradient. Where the values are not known, a label that is neither gives NaN.
       axis_name: mapped axis over which the classes are sharded; the row maximum, the row sum and the target logit are then
         combined over it, and every shard returns the loss of the whole.
 
     Returns:
       [B] float32, unreduced.
     """
-    check_scores(logits, labels, name="logits")
+    labels = scored_labels(logits, labels, name="logits")
     logits = logits.astype(jnp.float32)
-    in_shard = labels >= 0
-    target = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None], axis=1)[:, 0]
+    in_shard = labels != -1
+    # NaN for a label that is no class; a negative index would count from the end.
+    index = jnp.where(labels < 0, logits.shape[1], labels)
+    target = jnp.take_along_axis(logits, index[:, None], axis=1, mode="fill")[:, 0]
     target = jnp.where(in_shard, target, 0.0)
     peak = jax.lax.stop_gradient(jnp.max(logits, axis=1))
     if axis_name is not None:
@@ -76,7 +78,7 @@ def margin_logits(
     Raises:
       AssertionError, ValueError: as `cross_entropy`; an unknown `gradient`.
     """
-    check_scores(cosines, labels)
+    labels = scored_labels(cosines, labels)
     check_number("scale", scale, Positive)
     check_number("angular_margin", angular_margin, Angle)
     check_number("cosine_margin", cosine_margin, Range(0, 2))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxface import axes, losses, search
-from jaxface.checks import Fraction, check_labels, check_number
+from jaxface.checks import Fraction, check_number, int32_labels
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import l2_normalize
 from jaxface.losses.class_features import class_rows
@@ -44,6 +44,7 @@ def update_bank(
       values: [B, …].
       labels: [B] integers in [0, C), or -1 for a value that goes nowhere.
     """
+    labels = int32_labels("labels", labels, bank.shape[0], low=-1)
     if axes.bound(axes.DATA):
         values, labels = jax.lax.all_gather((values, labels), axes.DATA, tiled=True)
     if not _on_a_mesh():
@@ -96,7 +97,7 @@ def add_class_features(sums: jax.Array, features: jax.Array, labels: jax.Array) 
     )
     if not jnp.issubdtype(features.dtype, jnp.floating):
         raise ValueError(f"features: needs a float dtype, got {features.dtype}")
-    check_labels("labels", labels, sums.shape[0], low=-1)
+    labels = int32_labels("labels", labels, sums.shape[0], low=-1)
     rows = jnp.where(labels >= 0, labels, sums.shape[0])  # -1 would count from the end
     return jnp.asarray(sums).at[rows].add(l2_normalize(jnp.asarray(features, jnp.float32)), mode="drop")
 
@@ -133,6 +134,7 @@ def set_rows(bank: jax.Array, rows: jax.Array, labels: jax.Array) -> jax.Array:
       Like `bank`; classes without a label are the same bit for bit.
     """
     classes, positions = bank.shape[0], jnp.arange(labels.shape[0])
+    labels = int32_labels("labels", labels, classes, low=-1)
     # A scatter of several rows to one place has no order; a maximum of their positions needs none.
     places = jnp.where(labels >= 0, labels, classes)
     last = jnp.full(classes, -1).at[places].max(positions, mode="drop")
@@ -179,7 +181,7 @@ def update_memory(
     )
     if not jnp.issubdtype(features.dtype, jnp.floating):
         raise ValueError(f"features: needs a float dtype, got {features.dtype}")
-    check_labels("labels", labels, memory.shape[0], low=-1)
+    labels = int32_labels("labels", labels, memory.shape[0], low=-1)
     memory, features = jax.lax.stop_gradient((memory, features))
     if mode == "none":
         return memory
@@ -229,8 +231,7 @@ def mine_neighbors(
         )
     valid = jnp.ones(classes, bool) if valid is None else valid
     chex.assert_shape(valid, (classes,), custom_message="valid must be [C]")
-    of = jnp.arange(classes) if of is None else of
-    check_labels("of", of, classes)
+    of = int32_labels("of", jnp.arange(classes) if of is None else of, classes)
     prototypes = jax.lax.stop_gradient(jnp.asarray(prototypes, jnp.float32))
 
     def on_device(prototypes, valid, of, axis_name=None):
@@ -249,7 +250,7 @@ def mine_neighbors(
         )[1]
 
     if not _on_a_mesh():
-        return on_device(prototypes, valid, jnp.asarray(of))
+        return on_device(prototypes, valid, of)
     mapped = jax.shard_map(
         functools.partial(on_device, axis_name=axes.MODEL),
         in_specs=(_SHARD, _SHARD, _ROWS),

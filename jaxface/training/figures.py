@@ -6,6 +6,7 @@ suffix picks the format (.png, .pdf, .svg). The file appears whole or not at all
 
 import os
 import tempfile
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from jaxface.checks import real_array
 from jaxface.errors import UserError
@@ -245,9 +247,44 @@ def _axes(title: str, xlabel: str, ylabel: str, *, height: float = 4.0) -> tuple
     figure = Figure(figsize=(6.0, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    if title:
+        figure.suptitle(title)  # over the figure: beside long names of rows, axes are too narrow for it
     axes.grid(alpha=0.3)
     return figure, axes
+
+
+def _titles(figure: Figure) -> list[Text]:
+    """All texts but the ticks': titles, labels and names of rows."""
+    ticks = {id(tick) for axes in figure.axes for tick in (*axes.get_xticklabels(), *axes.get_yticklabels())}
+    return [text for text in figure.findobj(Text) if text.get_text().strip() and id(text) not in ticks]
+
+
+def _fit_texts(figure: Figure) -> None:
+    """Breaks titles and labels that are cut at an edge into lines; sets them smaller where there is no place to break."""
+    for _ in range(8):
+        figure.draw_without_rendering()
+        fits = True
+        for text in _titles(figure):
+            box, frame = text.get_window_extent(), figure.bbox
+            sides = (box.x0, frame.width - box.x1), (box.y0, frame.height - box.y1)
+            upright = text.get_rotation() != 0
+            over, size = -min(sides[upright]), (box.height if upright else box.width)
+            if over <= 0:
+                continue
+            fits = False
+            share = max(1 - 2 * over / size, 0.3) * 0.98  # a centered text is cut on both sides
+            words = " ".join(text.get_text().split())
+            longest = max(map(len, text.get_text().splitlines()))
+            lines = textwrap.wrap(
+                words, max(int(longest * share), 1), break_long_words=False, break_on_hyphens=False
+            )
+            if max(map(len, lines)) < longest:
+                text.set_text("\n".join(lines))
+            else:
+                text.set_fontsize(text.get_fontsize() * share)
+        if fits:
+            return
 
 
 def _write(figure: Figure, path: str | os.PathLike) -> Path:
@@ -260,6 +297,7 @@ def _write(figure: Figure, path: str | os.PathLike) -> Path:
     handle, temporary = tempfile.mkstemp(suffix=path.suffix, prefix=f".{path.stem}-", dir=path.parent)
     os.close(handle)
     try:
+        _fit_texts(figure)
         figure.savefig(temporary, dpi=120)
         mask = os.umask(0)
         os.umask(mask)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxface import axes, losses
+from jaxface.checks import int32_labels
 from pallas_kernels.margin_softmax import Head
 
 
@@ -38,7 +39,7 @@ def prototype_loss(
     Args:
       embeddings: [B, D], not normalized.
       prototypes: [`prototype_rows(classes)`, D].
-      labels: [B] int32 in [0, classes).
+      labels: [B] integers in [0, classes), or -1 as in `losses.partial_fc_loss`.
       head: see `pallas_kernels.margin_softmax`.
       classes: C.
       rate: fraction of the classes that take part in a step, in (0, 1]; see `losses.sample_classes`.
@@ -49,6 +50,7 @@ def prototype_loss(
       (float32 scalar, terms [B]) as `losses.partial_fc_loss`.
     """
     options = {"classes": None if classes == prototypes.shape[0] else classes, "rate": rate}
+    labels = int32_labels("labels", labels, classes, low=-1)
     batch = labels.shape[0]
     weights = jnp.full(labels.shape, 1.0 / batch)
     if where is not None:

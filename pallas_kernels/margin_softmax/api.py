@@ -64,7 +64,8 @@ def margin_softmax(
       embeddings: [B, D] float32 or bfloat16, any norms; a zero row has cosines 0.
       prototypes: [C, D] float32 or bfloat16, any norms.
       labels: [B] int, in [0, C). -1: the target is on another shard (with `axis_name`); where it is on none, SFace
-        counts every class as another one, and a `Margin` gives the row loss 0 and no gradient.
+        counts every class as another one, and a `Margin` gives the row loss 0 and no gradient. Where the values are not known,
+        anything else gives NaN.
       head: `SFace(...)`, `softmax(...)`, `cosface(...)`, `arcface(...)` or `Margin(...)`.
       weights: [B] float32 w_i, by default 1/B.
       classes: [S] int, distinct, in [0, C): negative sampling. Only these prototypes take part, labels are positions in
@@ -91,12 +92,13 @@ def margin_softmax(
     """
     _check(embeddings, prototypes, labels, head, weights, classes, where, saved_bytes)
     batch = embeddings.shape[0]
+    # Types that may be too narrow for the number of classes are gone from here on.
     labels = jnp.asarray(labels, jnp.int32)
     if weights is None:
         weights = jnp.full((batch,), 1.0 / batch, jnp.float32)
     weights = jnp.asarray(weights, jnp.float32)
     if classes is not None:
-        prototypes = jnp.take(prototypes, classes, axis=0, mode="clip")
+        prototypes = jnp.take(prototypes, jnp.asarray(classes, jnp.int32), axis=0, mode="clip")
     names = () if axis_name is None else (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
     # Weights that were gathered over an axis are the same all over it, which their type cannot say.
     if gathered := tuple(name for name in names if name in shards.axes(weights)):
@@ -172,24 +174,33 @@ def _saved_classes(implementation, embeddings, prototypes, saved_bytes):
     return xla.saved_classes(embeddings, prototypes, saved_bytes)
 
 
+def _known(labels, classes):
+    """Labels of which those that are none, which a kernel might look for in its padding, are -1; [B] NaN for them, else 0."""
+    unknown = (labels < -1) | (labels >= classes)
+    return jnp.where(unknown, -1, labels), jnp.where(unknown, jnp.nan, jnp.float32(0))
+
+
 def _sface(plan, names, x, prototypes, labels, where, weights):
+    labels, spoiled = _known(labels, prototypes.shape[0])
     loss, inter, target = _one_pass(plan, x, prototypes, labels, where, weights)
-    intra = plan.head.target_gradient(target) * target
+    loss += jnp.sum(spoiled)
+    intra = plan.head.target_gradient(target) * target + spoiled
     loss, intra, inter, target = _sum((loss, intra, inter, target), names)
     return loss, SFaceTerms(intra + inter, target, intra, inter)
 
 
 def _margin(plan, names, x, prototypes, labels, where, weights):
+    labels, spoiled = _known(labels, prototypes.shape[0])
     lse, target = _others(plan, x, prototypes, labels, where)
-    on_shard = (labels >= 0) & (labels < prototypes.shape[0])
-    logits = jnp.where(on_shard, plan.head.target_logits(target), 0.0)
+    on_shard = labels >= 0
+    logits = jnp.where(on_shard, plan.head.target_logits(target), spoiled)
     peak = jax.lax.stop_gradient(jnp.maximum(lse, jnp.where(on_shard, logits, -jnp.inf)))
     peak = jax.lax.pmax(peak, names) if names else peak
     total = jnp.exp(lse - peak) + jnp.where(on_shard, jnp.exp(logits - peak), 0.0)
-    shards_with_target = on_shard.astype(jnp.float32)
+    shards_with_target = on_shard.astype(jnp.float32) + spoiled
     total, logits, target, shards_with_target = _sum((total, logits, target, shards_with_target), names)
     lse = jnp.log(total) + peak
-    losses = jnp.where(shards_with_target > 0, lse - logits, 0.0)
+    losses = jnp.where(shards_with_target == 0, 0.0, lse - logits)
     # The weights vary like everything else by now; the mean over equal ones takes that back.
     weights = jax.lax.pmean(weights, names) if names else weights
     return jnp.sum(weights * losses), MarginTerms(losses, target, lse)
@@ -200,12 +211,12 @@ def _sum(tree, names):
 
 
 def _target_cosines(x, prototypes, labels):
-    """[B] cos θ_iy from the prototypes' rows; 0 where the label is none of this shard's."""
+    """[B] cos θ_iy from the prototypes' rows; 0 for a label of -1."""
     rows = jnp.take(prototypes, labels, axis=0, mode="clip").astype(jnp.float32)
     cosines = (
         jnp.sum(x.astype(jnp.float32) * rows, axis=1, keepdims=True) * inverse_norms(x) * inverse_norms(rows)
     )
-    return jnp.where((labels >= 0) & (labels < prototypes.shape[0]), cosines[:, 0], 0.0)
+    return jnp.where(labels >= 0, cosines[:, 0], 0.0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -23,21 +23,23 @@ def losses_of_cosines(
     cosines: jax.Array, labels: jax.Array, head: Head, *, where: jax.Array | None = None
 ) -> jax.Array:
     """[B] losses of cosines [B, C]."""
-    is_target = labels[:, None] == jnp.arange(cosines.shape[1])
+    labels, classes = jnp.asarray(labels, jnp.int32), cosines.shape[1]
+    is_target = labels[:, None] == jnp.arange(classes)
+    unknown = jnp.where((labels < -1) | (labels >= classes), jnp.nan, 0.0)
     counts = jnp.ones_like(is_target) if where is None else is_target | where
     if isinstance(head, SFace):
         angles = jnp.arccos(jnp.clip(jax.lax.stop_gradient(cosines), -1 + 1e-7, 1 - 1e-7))
         pull = -head.scale * jax.nn.sigmoid(head.sharpness * (angles - head.intra_angle))
         push = head.scale * jax.nn.sigmoid(head.sharpness * (head.inter_angle - angles))
         weights = jnp.where(is_target, pull, jnp.where(counts, push, 0.0))
-        return jnp.sum(jax.lax.stop_gradient(weights) * cosines, axis=1)
+        return jnp.sum(jax.lax.stop_gradient(weights) * cosines, axis=1) + unknown
     others = cosines
     if head.filter_above is not None:
         others = jnp.where(cosines > head.filter_above, 0.0, cosines)
     logits = jnp.where(is_target, _with_margin(cosines, head), head.scale * others)
     logits = jnp.where(counts, logits, -jnp.inf)
     target = jnp.sum(jnp.where(is_target, logits, 0.0), axis=1)
-    return jnp.where(labels >= 0, jax.nn.logsumexp(logits, axis=1) - target, 0.0)
+    return jnp.where(labels == -1, 0.0, jax.nn.logsumexp(logits, axis=1) - target) + unknown
 
 
 def _with_margin(cosines, head):

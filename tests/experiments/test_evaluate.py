@@ -81,8 +81,27 @@ def test_best_or_newest_checkpoint(improved_and_spoiled):
 def test_best_flag_and_default_folder(finished, photographs, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     evaluate.main([str(tmp_path / "run"), "--best", "--data=folder", f"--data.root={photographs}"])
-    assert (tmp_path / "run/evaluate-folder/results.json").is_file()
-    assert (tmp_path / "run/evaluate-folder/roc.png").is_file()
+    (folder,) = (tmp_path / "run").glob("evaluate-folder-????????")
+    assert (folder / "results.json").is_file() and (folder / "roc.png").is_file()
+    options = json.loads((folder / "results.json").read_text())["options"]
+    assert options["data.root"] == str(photographs) and options["best"] is True
+
+
+def test_results_on_other_data_or_with_other_options_have_another_place(tmp_path, monkeypatch):
+    for name in ("ours", "theirs"):
+        (tmp_path / name / "faces").mkdir(parents=True)
+    standard = {"pairs": "balanced", "best": False, "seed": 0}
+
+    def place(root, **options):
+        description = evaluate.evaluated("folder", data.Folder(root=str(root)), **(standard | options))
+        return evaluate.default_folder(tmp_path / "run", description)
+
+    ours = place(tmp_path / "ours/faces")
+    others = [place(tmp_path / "theirs/faces"), place(tmp_path / "ours/faces", seed=1)]
+    others += [place(tmp_path / "ours/faces", pairs="all"), place(tmp_path / "ours/faces", best=True)]
+    assert len({ours, *others}) == 5 and ours.parent == tmp_path / "run"
+    monkeypatch.chdir(tmp_path / "ours")
+    assert place("faces") == ours  # the same folder, however it is written
 
 
 @pytest.mark.parametrize(

@@ -96,10 +96,13 @@ def test_the_linear_layer_follows_the_plane(shape):
     np.testing.assert_array_equal(kernel.reshape(height, width, channels, 4)[2, 1, 5], weight[:, 5, 2, 1])
 
 
-def test_half_precision_and_the_prefix_of_parallel_training(published, write, torch_layout):
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_half_precision_and_the_prefixes_of_parallel_and_compiled_training(
+    published, write, torch_layout, prefix
+):
     net = published("iresnet_pico")
     half = {
-        f"module.{name}": array.astype(np.float16) if array.dtype == np.float32 else array
+        f"{prefix}{name}": array.astype(np.float16) if array.dtype == np.float32 else array
         for name, array in net.state.items()
     }
     variables = interop.load_weights(write("x.pth", torch_layout.saved(half)), net.module, net.shape)

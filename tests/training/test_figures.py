@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from jaxface.errors import UserError
@@ -48,6 +49,36 @@ def test_pyplot_is_not_touched(tmp_path):
     before = "matplotlib.pyplot" in sys.modules
     draw_all(tmp_path)
     assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+LONG = "the method of the paper, procedural people with a hundred classes each: verification/tar@1e-3"
+
+
+@pytest.mark.parametrize("words", [LONG, LONG.replace(" ", "_"), "short"])
+def test_no_text_is_cut_at_an_edge(tmp_path, monkeypatch, words):
+    written, write = [], figures.Figure.savefig
+    monkeypatch.setattr(
+        figures.Figure,
+        "savefig",
+        lambda self, *rest, **named: written.append(self) or write(self, *rest, **named),
+    )
+    rows = [f"a condition of many words, minus a baseline {k}" for k in range(3)]
+    figures.save_intervals(rows, *np.eye(3)[[0, 2, 0]] * 0, tmp_path / "x.png", xlabel=words, title=words)
+    figures.save_training_curves({"a": ([1, 2], [1, 2])}, tmp_path / "x.png", title=words, ylabel=words)
+    figures.save_image_rows({words: IMAGES[:1], "b": IMAGES[:2]}, tmp_path / "x.png", title=words)
+    figures.save_bars({row: {"rank 1": 0.5} for row in rows}, tmp_path / "x.pdf", title=words)
+    assert len(written) == 4
+    for figure in written:
+        figure.draw_without_rendering()
+        shown = [text for text in figure.findobj(Text) if words[:5] in text.get_text()]
+        assert shown
+        for text in shown:
+            box = text.get_window_extent()
+            assert (
+                box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y0 >= 0 and box.y1 <= figure.bbox.height
+            )
+            assert " ".join(text.get_text().split()) == words  # nothing is left out
+            assert words != "short" or (text.get_text() == words and text.get_fontsize() >= 8)
 
 
 @pytest.fixture

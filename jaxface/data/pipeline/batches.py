@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from jaxface.checks import AtLeast, Fraction, check_number
+from jaxface.checks import AtLeast, Fraction, check_number, index_array
 from jaxface.data.pipeline.samplers import Order
 from jaxface.data.sources.source import Record, Source, fingerprint
 from jaxface.data.transforms.augment import Augment, Augmentation
@@ -64,13 +64,7 @@ class Relabeled:
         Raises:
           ValueError: another length, or a label outside the classes.
         """
-        labels = np.asarray(labels)
-        if labels.shape != (len(source),) or not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(f"labels: needs [{len(source)}] integers, got {labels.dtype} {labels.shape}")
-        if len(labels) and not 0 <= labels.min() <= labels.max() < len(source.class_names):
-            raise ValueError(
-                f"labels: needs values in [0, {len(source.class_names)}), got {labels.min()} to {labels.max()}"
-            )
+        labels = index_array("labels", labels, len(source), len(source.class_names))
         self._source = source
         self.image_shape = source.image_shape
         self.labels = labels.astype(np.int32)
@@ -106,7 +100,7 @@ def corrupt_labels(
       UserError: `fraction` outside [0, 1], or one class only.
     """
     check_number("label_noise", fraction, Fraction)
-    noisy = np.array(labels, np.int32)
+    noisy = index_array("labels", labels, len(labels), num_classes).astype(np.int32)
     flipped = np.zeros(noisy.shape, bool)
     count = round(fraction * len(noisy))
     if count:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from jaxface.checks import AtLeast, Integers, check_number
+from jaxface.checks import AtLeast, Integers, check_number, index_array, integer_array, real_array
 from jaxface.errors import UserError
 
 
@@ -49,7 +49,7 @@ class ClassUniform:
     """
 
     def __init__(self, labels: np.ndarray, *, per_class: int = 4):
-        labels = np.asarray(labels)
+        labels = integer_array("labels", labels)
         check_number("per_class", per_class, AtLeast(1))
         if not len(labels):
             raise UserError("labels: needs at least one record, got none")
@@ -105,8 +105,8 @@ class SuperclassUniform(ClassUniform):
 
     def __init__(self, labels: np.ndarray, superclasses: np.ndarray, *, per_class: int = 4):
         super().__init__(labels, per_class=per_class)
-        superclasses = np.asarray(superclasses)
-        if superclasses.ndim != 1 or not 0 <= self._classes[0] <= self._classes[-1] < len(superclasses):
+        superclasses = integer_array("superclasses", superclasses)
+        if not 0 <= self._classes[0] <= self._classes[-1] < len(superclasses):
             raise ValueError(
                 f"superclasses: needs one per class {self._classes[0]}..{self._classes[-1]}, got {superclasses.shape}"
             )
@@ -131,8 +131,12 @@ def class_means(embeddings: np.ndarray, labels: np.ndarray, classes: int) -> np.
       embeddings: [N, D] float.
       labels: [N] integers in [0, C).
       classes: C.
+
+    Raises:
+      ValueError: shapes disagree, or a label that is no class. UserError: empty or not finite.
     """
-    embeddings = np.asarray(embeddings, np.float64)
+    embeddings = real_array("embeddings", embeddings, ndim=2).astype(np.float64)
+    labels = index_array("labels", labels, len(embeddings), classes)
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     total = np.zeros((classes, embeddings.shape[1]))
     np.add.at(total, labels, unit)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from jaxface.checks import index_array
 from jaxface.data.sources.images import Fit, fit_square
 from jaxface.data.sources.source import Record
 from jaxface.data.transforms.pixels import fractions_to_bytes
@@ -13,9 +14,12 @@ from jaxface.paths import local_path
 
 
 class ArraySource:
-    """Records from arrays in memory: images uint8 [N, H, W, C], labels [N] and the names of the classes.
+    """Records from arrays in memory: images uint8 [N, H, W, C], labels [N] integers and the names of the classes.
 
     With `groups` [N] and the names of the groups the records have a `group` besides.
+
+    Raises:
+      ValueError: another type or shape, or a label or a group that has no name.
     """
 
     def __init__(
@@ -33,10 +37,11 @@ class ArraySource:
             )
         self._images = images
         self.image_shape = images.shape[1:]
-        self.labels = np.asarray(labels, np.int32)
         self.class_names = list(class_names)
+        self.labels = index_array("labels", labels, len(images), len(self.class_names)).astype(np.int32)
         if groups is not None:
-            self.groups, self.group_names = np.asarray(groups, np.int32), list(group_names)
+            self.group_names = list(group_names)
+            self.groups = index_array("groups", groups, len(images), len(self.group_names)).astype(np.int32)
 
     def __len__(self) -> int:
         return len(self.labels)

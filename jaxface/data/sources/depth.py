@@ -7,13 +7,22 @@ session than about the face.
 
 import io
 import logging
+import os
 import pathlib
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-from jaxface.data.sources.images import MAX_SIDE, CorruptImage, Fit, decode_image, fit_square
+from jaxface.data.sources.images import (
+    MAX_SIDE,
+    CorruptImage,
+    Encoded,
+    Fit,
+    decode_image,
+    encoded_bytes,
+    fit_square,
+)
 from jaxface.data.sources.listing import images_by_class, unreadable
 from jaxface.data.sources.source import Record, Source
 from jaxface.data.sources.standin import StandInSource, any_readable
@@ -65,7 +74,12 @@ def encode_depth(depth: np.ndarray, nose: float | None) -> np.ndarray:
 
     Returns:
       [H, W, 3] uint8, gray; a level is 0.47 mm.
+
+    Raises:
+      ValueError: not [H, W].
     """
+    if depth.ndim != 2:
+        raise ValueError(f"depth: needs shape [H, W], got {depth.shape}")
     if nose is None:
         return np.zeros((*depth.shape, 3), np.uint8)
     levels = np.rint(255 * np.clip((depth - nose + SPAN / 2) / SPAN, 0.0, 1.0)).astype(np.uint8)
@@ -109,19 +123,25 @@ class RgbdImages(DepthImages):
         return record
 
 
-def decode_depth(encoded: bytes | pathlib.Path) -> np.ndarray:
+def decode_depth(encoded: Encoded | str | os.PathLike) -> np.ndarray:
     """Decodes a 16-bit (or 8-bit) gray PNG of distances from the camera.
+
+    Args:
+      encoded: the bytes of the file, or its path, as `decode_image`.
 
     Returns:
       [H, W] float32 mm, 0 where there is no reading.
 
     Raises:
       CorruptImage: not such an image, a color one, or a side longer than `images.MAX_SIDE`.
+      TypeError: neither bytes nor a path.
     """
+    if isinstance(encoded, str | os.PathLike):
+        file = pathlib.Path(encoded).expanduser()
+    else:
+        file = io.BytesIO(encoded_bytes(encoded))
     try:
-        with Image.open(
-            io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=("PNG",)
-        ) as image:
+        with Image.open(file, formats=("PNG",)) as image:
             if max(image.size) > MAX_SIDE:
                 raise CorruptImage(
                     f"its header claims {image.size[0]}x{image.size[1]} pixels, the limit is {MAX_SIDE}"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jaxface.checks import integer_array
 from jaxface.data.sources.folder import FolderSource
 from jaxface.data.sources.images import Fit
 from jaxface.data.sources.listing import subfolders, unreadable
@@ -42,7 +43,10 @@ class JoinedGroups:
         first = np.cumsum([0, *people[:-1]])
         self._starts = np.cumsum([0, *sizes])
         self.labels = np.concatenate(
-            [np.asarray(source.labels) + k for source, k in zip(self._sources, first, strict=True)]
+            [
+                integer_array("labels", source.labels) + k
+                for source, k in zip(self._sources, first, strict=True)
+            ]
         ).astype(np.int32)
         self.groups = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
         self.class_names = [

@@ -6,6 +6,7 @@ are written plainly go through OpenCV, which takes half of Pillow's time for a J
 """
 
 import io
+import os
 import pathlib
 from typing import Literal
 
@@ -13,17 +14,35 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from jaxface.checks import AtLeast, Integers, check_number
+
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "WEBP")  # Pillow's PPM reader is also the one for PGM and PBM
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".pnm", ".bmp", ".webp"})
 MAX_SIDE = 8192  # pixels: above any face photograph; a square of it is 192 MiB decoded
 MAX_ENCODED = 1 << 29  # bytes of a file; such a square in 16-bit color, uncompressed, has 384 MiB
+_RESIZED = (np.uint8, np.uint16, np.int16, np.float32, np.float64)
 _CHUNKS = 4096  # of a PNG; some writers make one of every 8 KiB
 
 Fit = Literal["pad", "crop", "stretch"]
+Encoded = bytes | bytearray | memoryview | np.ndarray
+"""The bytes of a file; of an array those of uint8 [N]."""
 
 
 class CorruptImage(ValueError):
     """These bytes are not an image that can be used; the message says why in one line."""
+
+
+def encoded_bytes(encoded: Encoded) -> bytes:
+    """The bytes of a file, from whatever holds them.
+
+    Raises:
+      TypeError: something else than bytes.
+    """
+    if isinstance(encoded, np.ndarray) and (encoded.dtype != np.uint8 or encoded.ndim != 1):
+        raise TypeError(f"encoded: needs the bytes of a file, uint8 [N], got {encoded.dtype} {encoded.shape}")
+    if not isinstance(encoded, Encoded):
+        raise TypeError(f"encoded: needs the bytes of a file or its path, got {type(encoded).__name__}")
+    return bytes(encoded)
 
 
 def jpeg_size(encoded: bytes) -> tuple[int, int] | None:
@@ -91,27 +110,31 @@ def _opencv(encoded: bytes) -> np.ndarray | None:
         return None
 
 
-def decode_image(encoded: bytes | pathlib.Path) -> np.ndarray:
+def decode_image(encoded: Encoded | str | os.PathLike) -> np.ndarray:
     """Decodes one image to RGB, upright.
 
     Gray is repeated over the three channels, 16-bit gray loses its low byte, transparency is dropped, and the
     EXIF orientation that a camera wrote is applied.
 
     Args:
-      encoded: the bytes of a JPEG, PNG, PGM/PPM, BMP or WebP file, or its path.
+      encoded: the bytes of a JPEG, PNG, PGM/PPM, BMP or WebP file, also as an array uint8 [N], or its path.
 
     Returns:
       [H, W, 3] uint8.
 
     Raises:
       CorruptImage: not such an image, truncated, empty, a side longer than `MAX_SIDE`, a file longer than
-        `MAX_ENCODED`, or a header that claims more pixels than so few bytes can hold.
+        `MAX_ENCODED`, or a header that claims more pixels than so few bytes can hold; a path without a file.
+      TypeError: neither bytes nor a path.
     """
+    if not isinstance(encoded, str | os.PathLike):
+        encoded = encoded_bytes(encoded)
     try:
         if not isinstance(encoded, bytes):
-            if encoded.stat().st_size > MAX_ENCODED:
+            path = pathlib.Path(encoded).expanduser()
+            if path.stat().st_size > MAX_ENCODED:
                 raise CorruptImage(f"more than {MAX_ENCODED} bytes")
-            encoded = encoded.read_bytes()
+            encoded = path.read_bytes()
         pixels = _opencv(encoded)
         if pixels is not None:
             return pixels
@@ -132,9 +155,15 @@ def decode_image(encoded: bytes | pathlib.Path) -> np.ndarray:
 
 
 def encode_image(pixels: np.ndarray, *, encoding: Literal["png", "jpeg"] = "png", quality: int = 95) -> bytes:
-    """Encodes [H, W, 3] (RGB) or [H, W, 1] (gray) uint8 pixels; `quality` in 1..100 matters to JPEG only."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] not in (1, 3):
-        raise ValueError(f"pixels: needs uint8 [H, W, 3] or [H, W, 1], got {pixels.dtype} {pixels.shape}")
+    """Encodes [H, W, 3] (RGB) or [H, W, 1] (gray) uint8 pixels; `quality` in 1..100 matters to JPEG only.
+
+    Raises:
+      ValueError: pixels of another type or shape, or another encoding. UserError: a quality out of its range.
+    """
+    check_bytes("pixels", pixels)
+    if encoding not in ("png", "jpeg"):
+        raise ValueError(f"encoding: needs 'png' or 'jpeg', got {encoding!r}")
+    check_number("quality", quality, Integers(1, 100))
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     buffer = io.BytesIO()
     if encoding == "jpeg":
@@ -144,8 +173,21 @@ def encode_image(pixels: np.ndarray, *, encoding: Literal["png", "jpeg"] = "png"
     return buffer.getvalue()
 
 
+def check_bytes(name: str, pixels: np.ndarray) -> None:
+    """Raises ValueError unless `pixels` are uint8 [H, W, 3] or [H, W, 1]."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] not in (1, 3):
+        raise ValueError(f"{name}: needs uint8 [H, W, 3] or [H, W, 1], got {pixels.dtype} {pixels.shape}")
+
+
+def _check_fit(size: int, fit: str) -> None:
+    check_number("size", size, AtLeast(1))
+    if fit not in ("pad", "crop", "stretch"):
+        raise ValueError(f"fit: needs 'pad', 'crop' or 'stretch', got {fit!r}")
+
+
 def fit_scale_offset(height: int, width: int, size: int, fit: Fit) -> tuple[float, float, float, float]:
     """(scale_x, scale_y, offset_x, offset_y): x' = scale_x * x + offset_x, in pixel centers at integers."""
+    _check_fit(size, fit)
     if fit == "stretch":
         scale_x, scale_y = size / width, size / height
     else:
@@ -171,7 +213,15 @@ def fit_square(pixels: np.ndarray, size: int, *, fit: Fit = "pad") -> np.ndarray
 
     Returns:
       [size, size, C] or [size, size], the same dtype.
+
+    Raises:
+      ValueError: another shape, a dtype that OpenCV does not resize, or another fit. UserError: a size below 1.
     """
+    _check_fit(size, fit)
+    if pixels.ndim not in (2, 3) or pixels.dtype not in _RESIZED or 0 in pixels.shape:
+        raise ValueError(
+            f"pixels: needs [H, W, C] or [H, W] of uint8, uint16, int16, float32 or float64, got {pixels.dtype} {pixels.shape}"
+        )
     height, width = pixels.shape[:2]
     if (height, width) == (size, size):
         return pixels

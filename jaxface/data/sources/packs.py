@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from jaxface import safe_pickle
-from jaxface.data.sources.images import CorruptImage, Fit, decode_image, fit_square
+from jaxface.checks import truth_array
+from jaxface.data.sources.images import CorruptImage, Fit, decode_image, encoded_bytes, fit_square
 from jaxface.data.sources.source import Record
 from jaxface.errors import UserError
 from jaxface.metrics.recognition.pairs import Pairs
@@ -220,14 +221,14 @@ def write_bin(path: str | os.PathLike, images: Sequence[bytes], same: Sequence[b
       same: [N] bool.
 
     Raises:
-      ValueError: another number of labels than of pairs.
+      ValueError: another number of labels than of pairs, or one that is no truth. TypeError: images that are not bytes.
       UserError: more than `read_bin` takes, or a file that cannot be written.
     """
-    same = [bool(value) for value in same]
+    same = truth_array("same", same, len(same)).tolist()
     if len(images) != 2 * len(same):
         raise ValueError(f"images: needs two for each of the {len(same)} pairs, got {len(images)}")
     path = local_path("path", path)
-    data = pickle.dumps(([bytes(image) for image in images], same), protocol=4)
+    data = pickle.dumps(([encoded_bytes(image) for image in images], same), protocol=4)
     # An image takes up to three instructions, a label one, and a thousand of either two more for their list.
     if len(data) > MAX_PACK or 4 * len(images) + 2 * len(same) > MAX_STEPS:
         raise UserError(

@@ -26,7 +26,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from jaxface.data.sources.images import MAX_SIDE, CorruptImage, Fit, decode_image, fit_square
+from jaxface.data.sources.images import MAX_SIDE, CorruptImage, Fit, decode_image, encoded_bytes, fit_square
 from jaxface.data.sources.listing import contents
 from jaxface.data.sources.source import Record
 from jaxface.data.sources.standin import StandInSource
@@ -678,12 +678,14 @@ class RecordWriter:
 
         Raises:
           CorruptImage: the first image does not decode (its size goes to `property`), or one is `TooLarge` for a record.
-          ValueError: a label outside [0, 2^24), a class that was left before, or too many records for identities.
+          TypeError: the image is not bytes.
+          ValueError: a label that is no integer in [0, 2^24), a class that was left before, or too many records for identities.
 
         Nothing has been written then.
         """
-        if not 0 <= label < EXACT:
-            raise ValueError(f"label: needs a number from 0 to {EXACT - 1}, got {label}")
+        if not 0 <= label < EXACT or label != int(label):
+            raise ValueError(f"label: needs an integer from 0 to {EXACT - 1}, got {label}")
+        label, image = int(label), encoded_bytes(image)
         if self._identities and self._key + len(self._ranges) + 2 > EXACT:
             raise ValueError(f"identities: the keys of more than {EXACT} records are not exact")
         record = encode_record(pack(IRHeader(0, float(label), self._key, 0), image))

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxface.checks import OpenFraction, check_number
+from jaxface.checks import OpenFraction, check_number, integer_array
 from jaxface.errors import UserError
 
 Record = dict[str, np.ndarray]
@@ -51,7 +51,7 @@ class Subset:
         self._source = source
         self.image_shape = source.image_shape
         self._indices = np.asarray(indices, np.int64)
-        labels = np.asarray(source.labels, np.int32)[self._indices]
+        labels = integer_array("labels", source.labels)[self._indices]
         if relabel:
             classes, labels = np.unique(labels, return_inverse=True)
             self.class_names = [source.class_names[k] for k in classes]

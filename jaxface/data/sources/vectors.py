@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 
+from jaxface.checks import index_array, real_array
 from jaxface.data.sources.source import Record
 from jaxface.errors import UserError
 from jaxface.paths import local_path
@@ -18,15 +19,19 @@ class VectorSource:
     """Vectors [N, D] as records: `image` is float32 [1, D, 1].
 
     With `groups` [N] integers the source knows the groups of its records, whose names are their numbers.
+
+    Raises:
+      ValueError: another shape, or labels or groups that are not integers from 0.
+      UserError: no vector, or one that is not finite.
     """
 
     def __init__(self, vectors: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None):
-        self.vectors = np.asarray(vectors, np.float32)
-        self.labels = np.asarray(labels, np.int32)
+        self.vectors = real_array("vectors", vectors, ndim=2).astype(np.float32)
+        self.labels = index_array("labels", labels, len(self.vectors), 1 << 31).astype(np.int32)
         self.class_names = [str(k) for k in range(self.labels.max(initial=-1) + 1)]
         self.image_shape = (1, self.vectors.shape[1], 1)
         if groups is not None:
-            self.groups = np.asarray(groups, np.int32)
+            self.groups = index_array("groups", groups, len(self.vectors), 1 << 31).astype(np.int32)
             self.group_names = [str(k) for k in range(self.groups.max() + 1)]
 
     def __len__(self) -> int:
@@ -64,8 +69,12 @@ def read_embeddings(path: str | os.PathLike) -> dict[str, np.ndarray]:
             )
         # Any integers are labels; what follows counts on 0..C-1.
         arrays[labels] = np.unique(arrays[labels], return_inverse=True)[1]
-    if "groups" in arrays and arrays["groups"].shape != arrays["labels"].shape:
-        raise UserError(f"embeddings: needs one of groups per label, got {arrays['groups'].shape}")
+    if "groups" in arrays:
+        groups = arrays["groups"]
+        if groups.shape != arrays["labels"].shape or groups.dtype.kind not in "iu":
+            raise UserError(
+                f"embeddings: needs one integer of groups per label, got {groups.dtype} {groups.shape}"
+            )
     sizes = {name: arrays[name].shape[1:] for name in ("embeddings", "gallery", "virtual") if name in arrays}
     if len(set(sizes.values())) > 1 or len(sizes["embeddings"]) != 1:
         raise UserError(f"embeddings: need rows of one size, got {sizes}")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.ndimage import map_coordinates
 
+from jaxface.data.sources.images import check_bytes
 from jaxface.errors import UserError
 
 _TEMPLATE_112 = (
@@ -65,9 +66,10 @@ def five_from_68(points: jax.Array) -> jax.Array:
     Returns:
       [..., 5, 2], in the order of the template.
     """
+    xp = jnp if isinstance(points, jax.Array) else np
+    points = xp.asarray(points)
     if points.ndim < 2 or points.shape[-2:] != (68, 2):
         raise ValueError(f"points: needs shape [..., 68, 2], got {points.shape}")
-    xp = jnp if isinstance(points, jax.Array) else np
     eyes = [(points[..., a, :] + points[..., b, :]) / 2 for a, b in ((36, 39), (42, 45))]
     return xp.stack([*eyes, points[..., 30, :], points[..., 48, :], points[..., 54, :]], axis=-2)
 
@@ -143,8 +145,14 @@ def umeyama(src: np.ndarray, dst: np.ndarray) -> np.ndarray:
 
     Returns:
       [2, 3] float64.
+
+    Raises:
+      ValueError: other shapes, values that are not finite, or landmarks that coincide.
     """
     src, dst = np.asarray(src, np.float64), np.asarray(dst, np.float64)
+    _check_landmarks(src, dst)
+    if src.ndim != 2 or not (np.isfinite(src).all() and np.isfinite(dst).all()):
+        raise ValueError(f"src, dst: need finite landmarks [n, 2], got shape {src.shape}")
     mean_src, mean_dst = src.mean(0), dst.mean(0)
     s, d = src - mean_src, dst - mean_dst
     variance = (s * s).sum() / len(s)
@@ -201,9 +209,11 @@ def align_face(image: np.ndarray, landmarks: np.ndarray, size: int | tuple[int, 
       [height, width, 3] uint8, 0 where the crop leaves the image.
 
     Raises:
+      ValueError: an image of another type or shape.
       UserError: a size without a template; landmarks that are not five finite points or that coincide.
     """
-    height, width = (size, size) if isinstance(size, int) else size
+    check_bytes("image", image)
+    height, width = (size, size) if np.ndim(size) == 0 else size
     target = template(height, width).astype(np.float64)
     landmarks = np.asarray(landmarks, np.float64)
     if landmarks.shape != (5, 2) or not np.isfinite(landmarks).all():

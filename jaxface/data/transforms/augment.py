@@ -17,7 +17,8 @@ from jaxface.checks import Fraction, Integers, Ordered, ProperFraction, Range, c
 from jaxface.data.sources.source import Record
 from jaxface.data.transforms import geometry
 
-_PROBABILITIES = ("flip", "crop", "color", "gray", "blur", "jpeg", "occlusion", "low_resolution")
+_PIXELS = ("color", "gray", "blur", "jpeg", "occlusion", "low_resolution")
+_PROBABILITIES = ("flip", "crop", *_PIXELS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +91,8 @@ class Augmentation(grain.transforms.RandomMap):
         if crop < config.crop:
             record = _crop(record, config, np.random.default_rng(seeds[0]))
         image = record["image"]
+        if image.dtype != np.uint8 and any(getattr(config, name) for name in _PIXELS):
+            raise ValueError(f"image: needs uint8 for changes of colors, got {image.dtype}")
         if occlusion < config.occlusion:
             image = _occlude(image, config, np.random.default_rng(seeds[1]))
         if color < config.color:

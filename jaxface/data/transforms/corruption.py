@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxface.checks import int32_labels
 from jaxface.data.render import appearance
 from jaxface.data.sources.depth import SPAN
+from jaxface.data.transforms.pixels import check_floats, check_range
 from jaxface.errors import UserError
 
 RGBD_CORRUPTIONS = ("none", "rgb", "depth", "both", "occluded")
@@ -58,6 +60,7 @@ class RgbdCorruption:
 def _keys(rng: jax.Array, images: jax.Array) -> jax.Array:
     if images.ndim != 4:
         raise ValueError(f"images: needs shape [B, H, W, C], got {images.shape}")
+    check_floats("images", images)
     if rng.ndim == 0:
         return jax.random.split(rng, images.shape[0])
     if rng.shape != images.shape[:1]:
@@ -137,6 +140,7 @@ def depth_holes(rng: jax.Array, depth: jax.Array, *, fraction: Range = (0.1, 0.4
 
 def fill_holes(depth: jax.Array) -> jax.Array:
     """The largest value of each 3 × 3 neighborhood: closes small holes and thickens the nearest surface."""
+    check_floats("depth", depth)
     return jax.lax.reduce_window(depth, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
 
 
@@ -222,12 +226,14 @@ def corrupt_rgbd(
       (images, depth), of which those of kind "none" are the same bit for bit.
 
     Raises:
-      ValueError: shapes disagree.
+      ValueError: shapes disagree, another type, or (where the values are known) images beyond [-1, 1] or a kind that is none.
     """
     if images.shape[:3] != depth.shape[:3] or kinds.shape != images.shape[:1]:
         raise ValueError(
             f"images, depth, kinds: need [B, H, W, C] twice and [B], got {images.shape}, {depth.shape}, {kinds.shape}"
         )
+    check_range("images", images), check_range("depth", check_floats("depth", depth))
+    kinds = int32_labels("kinds", kinds, len(RGBD_CORRUPTIONS))
     keys = jax.vmap(lambda key: jax.random.split(key, 8))(_keys(rng, images))
 
     def among(*names):

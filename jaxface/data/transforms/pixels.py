@@ -18,9 +18,30 @@ def to_levels(image: jax.Array) -> jax.Array:
 
 
 def normalize_pixels(image: jax.Array) -> jax.Array:
-    """uint8 pixels as float32 in [-1, 1]. A float image is in that range already and passes."""
+    """uint8 pixels as float32 in [-1, 1]. A float image is in that range already and passes.
+
+    Raises:
+      ValueError: any other type, whose range nobody knows.
+    """
     if image.dtype == jnp.uint8:
         return from_levels(image.astype(jnp.float32))
+    return check_floats("image", image, "uint8 pixels or ")
+
+
+def check_floats(name: str, image: jax.Array, other: str = "") -> jax.Array:
+    """The image; a ValueError where it has no float type."""
+    if not jnp.issubdtype(image.dtype, jnp.floating):
+        raise ValueError(f"{name}: needs {other}floats in [-1, 1], got {image.dtype}")
+    return image
+
+
+def check_range(name: str, image: jax.Array) -> jax.Array:
+    """The image; a ValueError where values that are known lie outside [-1, 1] by more than rounding."""
+    if not isinstance(image, jax.core.Tracer) and image.size:
+        values = np.asarray(image, np.float32)  # known values stay known inside of `jit`
+        low, high = values.min(), values.max()
+        if not (low >= -1 - 1e-2 and high <= 1 + 1e-2):
+            raise ValueError(f"{name}: needs floats in [-1, 1], got {low:g}..{high:g}")
     return image
 
 
@@ -30,12 +51,19 @@ def round_to_levels(image: jax.Array) -> jax.Array:
 
 
 def to_bytes(image: np.ndarray) -> np.ndarray:
-    """The inverse of `normalize_pixels`, on the host: floats in [-1, 1], clipped, as the nearest uint8."""
+    """The inverse of `normalize_pixels`, on the host: floats in [-1, 1], clipped, as the nearest uint8.
+
+    Raises:
+      ValueError: other than floats.
+    """
+    check_floats("image", image)
     return np.rint(to_levels(np.clip(image, -1, 1))).astype(np.uint8)
 
 
 def fractions_to_bytes(image: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
-    """Fractions of white in [0, 1], clipped, as the nearest uint8."""
+    """Fractions of white in [0, 1], clipped, as the nearest uint8; a ValueError for anything but floats."""
+    if not jnp.issubdtype(image.dtype, jnp.floating):
+        raise ValueError(f"image: needs floats in [0, 1], got {image.dtype}")
     xp = jnp if isinstance(image, jax.Array) else np
     return xp.rint(xp.clip(image, 0, 1) * 255).astype(xp.uint8)
 

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from jaxface.data.sources.images import check_bytes
 from jaxface.data.sources.source import Record, Source
-from jaxface.data.transforms.pixels import normalize_pixels, round_to_levels
+from jaxface.data.transforms.pixels import check_range, normalize_pixels, round_to_levels
 from jaxface.errors import UserError
 
 
@@ -23,7 +24,7 @@ def check_sizes(
     """Raises UserError for a size below 1 pixel, or above the side of images of `image_shape` (H, W, ...)."""
     side = None if image_shape is None else min(image_shape[:2])
     for size in sizes:
-        if size < 1 or (side is not None and size > side):
+        if size < 1 or size != int(size) or (side is not None and size > side):
             raise UserError(f"{name}: needs sides from 1 to {side or 'that of the images'}, got {size}")
 
 
@@ -54,12 +55,13 @@ def low_resolution(images: jax.Array, size: int, *, round_levels: bool = True) -
       [B, H, W, C] float32.
 
     Raises:
-      ValueError: not a batch of images. UserError: a size out of its range.
+      ValueError: not a batch of images, another type, or (where the values are known) floats beyond [-1, 1].
+      UserError: a size out of its range.
     """
     if images.ndim != 4:
         raise ValueError(f"images: needs shape [B, H, W, C], got {images.shape}")
     check_sizes((size,), images.shape[1:], name="size")
-    images = normalize_pixels(images).astype(jnp.float32)
+    images = check_range("images", normalize_pixels(images)).astype(jnp.float32)
     batch, height, width, channels = images.shape
     for side in ((height, size), (size, size), (size, width), (height, width)):
         images = jax.image.resize(images, (batch, *side, channels), "bicubic", antialias=True)
@@ -142,7 +144,13 @@ class LowResolution:
 
 
 def resize_twice(pixels: np.ndarray, size: int) -> np.ndarray:
-    """[H, W, C] uint8 (C 1 or 3) after Pillow's bicubic resize to `size` × `size` and back."""
+    """[H, W, C] uint8 (C 1 or 3) after Pillow's bicubic resize to `size` × `size` and back.
+
+    Raises:
+      ValueError: pixels of another type or shape. UserError: a size out of its range.
+    """
+    check_bytes("pixels", pixels)
+    check_sizes((size,), pixels.shape, name="size")
     height, width, channels = pixels.shape
     if (height, width) == (size, size):
         return pixels

@@ -35,8 +35,13 @@ def attention_coverage(maps) -> np.ndarray:
 
 
 def sensitive_area(maps, *, share: float = 0.5) -> np.ndarray:
-    """Fraction of the places, the strongest first, that hold `share` of a map's mass: [N] in (0, 1]; NaN for no map."""
+    """Fraction of the places, the strongest first, that hold `share` of a map's mass: [N] in (0, 1]; NaN for no map.
+
+    Raises:
+      ValueError: not three axes. UserError: a negative or infinite value, or a share outside (0, 1].
+    """
     flat = _flat(maps)
+    checks.check_number("share", share, checks.Range(0, 1, above=True))
     mass = np.cumsum(-np.sort(-flat, axis=1), axis=1)
     # A hair below the share: sums of many small numbers may miss it by rounding.
     needed = (mass < share - 1e-9).sum(axis=1) + 1
@@ -54,9 +59,8 @@ def attention_gap(maps, groups, first: int = 0, second: int = 1) -> float:
     Raises:
       ValueError: shapes disagree. UserError: no map of one of the groups.
     """
-    flat, groups = _flat(maps), np.asarray(groups)
-    if groups.shape != flat.shape[:1]:
-        raise ValueError(f"groups: needs shape ({len(flat)},), got {groups.shape}")
+    flat = _flat(maps)
+    groups = checks.integer_array("groups", groups, len(flat))
     means = []
     for group in (first, second):
         group_maps = flat[(groups == group) & flat.any(axis=1)]
@@ -78,7 +82,8 @@ def attention_mass(maps, region) -> np.ndarray:
     """
     flat = _flat(maps)
     height, width = np.shape(maps)[1:]
-    region = np.asarray(region, bool)
+    region = np.asarray(region)
+    region = checks.truth_array("region", region.ravel(), region.size).reshape(region.shape)
     if region.ndim != 2 or region.shape[0] % height or region.shape[1] % width:
         raise ValueError(f"region: needs multiples of the map's {height}x{width}, got {region.shape}")
     blocks = region.reshape(height, region.shape[0] // height, width, region.shape[1] // width)

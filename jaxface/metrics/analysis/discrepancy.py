@@ -211,7 +211,11 @@ def adaptive_snorm(
 
     Returns:
       [...] float32.
+
+    Raises:
+      UserError: eps ≤ 0.
     """
+    checks.check_number("eps", eps, checks.Positive)
     similarity, m1, s1, m2, s2 = (
         jnp.asarray(x, jnp.float32)
         for x in (similarity, first_mean, first_deviation, second_mean, second_deviation)
@@ -335,9 +339,7 @@ def group_false_accepts(scores, groups, far: float, *, pooled=None) -> GroupRate
       ValueError: shapes disagree. UserError: no score, one that is not finite, or a target outside (0, 1).
     """
     scores = checks.real_array("scores", scores, ndim=1)
-    groups = np.asarray(groups)
-    if groups.shape != scores.shape:
-        raise ValueError(f"groups: needs shape {scores.shape}, got {groups.shape}")
+    groups = checks.integer_array("groups", groups, len(scores))
     far = float(checks.rates("far", far))
     pooled = scores if pooled is None else checks.real_array("pooled", pooled, ndim=1)
     position = len(pooled) - 1 - int(numbers.allowed_count(np.asarray(far), len(pooled)))

@@ -194,8 +194,9 @@ def group_verification(
     """
     embeddings = checks.real_array("embeddings", embeddings, ndim=2)
     if pairs is None:
+        labels = checks.integer_array("labels", labels, len(embeddings))
         pairs = [
-            _pairs_of_group(np.asarray(labels), rows, group, seed)
+            _pairs_of_group(labels, rows, group, seed)
             for group, rows in enumerate(_members(groups, len(embeddings), count))
         ]
     unit = np.asarray(normalize(embeddings))

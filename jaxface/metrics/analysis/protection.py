@@ -46,7 +46,7 @@ def protection_success(masked, clean, distractors, ks: Sequence[int] = (1, 5)) -
     people, images, size = masked.shape
     if images < 2:
         raise UserError(f"masked: needs at least 2 test images per person, got {images}")
-    ks = [int(k) for k in ks]
+    ks = checks.integer_array("ks", ks).tolist()
     if not ks or min(ks) < 1 or max(ks) > len(distractors) + 1:
         raise UserError(
             f"ks: needs ranks from 1 to {len(distractors) + 1} (distractors + 1), got {', '.join(map(str, ks))}"

@@ -19,18 +19,21 @@ def correct_top_k(logits: jax.Array, labels: jax.Array, *, k: int = 1) -> jax.Ar
         #{j : z_j > z_y  or  (z_j = z_y and j < y)} < k
 
     Args:
-      logits: [B, C] float. labels: [B] integers in [0, C). k: at least 1; k >= C is always right.
+      logits: [B, C] float. labels: [B] integers in [0, C), or -1 for none. k: at least 1; k >= C is always right.
 
     Returns:
-      [B] float32, 0 or 1; 0 where the true class has a NaN.
+      [B] float32, 0 or 1; 0 where the true class has a NaN, or (as far as the values are not known) is none.
 
     Raises:
-      ValueError: shapes disagree or k < 1.
+      ValueError: shapes disagree, labels of another dtype or (where the values are known) out of range, or k < 1.
     """
+    labels = checks.int32_labels("labels", labels, None if logits.ndim != 2 else logits.shape[1], low=-1)
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(f"logits, labels: need shapes [B, C] and [B], got {logits.shape} and {labels.shape}")
     checks.check_number("k", k, checks.AtLeast(1))
-    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    # NaN for a label that is no class; a negative index would count from the end.
+    rows = jnp.where(labels < 0, logits.shape[1], labels)[:, None]
+    own = jnp.take_along_axis(jnp.asarray(logits), rows, axis=1, mode="fill")
     earlier = jnp.arange(logits.shape[1]) < labels[:, None]
     above = jnp.sum((logits > own) | ((logits == own) & earlier), axis=1)
     return ((above < k) & ~jnp.isnan(own[:, 0])).astype(jnp.float32)

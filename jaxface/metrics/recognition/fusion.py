@@ -161,10 +161,17 @@ def combine_scores(
 
     Returns:
       [...] float.
+
+    Raises:
+      UserError: another rule, or w outside [0, 1].
     """
     if rule == "max":
         return jnp.maximum(rgb_scores, depth_scores)
-    weight = {"rgb": 1.0, "depth": 0.0, "sum": 0.5}[rule] if isinstance(rule, str) else rule
+    weights = {"rgb": 1.0, "depth": 0.0, "sum": 0.5}
+    if isinstance(rule, str) and rule not in weights:
+        raise UserError(f"rule: needs one of {', '.join(weights)}, max or a number, got {rule!r}")
+    weight = weights[rule] if isinstance(rule, str) else rule
+    checks.check_number("rule", weight, checks.Fraction)
     return weight * rgb_scores + (1 - weight) * depth_scores
 
 
@@ -179,9 +186,8 @@ def impostor_spread(embeddings, labels, *, most: int = 8192) -> float:
     Raises:
       ValueError: shapes disagree. UserError: not finite, not of length 1, one person only, or no spread at all.
     """
-    embeddings, labels = checks.unit_rows("embeddings", embeddings), np.asarray(labels)
-    if labels.shape != (len(embeddings),):
-        raise ValueError(f"labels: needs shape ({len(embeddings)},), got {labels.shape}")
+    embeddings = checks.unit_rows("embeddings", embeddings)
+    labels = checks.integer_array("labels", labels, len(embeddings))
     chosen = np.arange(0, len(labels), -(-len(labels) // most))
     embeddings, labels = embeddings[chosen], labels[chosen]
     count, total, squares = 0, 0.0, 0.0
@@ -259,12 +265,8 @@ def rank1(scores, probe_labels, gallery_labels) -> float:
       ValueError: shapes disagree. UserError: no probe, an empty gallery, or a score that is not finite.
     """
     scores = checks.real_array("scores", scores, ndim=2)
-    probe_labels, gallery_labels = np.asarray(probe_labels), np.asarray(gallery_labels)
-    if probe_labels.shape != scores.shape[:1] or gallery_labels.shape != scores.shape[1:]:
-        raise ValueError(
-            f"probe_labels, gallery_labels: need one each for scores {scores.shape}, "
-            f"got {probe_labels.shape} and {gallery_labels.shape}"
-        )
+    probe_labels = checks.integer_array("probe_labels", probe_labels, scores.shape[0])
+    gallery_labels = checks.integer_array("gallery_labels", gallery_labels, scores.shape[1])
     return float((gallery_labels[scores.argmax(axis=1)] == probe_labels).mean())
 
 

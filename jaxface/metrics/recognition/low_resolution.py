@@ -31,8 +31,8 @@ def labeled_ranks(probes, probe_labels, gallery, gallery_labels) -> np.ndarray:
     """
     probes = np.asarray(normalize(checks.real_array("probes", probes, ndim=2)))
     gallery = np.asarray(normalize(checks.real_array("gallery", gallery, ndim=2)))
-    probe_labels = _labels("probe_labels", probe_labels, len(probes))
-    gallery_labels = _labels("gallery_labels", gallery_labels, len(gallery))
+    probe_labels = checks.integer_array("probe_labels", probe_labels, len(probes))
+    gallery_labels = checks.integer_array("gallery_labels", gallery_labels, len(gallery))
     missing = ~np.isin(probe_labels, gallery_labels)
     if missing.any():
         raise UserError(
@@ -68,10 +68,3 @@ def rank1_by_distance(probes, probe_labels, distances, gallery, gallery_labels) 
     hit = labeled_ranks(probes, probe_labels, gallery, gallery_labels) == 1
     rates = {f"rank1@{d}": float(hit[distances == d].mean()) for d in np.unique(distances)}
     return rates | {"rank1": float(np.mean(list(rates.values())))}
-
-
-def _labels(name: str, values, length: int) -> np.ndarray:
-    labels = np.asarray(values)
-    if labels.shape != (length,) or labels.dtype.kind not in "iu":
-        raise ValueError(f"{name}: needs integers of shape ({length},), got {labels.dtype} {labels.shape}")
-    return labels

@@ -35,8 +35,8 @@ def distractor_rank1(probes, labels, distractors, *, sizes: Sequence[int]) -> np
         finite input.
     """
     probes, distractors, probe, mate = _prepared(probes, labels, distractors)
-    sizes = np.asarray(sizes, np.int64)
-    if sizes.ndim != 1 or sizes.size == 0 or sizes.min() < 1 or sizes.max() > len(distractors):
+    sizes = checks.integer_array("sizes", sizes)
+    if sizes.size == 0 or sizes.min() < 1 or sizes.max() > len(distractors):
         raise UserError(f"sizes: needs numbers in [1, {len(distractors)}], got {sizes.tolist()}")
     nearest = np.full((sizes.size, len(probes)), -np.inf, np.float32)
     for rows, columns, scores in similarity_blocks(probes, distractors[: sizes.max()]):
@@ -75,9 +75,7 @@ def _prepared(probes, labels, distractors):
     """Unit embeddings, and the ordered pairs (probe, mate) of one identity."""
     probes = np.asarray(normalize(jnp.asarray(checks.real_array("probes", probes, ndim=2))))
     distractors = np.asarray(normalize(jnp.asarray(checks.real_array("distractors", distractors, ndim=2))))
-    labels = np.asarray(labels)
-    if labels.shape != (len(probes),):
-        raise ValueError(f"labels: needs shape ({len(probes)},), got {labels.shape}")
+    labels = checks.integer_array("labels", labels, len(probes))
     probe, mate = np.nonzero(labels[:, None] == labels[None, :])
     probe, mate = probe[probe != mate], mate[probe != mate]
     if probe.size == 0:

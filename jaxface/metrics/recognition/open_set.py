@@ -35,9 +35,7 @@ def open_set(embeddings, labels, *, seed: int = 0, most: int = 10_000) -> dict[s
       UserError: an embedding that is not finite, no person with two records, or nobody else.
     """
     embeddings = checks.real_array("embeddings", embeddings, ndim=2)
-    labels = np.asarray(labels)
-    if labels.shape != (len(embeddings),):
-        raise ValueError(f"labels: needs shape ({len(embeddings)},), got {labels.shape}")
+    labels = checks.integer_array("labels", labels, len(embeddings))
     checks.check_number("most", most, checks.AtLeast(2))
     unit = np.asarray(normalize(embeddings))
     rng = np.random.default_rng(seed)

@@ -35,7 +35,7 @@ def all_pairs(labels) -> Pairs:
     Raises:
       UserError: fewer than two records.
     """
-    labels = _labels(labels)
+    labels = checks.integer_array("labels", labels)
     if labels.size < 2:
         raise UserError(f"labels: pairs need at least two records, got {labels.size}")
     first, second = np.triu_indices(labels.size, k=1)
@@ -65,7 +65,7 @@ def make_pairs(labels, *, folds: int = 10, per_fold: int | None = None, seed: in
       UserError: fewer than two people, fewer genuine or impostor pairs than asked for, or a bad `folds` or
         `per_fold`.
     """
-    labels = _labels(labels)
+    labels = checks.integer_array("labels", labels)
     checks.check_number("folds", folds, checks.AtLeast(2))
     if per_fold is not None:
         checks.check_number("per_fold", per_fold, checks.AtLeast(1))
@@ -105,7 +105,7 @@ def draw_pairs(labels, *, most: int = 5_000_000, seed: int = 0) -> Pairs:
     Raises:
       UserError: fewer than two records.
     """
-    labels = _labels(labels)
+    labels = checks.integer_array("labels", labels)
     count = len(labels)
     if count * (count - 1) // 2 <= most:
         return all_pairs(labels)
@@ -123,13 +123,6 @@ def draw_pairs(labels, *, most: int = 5_000_000, seed: int = 0) -> Pairs:
     impostor = drawn[labels[drawn[:, 0]] != labels[drawn[:, 1]]]
     pairs = np.unique(np.sort(np.concatenate([genuine, impostor]), axis=1), axis=0)
     return Pairs(pairs.astype(np.int32), labels[pairs[:, 0]] == labels[pairs[:, 1]], folds=1)
-
-
-def _labels(labels) -> np.ndarray:
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(f"labels: needs integers of shape [N], got {labels.dtype} {labels.shape}")
-    return labels
 
 
 def _members(labels: np.ndarray) -> list[np.ndarray]:

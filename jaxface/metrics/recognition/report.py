@@ -134,8 +134,8 @@ def report_scores(scores, pairs: Pairs, groups=None) -> dict[str, float]:
 def _unit(embeddings, labels, pairs: PairChoice) -> np.ndarray:
     embeddings = checks.real_array("embeddings", embeddings, ndim=2)
     _check_choice(len(embeddings), pairs)
-    if not isinstance(pairs, Pairs) and np.shape(labels) != (len(embeddings),):
-        raise ValueError(f"labels: needs shape ({len(embeddings)},), got {np.shape(labels)}")
+    if not isinstance(pairs, Pairs):
+        checks.integer_array("labels", labels, len(embeddings))
     return np.asarray(normalize(embeddings))
 
 

@@ -120,7 +120,8 @@ def all_pair_similarities(embeddings, labels, *, block: int = BLOCK) -> tuple[np
     Raises:
       ValueError: shapes disagree. UserError: embeddings empty or not finite.
     """
-    count = _label_count(embeddings, labels)
+    labels = checks.integer_array("labels", labels, len(embeddings))
+    count = len(labels)
     sizes = np.unique(labels, return_counts=True)[1].astype(np.int64)
     total, matches = count * (count - 1) // 2, int((sizes * (sizes - 1) // 2).sum())
     genuine, impostor = np.empty(matches, np.float32), np.empty(total - matches, np.float32)
@@ -169,7 +170,7 @@ class ScoreHistogram:
 
     def add_all_pairs(self, embeddings, labels, *, block: int = BLOCK) -> None:
         """Counts every pair i < j of unit embeddings [N, D] with labels [N]; memory is one block."""
-        _label_count(embeddings, labels)
+        labels = checks.integer_array("labels", labels, len(embeddings))
         for scores, same in _upper_scores(embeddings, labels, block):
             self.add(genuine=scores[same], impostor=scores[~same])
 
@@ -209,16 +210,8 @@ class ScoreHistogram:
         )
 
 
-def _label_count(embeddings, labels) -> int:
-    count = len(embeddings)
-    if np.shape(labels) != (count,):
-        raise ValueError(f"labels: needs shape ({count},), got {np.shape(labels)}")
-    return count
-
-
-def _upper_scores(embeddings, labels, block: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _upper_scores(embeddings, labels: np.ndarray, block: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(scores, same) of the pairs i < j, flat, one block at a time."""
-    labels = np.asarray(labels)
     for rows, columns, scores in similarity_blocks(embeddings, block=block):
         same = labels[rows, None] == labels[None, columns]
         if rows == columns:

@@ -44,10 +44,8 @@ def aggregate_templates(features, template_ids, media_ids, weights=None) -> Temp
     """
     features = checks.real_array("features", features, ndim=2).astype(np.float32, copy=False)
     count = len(features)
-    template_ids, media_ids = np.asarray(template_ids), np.asarray(media_ids)
-    for name, ids in (("template_ids", template_ids), ("media_ids", media_ids)):
-        if ids.shape != (count,) or ids.dtype.kind not in "iu":
-            raise ValueError(f"{name}: needs integers of shape ({count},), got {ids.dtype} {ids.shape}")
+    template_ids = checks.integer_array("template_ids", template_ids, count)
+    media_ids = checks.integer_array("media_ids", media_ids, count)
     weights = np.ones(count) if weights is None else checks.real_array("weights", weights, ndim=1)
     if weights.shape != (count,):
         raise ValueError(f"weights: needs shape ({count},), got {weights.shape}")

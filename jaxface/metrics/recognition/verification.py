@@ -145,19 +145,17 @@ def ten_fold_accuracy(distances, same, *, folds: int = 10, thresholds=None) -> T
     the smallest is taken, so identical distances everywhere give the accuracy of a constant answer.
 
     Args:
-      distances: [N] float, squared L2 distances of unit vectors, in [0, 4].
+      distances: [N] float, squared L2 distances of unit vectors, in [0, 4]; with `thresholds` any.
       same: [N] bool or 0/1.
       folds: number of parts, 2 <= folds <= N.
       thresholds: strictly increasing; 0, .01, ..., 3.99 unless given.
 
     Raises:
       ValueError: shapes disagree, or `thresholds` do not increase.
-      UserError: no pairs, fewer pairs than folds, a distance that is not finite, or pairs of one kind only
-        (any threshold at the end of the range would then score 1).
+      UserError: no pairs, fewer pairs than folds, a distance that is not finite or beyond 4 without `thresholds`, or pairs of
+        one kind only (any threshold at the end of the range would then score 1).
     """
-    accepted, sizes, thresholds = _accepted_per_fold(
-        distances, same, folds, np.arange(0, 4, 0.01) if thresholds is None else thresholds
-    )
+    accepted, sizes, thresholds = _accepted_per_fold(distances, same, folds, thresholds, step=0.01)
     correct = accepted[:, 1] + sizes[:, :1] - accepted[:, 0]  # [folds, T]
     best = np.argmax(correct.sum(0) - correct, axis=1)  # counts, so that equal accuracies are exactly equal
     accuracies = correct[np.arange(folds), best] / sizes.sum(1)
@@ -175,7 +173,7 @@ def val_at_far(distances, same, *, far: float = 1e-3, folds: int = 10, threshold
     t_f = 0 and VAL_f = 0.
 
     Args:
-      distances: [N] float, squared L2 distances of unit vectors, in [0, 4].
+      distances: [N] float, squared L2 distances of unit vectors, in [0, 4]; with `thresholds` any.
       same: [N] bool or 0/1.
       far: target in (0, 1).
       folds: number of contiguous parts, 2 <= folds <= N; each needs genuine and impostor pairs.
@@ -186,9 +184,7 @@ def val_at_far(distances, same, *, far: float = 1e-3, folds: int = 10, threshold
       UserError: as for `ten_fold_accuracy`, or a fold without genuine or without impostor pairs.
     """
     far = float(checks.rates("far", far))
-    accepted, sizes, thresholds = _accepted_per_fold(
-        distances, same, folds, np.arange(0, 4, 0.001) if thresholds is None else thresholds
-    )
+    accepted, sizes, thresholds = _accepted_per_fold(distances, same, folds, thresholds, step=0.001)
     if not sizes.all():
         fold, kind = np.argwhere(sizes == 0)[0]
         raise UserError(
@@ -205,7 +201,9 @@ def val_at_far(distances, same, *, far: float = 1e-3, folds: int = 10, threshold
     return ValAtFar(float(vals.mean()), float(vals.std()), float(fars.mean()), vals, fars, fold_thresholds)
 
 
-def _accepted_per_fold(distances, same, folds: int, thresholds) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _accepted_per_fold(
+    distances, same, folds: int, thresholds, *, step: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Accepted pairs [folds, 2, T] (impostor, genuine), all pairs [folds, 2], and the thresholds [T].
 
     A pair is accepted by every threshold above its distance, so one search per pair and a running sum replace
@@ -213,6 +211,13 @@ def _accepted_per_fold(distances, same, folds: int, thresholds) -> tuple[np.ndar
     """
     distances = checks.real_array("distances", distances, ndim=1).astype(np.float64)
     same = checks.truth_array("same", same, distances.size)
+    if thresholds is None:
+        thresholds = np.arange(0, 4, step)
+        if distances.min() < -checks.UNIT_TOLERANCE or distances.max() > 4 + checks.UNIT_TOLERANCE:
+            raise UserError(
+                "distances: needs squared distances of unit vectors, in [0, 4], or thresholds for others, "
+                f"got {distances.min():g}..{distances.max():g}"
+            )
     thresholds = np.asarray(thresholds, np.float64)
     if thresholds.ndim != 1 or thresholds.size == 0 or not (np.diff(thresholds) > 0).all():
         raise ValueError(f"thresholds: needs one strictly increasing axis, got shape {thresholds.shape}")

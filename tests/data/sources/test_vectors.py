@@ -45,7 +45,7 @@ def test_vectors_are_records():
         (dict(labels=np.full(36, 0.5)), "embeddings: needs one integer of labels per row"),
         (dict(gallery=2 * np.eye(36, 8, dtype=np.float32)), "embeddings: gallery in"),
         (dict(virtual=np.ones((4, 9), np.float32)), "embeddings: need rows of one size"),
-        (dict(groups=np.zeros(3, int)), "embeddings: needs one of groups per label"),
+        (dict(groups=np.zeros(3, int)), "embeddings: needs one integer of groups per label"),
     ],
 )
 def test_files_that_are_refused(changes, message, tmp_path):

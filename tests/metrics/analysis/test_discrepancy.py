@@ -286,7 +286,7 @@ HOLED = np.concatenate([units(3), np.full((1, 16), np.nan, np.float32)])
             lambda: filter_candidates(units(3), duplicates_above=2.0),
             "duplicates_above: needs a number from -1 to 1",
         ),
-        (lambda: group_false_accepts(np.ones(3), np.ones(3), 0.0), "far: needs rates"),
+        (lambda: group_false_accepts(np.ones(3), np.ones(3, int), 0.0), "far: needs rates"),
     ],
 )
 def test_refusals(call, message):

@@ -186,11 +186,11 @@ def test_refusals():
     with pytest.raises(UserError, match="image 1 has neither"):
         metrics.missing_modality(templates(0, 2), [1, 0], [1, 0])
     with pytest.raises(UserError, match="at least two people"):
-        metrics.impostor_spread(templates(0, 3).rgb, np.zeros(3))
+        metrics.impostor_spread(templates(0, 3).rgb, np.zeros(3, int))
     with pytest.raises(UserError, match="all the same"):
         metrics.impostor_spread(np.ones((4, 1)), np.arange(4))
     with pytest.raises(ValueError, match="logits: needs shape"):
         metrics.confidence_logit(jnp.zeros(3))
     for scores in ([[]], [[np.nan]]):
         with pytest.raises(UserError, match="scores"):
-            metrics.rank1(scores, [0], np.zeros(len(scores[0])))
+            metrics.rank1(scores, [0], np.zeros(len(scores[0]), int))

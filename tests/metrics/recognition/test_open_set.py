@@ -76,7 +76,7 @@ def test_people_with_one_record_are_strangers():
         (np.eye(4), np.arange(4), "labels: identification needs somebody with two records"),
         (np.eye(4), np.zeros(4, int), "and somebody else, got 1 people"),
         (np.full((2, 2), np.nan), np.zeros(2, int), "finite"),
-        (np.eye(3), np.zeros(2, int), "labels: needs shape"),
+        (np.eye(3), np.zeros(2, int), "labels: needs integers of shape"),
     ],
 )
 def test_refusals(embeddings, labels, words):

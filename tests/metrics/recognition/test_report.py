@@ -118,7 +118,7 @@ def test_zero_embeddings_say_nothing_either():
         (np.ones((0, 2)), [], None, UserError, "embeddings: needs at least one"),
         (np.ones((8, 2)), [0] * 8, None, UserError, "two people"),
         (np.ones((8, 2)), np.arange(8), None, UserError, "two genuine pairs"),
-        (np.ones((8, 2)), [0, 1] * 3, None, ValueError, r"labels: needs shape \(8,\)"),
+        (np.ones((8, 2)), [0, 1] * 3, None, ValueError, r"labels: needs integers of shape \(8,\)"),
         (np.ones((8, 2)), None, None, ValueError, "labels"),
         (np.ones((8, 2)), [0, 1] * 4, "every", UserError, "pairs: needs 'all'"),
         (np.ones((8, 2)), [0, 1] * 4, 6, UserError, "pairs: a number needs to be at least 20"),
