@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxface import data, metrics
+from jaxface.data.sources import packs
 from jaxface.data.sources.images import decode_image, encode_image
 from jaxface.data.sources.packs import PackSource, Refused, parse_bin, read_bin, write_bin
 from jaxface.errors import UserError
@@ -386,3 +387,22 @@ def test_a_training_set_is_verified_on_a_pack(pack, tmp_path):
     assert split.held_out.image_shape == split.train.image_shape == (24, 24, 3)
     split = data.load(data.RecordIO(str(tmp_path / "train.rec"), held_out=0.5), image_size=24)
     assert len(split.train) == len(split.held_out) == 6 and split.name == f"recordio {tmp_path.name}"
+
+
+def test_what_could_not_be_read_back_is_not_written(tmp_path, monkeypatch):
+    images, same = [bytes([k % 256]) * (k % 300) for k in range(4000)], [k % 2 == 0 for k in range(2000)]
+    path = tmp_path / "a.bin"
+    monkeypatch.setattr(packs, "MAX_STEPS", 4 * len(images) + 2 * len(same))
+    write_bin(path, images, same)
+    found, labels = read_bin(path)
+    assert found == images and labels.tolist() == same
+    monkeypatch.setattr(packs, "MAX_PACK", path.stat().st_size)
+    write_bin(path, images, same)
+    for name, limit in (("MAX_PACK", path.stat().st_size - 1), ("MAX_STEPS", packs.MAX_STEPS - 1)):
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(UserError, match=r"^path: a pack that can be read"),
+        ):
+            patch.setattr(packs, name, limit)
+            write_bin(tmp_path / "b.bin", images, same)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]

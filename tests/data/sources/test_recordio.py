@@ -536,3 +536,32 @@ def test_scanning_takes_time_in_proportion_to_the_file(tmp_path):
     finally:
         RecordFile._pread = read
     assert len(visits) < 3 * recordio._WASTE and file[len(file) - 1] == b"good"
+
+
+def test_an_image_that_is_too_large_leaves_the_files_as_they_are(tmp_path, monkeypatch):
+    image = encode_image(np.zeros((8, 8, 3), np.uint8))
+    monkeypatch.setattr(recordio, "MAX_RECORD", len(image) + 40)
+    with RecordWriter(tmp_path / "train.rec") as writer:
+        for label in (0, 1):
+            with pytest.raises(recordio.TooLarge):
+                writer.write(label, image + bytes(100))
+            writer.write(label, image)
+    file = RecordFile(tmp_path / "train.rec")
+    assert len(file) == 1 + 2 + 2 and not file.damaged
+    assert RecordIOFaces(tmp_path).labels.tolist() == [0, 1]
+
+
+def test_two_sets_at_once_in_one_folder_are_refused(tmp_path):
+    image = encode_image(np.zeros((8, 8, 3), np.uint8))
+    with RecordWriter(tmp_path / "a.rec") as writer:
+        writer.write(0, image)
+        with pytest.raises(UserError, match=r"^rec: .*\.a\.rec\.partial is being written"):
+            RecordWriter(tmp_path / "b.rec")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.idx", "a.rec", "property"]
+
+
+def test_hidden_files_are_no_records(tmp_path):
+    with RecordWriter(tmp_path / "faces.rec") as writer:
+        writer.write(0, encode_image(np.zeros((8, 8, 3), np.uint8)))
+    (tmp_path / "._faces.rec").write_bytes(b"of another system")
+    assert recordio.record_path(tmp_path) == tmp_path / "faces.rec"

@@ -15,7 +15,7 @@ from jaxface.data.sources.bundled import ArraySource, digits
 from jaxface.data.sources.folder import FolderSource
 from jaxface.data.sources.images import CorruptImage, decode_image
 from jaxface.data.sources.source import Source, Subset
-from jaxface.data.sources.tfds_source import TfdsSource
+from jaxface.data.sources.tfds_source import TfdsSource, class_label
 from jaxface.errors import UserError
 
 
@@ -278,3 +278,47 @@ def test_the_command(faces_folder, tmp_path, monkeypatch, capsys):
             faces_builder.main()
         shown = capsys.readouterr().err.strip()
         assert caught.value.code == 2 and says in shown and "\n" not in shown
+
+
+def test_names_of_classes_are_those_that_tfds_reads_back(tmp_path):
+    """The rule is TFDS': each name is written and read by TFDS itself, beside two plain ones."""
+    letters = [
+        "\n",
+        "\r",
+        "\t",
+        " ",
+        "\x0b",
+        "\x1c",
+        "\x85",
+        "\xa0",
+        "\u2028",
+        "\u3000",
+        "\ufeff",
+        "é",
+        "\u200c",
+    ]
+    for name in ["", "bob", *(f.format(x) for x in letters for f in ("{}", "{}b", "b{}", "b{}b"))]:
+        names = ["ann", name, "zoe"]
+        tfds.features.ClassLabel(names=names).save_metadata(tmp_path, "label")
+        read = tfds.features.ClassLabel()
+        try:
+            read.load_metadata(tmp_path, "label")
+            same = read.names == names
+        except ValueError:  # two lines that are alike
+            same = False
+        try:
+            accepted = class_label(names).names == names
+        except UserError as error:
+            accepted = False
+            assert "\n" not in str(error)
+        assert accepted == same, repr(name)
+    for names in (["a", "a"], ["a", os.fsdecode(b"\xe9")]):
+        with pytest.raises(UserError, match=r"^source: TFDS needs"):
+            class_label(names)
+
+
+def test_a_source_with_impossible_names_is_refused_before_anything_is_written(tmp_path):
+    source = ArraySource(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1]), ["ann", "ann "])
+    with pytest.raises(UserError, match=r"blanks at their ends, got 'ann '$"):
+        build_faces(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

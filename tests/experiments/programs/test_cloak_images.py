@@ -1,6 +1,8 @@
 import json
+import os
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -190,3 +192,72 @@ def test_bad_input_is_one_line_and_touches_nothing(
     before = contents(photographs)
     assert words in refusal(cloak_images.main, [word.format(**places) for word in arguments.split()])
     assert contents(photographs) == before and not (tmp_path / "out").exists()
+
+
+def faces_of(photographs, folder, names=("1.png", "3.png")):
+    """A person with some of s1's photos."""
+    folder.mkdir(parents=True)
+    for number, name in enumerate(names):
+        Image.open(photographs / "s1" / f"{2 * (number % 2) + 1}.png").save(folder / name)
+    return folder.parent
+
+
+def test_a_photo_that_was_replaced_gets_a_picture_of_its_own(finished, photographs, tmp_path, capsys):
+    faces, out = faces_of(photographs, tmp_path / "faces" / "ann"), tmp_path / "out"
+    run(finished, faces, out)
+    mask = np.load(out / "ann.npy")
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    shutil.copy(photographs / "s2" / "1.png", faces / "ann" / "1.png")
+    (faces / "ann" / "3.png").rename(faces / "ann" / "4.png")
+    run(finished, faces, out)
+    expected = np.floor(np.clip(pixels(faces / "ann" / "1.png") + mask, 0, 255))
+    np.testing.assert_array_equal(pixels(out / "ann" / "1.png"), expected)
+    changed = {path.name for path, time in before.items() if path.stat().st_mtime_ns != time}
+    assert changed == {"1.png"}
+    assert "1 cloaked photos of earlier have no original now, such as 3.png" in capsys.readouterr().out
+
+
+def test_no_two_photos_go_to_one_file(finished, photographs, tmp_path):
+    names = ("a.png", "a.bmp", "a.png.webp", "b.png")
+    run(finished, faces_of(photographs, tmp_path / "faces" / "ann", names), tmp_path / "out")
+    written = {path.name for path in (tmp_path / "out" / "ann").iterdir()}
+    assert written == {"a.png.png", "a.bmp.png", "a.png.webp.png", "b.png"}
+
+
+@pytest.mark.parametrize("name", ["config.json", "ann.npy", "x" * 241])
+def test_a_folder_whose_name_is_needed_is_refused(finished, photographs, tmp_path, refusal, name):
+    faces = faces_of(photographs, tmp_path / "faces" / "ann")
+    faces_of(photographs, faces / name)
+    said = refusal(cloak_images.main, ["--run", finished, "--faces", faces, "--out", tmp_path / "out"])
+    assert said.startswith("faces: ") and name in said and not (tmp_path / "out").exists()
+
+
+def test_names_that_are_no_utf8(finished, photographs, tmp_path, capsys):
+    person = os.fsdecode(b"Andr\xe9")
+    faces = faces_of(photographs, tmp_path / "faces" / person, (os.fsdecode(b"\xb01.png"), "2.png"))
+    run(finished, faces, tmp_path / "out")
+    assert (tmp_path / "out" / person / os.fsdecode(b"\xb01.png")).is_file()
+    assert r"Andr\xe9: 2 photos" in capsys.readouterr().out
+
+
+def test_masks_of_another_network_are_not_mixed_with_these(
+    finished, photographs, tmp_path, monkeypatch, refusal
+):
+    faces, out = faces_of(photographs, tmp_path / "faces" / "ann"), tmp_path / "out"
+    run(finished, faces, out)
+    load = configs.load_network
+
+    def retrained(*arguments, **options):
+        model, backbone, extra, config = load(*arguments, **options)
+        return model, jax.tree.map(lambda leaf: leaf * 1.01, backbone), extra, config
+
+    monkeypatch.setattr(configs, "load_network", retrained)
+    arguments = ["--run", finished, "--faces", faces, "--out", out, *QUICK]
+    assert "network is " in refusal(cloak_images.main, arguments)
+
+
+def test_a_person_who_may_not_be_read_is_refused(finished, photographs, tmp_path, refusal):
+    faces = faces_of(photographs, tmp_path / "faces" / "ann")
+    (faces / "bob").symlink_to("bob")
+    said = refusal(cloak_images.main, ["--run", finished, "--faces", faces, "--out", tmp_path / "out"])
+    assert "bob: Too many levels of symbolic links" in said

@@ -321,3 +321,76 @@ def test_a_program_of_its_own(people, tmp_path):
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 2 and again.stderr.startswith("error: ") and again.stderr.count("\n") == 1
     assert json.dumps(sorted(os.listdir(tmp_path / "a"))) == '["property", "train.idx", "train.rec"]'
+
+
+class Named:
+    """One image for each name."""
+
+    files = ()
+
+    def __init__(self, names):
+        self.class_names, self.labels = names, np.arange(len(names), dtype=np.int32)
+
+    def encoded(self, index):
+        return jpeg(index)
+
+
+@pytest.mark.parametrize("names", [["ä" * 200, "b"], ["0-same", "1-different"]])
+def test_names_that_no_folder_can_have_are_known_before_the_first_image(tmp_path, caplog, names):
+    convert.convert(Named(names), tmp_path / "out", "folder")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["class-0000000", "class-0000001"]
+    assert len(caplog.messages) == 1 and "cannot be the name of a folder here" in caplog.messages[0]
+
+
+def test_names_that_a_file_system_takes_for_one(tmp_path, monkeypatch):
+    mkdir = pathlib.Path.mkdir
+    monkeypatch.setattr(
+        pathlib.Path, "mkdir", lambda path, *a, **k: mkdir(path.with_name(path.name.lower()), *a, **k)
+    )
+    convert.convert(Named(["ann", "Ann"]), tmp_path / "out", "folder")
+    assert len(list((tmp_path / "out").rglob("*.jpg"))) == 2
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["class-0000000", "class-0000001"]
+
+
+@pytest.mark.parametrize("name", [" ", "b ", "b\rx", ""])
+def test_names_that_tfds_cannot_hold_leave_nothing_behind(tmp_path, name):
+    with pytest.raises(UserError, match=r"^source: TFDS needs names"):
+        convert.convert(Named(["a", name]), tmp_path / "x/faces/1.0.0", "tfds")
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_too_large_for_a_record_are_left_out(people, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recordio, "MAX_RECORD", 2000)
+    (people / "s8/0.jpg").write_bytes(jpeg(0, size=64))
+    run(people, tmp_path / "rec/train.rec")
+    assert "1 images too large for a record" in capsys.readouterr().err
+    assert len(data.RecordIOFaces(tmp_path / "rec")) == 24
+
+
+def test_names_that_are_no_utf8(people, tmp_path):
+    os.rename(people / "s9", os.fsencode(people) + b"/Andr\xe9")
+    names = data.FolderSource(people, image_size=16).class_names
+    assert r"Andr\xe9" in names
+    for kind, target in (("rec", "rec/train.rec"), ("tfds", "tfds"), ("folder", "folder")):
+        run(people, tmp_path / target, "--to", kind)
+    assert data.FolderSource(tmp_path / "folder", image_size=16).class_names == names
+    assert data.TfdsSource("faces", data_dir=str(tmp_path / "tfds"), image_size=16).class_names == names
+
+
+def test_what_lies_beside_pairs_is_none(tmp_path, capsys, caplog):
+    images, same = [jpeg(i) for i in range(8)], [True, False, True, False]
+    data.write_bin(tmp_path / "a.bin", images, same)
+    run(tmp_path / "a.bin", tmp_path / "pairs")
+    (tmp_path / "pairs/00000-same/._0.jpg").write_bytes(b"of another system")
+    (tmp_path / "pairs/lost+found").symlink_to("lost+found")
+    (tmp_path / "pairs/run").mkdir()
+    (tmp_path / "pairs/run/results.json").write_text('{"metrics": {}}')
+    (tmp_path / "pairs/run/roc.png").write_bytes(jpeg(0))
+    run(tmp_path / "pairs", tmp_path / "b.bin")
+    assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
+    assert len(caplog.messages) == 2
+    shutil.rmtree(tmp_path / "pairs/00001-different")
+    with pytest.raises(SystemExit):
+        run(tmp_path / "pairs", tmp_path / "c.bin")
+    assert "two pairs of one person and two of different people" in capsys.readouterr().err
+    assert not (tmp_path / "c.bin").exists()
