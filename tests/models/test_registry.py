@@ -1,5 +1,7 @@
 """What holds for every network by name: shapes, types, parameter counts, refused input."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,6 +12,7 @@ from jaxface.errors import UserError
 SIDES = {"vit": 64, "cifar": 32, "mlp": 8}
 
 
+@functools.cache
 def shapes(name, *, size=None, channels=3, **fields):
     """Variables of a network as shapes alone: nothing is initialized."""
     side = size or next((side for prefix, side in SIDES.items() if name.startswith(prefix)), 112)
