@@ -4,6 +4,7 @@
 """
 
 import collections
+import ctypes
 import gc
 import os
 import pathlib
@@ -23,8 +24,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 
 # Beyond this much memory a test process lets go of its compiled programs. Not after every module: those of single
-# operations are shared by many.
-MEMORY_FOR_PROGRAMS = 1.5e9  # bytes
+# operations are shared by many, and each costs milliseconds to trace and to load again.
+MEMORY_FOR_PROGRAMS = 2e9  # bytes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,6 +40,18 @@ def _let_programs_go():
 
         jax.clear_caches()
         gc.collect()
+        # Freed memory goes back to the system, or the process would stay above the limit and drop everything after each
+        # module from here on.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+        if trim is not None:
+            trim(0)
+
+
+def pytest_collection_finish():
+    """What was imported stays: the collector need not walk it again, nor so often through JAX's many small objects."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_addoption(parser):

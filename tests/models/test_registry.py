@@ -1,5 +1,7 @@
 """What holds for every network by name: shapes, types, parameter counts, refused input."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,6 +12,7 @@ from jaxface.errors import UserError
 SIDES = {"vit": 64, "cifar": 32, "mlp": 8}
 
 
+@functools.cache
 def shapes(name, *, size=None, channels=3, **fields):
     """Variables of a network as shapes alone: nothing is initialized."""
     side = size or next((side for prefix, side in SIDES.items() if name.startswith(prefix)), 112)
@@ -18,8 +21,10 @@ def shapes(name, *, size=None, channels=3, **fields):
     return module, image, jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), image)
 
 
-# Tracing the deepest of each family takes seconds and walks the same code as its smaller sisters.
+# Tracing the deepest of each family takes seconds and walks the same code as its smaller sisters; so do other widths.
 DEEP = {"iresnet100", "iresnet200", "resnet101", "cifar_resnet56", "cifar_resnet110", "vit_large"}
+DEEP |= {"iresnet34", "cifar_resnet32", "cifar_resnet44", "vit_small", "vit_base"}
+DEEP |= {"mobilenet_v2", "mobilenet_v2_half"}
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in DEEP else name for name in models.names()]
 
 

@@ -159,7 +159,8 @@ def test_digit_halves():
     assert record["image"].shape == record["depth"].shape == (8, 4, 1)
     np.testing.assert_array_equal(record["image"], left.held_out[7]["image"])
     np.testing.assert_array_equal(record["depth"], right.held_out[7]["image"])
-    whole = {data.digits()[i]["image"].tobytes() for i in range(1797)}
+    digits = data.digits()
+    whole = {digits[i]["image"].tobytes() for i in range(1797)}
     assert np.concatenate([record["image"], record["depth"]], axis=1).tobytes() in whole
     with pytest.raises(UserError, match="paired: needs an integer from 10 to 300, got 301"):
         data.load(data.DigitHalves(paired=301), image_size=8)

@@ -285,9 +285,12 @@ def test_the_configuration_of_the_paper():
     written = json.loads(json.dumps(configs.to_dict("cckd", paper, configs.Run())))
     assert configs.from_dict(written)[1] == paper
     assert paper.batch_size % paper.per_class == 0
-    # Its networks and its loss on data of that shape.
+    # Its student and its loss on data of that shape; a teacher of fewer layers of the same kind is traced sooner.
+    assert paper.teacher.backbone == "iresnet50"
     shaped = dataclasses.replace(
-        paper, data=data.RenderedFaces(128, 4, held_out_identities=4, held_out_per_identity=2)
+        paper,
+        data=data.RenderedFaces(128, 4, held_out_identities=4, held_out_per_identity=2),
+        teacher=dataclasses.replace(paper.teacher, backbone="iresnet10"),
     )
     first, student = cckd.build(shaped)
     state = jax.eval_shape(first.init, jax.random.key(0), None)
