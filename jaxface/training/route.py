@@ -120,6 +120,7 @@ def cut_stage(stage: Stage, at: Sequence[int]) -> list[Stage]:
             batches=lambda state, start=start: batches_from(stage.batches(state), start),
             steps=end - start,
             figures=stage.figures if end == stage.steps else no_figures,
+            key=stage.key or stage.name,
         )
         for start, end in itertools.pairwise((0, *at))
     ]

@@ -142,7 +142,9 @@ def test_without_weights_it_is_the_plain_training_bit_for_bit(base):
     config = dataclasses.replace(base, erase_weight=0.0, adversarial_weight=0.0)
     (stage,) = gabn.build(config)
     split = recipe.load(config)
-    plain = recipe.recognition_stage("plain", config, split, recipe.network(config), config.head.build())
+    plain = recipe.recognition_stage(
+        "recognition", config, split, recipe.network(config), config.head.build()
+    )
     states = []
     for each in (stage, plain):
         parallel = training.make_parallel(devices=jax.devices()[:1])
