@@ -87,7 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     use_compilation_cache()
     run, workdir = local_path("run", options.run), local_path("workdir", options.workdir)
-    table = real_faces(run, data.Folder(root=options.faces), workdir)
+    faces = data.Folder(root=str(local_path("faces", options.faces)))
+    table = real_faces(run, faces, workdir)
     training.write_atomically(workdir / "real_faces.json", json.dumps(table, indent=2) + "\n")
     for name, row in table.items():
         show_metrics(row, name)
