@@ -155,7 +155,8 @@ def test_the_first_loss_is_that_of_the_library(trained, networks):
     np.testing.assert_allclose(reported["confidence_rgb"], 0.5, rtol=1e-6)
 
 
-@pytest.mark.parametrize("fusion", ["acw", pytest.param("concat", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fusion", ["acw", "concat"])
 def test_eight_devices_equal_one(networks, fusion):
     config = changed(fusion=fusion)
     states = [

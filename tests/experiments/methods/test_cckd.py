@@ -194,9 +194,10 @@ def test_congruence_makes_relations_congruent():
 @pytest.mark.parametrize(
     ("flags", "protocol"),
     [
-        (
+        pytest.param(
             "--preset procedural --data.identities 12 --data.held-out-identities 6 --data.groups 3",
             "verification",
+            marks=pytest.mark.slow,
         ),
         ("--preset digits", "classification"),
         pytest.param(
@@ -215,6 +216,7 @@ def test_presets_run(tmp_path, flags, protocol):
     assert 0 < found["student/congruence/error"] < 4 and "student/verification/auc" in found
 
 
+@pytest.mark.slow
 def test_photographs_run(photographs, tmp_path):
     flags = f"""--data folder --data.root {photographs} --data.held-out 0.34 --image-size 16 --backbone mlp_8
         --teacher.backbone mlp_8 --embedding 8 --teacher.embedding 8 --teacher.steps 1 --steps 1 --batch-size 8 --per-class 2

@@ -91,7 +91,7 @@ def masks_of(config, parallel, devices=None):
     return training.run(stages, seed=1, parallel=parallel)
 
 
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
+@pytest.mark.parametrize("mode", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_masks_do_not_depend_on_the_devices(mode):
     config = changed(people_per_step=8)
     one = training.JitParallel(devices=jax.devices()[:1])

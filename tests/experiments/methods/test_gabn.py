@@ -212,7 +212,7 @@ def test_erased_images_stay_out_of_the_running_averages():
 @pytest.mark.parametrize(
     "base", [DIGITS, pytest.param(FACES, marks=pytest.mark.slow)], ids=["digits", "faces"]
 )
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
+@pytest.mark.parametrize("mode", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_eight_devices_give_the_update_of_one(mode, base):
     """Groups are counted over the whole batch; with batch statistics the inner gradient crosses devices too."""
     config = dataclasses.replace(
@@ -239,8 +239,10 @@ def test_eight_devices_give_the_update_of_one(mode, base):
     "changes",
     [
         {"attention": "gradcam", "adversary": "to_reference", "erase_groups": "others", "reference": 1},
-        {"attention": "input", "adversary": "reversal", "fill": "noise"},
-        {"layer": "stage1", "bfloat16": True},
+        pytest.param(
+            {"attention": "input", "adversary": "reversal", "fill": "noise"}, marks=pytest.mark.slow
+        ),
+        pytest.param({"layer": "stage1", "bfloat16": True}, marks=pytest.mark.slow),
     ],
 )
 def test_other_readings(changes):

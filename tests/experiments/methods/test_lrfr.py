@@ -153,7 +153,12 @@ def test_eight_devices_give_the_update_of_one(mode, reduction):
 
 
 @pytest.mark.parametrize(
-    "flags", [["--bfloat16"], ["--sizes", "4", "--probabilities", "1"], ["--sizes", "--probabilities"]]
+    "flags",
+    [
+        ["--bfloat16"],
+        pytest.param(["--sizes", "4", "--probabilities", "1"], marks=pytest.mark.slow),
+        pytest.param(["--sizes", "--probabilities"], marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_leaves_curves(tiny, tmp_path, flags):
     sizes = ["--sizes", "4", "8", "--probabilities", "0.5", "0.5", "--probe-sizes", "4", "16"]
@@ -165,6 +170,7 @@ def test_a_run_leaves_curves(tiny, tmp_path, flags):
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_the_preset_of_digits_runs(tmp_path):
     flags = ["--preset", "digits", "--backbone", "mlp_32", "--steps", "5", "--quiet"]
     launch.main(["lrfr", *flags, "--workdir", str(tmp_path)])

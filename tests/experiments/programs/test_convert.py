@@ -308,6 +308,7 @@ def test_two_at_once_are_refused(people, tmp_path):
         convert.convert(convert.FolderItems(people), tmp_path / "out", "folder")
 
 
+@pytest.mark.slow
 def test_a_program_of_its_own(people, tmp_path):
     command = [
         sys.executable,
