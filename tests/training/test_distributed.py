@@ -210,7 +210,8 @@ def test_two_processes_are_one_and_one_goes_on_where_two_stopped(tmp_path):
     assert alone.wait(300) == 0, alone.stderr.read()
     two, one = losses(tmp_path / "two"), losses(tmp_path / "one")
     assert sorted(two) == list(range(1, 21))
-    assert two == pytest.approx(one, rel=1e-3)
+    # The loss passes through 0 on its way: a difference is held to the largest one.
+    assert two == pytest.approx(one, rel=1e-3, abs=1e-3 * max(map(abs, one.values())))
     # What two processes wrote, one reads: the run is complete, and is found so.
     again = start(tmp_path / "two", 0, 1, None, "--steps", "20")
     assert again.wait(300) == 0, again.stderr.read()

@@ -208,7 +208,8 @@ def test_killed_at_any_moment_and_run_again(people, tmp_path, kind):
         killed += 1
         if final.exists():
             break
-    if any(final.parent.glob(".*.converting")):
+    # On a busy machine every one may have been killed before it wrote anything.
+    if not final.exists() or any(final.parent.glob(".*.converting")):
         convert.convert(convert.FolderItems(people), final, kind, chunk=2)
     assert killed and files(tmp_path / "part") == files(tmp_path / "whole")
 
