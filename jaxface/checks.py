@@ -292,7 +292,7 @@ def truth_array(name: str, values, length: int) -> np.ndarray:
 def integer_array(name: str, values, length: int | None = None) -> np.ndarray:
     """`values` as [length] int64, labels for one; of any length with None. A ValueError names what is not."""
     array = np.asarray(values)
-    if array.ndim != 1 or array.dtype.kind not in "iu" or array.shape != (length or array.size,):
+    if array.ndim != 1 or array.dtype.kind not in "iu" or length not in (None, array.size):
         wanted = "[N]" if length is None else f"({length},)"
         raise ValueError(f"{name}: needs integers of shape {wanted}, got {array.dtype} {array.shape}")
     if array.size and array.dtype == np.uint64:

@@ -132,3 +132,8 @@ def test_labels():
         checks.int32_labels("labels", jnp.array([1.0]), 3)
     with pytest.raises(AssertionError, match="labels must be"):
         checks.int32_labels("labels", jnp.array([[1]]), 3)
+
+
+def test_integers_of_no_length_are_none():
+    with pytest.raises(ValueError, match=r"labels: needs integers of shape \(0,\)"):
+        checks.integer_array("labels", [1, 2], 0)

@@ -128,11 +128,11 @@ def _check_shapes(plain, position: dict, folder: pathlib.Path) -> None:
     """Refuses a state of other shapes than the saved one, which is no damage: the position is sealed."""
     saved, wanted = position["shapes"], _shapes(plain)
     for name in sorted(saved.keys() | wanted.keys()):
-        there, here = (tuple(shapes[name]) if name in shapes else "nothing" for shapes in (saved, wanted))
-        if there != here:
+        old, new = (tuple(shapes[name]) if name in shapes else "nothing" for shapes in (saved, wanted))
+        if old != new:
             raise UserError(
-                f"data: the run was saved with another number of classes, or another network: {name} is {there} in {folder} and "
-                f"{here} now; give it the data that it had, or choose another workdir"
+                f"data: the run was saved with another number of classes, or another network: {name} is {old} in {folder} and "
+                f"{new} now; give it the data that it had, or choose another workdir"
             )
 
 

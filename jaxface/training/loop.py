@@ -145,9 +145,8 @@ class _StageRun:
         if self.checkpoints is None:
             return state, 0
         if self.batches is not None and (position := self.checkpoints.newest_position()) is not None:
-            self.batches.set_state(
-                position["batches"]
-            )  # other data are refused by name, not by the shapes that they make
+            # Other data are refused by name, not by the shapes that they make.
+            self.batches.set_state(position["batches"])
         single = jax.eval_shape(lambda: self.parallel.single(state))
         saved = self.checkpoints.restore(single, self.parallel.shardings(single, stage.sharding))
         if saved is None:
