@@ -389,7 +389,7 @@ X, W, Y = jnp.ones((4, 8)), jnp.ones((10, 8)), jnp.zeros(4, jnp.int32)
         ("embeddings", {"embeddings": X[0]}),
         ("embeddings", {"embeddings": X[:0], "labels": Y[:0]}),
         ("embeddings", {"embeddings": X.astype(jnp.int32)}),
-        ("embeddings", {"embeddings": X.astype(jnp.float16)}),
+        ("embeddings", {"embeddings": np.ones((4, 8), np.float16)}),
         ("prototypes", {"prototypes": W[None]}),
         ("prototypes", {"prototypes": W[:0]}),
         ("prototypes", {"prototypes": W[:, :7]}),
