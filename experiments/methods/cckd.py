@@ -28,11 +28,10 @@ from experiments.recipes.recognition import (
     training_batches,
 )
 from experiments.recipes.teachers import TeacherSpec, teacher_stage
-from jaxface import axes, losses, metrics, training
+from jaxface import axes, losses, metrics, models, training
 from jaxface import data as inputs
 from jaxface.checks import AtLeast, NonNegative, Positive
 from jaxface.errors import UserError
-from jaxface.layers.prototypes import cosines
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,13 +50,13 @@ class Config(Recipe):
     unit_mimic: bool = True
     """Mimic the direction of the teacher's embedding alone (design); its length makes the term some hundred times larger."""
     soft_target_weight: Annotated[float, NonNegative] = 0.0
-    """Weight of the soft targets, 1 - alpha in the paper: softmaxes over cosines with each network's own prototypes."""
+    """Weight of the soft targets, 1 - alpha in the paper: softmaxes over each network's own class scores."""
     temperature: Annotated[float, Positive] = 4.0
     """Temperature of the soft targets."""
     label_weight: Annotated[float, NonNegative] = 0.0
     """Weight of the loss on labels, alpha in the paper."""
     head: HeadSpec = HeadSpec(loss="softmax")
-    """Loss on labels; its scale turns the cosines of teacher and student into logits."""
+    """Loss on labels; its scale turns cosines with prototypes into logits, those of a linear classifier stay as they are."""
     congruence_weight: Annotated[float, NonNegative] = 10.0
     """Weight of the correlation congruence, beta; 0 leaves the instance terms alone. Unit vectors want 10 to 300."""
     kernel: losses.Kernel = "rbf_taylor"
@@ -93,6 +92,34 @@ class Config(Recipe):
             bfloat16=True,
             batch_size=512,
             steps=180_000,
+            optimizer=sgd,
+            workers=8,
+        )
+
+    @classmethod
+    def cifar100(cls) -> "Config":
+        """CIFAR-100, ResNet-110 to ResNet-20; a point over the same run without congruence is the acceptance test."""
+        epoch = 50_000 // 64
+        sgd = training.sgd(0.05, decay_at=(150 / 240, 180 / 240, 210 / 240))
+        return cls(
+            data=inputs.Tfds(name="cifar100", test="test"),
+            image_size=32,
+            augment=inputs.Augment(flip=0.5, shift=4),
+            backbone="cifar_resnet20",
+            embedding=None,
+            teacher=TeacherSpec(
+                backbone="cifar_resnet110",
+                embedding=None,
+                head=HeadSpec(loss="linear"),
+                optimizer=sgd,
+                steps=240 * epoch,
+            ),
+            mimic_weight=0.0,
+            soft_target_weight=1.0,
+            congruence_weight=100.0,
+            head=HeadSpec(loss="linear"),
+            batch_size=64,
+            steps=240 * epoch,
             optimizer=sgd,
             workers=8,
         )
@@ -242,7 +269,7 @@ def build(config: Config) -> list[training.Stage]:
     model = network(config)
     classes = len(split.train.class_names)
     recognition = Recognition(config, model, classes, split.train.image_shape, config.head.build())
-    sizes = model.embedding, teacher.model.embedding
+    sizes = [models.feature_size(network, split.train.image_shape) for network in (model, teacher.model)]
     projection = nn.Dense(sizes[1]) if config.mimic_weight > 0 and sizes[0] != sizes[1] else None
 
     def loss_fn(params, extra, batch, rng):
@@ -262,13 +289,8 @@ def build(config: Config) -> list[training.Stage]:
         if config.label_weight > 0:
             total, report["label_loss"] = total + config.label_weight * labels.loss, labels.loss
         if config.soft_target_weight > 0:  # over all classes: [B, C] of student and teacher
-            scores, answers = (
-                config.head.scale * cosines(x, prototypes[:classes])
-                for x, prototypes in (
-                    (embeddings, params["prototypes"]),
-                    (target, teacher.prototypes(extra)),
-                )
-            )
+            scores = training.class_scores(params, embeddings, classes, scale=config.head.scale)
+            answers = teacher.class_scores(extra, target, classes, scale=config.head.scale)
             soft = losses.soft_target_loss(scores, answers, temperature=config.temperature).mean()
             total, report["soft_target_loss"] = total + config.soft_target_weight * soft, soft
         return total, (extra, report)
@@ -278,7 +300,7 @@ def build(config: Config) -> list[training.Stage]:
     def init(rng, previous):
         params, extra = recognition.init(rng)
         if not by_class:
-            del params["prototypes"]
+            params = {"backbone": params["backbone"]}
         if projection is not None:
             params["projection"] = projection.init(rng, jnp.zeros((1, sizes[0])))["params"]
         return recognition.create_state(rng, params, objective, extra=teacher.installed(extra, previous))

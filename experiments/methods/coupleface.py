@@ -27,7 +27,7 @@ from experiments.recipes.recognition import (
     training_batches,
 )
 from experiments.recipes.teachers import TeacherSpec, teacher_stage
-from jaxface import axes, losses, metrics, training
+from jaxface import axes, losses, metrics, models, training
 from jaxface import data as inputs
 from jaxface.checks import AtLeast, Fraction, NonNegative
 from jaxface.errors import UserError
@@ -128,10 +128,11 @@ def prototype_stage(config: Config, split: inputs.Split, teacher: training.Teach
     processes, and gone on with where they were interrupted.
     """
     classes, records = len(split.train.class_names), len(split.train)
+    size = models.feature_size(teacher.model, split.train.image_shape)
     open_batches = training_batches(config, split.train, augment=None, shuffle=False, drop_remainder=False)
 
     def init(rng, previous):
-        memory = jnp.zeros((training.prototype_rows(classes), teacher.model.embedding), jnp.float32)
+        memory = jnp.zeros((training.prototype_rows(classes), size), jnp.float32)
         extra = {**training.statistics(previous.extra), "memory": memory}
         return training.create_state(rng, {"backbone": previous.averaged_params["backbone"]}, extra=extra)
 
@@ -254,7 +255,8 @@ def student_stage(config: Config, split: inputs.Split, teacher: training.Teacher
     classes = len(split.train.class_names)
     head = config.head.build() if config.classification_weight > 0 else None
     recognition = Recognition(config, model, classes, split.train.image_shape, head)
-    other_size = model.embedding != teacher.model.embedding
+    sizes = [models.feature_size(network, split.train.image_shape) for network in (model, teacher.model)]
+    other_size = sizes[0] != sizes[1]
     update = functools.partial(class_banks.update_memory, mode=config.memory, decay=config.memory_decay)
 
     def loss_fn(params, extra, batch, rng):
@@ -289,10 +291,9 @@ def student_stage(config: Config, split: inputs.Split, teacher: training.Teacher
     def init(rng, previous):
         params, extra = recognition.init(rng)
         if config.classification_weight == 0:
-            del params["prototypes"]
+            params = {"backbone": params["backbone"]}
         if other_size:
-            shape = (model.embedding, teacher.model.embedding)
-            params["projection"] = jax.nn.initializers.orthogonal()(jax.random.fold_in(rng, 1), shape)
+            params["projection"] = jax.nn.initializers.orthogonal()(jax.random.fold_in(rng, 1), tuple(sizes))
         banks = {name: previous.extra[name] for name in ("memory", "neighbors") if name in previous.extra}
         extra = teacher.installed({**extra, **banks}, previous)
         return recognition.create_state(rng, params, objective, extra=extra)

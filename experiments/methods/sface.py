@@ -28,7 +28,8 @@ class Config(Recipe):
     label_noise: Annotated[float, Fraction] = 0.0
     """Fraction of the training labels replaced by another class, uniformly, as `data_seed` draws them."""
     loss: str = "sface"
-    """Loss over the cosines between embeddings and class prototypes: sface, softmax, cosface or arcface."""
+    """Loss over the cosines between embeddings and class prototypes: sface, softmax, cosface or arcface; or linear, a weight
+    and a bias per class."""
     scale: Annotated[float, Positive] = 64.0
     """Scale s of the loss."""
     sharpness: Annotated[float, NonNegative] = 30.0
@@ -37,8 +38,8 @@ class Config(Recipe):
     """SFace: angle a to the own class below which the pull fades, radians."""
     inter_angle: Annotated[float, Angle] = 1.1
     """SFace: angle b to another class above which the push fades, radians."""
-    margin: float = 0.5
-    """ArcFace: angular margin in radians; CosFace: cosine margin."""
+    margin: float | None = None
+    """ArcFace: angular margin in radians, 0.5 unless given; CosFace: cosine margin, 0.35 unless given."""
     steps: int = 2000
     """Training steps."""
 
@@ -49,7 +50,11 @@ class Config(Recipe):
             data=inputs.Folder(root="casia-webface", held_out=0.02),
             image_size=112,
             backbone="iresnet50",
+            block="sface",
+            dropout=0.5,
             embedding=512,
+            prototype_std=2
+            * (2 / 10_572) ** 0.5,  # of the PyTorch release, for the 10,572 people of CASIA-WebFace
             sharpness=80.0,
             inter_angle=1.2,
             bfloat16=True,

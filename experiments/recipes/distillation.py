@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from experiments.recipes.recognition import Recognition
 from jaxface import models, training
 from jaxface.errors import UserError
-from jaxface.layers.prototypes import cosines
 
 Form = Literal["mimic", "logits", "hint"]
 
@@ -40,7 +39,7 @@ class Pair:
       recognition: the student.
       teacher: the teachers' network.
       form: what is compared.
-      scale: logits: of the cosines with prototypes.
+      scale: logits: of the cosines with prototypes, where classes are read from those.
       hint_layers: hint: layer of the student and layer of the teacher.
       teacher_state: hint: shapes of a teacher's state.
 
@@ -90,7 +89,7 @@ class Pair:
         """A fresh student, (params, extra); without class prototypes where nothing would train them."""
         params, extra = self.recognition.init(rng)
         if not prototypes:
-            del params["prototypes"]
+            params = {name: part for name, part in params.items() if name not in ("prototypes", "bias")}
         if self._channels:
             kernel = jax.nn.initializers.lecun_normal()(jax.random.fold_in(rng, 1), self._channels)
             params["regressor"] = {"kernel": kernel, "bias": jnp.zeros(self._channels[1])}
@@ -113,6 +112,6 @@ class Pair:
         if self.form == "mimic":
             return Answers(embeddings, teacher, embeddings, updated)
         classes = self.recognizer.classes
-        student_scores = self.scale * cosines(embeddings, params["prototypes"][:classes])
-        teacher_scores = self.scale * cosines(teacher, self.teacher.prototypes(extra)[:classes])
+        student_scores = training.class_scores(params, embeddings, classes, scale=self.scale)
+        teacher_scores = self.teacher.class_scores(extra, teacher, classes, scale=self.scale)
         return Answers(student_scores, teacher_scores, embeddings, updated)

@@ -12,14 +12,15 @@ from jaxface.checks import Positive
 
 @dataclasses.dataclass(frozen=True)
 class HeadSpec:
-    """A margin softmax over class prototypes."""
+    """A margin softmax over class prototypes, or a linear classifier."""
 
     loss: str = "arcface"
-    """Where the margin is: nowhere (softmax), on the cosine (cosface) or on the angle (arcface); or sface, without a softmax."""
+    """Where the margin is: nowhere (softmax), on the cosine (cosface) or on the angle (arcface); or sface, without a
+    softmax; or linear, a weight per class and a bias instead of cosines."""
     scale: Annotated[float, Positive] = 16.0
     """Scale s of the cosines; 64 in long runs."""
-    margin: float = 0.3
-    """ArcFace: radians; CosFace: cosine."""
+    margin: float | None = None
+    """ArcFace: radians, 0.3 unless given, for the small scale of short runs; CosFace: cosine, 0.35 unless given."""
 
     def build(self) -> losses.Head:
         """The head.
@@ -27,7 +28,8 @@ class HeadSpec:
         Raises:
           UserError: an unknown loss, or a scale or margin out of its range.
         """
-        return losses.create_head(self.loss, scale=self.scale, margin=self.margin)
+        margin = 0.3 if self.margin is None and self.loss == "arcface" else self.margin
+        return losses.create_head(self.loss, scale=self.scale, margin=margin)
 
     def check(self) -> None:
         """Raises UserError for what `build` refuses."""

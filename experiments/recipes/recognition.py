@@ -8,6 +8,7 @@ Methods: sface, cckd, coupleface, lrfr, rco, gabn, ida, acw, cloak
 
 import dataclasses
 import functools
+import types
 from collections.abc import Callable
 from typing import Annotated, Literal, NamedTuple
 
@@ -21,7 +22,7 @@ from jaxface import data as inputs
 from jaxface.checks import AtLeast, Positive, ProperFraction, Range
 from jaxface.errors import UserError
 from jaxface.layers.norm import OneExample
-from jaxface.layers.prototypes import cosines
+from jaxface.layers.prototypes import l2_normalize
 from jaxface.paths import run_path
 
 LARGE = 16_384
@@ -40,8 +41,8 @@ class Recipe:
     """Random changes of the training images."""
     backbone: str = "iresnet_pico"
     """Network; `jaxface.models.names()` lists them, and mlp_512x256 is a perceptron with these hidden widths."""
-    embedding: Annotated[int, AtLeast(1)] = 128
-    """Size of an embedding."""
+    embedding: Annotated[int | None, AtLeast(1)] = 128
+    """Size of an embedding; None takes the pooled features of a network that ends in a linear layer, without that layer."""
     block: str | None = None
     """Residual unit of an iResNet: insightface, or sface with its own order of layers; the network's default unless given."""
     dropout: Annotated[float | None, ProperFraction] = None
@@ -75,14 +76,20 @@ class Recipe:
     """Seed of the rendered people and of the split by identity."""
 
 
-def network(recipe: Recipe, *, backbone: str | None = None, embedding: int | None = None, **fields):
+def network(
+    recipe: Recipe,
+    *,
+    backbone: str | None = None,
+    embedding: int | types.EllipsisType | None = ...,
+    **fields,
+):
     """The embedding network of a recipe, or another one under its data type (without the recipe's block and dropout)."""
     if backbone is None:
         wanted = {"block": recipe.block, "dropout": recipe.dropout}
         fields = {name: value for name, value in wanted.items() if value is not None} | fields
     return models.create(
         backbone or recipe.backbone,
-        embedding=embedding or recipe.embedding,
+        embedding=recipe.embedding if embedding is ... else embedding,
         dtype=jnp.bfloat16 if recipe.bfloat16 else jnp.float32,
         **fields,
     )
@@ -153,13 +160,14 @@ class Classification(NamedTuple):
     """A loss against class prototypes, and what is worth watching beside it; float32 scalars."""
 
     loss: jax.Array
-    target_cosine: jax.Array  # mean cosine with the right class's prototype
-    accuracy: jax.Array | None  # share of embeddings nearest to it; None where no [B, C] is made
+    watched: dict[str, jax.Array]
+    """Of the batch: `target_cosine`, the mean cosine with the right class's prototype; `other_cosine`, the mean of the cosines
+    with all prototypes, that one counted as 0; `intra_loss` and `inter_loss`, the two terms of SFace; `accuracy`, the share of
+    embeddings nearest to the right prototype, where [B, C] is made. A linear classifier has the last alone."""
 
     def report(self, suffix: str = "") -> dict[str, jax.Array]:
         """The metrics by name."""
-        named = {"accuracy": self.accuracy, "target_cosine": self.target_cosine}
-        return {name + suffix: value for name, value in named.items() if value is not None}
+        return {name + suffix: value for name, value in self.watched.items()}
 
 
 class Recognition:
@@ -173,7 +181,8 @@ class Recognition:
       head: loss over the cosines; None where the method classifies nothing.
 
     Raises:
-      UserError: `init_from` is no run, or one of another network; images one by one for a network with batch normalization.
+      UserError: `init_from` is no run, or one of another network; images one by one for a network with batch normalization; a
+        linear classifier over more classes than whole scores are made for.
     """
 
     def __init__(
@@ -185,9 +194,17 @@ class Recognition:
         head: losses.Head | None = None,
     ):
         self.recipe, self.model, self.classes, self.head = recipe, model, classes, head
-        self.recognizer = training.Recognizer(model, classes, image_shape, recipe.prototype_std)
+        self.linear = isinstance(head, losses.Linear)
+        self.recognizer = training.Recognizer(
+            model, classes, image_shape, recipe.prototype_std, linear=self.linear
+        )
         _check_batch_statistics(recipe, self.recognizer)
         self.whole = classes < LARGE and recipe.sample_rate == 1
+        if self.linear and not self.whole:
+            raise UserError(
+                f"loss: 'linear' needs fewer than {LARGE} classes, all of them in every step; got {classes} at a sample_rate of "
+                f"{recipe.sample_rate}"
+            )
         self._start = None
         if recipe.init_from is not None:
             self._start = training.pretrained_backbone(
@@ -212,12 +229,14 @@ class Recognition:
     ) -> Classification:
         """Mean loss of embeddings [B, D] against the prototypes; a row of the batch that is not in `where` [B] counts as 0."""
         if self.whole:
-            similarity = cosines(embeddings, params["prototypes"][: self.classes])
-            values = self.head.loss(similarity, labels)
+            scores = training.class_scores(params, embeddings, self.classes)
+            values = self.head.loss(scores, labels)
             values = values if where is None else jnp.where(where, values, 0.0)
-            target = jnp.take_along_axis(similarity, labels[:, None], axis=1)
-            correct = similarity.argmax(axis=1) == labels
-            return Classification(values.mean(), target.mean(), correct.mean())
+            watched = {"accuracy": (scores.argmax(axis=1) == labels).mean()}
+            if not self.linear:
+                target = jnp.take_along_axis(scores, labels[:, None], axis=1)[:, 0]
+                watched |= self._watched(target, scores.mean(axis=1), self.head.terms(scores, labels))
+            return Classification(values.mean(), watched)
         loss, terms = training.prototype_loss(
             embeddings.astype(self.model.dtype),
             params["prototypes"],
@@ -228,7 +247,18 @@ class Recognition:
             rng=jax.random.fold_in(rng, 1),
             where=where,
         )
-        return Classification(loss, terms.target_cosines.mean(), None)
+        # The mean of the cosines is the cosine with the mean of the directions: one product with [D] instead of [C, D].
+        mean_direction = l2_normalize(params["prototypes"][: self.classes]).mean(axis=0)
+        mean_cosines = l2_normalize(embeddings.astype(jnp.float32)) @ mean_direction
+        parts = {name: getattr(terms, name) for name in ("intra", "inter") if hasattr(terms, name)}
+        return Classification(loss, self._watched(terms.target_cosines, mean_cosines, parts))
+
+    def _watched(self, target_cosines: jax.Array, mean_cosines: jax.Array, terms: dict) -> dict:
+        """The means over the batch of the cosines with the own and the other prototypes, and of the loss's terms; [B] each."""
+        other_cosines = mean_cosines - target_cosines / self.classes
+        watched = {"target_cosine": target_cosines.mean(), "other_cosine": other_cosines.mean()}
+        watched |= {f"{name}_loss": values.mean() for name, values in terms.items()}
+        return jax.lax.stop_gradient(watched)
 
     def optimizer(
         self, optimizer: training.Optimizer | None = None, steps: int | None = None

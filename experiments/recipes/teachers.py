@@ -23,8 +23,8 @@ class TeacherSpec:
     """Work directory of a finished run of any method with an embedding network; the other fields are not used then."""
     backbone: str = "iresnet_nano"
     """Network of the teacher."""
-    embedding: Annotated[int, AtLeast(1)] = 128
-    """Size of its embedding."""
+    embedding: Annotated[int | None, AtLeast(1)] = 128
+    """Size of its embedding; None takes the pooled features, as the student's field does."""
     head: HeadSpec = HeadSpec()
     """Loss that it is trained with."""
     optimizer: training.Optimizer = training.adam(3e-3)
@@ -77,14 +77,14 @@ def teacher_stage(
     check_images(teacher.run, model, backbone, extra, split.train.image_shape)
     params, extra = training.run_checkpoint(teacher.run)
     classes = len(split.train.class_names)
-    known = {name: params[name] for name in ("backbone", "prototypes") if name in params}
+    known = {name: params[name] for name in ("backbone", "prototypes", "bias") if name in params}
     if "prototypes" in known and len(known["prototypes"]) < classes:
         if prototypes:
             there = len(known["prototypes"])
             raise UserError(
                 f"teacher.run: needs the {classes} classes of the data, {teacher.run} has {there}"
             )
-        del known["prototypes"]
+        known = {"backbone": known["backbone"]}
     if prototypes and "prototypes" not in known:
         raise UserError(f"teacher.run: needs class prototypes, {teacher.run} has none")
 

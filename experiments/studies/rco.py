@@ -51,6 +51,7 @@ STUDIES = {
         method="rco",
         arms={
             "rco": {},
+            "greedy search": {"selection": "greedy"},
             "final teacher, same restarts": {"selection": "final"},
             "final teacher, one cycle": _ONE_CYCLE,
             "final teacher, one cycle, rate doubled": {

@@ -5,7 +5,10 @@ import jax.numpy as jnp
 
 
 def l2_normalize(x: jax.Array, *, axis: int = -1, eps: float = 1e-12) -> jax.Array:
-    """x / ‖x‖ along `axis`, computed as x · rsqrt(max(Σ x², eps)): the zero vector stays zero and has a finite gradient.
+    """x / ‖x‖ along `axis`, computed as x · rsqrt(max(Σ x², eps)); the zero vector stays zero.
+
+    The derivative of a direction grows as 1 / ‖x‖. Below ‖x‖ = 10⁻⁴ it is scaled by ‖x‖² / 10⁻⁸, and at √eps it is 0: a dead
+    example must not get a gradient a million times that of its neighbors.
 
     Args:
       x: float array.
@@ -15,8 +18,17 @@ def l2_normalize(x: jax.Array, *, axis: int = -1, eps: float = 1e-12) -> jax.Arr
     Returns:
       An array like `x`; the norm itself is computed in float32.
     """
-    squares = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=axis, keepdims=True)
-    return (x * jax.lax.rsqrt(jnp.maximum(squares, eps))).astype(x.dtype)
+    share = jax.lax.stop_gradient(_squares(x, axis))
+    share = jnp.where(share > eps, jnp.minimum(share / 1e-8, 1.0), 0.0)
+    dtype, x = (
+        x.dtype,
+        share * x + jax.lax.stop_gradient((1 - share) * x),
+    )  # the value stays, the derivative is scaled
+    return (x * jax.lax.rsqrt(jnp.maximum(_squares(x, axis), eps))).astype(dtype)
+
+
+def _squares(x: jax.Array, axis: int) -> jax.Array:
+    return jnp.sum(jnp.square(x.astype(jnp.float32)), axis=axis, keepdims=True)
 
 
 def cosines(embeddings: jax.Array, prototypes: jax.Array) -> jax.Array:

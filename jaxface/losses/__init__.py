@@ -7,6 +7,7 @@
 | `cosface_loss` | cosine margin | arXiv:1801.09414 |
 | `arcface_loss` | angular margin | arXiv:1801.07698 |
 | `Softmax`, `CosFace`, `ArcFace`, `SFace` | the four above with their hyper-parameters, plain or fused; by name in `HEADS` | |
+| `Linear` | cross-entropy of a linear classifier's scores, beside them in `HEADS` | |
 | `cross_entropy` | over logits, classes sharded or not | |
 | `partial_fc_loss` | all of these over sharded prototypes, with sampled negatives; no [B, C] | arXiv:2203.15565 |
 | `logexp_distance`, `logexp_loss` | distance of two resolutions of a face, whose push does not vanish at 0 | arXiv:2302.05621 |
@@ -55,7 +56,7 @@ from jaxface.losses.gabn import (
     group_weights,
     topn_mask,
 )
-from jaxface.losses.heads import HEADS, ArcFace, CosFace, Head, SFace, Softmax, create_head
+from jaxface.losses.heads import HEADS, ArcFace, CosFace, Head, Linear, SFace, Softmax, create_head
 from jaxface.losses.ida import lid_regression_loss, lid_targets
 from jaxface.losses.lrfr import logexp_distance, logexp_loss, power_distance
 from jaxface.losses.partial_fc import partial_fc_loss, sample_classes, shard_bounds
@@ -72,6 +73,7 @@ __all__ = [
     "CoupleFaceTerms",
     "Head",
     "Kernel",
+    "Linear",
     "SFace",
     "Softmax",
     "acw_loss",

@@ -1,7 +1,7 @@
 """Heads: a margin softmax with its hyper-parameters, as one value that an experiment hands around.
 
-Each is a frozen dataclass with `loss(cosines, labels) -> [B]`, the plain loss of this package, and `fused()`, the same loss for
-`pallas_kernels.margin_softmax`, which makes no [B, C].
+Each is a frozen dataclass with `loss(cosines, labels) -> [B]`, the plain loss of this package, `terms`, what it sums, and
+`fused()`, the same for `pallas_kernels.margin_softmax`, which makes no [B, C].
 
 Methods: sface, cckd, coupleface, lrfr, rco, gabn, ida, acw, cloak
 """
@@ -12,8 +12,9 @@ from typing import Annotated, Protocol
 import jax
 
 from jaxface.checks import Angle, NonNegative, Positive, Range, check_fields
-from jaxface.losses.sface import sface_loss
-from jaxface.losses.softmax import arcface_loss, cosface_loss, softmax_loss
+from jaxface.errors import UserError
+from jaxface.losses.sface import sface_loss, sface_terms
+from jaxface.losses.softmax import arcface_loss, cosface_loss, cross_entropy, softmax_loss
 from jaxface.registry import Registry
 from pallas_kernels import margin_softmax
 
@@ -23,6 +24,9 @@ class Head(Protocol):
 
     def loss(self, cosines: jax.Array, labels: jax.Array) -> jax.Array:
         """Losses [B] float32 of cosines [B, C] and labels [B] int32 in [0, C)."""
+
+    def terms(self, cosines: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+        """What the loss is the sum of, [B] each, by name; nothing where it is one term."""
 
     def fused(self) -> margin_softmax.Head:
         """The same loss for `pallas_kernels.margin_softmax`."""
@@ -53,6 +57,10 @@ class Softmax:
         """Losses [B]."""
         return softmax_loss(cosines, labels, scale=self.scale)
 
+    def terms(self, cosines: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+        """Nothing: it is one term."""
+        return {}
+
     def fused(self) -> margin_softmax.Head:
         """The same loss for `margin_softmax`."""
         return margin_softmax.softmax(self.scale)
@@ -81,6 +89,10 @@ class CosFace:
         """Losses [B]."""
         return cosface_loss(cosines, labels, scale=self.scale, margin=self.margin)
 
+    def terms(self, cosines: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+        """Nothing: it is one term."""
+        return {}
+
     def fused(self) -> margin_softmax.Head:
         """The same loss for `margin_softmax`."""
         return margin_softmax.cosface(self.scale, self.margin)
@@ -108,6 +120,10 @@ class ArcFace:
     def loss(self, cosines: jax.Array, labels: jax.Array) -> jax.Array:
         """Losses [B]."""
         return arcface_loss(cosines, labels, scale=self.scale, margin=self.margin)
+
+    def terms(self, cosines: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+        """Nothing: it is one term."""
+        return {}
 
     def fused(self) -> margin_softmax.Head:
         """The same loss for `margin_softmax`."""
@@ -141,17 +157,41 @@ class SFace:
         """Losses [B]."""
         return sface_loss(cosines, labels, **dataclasses.asdict(self))
 
+    def terms(self, cosines: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+        """The pull to the own class, `intra`, and the push from the others, `inter`."""
+        terms = sface_terms(cosines, labels, **dataclasses.asdict(self))
+        return {"intra": terms.intra, "inter": terms.inter}
+
     def fused(self) -> margin_softmax.Head:
         """The same loss for `margin_softmax`."""
         return margin_softmax.SFace(**dataclasses.asdict(self))
 
 
-def create_head(name: str, **options: float) -> Head:
+@HEADS.register("linear")
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """Cross-entropy of a linear layer's scores, a weight per class and a bias, instead of scaled cosines."""
+
+    def loss(self, scores: jax.Array, labels: jax.Array) -> jax.Array:
+        """Losses [B] float32 of scores [B, C] of any size and labels [B] int32 in [0, C)."""
+        return cross_entropy(scores, labels)
+
+    def terms(self, scores: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+        """Nothing: it is one term."""
+        return {}
+
+    def fused(self) -> margin_softmax.Head:
+        """Raises UserError: only cosines have a fused form."""
+        raise UserError("loss: 'linear' has no fused form; use softmax, cosface, arcface or sface")
+
+
+def create_head(name: str, **options: float | None) -> Head:
     """A head by name, with those of the options that it has.
 
     Args:
-      name: one of `HEADS`: softmax, cosface, arcface, sface.
-      **options: such as `scale` and `margin`; what the head has no field for is not used.
+      name: one of `HEADS`: softmax, cosface, arcface, sface, linear.
+      **options: such as `scale` and `margin`; what the head has no field for is not used, and None
+        leaves the head's own default.
 
     Raises:
       UserError: an unknown name, or a value out of its range.
@@ -164,4 +204,4 @@ def create_head(name: str, **options: float) -> Head:
     """
     head = HEADS[name]
     known = {field.name for field in dataclasses.fields(head)}
-    return head(**{option: value for option, value in options.items() if option in known})
+    return head(**{name: value for name, value in options.items() if name in known and value is not None})

@@ -8,7 +8,7 @@ from jaxface.models.recognition.mlp import MLP
 from jaxface.models.recognition.mobilefacenet import MobileFaceNet
 from jaxface.models.recognition.mobilenet_v2 import MobileNetV2
 from jaxface.models.recognition.resnet import FaceResNet, ResNet
-from jaxface.models.registry import MODELS, create, names
+from jaxface.models.registry import MODELS, create, feature_size, names
 from jaxface.models.transformers.vit import ViT
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "apply_from_layer",
     "apply_with_layer",
     "create",
+    "feature_size",
     "layer_shapes",
     "multiply_accumulates",
     "names",

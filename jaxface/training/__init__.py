@@ -20,6 +20,7 @@ from jaxface.training.prototypes import prototype_loss, prototype_rows
 from jaxface.training.recognition import (
     Recognizer,
     backbone_checkpoint,
+    class_scores,
     embed_source,
     network_variables,
     pretrained_backbone,
@@ -95,6 +96,7 @@ __all__ = [
     "check_steps",
     "check_workdir",
     "checkpoint_steps",
+    "class_scores",
     "create_state",
     "cut_stage",
     "decay_mask",

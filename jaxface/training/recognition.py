@@ -14,7 +14,8 @@ from jaxface import metrics
 from jaxface.data.sources.source import Source
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
-from jaxface.layers.prototypes import init_prototypes
+from jaxface.layers.prototypes import cosines, init_prototypes
+from jaxface.models import feature_size
 from jaxface.training.checkpoints import restore_params
 from jaxface.training.map_source import map_source
 from jaxface.training.prototypes import prototype_rows
@@ -31,9 +32,30 @@ def network_variables(backbone: dict, extra: Mapping) -> dict:
     return {"params": backbone, **statistics(extra)}
 
 
+def class_scores(
+    weights: Mapping, embeddings: jax.Array, classes: int | None = None, *, scale: float = 1.0
+) -> jax.Array:
+    """What a network says of every class: scaled cosines with the prototypes, or ⟨x, w_j⟩ + b_j where there is a bias.
+
+    Args:
+      weights: {"prototypes": [R, D]} with R ≥ C, and {"bias": [R]} of a linear classifier.
+      embeddings: [B, D] float.
+      classes: C; R unless given.
+      scale: of the cosines alone.
+
+    Returns:
+      [B, C] float32.
+    """
+    prototypes = weights["prototypes"][:classes]
+    if "bias" not in weights:
+        return scale * cosines(embeddings, prototypes)
+    products = jnp.matmul(embeddings, prototypes.T, precision=jax.lax.Precision.HIGHEST)
+    return products.astype(jnp.float32) + weights["bias"][:classes]
+
+
 @dataclasses.dataclass(frozen=True)
 class Recognizer:
-    """An embedding network and one prototype per class; the parameters are {"backbone", "prototypes"}.
+    """An embedding network and one prototype per class; the parameters are {"backbone", "prototypes"}, and "bias" if linear.
 
     There are `prototype_rows(classes)` prototypes, those past the last class without a meaning.
 
@@ -42,12 +64,14 @@ class Recognizer:
       classes: C, number of prototypes.
       image_shape: (H, W, C) of an image.
       prototype_std: standard deviation of the prototypes' entries at the start.
+      linear: whether the prototypes are a linear layer's weights, whose bias starts at 0.
     """
 
     model: nn.Module
     classes: int
     image_shape: tuple[int, int, int]
     prototype_std: float = 0.01
+    linear: bool = False
 
     def init(self, rng: jax.Array) -> tuple[dict, dict]:
         """Fresh (params, extra); `extra` holds the batch statistics."""
@@ -55,8 +79,10 @@ class Recognizer:
         variables = dict(self.model.init(backbone_rng, jnp.zeros((1, *self.image_shape)), train=False))
         backbone = variables.pop("params")
         rows = prototype_rows(self.classes)
-        prototypes = init_prototypes(prototype_rng, rows, self.model.embedding, std=self.prototype_std)
-        return {"backbone": backbone, "prototypes": prototypes}, variables
+        size = feature_size(self.model, self.image_shape)
+        prototypes = init_prototypes(prototype_rng, rows, size, std=self.prototype_std)
+        params = {"backbone": backbone, "prototypes": prototypes}
+        return params | ({"bias": jnp.zeros(rows)} if self.linear else {}), variables
 
     def train_embeddings(
         self, params: dict, extra: dict, images: jax.Array, rng: jax.Array

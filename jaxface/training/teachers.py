@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxface.data.sources.source import Source
 from jaxface.models import apply_with_layer
-from jaxface.training.recognition import embed_source, network_variables, statistics
+from jaxface.training.recognition import class_scores, embed_source, network_variables, statistics
 from jaxface.training.step import TrainState
 
 
@@ -31,8 +31,9 @@ class Teacher:
     def installed(self, extra: Mapping, state: TrainState) -> dict:
         """`extra` of a student with the teacher of a finished stage in it: its averaged parameters and statistics."""
         variables = network_variables(state.averaged_params["backbone"], state.extra)
-        prototypes = state.averaged_params.get("prototypes")
-        return {**extra, self.key: variables | ({} if prototypes is None else {"prototypes": prototypes})}
+        known = {name: state.averaged_params.get(name) for name in ("prototypes", "bias")}
+        variables |= {name: weights for name, weights in known.items() if weights is not None}
+        return {**extra, self.key: variables}
 
     def embeddings(self, extra: Mapping, images: jax.Array) -> jax.Array:
         """[B, D] of images in evaluation mode, not normalized; constants for any gradient."""
@@ -49,6 +50,8 @@ class Teacher:
         frozen = extra[self.key]
         return embed_source(self.model, frozen["params"], statistics(frozen), source, flip=flip)
 
-    def prototypes(self, extra: Mapping) -> jax.Array:
-        """[C, D], the class prototypes that the teacher was trained with."""
-        return jax.lax.stop_gradient(extra[self.key]["prototypes"])
+    def class_scores(
+        self, extra: Mapping, embeddings: jax.Array, classes: int, *, scale: float = 1.0
+    ) -> jax.Array:
+        """[B, C] of the teacher's own `embeddings`, by the classes that it was trained on (`training.class_scores`)."""
+        return jax.lax.stop_gradient(class_scores(extra[self.key], embeddings, classes, scale=scale))

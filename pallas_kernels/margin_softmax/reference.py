@@ -56,4 +56,8 @@ def _with_margin(cosines, head):
 
 def _normalized(rows):
     rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
+    squares = jax.lax.stop_gradient(jnp.sum(rows**2, axis=1, keepdims=True))
+    # The derivative fades below a length of 1e-4; the value stays.
+    share = jnp.where(squares > 1e-12, jnp.minimum(squares / 1e-8, 1.0), 0.0)
+    rows = share * rows + jax.lax.stop_gradient((1 - share) * rows)
     return rows * jax.lax.rsqrt(jnp.maximum(jnp.sum(rows**2, axis=1, keepdims=True), 1e-12))

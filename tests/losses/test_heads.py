@@ -42,10 +42,19 @@ def test_the_defaults_are_those_of_the_losses():
         assert head.fused() == getattr(margin_softmax, {"sface": "SFace"}.get(name, name))()
 
 
+def test_a_linear_classifier_is_the_cross_entropy_of_its_scores():
+    scores = jnp.asarray([[3.0, 1.0, -2.0], [0.0, 5.0, 100.0]])
+    expected = [np.log(np.exp([3.0, 1.0, -2.0]).sum()) - 1.0, 0.0]
+    np.testing.assert_allclose(
+        losses.create_head("linear", scale=3.0).loss(scores, jnp.array([1, 2])), expected, rtol=1e-5
+    )
+
+
 def test_heads_by_name_take_the_options_that_they_have():
     options = {"scale": 16.0, "margin": 0.1, "sharpness": 5.0, "intra_angle": 1.0, "inter_angle": 1.2}
     assert losses.create_head("softmax", **options) == losses.Softmax(16.0)
     assert losses.create_head("cosface", **options) == losses.CosFace(16.0, 0.1)
+    assert losses.create_head("cosface", margin=None) == losses.CosFace()
     assert losses.create_head("sface", **options) == losses.SFace(16.0, 5.0, 1.0, 1.2)
     with pytest.raises(
         UserError, match=r"^loss: needs one of .*arcface.*, got 'arkface'; did you mean 'arcface'"

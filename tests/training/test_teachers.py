@@ -22,7 +22,10 @@ def test_the_teacher_answers_as_it_was_left(state):
     extra = teacher.installed({"batch_stats": {"mine": jnp.ones(3)}}, state)
     expected = MODEL.apply({"params": state.params["backbone"], **state.extra}, IMAGES, train=False)
     np.testing.assert_array_equal(teacher.embeddings(extra, IMAGES), expected)
-    np.testing.assert_array_equal(teacher.prototypes(extra), state.params["prototypes"])
+    np.testing.assert_array_equal(extra["teacher"]["prototypes"], state.params["prototypes"])
+    scores = training.class_scores(state.params, expected, 4, scale=3.0)
+    np.testing.assert_array_equal(teacher.class_scores(extra, expected, 4, scale=3.0), scores)
+    assert scores.shape == (8, 4) and jnp.abs(scores).max() < 3.001
     assert extra["batch_stats"]["mine"].shape == (3,)
 
 

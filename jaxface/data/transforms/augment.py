@@ -13,7 +13,7 @@ import cv2
 import grain
 import numpy as np
 
-from jaxface.checks import Fraction, Integers, Ordered, ProperFraction, Range, check_fields
+from jaxface.checks import AtLeast, Fraction, Integers, Ordered, ProperFraction, Range, check_fields
 from jaxface.data.sources.source import Record
 from jaxface.data.transforms import geometry
 
@@ -23,7 +23,7 @@ _PROBABILITIES = ("flip", "crop", *_PIXELS)
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Random changes of training images. Each fires on its own with its probability; only the flip is on by
+    """Random changes of training images. Each but the shift fires on its own with its probability; only the flip is on by
     default."""
 
     flip: Annotated[float, Fraction] = 0.5
@@ -35,6 +35,9 @@ class Augment:
     crop_shift: Annotated[float, Fraction] = 0.05
     """Greatest shift of that window's center beyond the image, as a fraction of the image's side, in either
     direction."""
+    shift: Annotated[int, AtLeast(0)] = 0
+    """Greatest shift in whole pixels, either way, of every image; what comes in is black: the random crop after padding of CIFAR
+    recipes, without resampling."""
     color: Annotated[float, Fraction] = 0.0
     """Probability of changing brightness, contrast, saturation and the balance of the channels."""
     color_strength: Annotated[float, ProperFraction] = 0.3
@@ -64,13 +67,13 @@ class Augment:
     @property
     def active(self) -> bool:
         """Whether any change can fire."""
-        return any(getattr(self, name) for name in _PROBABILITIES)
+        return self.shift > 0 or any(getattr(self, name) for name in _PROBABILITIES)
 
 
 class Augmentation(grain.transforms.RandomMap):
     """Applies an `Augment` to records, in the order in which a camera would: scene, then optics, then file.
 
-    Flip and crop move landmarks, boxes and depth with the pixels; the others change the pixels alone. The
+    Flip, crop and shift move landmarks, boxes and depth with the pixels; the others change the pixels alone. The
     size of the image, its dtype and every other field stay.
     """
 
@@ -90,6 +93,9 @@ class Augmentation(grain.transforms.RandomMap):
             record = geometry.flip(record)
         if crop < config.crop:
             record = _crop(record, config, np.random.default_rng(seeds[0]))
+        if config.shift:
+            x, y = rng.integers(-config.shift, config.shift + 1, 2)
+            record = geometry.shift(record, int(x), int(y))
         image = record["image"]
         if image.dtype != np.uint8 and any(getattr(config, name) for name in _PIXELS):
             raise ValueError(f"image: needs uint8 for changes of colors, got {image.dtype}")

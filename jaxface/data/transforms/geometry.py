@@ -78,3 +78,23 @@ def window(record: Record, top: float, left: float, side: float) -> Record:
                 moved[name], matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
             ).reshape(moved[name].shape)
     return moved
+
+
+def shift(record: Record, x: int, y: int) -> Record:
+    """Moves a record by whole pixels to the right and down; what comes in is 0, and boxes are clipped to the image.
+
+    Args:
+      record: with a square image [S, S, C].
+      x, y: pixels, of either sign.
+    """
+    size = record["image"].shape[0]
+    x, y = (min(max(distance, -size), size) for distance in (x, y))
+    moved = move_points(record, (1.0, 1.0), (x, y), size)
+    for name in MAPS:
+        if name in moved:
+            values = np.zeros_like(moved[name])
+            values[max(y, 0) : size + y, max(x, 0) : size + x] = moved[name][
+                max(-y, 0) : size - y, max(-x, 0) : size - x
+            ]
+            moved[name] = values
+    return moved

@@ -14,7 +14,7 @@ class ConvNet(nn.Module):
     """Convolutions 3x3 with SiLU, then the map flattened, then Dense; no normalization.
 
     Args:
-      embedding: features of the last layer.
+      embedding: features of the last layer; None leaves it out.
       channels: channels of the convolutions `stage1`, `stage2`, …
       strides: their strides.
 
@@ -22,7 +22,7 @@ class ConvNet(nn.Module):
     a loss over gradients needs. `dtype` is that of the convolutions.
     """
 
-    embedding: int = 512
+    embedding: int | None = 512
     channels: tuple[int, ...] = (12, 24, 24)
     strides: tuple[int, ...] = (1, 2, 1)
     dtype: Any = jnp.float32
@@ -42,6 +42,8 @@ class ConvNet(nn.Module):
         for i, (features, stride) in enumerate(zip(self.channels, self.strides, strict=True), start=1):
             x = ConvSilu(features, stride, name=f"stage{i}", **types)(x)
         x = x.reshape(x.shape[0], -1).astype(jnp.float32)
+        if self.embedding is None:
+            return x
         return nn.Dense(self.embedding, param_dtype=self.param_dtype, name="head_dense")(x)
 
 

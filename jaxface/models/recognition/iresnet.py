@@ -36,7 +36,8 @@ class IResNet(nn.Module):
     plane is left is flattened in the order height, width, channel, where PyTorch weights expect channel, height, width.
     `dtype` is that of stem and stages; the Dense layer and the last BN are float32.
 
-    Convolutions start from normal(0, 0.1), Dense from uniform(±1/sqrt(fan_in)), PReLU from 0.25.
+    Convolutions start from normal(0, 0.1), those of "sface" from normal(0, 2 sqrt(2 / fan_out)) as in its release; Dense from
+    uniform(±1/sqrt(fan_in)), PReLU from 0.25.
     """
 
     embedding: int = 512
@@ -61,7 +62,9 @@ class IResNet(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         channels = [max(8, round(c * self.width / 8) * 8) for c in self.channels]
 
-        x = _conv(channels[0], stride=self.stem_stride, name="stem_conv", **types)(image.astype(self.dtype))
+        x = _conv(channels[0], self.block, stride=self.stem_stride, name="stem_conv", **types)(
+            image.astype(self.dtype)
+        )
         x = BatchNorm(name="stem_norm", **types)(x, train=train)
         x = PReLU(name="stem_activation", **types)(x)
         for i, (units, features) in enumerate(zip(self.stages, channels, strict=True), start=1):
@@ -109,24 +112,30 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         y = BatchNorm(name="norm1", **types)(x, train=train)
-        y = _conv(self.features, name="conv1", **types)(y)
+        y = _conv(self.features, self.kind, name="conv1", **types)(y)
         if self.kind == "insightface":
             y = BatchNorm(name="norm2", **types)(y, train=train)
         y = PReLU(name="activation", **types)(y)
-        y = _conv(self.features, stride=self.stride, name="conv2", **types)(y)
+        y = _conv(self.features, self.kind, stride=self.stride, name="conv2", **types)(y)
         y = BatchNorm(name="norm3", **types)(y, train=train)
 
         if x.shape[-1] == self.features and (self.stride == 1 or self.kind == "sface"):
             shortcut = x[:, :: self.stride, :: self.stride]
         else:
-            shortcut = _conv(self.features, kernel=1, stride=self.stride, name="shortcut_conv", **types)(x)
+            shortcut = _conv(
+                self.features, self.kind, kernel=1, stride=self.stride, name="shortcut_conv", **types
+            )(x)
             shortcut = BatchNorm(name="shortcut_norm", **types)(shortcut, train=train)
         return y + shortcut
 
 
-def _conv(features: int, *, kernel: int = 3, stride: int = 1, **options) -> nn.Conv:
+def _conv(features: int, kind: str, *, kernel: int = 3, stride: int = 1, **options) -> nn.Conv:
     # Padding is the same on both sides; "SAME" would pad a strided convolution on one side only.
-    options["kernel_init"] = nn.initializers.normal(0.1)
+    options["kernel_init"] = (
+        nn.initializers.normal(0.1)
+        if kind == "insightface"
+        else nn.initializers.variance_scaling(8.0, "fan_out", "normal")
+    )
     return nn.Conv(features, (kernel, kernel), stride, padding=kernel // 2, use_bias=False, **options)
 
 

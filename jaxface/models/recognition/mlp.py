@@ -13,13 +13,13 @@ class MLP(nn.Module):
     """Flatten, then Dense and ReLU per hidden layer, then Dense.
 
     Args:
-      embedding: features of the last layer.
+      embedding: features of the last layer; None leaves it out.
       hidden: features of the hidden layers.
 
     image [B, H, W, C] (or [B, ...]) float -> [B, embedding] float32; `train` changes nothing.
     """
 
-    embedding: int = 512
+    embedding: int | None = 512
     hidden: tuple[int, ...] = (256, 256)
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -31,6 +31,8 @@ class MLP(nn.Module):
             x = nn.relu(
                 nn.Dense(features, dtype=self.dtype, param_dtype=self.param_dtype, name=f"hidden{i}")(x)
             )
+        if self.embedding is None:
+            return x.astype(jnp.float32)
         return nn.Dense(self.embedding, dtype=jnp.float32, param_dtype=self.param_dtype, name="head_dense")(x)
 
 

@@ -31,7 +31,7 @@ class MobileNetV2(nn.Module):
         head    conv1x1 to 1280, BN, ReLU, mean over the plane, Dense
 
     Args:
-      embedding: features of the last Dense layer: the size of an embedding, or the number of classes.
+      embedding: features of the last Dense layer: the size of an embedding, or the number of classes; None leaves it out.
       width: factor of every number of channels (the integer part is taken); the 1280 of the head grow above 1 but do not
         shrink below. 0.5 is the paper's student: 812,836 parameters with 100 classes.
 
@@ -39,7 +39,7 @@ class MobileNetV2(nn.Module):
     normal(sqrt(2 / (k² · channels out))), the Dense layer from normal(0.01).
     """
 
-    embedding: int = 512
+    embedding: int | None = 512
     width: float = 1.0
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -68,6 +68,8 @@ class MobileNetV2(nn.Module):
         x = _conv(max(1280, int(1280 * self.width)), name="head_conv", **types)(x)
         x = nn.relu(BatchNorm(name="head_norm", **types)(x, train=train))
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        if self.embedding is None:
+            return x
         return nn.Dense(
             self.embedding,
             kernel_init=nn.initializers.normal(0.01),

@@ -22,7 +22,7 @@ class ResNet(nn.Module):
         head    mean over the plane, Dense
 
     Args:
-      embedding: features of the last Dense layer: the size of an embedding, or the number of classes.
+      embedding: features of the last Dense layer: the size of an embedding, or the number of classes; None leaves it out.
       stages: residual units per stage.
       channels: channels of the 3x3 convolutions per stage.
       block: "basic" (two 3x3) or "bottleneck" (1x1, 3x3, 1x1 to four times the channels; the stride sits in the 3x3,
@@ -34,7 +34,7 @@ class ResNet(nn.Module):
     Convolutions start from He's normal initialization (fan out), as published for ReLU.
     """
 
-    embedding: int = 512
+    embedding: int | None = 512
     stages: tuple[int, ...] = (2, 2, 2, 2)
     channels: tuple[int, ...] = (64, 128, 256, 512)
     block: str = "basic"
@@ -71,6 +71,8 @@ class ResNet(nn.Module):
                     **types,
                 )(x, train=train)
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        if self.embedding is None:
+            return x
         return nn.Dense(self.embedding, param_dtype=self.param_dtype, name="head_dense")(x)
 
 

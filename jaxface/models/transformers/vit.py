@@ -21,7 +21,7 @@ class ViT(nn.Module):
         output  = Dense(LayerNorm(tokens) of the class token, or their mean)
 
     Args:
-      embedding: features of the last Dense layer: the size of an embedding, or the number of classes.
+      embedding: features of the last Dense layer: the size of an embedding, or the number of classes; None leaves it out.
       dim: token size D; a multiple of `heads`.
       depth: transformer blocks.
       heads: attention heads.
@@ -35,7 +35,7 @@ class ViT(nn.Module):
     `dtype` is that of the blocks; LayerNorm statistics, softmax and head are float32.
     """
 
-    embedding: int = 512
+    embedding: int | None = 512
     dim: int = 192
     depth: int = 12
     heads: int = 3
@@ -80,6 +80,8 @@ class ViT(nn.Module):
 
         x = nn.LayerNorm(epsilon=1e-6, param_dtype=self.param_dtype, name="head_norm")(x)
         x = x[:, 0] if self.pool == "class" else jnp.mean(x, axis=1)
+        if self.embedding is None:
+            return x
         return nn.Dense(self.embedding, param_dtype=self.param_dtype, name="head_dense")(x)
 
 

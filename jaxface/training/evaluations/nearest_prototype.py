@@ -4,17 +4,18 @@ Methods: sface
 """
 
 import flax.linen as nn
+import jax
 import numpy as np
 
 from jaxface import metrics
 from jaxface.data.sources.source import Source
 from jaxface.training.evaluations.needs import check_not_empty
-from jaxface.training.recognition import embed_source
+from jaxface.training.recognition import class_scores, embed_source
 from jaxface.training.step import TrainState
 
 
 class NearestPrototype:
-    """Evaluation of a state by closed-set classification: the class whose prototype is nearest.
+    """Evaluation of a state by closed-set classification: the class of the nearest prototype, or of a linear layer's top score.
 
     Args:
       model: the network.
@@ -28,7 +29,11 @@ class NearestPrototype:
     def __call__(self, state: TrainState) -> dict[str, float]:
         params = state.averaged_params
         embeddings = embed_source(self.model, params["backbone"], state.extra, self.source, flip=False)
-        correct = metrics.nearest_prototype_accuracy(
-            embeddings, np.asarray(params["prototypes"])[: len(self.source.class_names)], self.source.labels
-        )
+        classes = len(self.source.class_names)
+        if "bias" in params:
+            scores = class_scores(jax.device_get(params), embeddings, classes)
+            correct = float((np.asarray(scores).argmax(axis=1) == self.source.labels).mean())
+        else:
+            prototypes = np.asarray(params["prototypes"])[:classes]
+            correct = metrics.nearest_prototype_accuracy(embeddings, prototypes, self.source.labels)
         return {"classification/accuracy": correct}

@@ -56,6 +56,40 @@ def test_each_change_fires_alone_and_keeps_the_contract(name, channels):
         )  # the input is not written to
 
 
+def test_a_shift_is_by_whole_pixels_into_black_over_all_positions():
+    """Crops of the padded image, as in CIFAR recipes: nothing is resampled, so a noise image keeps its standard deviation."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (32, 32, 3), np.uint8)
+    padded = np.pad(image, [(4, 4), (4, 4), (0, 0)])
+    crops = {
+        padded[top : top + 32, left : left + 32].tobytes(): (4 - left, 4 - top)
+        for top in range(9)
+        for left in range(9)
+    }
+    augmentation, seen = Augmentation(Augment(flip=0.0, shift=4)), set()
+    for seed in range(1000):
+        record = {
+            "image": image,
+            "landmarks": np.full((5, 2), 16.0, np.float32),
+            "depth": image[..., 0] / 255,
+        }
+        moved = augmentation.random_map(record, np.random.default_rng(seed))
+        x, y = crops[moved["image"].tobytes()]
+        np.testing.assert_array_equal(moved["landmarks"], np.full((5, 2), [16.0 + x, 16.0 + y], np.float32))
+        np.testing.assert_array_equal(moved["depth"], moved["image"][..., 0] / 255)
+        inner = moved["image"][4:-4, 4:-4].astype(float)
+        assert abs(inner.std() / image.astype(float).std() - 1) < 0.03
+        seen.add((x, y))
+    assert len(seen) == 81
+    assert Augment(flip=0.0, shift=1).active
+
+
+@pytest.mark.parametrize("shift", [-1, 0.5])
+def test_a_shift_that_is_no_number_of_pixels_is_refused(shift):
+    with pytest.raises(UserError, match="shift: needs an integer from 0"):
+        Augment(shift=shift)
+
+
 def test_same_numbers_same_image_other_numbers_other_image():
     first, again, other = change(EVERYTHING, 0), change(EVERYTHING, 0), change(EVERYTHING, 1)
     np.testing.assert_array_equal(first["image"], again["image"])

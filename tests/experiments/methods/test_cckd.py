@@ -9,7 +9,7 @@ import pytest
 from experiments import configs, launch, reproduce
 from experiments.methods import cckd
 from experiments.recipes.teachers import TeacherSpec
-from jaxface import data, losses, training
+from jaxface import data, losses, models, training
 from jaxface.errors import UserError
 
 FACES = data.Procedural(identities=24, per_identity=8, held_out_identities=10, groups=4)
@@ -279,6 +279,49 @@ def test_batches_of_one_are_refused():
         cckd.build(dataclasses.replace(SMALL, batch_size=1))
     with pytest.raises(UserError, match="accumulate: needs at least 2 images at a time to relate them"):
         cckd.build(dataclasses.replace(SMALL, accumulate=16))
+
+
+@pytest.mark.slow
+def test_the_configuration_of_the_papers_face_teacher():
+    """iResNet-50 as published, 43,590,848 parameters with the last scale that is fixed at 1."""
+    network = cckd.network(cckd.Config.paper(), backbone="iresnet50", embedding=512)
+    shapes = jax.eval_shape(
+        lambda x: network.init(jax.random.key(0), x, train=False), jnp.zeros((1, 112, 112, 3))
+    )
+    assert models.parameter_count(shapes) + 512 == 43_590_848
+
+
+@pytest.mark.parametrize(
+    "teacher", ["cifar_resnet20", pytest.param("cifar_resnet110", marks=pytest.mark.slow)]
+)
+def test_the_configuration_of_cifar100(monkeypatch, teacher):
+    """Parameter counts of RepDistiller's networks with 100 classes, and congruence of the pooled 64 features."""
+    config = cckd.Config.cifar100()
+    written = json.loads(json.dumps(configs.to_dict("cckd", config, configs.Run())))
+    assert configs.from_dict(written)[1] == config and config.teacher.backbone == "cifar_resnet110"
+    config = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, backbone=teacher))
+    labels = np.arange(600, dtype=np.int32) % 100
+    source = data.ArraySource(np.zeros((600, 32, 32, 3), np.uint8), labels, [str(i) for i in range(100)])
+    monkeypatch.setattr(
+        data, "load", lambda *_, **__: data.Split(source, source, "made up", "classification")
+    )
+    first, student = cckd.build(config)
+    state = jax.eval_shape(first.init, jax.random.key(0), None)
+    published = {"cifar_resnet20": 275_572, "cifar_resnet110": 1_733_812}
+    assert models.parameter_count(state.params) == published[teacher]
+    state = jax.eval_shape(student.init, jax.random.key(0), state)
+    assert models.parameter_count(state.params) == 275_572
+    assert state.params["prototypes"].shape == (100, 64)
+    batch = {
+        "image": jax.ShapeDtypeStruct((64, 32, 32, 3), jnp.float32),
+        "label": jax.ShapeDtypeStruct((64,), jnp.int32),
+    }
+    _, report = jax.eval_shape(student.step, state, batch)
+    assert {"congruence_loss", "soft_target_loss", "accuracy"} <= report.keys()
+    rates = [
+        float(config.optimizer.learning_rates(config.steps)(epoch * 781)) for epoch in (0, 151, 181, 211)
+    ]
+    np.testing.assert_allclose(rates, [5e-2, 5e-3, 5e-4, 5e-5], rtol=1e-5)
 
 
 def test_the_configuration_of_the_paper():

@@ -97,7 +97,7 @@ def test_one_anchor_is_plain_distillation(by):
     def loss(params, extra, batch, rng):
         embeddings, extra = student.train_embeddings(params, extra, batch["image"], rng)
         scores = cosines(embeddings, params["prototypes"][:8])
-        soft = cosines(teacher.embeddings(extra, batch["image"]), teacher.prototypes(extra)[:8])
+        soft = cosines(teacher.embeddings(extra, batch["image"]), extra["teacher"]["prototypes"][:8])
         value = losses.soft_target_loss(16 * scores, 16 * soft, temperature=4.0).mean()
         return value + 0.5 * config.head.build().loss(scores, batch["label"]).mean(), (extra, {})
 
@@ -389,6 +389,7 @@ def test_the_default_run_through_the_launcher(tmp_path):
         ({"selection": "given"}, "given: needs at least one anchor, got none"),
         ({"selection": "given", "given": (4, 2)}, "given: needs increasing steps"),
         ({"form": "hint", "label_weight": 0.0}, "label_weight: needs a positive number, layers behind"),
+        ({"form": "mimic", "embedding": None}, "embedding: needs a size"),
         ({"form": "hint"}, "hint_layers: needs a layer of the student and one of the teacher"),
         ({"anchors": 0}, "anchors: needs an integer from 1"),
         ({"steps": 0}, "steps: needs an integer from 1"),
@@ -459,6 +460,12 @@ def test_whole_configurations_survive_being_written(preset, monkeypatch):
     stages = rco.build(config)  # traces the student's whole step
     first = next(stages)
     if preset == "paper":
+        # With 100 classes in a linear layer: MobileNetV2 of half width, and ResNet-50 behind a plain stem.
+        shapes = jax.eval_shape(first.init, jax.random.key(0), None).params
+        assert models.parameter_count(shapes) == 23_705_252
+        student = recipe.Recognition(config, rco.network(config), 100, (32, 32, 3), config.head.build())
+        assert models.parameter_count(jax.eval_shape(student.init, jax.random.key(0))[0]) == 812_836
+        assert config.augment == data.Augment(flip=0.5, shift=4)
         assert first.name == "teacher_46860" and first.steps == 60 * (50_000 // 64)
         rate = config.optimizer.learning_rates(config.steps)
         rates = [float(rate(epoch * 781)) for epoch in (0, 151, 181, 211)]

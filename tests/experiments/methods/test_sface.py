@@ -70,6 +70,11 @@ def test_the_loss_is_the_one_of_the_library(name):
     np.testing.assert_array_equal(sface.head(config).loss(cosines, labels), expected)
 
 
+def test_a_margin_is_its_losses_own_unless_given():
+    assert sface.head(dataclasses.replace(DIGITS, loss="cosface")) == losses.CosFace(64.0, 0.35)
+    assert sface.head(dataclasses.replace(DIGITS, loss="arcface")) == losses.ArcFace(64.0, 0.5)
+
+
 def test_the_first_loss_is_the_one_of_the_first_batch():
     (stage,) = sface.build(dataclasses.replace(DIGITS, loss="arcface", scale=16.0, margin=0.3))
     state = jax.jit(stage.init)(jax.random.key(0), None)
@@ -127,6 +132,11 @@ def test_the_configuration_of_the_paper():
     paper = sface.Config.paper()
     assert paper.loss == "sface" and (paper.scale, paper.sharpness) == (64.0, 80.0)
     assert (paper.intra_angle, paper.inter_angle) == (0.87, 1.2)
+    # The PyTorch release: IR units, dropout 0.5, prototypes from normal(2 sqrt(2/C)), of length 0.622 for 10,572 people.
+    network = sface.network(paper)
+    assert (network.block, network.dropout, network.embedding) == ("sface", 0.5, 512)
+    assert paper.prototype_std * 512**0.5 == pytest.approx(0.622, abs=5e-4)
+    assert paper.batch_size == 256 and paper.augment == data.Augment(flip=0.5)
     rate = paper.optimizer.learning_rates(paper.steps)
     rates = [float(rate(step)) for step in (0, 99_999, 100_001, 140_001, 160_001)]
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.001, 0.0001], rtol=1e-5)

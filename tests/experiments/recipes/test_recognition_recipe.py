@@ -54,6 +54,88 @@ def test_an_unknown_protocol_is_answered_by_the_nearest_prototype():
     assert isinstance(recipe.evaluation(digits, recipe.network(digits), split), training.NearestPrototype)
 
 
+LINEAR = dataclasses.replace(
+    TINY,
+    data=data.Digits(),
+    image_size=8,
+    embedding=None,
+    batch_size=64,
+    optimizer=training.adam(1e-2),
+    steps=60,
+)
+
+
+def test_a_linear_classifier_on_pooled_features():
+    split, head = recipe.load(LINEAR), HeadSpec(loss="linear").build()
+    model = recipe.network(LINEAR)
+    stage = recipe.recognition_stage("plain", LINEAR, split, model, head)
+    outcome = training.run([stage])
+    params = jax.device_get(outcome.state.params)
+    assert params["backbone"].keys() == {"hidden1"} and params["prototypes"].shape == (10, 16)
+    assert params["bias"].shape == (10,) and params["bias"].any()
+    assert outcome.metrics["classification/accuracy"] > 0.8
+    # The evaluation and the loss are those of scores computed by hand.
+    pixels = np.stack([split.held_out[i]["image"] for i in range(100)]).astype(np.float32) / 127.5 - 1
+    hidden = params["backbone"]["hidden1"]
+    features = np.maximum(pixels.reshape(100, -1) @ hidden["kernel"] + hidden["bias"], 0)
+    scores = features @ params["prototypes"].T + params["bias"]
+    np.testing.assert_allclose(training.class_scores(params, features), scores, rtol=1e-4, atol=1e-4)
+    labels = np.asarray(split.held_out.labels[:100])
+    expected = np.log(np.exp(scores).sum(1)) - scores[np.arange(100), labels]
+    recognition = recipe.Recognition(LINEAR, model, 10, split.train.image_shape, head)
+    answer = recognition.classify(params, jnp.asarray(features), labels, jax.random.key(0))
+    np.testing.assert_allclose(answer.loss, expected.mean(), rtol=1e-4)
+    assert answer.report().keys() == {"accuracy"}
+    np.testing.assert_allclose(answer.report()["accuracy"], (scores.argmax(1) == labels).mean(), rtol=1e-6)
+    evaluation = training.NearestPrototype(model, data.Subset(split.held_out, np.arange(100)))
+    assert evaluation(outcome.state)["classification/accuracy"] == pytest.approx(
+        (scores.argmax(1) == labels).mean()
+    )
+
+
+def test_what_a_linear_classifier_cannot_do():
+    model = recipe.network(LINEAR)
+    for fields, classes in (({}, recipe.LARGE), ({"sample_rate": 0.5}, 10)):
+        config = dataclasses.replace(LINEAR, **fields)
+        with pytest.raises(UserError, match=r"^loss: 'linear' needs fewer than 16384 classes, all of them"):
+            recipe.Recognition(config, model, classes, (8, 8, 1), losses.Linear())
+    with pytest.raises(UserError, match=r"^loss: 'linear' has no fused form"):
+        losses.Linear().fused()
+
+
+@pytest.mark.parametrize("name", ["sface", "arcface"])
+def test_the_terms_that_are_watched_are_those_of_whole_cosines(name):
+    """With sampling allowed to take all classes or with every [B, C] made: the same cosines and terms are reported."""
+    head = losses.create_head(name, scale=16.0)
+    model = recipe.network(TINY)
+    whole = recipe.Recognition(TINY, model, 6, (1, 96, 1), head)
+    fused = recipe.Recognition(TINY, model, 6, (1, 96, 1), head)
+    fused.whole = False
+    rng = np.random.default_rng(0)
+    params = {"prototypes": jnp.asarray(rng.normal(size=(6, 8)), jnp.float32)}
+    embeddings, labels = jnp.asarray(rng.normal(size=(5, 8)), jnp.float32), jnp.arange(5)
+    reports = [r.classify(params, embeddings, labels, jax.random.key(0)).report("_x") for r in (whole, fused)]
+    names = {"target_cosine_x", "other_cosine_x"} | (
+        {"intra_loss_x", "inter_loss_x"} if name == "sface" else set()
+    )
+    assert reports[1].keys() == names and reports[0].keys() == names | {"accuracy_x"}
+    for key in names:
+        np.testing.assert_allclose(reports[0][key], reports[1][key], rtol=1e-4, atol=1e-5)
+    unit = [
+        np.asarray(x / jnp.linalg.norm(x, axis=1, keepdims=True)) for x in (embeddings, params["prototypes"])
+    ]
+    cosines = unit[0] @ unit[1].T
+    np.testing.assert_allclose(reports[0]["target_cosine_x"], cosines[range(5), range(5)].mean(), rtol=1e-4)
+    cosines[range(5), range(5)] = 0
+    np.testing.assert_allclose(reports[0]["other_cosine_x"], cosines.mean(), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("loss", "margin"), [("arcface", 0.3), ("cosface", 0.35)])
+def test_a_margin_that_is_not_given_is_the_losses_own(loss, margin):
+    assert HeadSpec(loss=loss).build().margin == margin
+    assert HeadSpec(loss=loss, margin=0.1).build().margin == 0.1
+
+
 def test_a_trained_teacher_is_the_plain_stage():
     split = recipe.load(TINY)
     stage, teacher = teacher_stage(TINY, TEACHER, split, embedding=8, prototypes=True)
@@ -61,7 +143,7 @@ def test_a_trained_teacher_is_the_plain_stage():
     state = training.run([stage]).state
     extra = teacher.installed({}, state)
     assert teacher.embeddings(extra, jnp.zeros((2, 1, 96, 1))).shape == (2, 8)
-    assert teacher.prototypes(extra).shape == (6, 8)
+    assert extra["teacher"]["prototypes"].shape == (6, 8)
 
 
 def test_a_teacher_is_read_from_a_run(finished):
@@ -73,7 +155,7 @@ def test_a_teacher_is_read_from_a_run(finished):
     state = training.run([stage]).state
     params, _ = training.run_checkpoint(finished)
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
-    assert teacher.prototypes(teacher.installed({}, state)).shape == (8, 16)
+    assert teacher.installed({}, state)["teacher"]["prototypes"].shape == (8, 16)
 
 
 def test_teachers_that_do_not_fit(finished, tmp_path):

@@ -62,6 +62,15 @@ def test_parameters_of_the_sface_variant():
     assert count() - count(block="sface") == norms + first_shortcut - 512  # its last scale is learned
 
 
+def test_convolutions_of_the_sface_unit_start_as_in_its_release():
+    """normal(2 sqrt(2 / fan_out)), where the other unit has normal(0.1)."""
+    module = models.create("iresnet10", width=0.5, block="sface", embedding=8)
+    params = initial(module, images(1, 32), train=False)["params"]
+    for name in ("conv1", "conv2"):
+        kernel = params["stage4_block1"][name]["kernel"]
+        assert float(kernel.std()) == pytest.approx(2 * (2 / (9 * kernel.shape[-1])) ** 0.5, rel=0.02)
+
+
 def test_initialization_follows_the_published_rule():
     params = initial(models.create("iresnet10", width=0.5), images(1, 32), train=False)["params"]
     assert float(jnp.std(params["stage4_block1"]["conv1"]["kernel"])) == pytest.approx(0.1, rel=0.01)
