@@ -45,22 +45,22 @@ def test_output_is_float32_embeddings_and_parameters_are_float32(name):
     ("name", "embedding", "size", "published", "fixed"),
     [
         ("iresnet18", 512, 112, 24_025_600, 512),
-        ("iresnet34", 512, 112, 34_139_328, 512),
+        pytest.param("iresnet34", 512, 112, 34_139_328, 512, marks=pytest.mark.slow),
         ("iresnet50", 512, 112, 43_590_848, 512),
-        ("iresnet100", 512, 112, 65_156_160, 512),
+        pytest.param("iresnet100", 512, 112, 65_156_160, 512, marks=pytest.mark.slow),
         pytest.param("iresnet200", 512, 112, 118_833_920, 512, marks=pytest.mark.slow),
         ("mobilefacenet", 128, 112, 1_003_264, 0),
         ("mobilefacenet_large", 512, 112, 2_059_520, 0),
         ("resnet18", 1000, 224, 11_689_512, 0),
-        ("resnet34", 1000, 224, 21_797_672, 0),
-        ("face_resnet34", 512, 112, 34_124_608, 0),
+        pytest.param("resnet34", 1000, 224, 21_797_672, 0, marks=pytest.mark.slow),
+        pytest.param("face_resnet34", 512, 112, 34_124_608, 0, marks=pytest.mark.slow),
         ("resnet50", 1000, 224, 25_557_032, 0),
-        ("resnet101", 1000, 224, 44_549_160, 0),
+        pytest.param("resnet101", 1000, 224, 44_549_160, 0, marks=pytest.mark.slow),
         ("cifar_resnet20", 10, 32, 269_722, 0),
-        ("cifar_resnet110", 10, 32, 1_727_962, 0),
+        pytest.param("cifar_resnet110", 10, 32, 1_727_962, 0, marks=pytest.mark.slow),
         ("vit_tiny", 1000, 224, 5_717_416, 0),
-        ("vit_small", 1000, 224, 22_050_664, 0),
-        ("vit_base", 1000, 224, 86_567_656, 0),
+        pytest.param("vit_small", 1000, 224, 22_050_664, 0, marks=pytest.mark.slow),
+        pytest.param("vit_base", 1000, 224, 86_567_656, 0, marks=pytest.mark.slow),
     ],
 )
 def test_parameter_counts(name, embedding, size, published, fixed):
@@ -78,12 +78,12 @@ def test_parameter_count_of_the_digits_mlp():
     ("name", "embedding", "size", "giga"),
     [
         ("iresnet18", 512, 112, "2.610"),
-        ("iresnet50", 512, 112, "6.309"),
+        pytest.param("iresnet50", 512, 112, "6.309", marks=pytest.mark.slow),
         pytest.param("iresnet100", 512, 112, "12.090", marks=pytest.mark.slow),
         ("mobilefacenet", 128, 112, "0.221"),
         ("mobilefacenet_large", 512, 112, "0.438"),
         ("resnet18", 1000, 224, "1.814"),
-        ("resnet50", 1000, 224, "4.089"),
+        pytest.param("resnet50", 1000, 224, "4.089", marks=pytest.mark.slow),
     ],
 )
 def test_multiply_accumulates(name, embedding, size, giga):
@@ -108,6 +108,23 @@ def test_multiply_accumulates_of_an_mlp_and_of_attention():
 def test_other_image_sizes(name, size):
     module, image, variables = shapes(name, size=size, embedding=16)
     assert jax.eval_shape(lambda v, x: module.apply(v, x, train=False), variables, image).shape == (2, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "features"),
+    [("cifar_resnet20", 32, 64), ("mobilenet_v2_quarter", 32, 1280), ("mlp", 8, 256), ("vit_tiny", 64, 192)],
+)
+def test_pooled_features_without_the_last_layer(name, size, features):
+    module, image, variables = shapes(name, size=size, embedding=None)
+    assert "head_dense" not in variables["params"]
+    output = jax.eval_shape(lambda v, x: module.apply(v, x, train=False), variables, image)
+    assert output.shape == (2, features) and output.dtype == jnp.float32
+    assert models.feature_size(module, image.shape[1:]) == features
+
+
+def test_a_last_layer_that_is_more_than_linear_stays():
+    with pytest.raises(UserError, match="embedding: 'iresnet18' needs a size, got None"):
+        models.create("iresnet18", embedding=None)
 
 
 def test_unknown_name_gives_the_nearest():

@@ -50,16 +50,21 @@ def test_moments_are_the_same_for_a_seed_and_spread_over_all_phases():
     assert {m.phase for m in chosen} == faults.PHASES.keys() and len({m.delay for m in chosen}) == 20
 
 
+def train(stages, **options):
+    """`training.run` on two devices: what is saved does not depend on their number, and eight take longer."""
+    return training.run(stages, parallel=training.make_parallel(devices=jax.devices()[:2]), **options)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    return folder, training.run([toy.stage(steps=STEPS)], cadence=CADENCE, workdir=folder)
+    return folder, train([toy.stage(steps=STEPS)], cadence=CADENCE, workdir=folder)
 
 
 def assert_goes_on(workdir, whole):
     """The same run in `workdir` ends where the whole one does, bit for bit."""
     folder, outcome = whole
-    resumed = training.run([toy.stage(steps=STEPS)], cadence=CADENCE, workdir=workdir)
+    resumed = train([toy.stage(steps=STEPS)], cadence=CADENCE, workdir=workdir)
     assert resumed.metrics == outcome.metrics
     assert_equal(resumed.state, outcome.state)
     assert (workdir / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
@@ -212,7 +217,7 @@ def test_where_no_checkpoint_is_good_one_line_says_so_and_nothing_is_touched(who
         UserError,
         match=r"^workdir: none of the \d checkpoints in .*00-toy can be read \(.*\); move 00-toy away",
     ) as caught:
-        training.run([toy.stage(steps=STEPS)], cadence=CADENCE, workdir=run)
+        train([toy.stage(steps=STEPS)], cadence=CADENCE, workdir=run)
     assert "\n" not in str(caught.value)
     assert before == {path: path.read_bytes() for path in before}
     with pytest.raises(UserError, match=r"^checkpoint: .*/11 is damaged \("):
@@ -234,7 +239,7 @@ def test_the_best_checkpoint_survives_an_interruption_and_the_loss_of_a_score(tm
 
     cadence = training.Cadence(evaluate_every=2, checkpoint_every=2, keep=1)
     for steps in (6, 10):
-        training.run([stage(steps)], cadence=cadence, workdir=tmp_path)
+        train([stage(steps)], cadence=cadence, workdir=tmp_path)
         assert sorted(int(p.name) for p in (tmp_path / STAGE).iterdir()) == [4, steps]
     flip(tmp_path / STAGE / "4/position/metadata")
     kept = training.restore_params(tmp_path / STAGE, best=True)["params"]
@@ -294,17 +299,17 @@ def test_an_evaluation_or_a_figure_that_fails_costs_no_training(whole, tmp_path,
     failures = clumsy.times
     for _ in range(failures):
         with pytest.raises(UserError, match="cannot be evaluated"):
-            training.run([stage], cadence=CADENCE, workdir=tmp_path)
+            train([stage], cadence=CADENCE, workdir=tmp_path)
         saved = training.restore_params(tmp_path / STAGE, step=at)["params"]
         assert np.isfinite(saved["hidden"]["kernel"]).all()
-    outcome = training.run([stage], cadence=CADENCE, workdir=tmp_path)
+    outcome = train([stage], cadence=CADENCE, workdir=tmp_path)
     assert steps_taken == [*range(1, STEPS + 1)]  # none of them twice
     assert outcome.metrics == whole[1].metrics
     assert_equal(outcome.state, whole[1].state)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
     assert (tmp_path / "curve.png").is_file()
     before = {path: path.read_bytes() for path in (tmp_path / STAGE).rglob("*") if path.is_file()}
-    training.run([stage], cadence=CADENCE, workdir=tmp_path)  # finished: nothing is evaluated again
+    train([stage], cadence=CADENCE, workdir=tmp_path)  # finished: nothing is evaluated again
     assert before == {path: path.read_bytes() for path in before}
 
 
@@ -312,10 +317,10 @@ def test_a_stage_without_steps_is_saved_before_it_is_evaluated(tmp_path):
     clumsy = Clumsy(0)
     stage = training.Stage(**{**vars(toy.stage("only", steps=0)), "evaluate": clumsy})
     with pytest.raises(UserError, match="cannot be evaluated"):
-        training.run([stage], workdir=tmp_path)
+        train([stage], workdir=tmp_path)
     assert training.checkpoint_steps(tmp_path / "checkpoints/00-only") == [0]
-    assert training.run([stage], workdir=tmp_path).metrics == toy.stage().evaluate(
-        training.run([toy.stage("only", steps=0)]).state
+    assert train([stage], workdir=tmp_path).metrics == toy.stage().evaluate(
+        train([toy.stage("only", steps=0)]).state
     )
 
 
@@ -331,7 +336,7 @@ def test_a_state_of_other_shapes_is_no_damage_and_names_the_data(whole, tmp_path
         return state.replace(params={**state.params, "prototypes": {"kernel": kernel}})
 
     with pytest.raises(UserError, match=r"^data: .*another number of classes") as caught:
-        training.run([training.Stage(**{**vars(stage), "init": init})], cadence=CADENCE, workdir=run)
+        train([training.Stage(**{**vars(stage), "init": init})], cadence=CADENCE, workdir=run)
     said = str(caught.value)
     assert "params/prototypes/bias is (5,) in" in said and "nothing now" in said and "\n" not in said
     assert before == {path: path.read_bytes() for path in (run / STAGE).rglob("*") if path.is_file()}
@@ -342,7 +347,7 @@ def test_a_metrics_file_that_lost_its_end_is_reported(whole, tmp_path, caplog):
     shutil.copytree(whole[0], run)
     shutil.rmtree(run / STAGE / "11")
     (run / "metrics.jsonl").unlink()
-    training.run([toy.stage(steps=STEPS)], cadence=CADENCE, workdir=run)
+    train([toy.stage(steps=STEPS)], cadence=CADENCE, workdir=run)
     assert "metrics.jsonl has lost its end: 0 of" in caplog.text
     assert [row["step"] for row in training.read_records(run / "metrics.jsonl")] == [11, 11]
 
@@ -383,15 +388,22 @@ SAVED_BEFORE = {
 }
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
-@pytest.mark.parametrize("site", SITES)
+FULL, READ_ONLY = errno.ENOSPC, errno.EROFS
+
+
+@pytest.mark.parametrize(
+    ("site", "number"),
+    [(site, FULL) for site in SITES]
+    + [("the folder", READ_ONLY)]
+    + [pytest.param(site, READ_ONLY, marks=pytest.mark.slow) for site in SITES if site != "the folder"],
+)
 def test_a_failing_disk_is_one_line_and_the_run_goes_on_after_it(whole, tmp_path, monkeypatch, site, number):
     owner, name, at = SITES[site]
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, failing(getattr(owner, name), number, at))
         with pytest.raises(UserError) as caught:
-            training.run([toy.stage(steps=STEPS)], cadence=CADENCE, workdir=run)
+            train([toy.stage(steps=STEPS)], cadence=CADENCE, workdir=run)
     said = str(caught.value)
     assert (
         said.startswith(f"workdir: cannot write to {run}")
@@ -407,7 +419,7 @@ def test_a_failing_disk_is_one_line_and_the_run_goes_on_after_it(whole, tmp_path
 def test_other_failures_keep_their_own_name(tmp_path, monkeypatch):
     monkeypatch.setattr(EventsWriter, "write_event", lambda *_: [].pop())
     with pytest.raises(IndexError):
-        training.run([toy.stage(steps=STEPS)], cadence=CADENCE, workdir=tmp_path / "run")
+        train([toy.stage(steps=STEPS)], cadence=CADENCE, workdir=tmp_path / "run")
 
 
 def test_a_figure_that_does_not_fit_leaves_nothing_and_the_one_before(tmp_path, monkeypatch):
