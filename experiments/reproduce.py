@@ -147,19 +147,20 @@ def measure(method: str, name: str, study: Study, seeds: int, workdir: pathlib.P
     for seed in range(1, seeds + 1):  # seed 0 is the one that recipes are tuned on
         for condition, changes in study.conditions.items():
             first_stages: list[training.Outcome] = []
+            reports: list[tuple] = []  # (configuration, its metrics)
             for arm, overrides in study.arms.items():
                 config = dataclasses.replace(study.base, **changes, **overrides, seed=seed, data_seed=seed)
-                folder = workdir / name / _folder_name(condition) / arm
-                metrics = run_once(
-                    method, config, folder / f"seed-{seed}.json", shared=study.shared, done=first_stages
-                )
-                if study.metric not in metrics:
-                    raise UserError(
-                        f"study: {name} needs {study.metric!r}, the run reports {sorted(metrics)}"
-                    )
-                scores[condition][arm].append(metrics[study.metric])
+                metrics = next((metrics for known, metrics in reports if known == config), None)
+                if metrics is None:
+                    path = workdir / name / _folder_name(condition) / arm / f"seed-{seed}.json"
+                    metrics = run_once(method, config, path, shared=study.shared, done=first_stages)
+                    reports.append((config, metrics))
+                metric = study.metrics.get(arm, study.metric)
+                if metric not in metrics:
+                    raise UserError(f"study: {name} needs {metric!r}, the run reports {sorted(metrics)}")
+                scores[condition][arm].append(metrics[metric])
                 done += 1
-                say(f"{done}/{total}  {name} {condition} {arm} seed {seed}: {metrics[study.metric]:.4f}")
+                say(f"{done}/{total}  {name} {condition} {arm} seed {seed}: {metrics[metric]:.4f}")
     return scores
 
 

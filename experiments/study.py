@@ -13,11 +13,12 @@ class Study:
       claim: what the paper says, in a sentence.
       metric: key of the stages' metrics.
       method: name of the arm that makes the claim.
-      arms: name -> field overrides of `base` for that arm; all but `method` are baselines.
+      arms: name -> field overrides of `base` for that arm; all but `method` are baselines. Arms of one configuration are one run.
       base: configuration that the arms share.
       conditions: name -> field overrides for a condition under which all arms are compared.
       larger_is_better: direction of the metric.
       shared: number of first stages that the arms of a condition and seed have in common, such as a teacher; they run once.
+      metrics: name of an arm -> what is read of its run in the place of `metric`, for baselines that every run reports.
     """
 
     claim: str
@@ -28,3 +29,4 @@ class Study:
     conditions: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=lambda: {"": {}})
     larger_is_better: bool = True
     shared: int = 0
+    metrics: Mapping[str, str] = dataclasses.field(default_factory=dict)
