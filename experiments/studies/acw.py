@@ -18,12 +18,12 @@ _ARMS = {"acw": {}, **{name: {} for name in _READ}, "concatenation": {"fusion": 
 
 RENDERED = dataclasses.replace(
     Config(),
-    image_size=24,
-    rgb=dataclasses.replace(Config().rgb, steps=400),
-    depth=dataclasses.replace(Config().depth, steps=400),
-    steps=400,
+    image_size=20,
+    rgb=dataclasses.replace(Config().rgb, steps=300),
+    depth=dataclasses.replace(Config().depth, steps=300),
+    steps=300,
 )
-"""The default, small enough for five seeds: images of 24 pixels, 400 steps of every stage."""
+"""The default, small enough for five seeds: images of 20 pixels, 300 steps of every stage."""
 
 STUDIES = {
     "digits": Study(

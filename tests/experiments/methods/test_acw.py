@@ -213,6 +213,18 @@ def test_shares_of_the_prototypes_travel_with_their_images(fusion_of, previous):
 
 
 @pytest.mark.slow
+def test_confidences_are_in_order_and_win_over_the_sum_and_the_maximum():
+    """What the study of digits holds for five seeds (docs/studies/acw/digits.json), on the first of them."""
+    config = dataclasses.replace(acw.Config.digits(), seed=1, data_seed=1)
+    report = run(acw.build(config), seed=1)["fusion"].metrics
+    bad_left, clean, bad_right = (report[f"confidence@{kind}"] for kind in ("rgb", "none", "depth"))
+    assert bad_left + 0.05 < clean < bad_right - 0.05
+    assert report["rank1"] > report["sum/rank1"] + 0.02 and report["rank1"] > report["max/rank1"]
+    for kind in ("rgb", "depth"):
+        assert report[f"rank1@{kind}"] > report[f"sum/rank1@{kind}"]
+
+
+@pytest.mark.slow
 def test_rendered_faces_through_the_launcher(tmp_path):
     flags = []
     for name, first in (("data", 20), ("rgb-data", 0), ("depth-data", 10)):
