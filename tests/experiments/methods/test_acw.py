@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -311,6 +312,39 @@ def test_whole_configurations_survive_being_written(preset):
     config = getattr(acw.Config, preset)()
     acw.check(config)
     assert configs.from_dict(configs.to_dict("acw", config, configs.Run()))[1] == config
+
+
+def test_the_paper_preset_has_the_numbers_of_the_source():
+    """Lock3DFace: 509 people, five subsets. The rest is known of the paper only where the method's page says so."""
+    config = acw.Config.paper()
+    assert config.data.subsets == ("NU", "FE", "PS", "OC", "TM")
+    assert round(config.data.held_out * 509) == 169 and 509 - 169 == 340
+    # Recognizers: ArcFace with s = 64, m = 0.5 (arXiv:1801.07698), on 112 pixels; SGD of 0.1, momentum 0.9, decay 5e-4.
+    for network in (config.rgb, config.depth):
+        assert (network.backbone, network.embedding, config.image_size) == ("iresnet50", 512, 112)
+        assert network.head == HeadSpec(loss="arcface", scale=64.0, margin=0.5)
+        sgd = network.optimizer
+        assert (sgd.name, sgd.learning_rate, sgd.momentum, sgd.weight_decay) == ("sgd", 0.1, 0.9, 5e-4)
+    # Virtual depth: 10,000 people, 10 views of 5 expressions each, 20 epochs in batches of 512.
+    people = config.depth_data
+    assert (people.identities, people.per_identity) == (10_000, 10 * 5)
+    assert config.depth.steps == 20 * (10_000 * 50 // 512) == 19_520
+    assert (people.variation.yaw, people.variation.pitch, people.variation.roll) == (60.0, 30.0, 15.0)
+    assert config.depth_augment.crop_scale == (0.9, 1.1)
+    assert inspect.signature(data.augment_depth).parameters["noise"].default == (1.0, 4.0)  # mm
+    # Confidences: AdamW of 3e-3 and 1e-2 at one rate, at most 1000 steps of 256 pairs; nothing else is trained.
+    adamw = config.optimizer
+    assert (adamw.name, adamw.learning_rate, adamw.weight_decay) == ("adamw", 3e-3, 1e-2)
+    assert (adamw.schedule, config.fusion_batch_size, config.steps) == ("constant", 256, 1000)
+    assert not (config.leave_one_out < 10 or config.prototypes != "images") and config.equalize
+
+
+def test_a_set_smaller_than_a_batch_is_the_batch():
+    source = data.ArraySource(np.zeros((300, 8, 8, 3), np.uint8), np.arange(300) % 3, list("abc"))
+    assert jax.device_count() == 8
+    assert recipe.filled_batch_size(source, 256) == 256
+    assert recipe.filled_batch_size(source, 1000) == 296  # over eight devices
+    assert recipe.filled_batch_size(data.Subset(source, np.arange(5)), 256) == 256  # too few: refused later
 
 
 @pytest.mark.slow

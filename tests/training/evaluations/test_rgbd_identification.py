@@ -66,7 +66,7 @@ def test_rates_of_every_kind_and_fusion():
     assert report["rgb/rank1@rgb"] == pytest.approx(expected)
     assert report["rank1@none"] > 0.9 > 0.5 > report["rgb/rank1@rgb"]
     np.testing.assert_allclose(
-        [report["confidence@none"], report["confidence@rgb"]], [0.982014, 0.5], rtol=1e-5
+        [report["confidence@none"], report["confidence@rgb"]], [1 / (1 + np.exp(-4.0)), 0.5], rtol=1e-5
     )
     assert "weight" not in report
 
