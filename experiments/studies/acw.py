@@ -33,7 +33,7 @@ STUDIES = {
         arms={**_ARMS, "acw, norms alone": {"features": False}, "acw, no norms": {"norms": False}},
         base=Config.digits(),
         shared=2,
-        metrics=_READ,
+        arm_metrics=_READ,
     ),
     "rendered": Study(
         claim="Rank-1 identification of unseen rendered people, over clean, dark, noisy-depth, twice bad and occluded probes",
@@ -42,6 +42,6 @@ STUDIES = {
         arms={**_ARMS, "acw, probe alone": {}},
         base=RENDERED,
         shared=2,
-        metrics={**_READ, "acw, probe alone": "fusion/acw_probe/rank1"},
+        arm_metrics={**_READ, "acw, probe alone": "fusion/acw_probe/rank1"},
     ),
 }
