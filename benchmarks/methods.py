@@ -129,7 +129,7 @@ CASES = (
     Case("cckd", cckd.Config(), "mimic alone", stage(cckd.build, "student"), {"congruence_weight": 0.0}),
     Case("rco", rco.Config(recorded=EARLIER), "final teacher alone", stage(rco.build, "student"), {"selection": "final"}),
     Case("lrfr", lrfr.Config(probe_sizes=(16,)), "full size only", stage(lrfr.build, "recognition"), lrfr_study.FULL),
-    Case("acw", acw.Config(), "concatenation", stage(acw.build, "fusion"), {"fusion": "concat"}),
+    Case("acw", acw.Config(fusion_batch_size=64), "concatenation", stage(acw.build, "fusion"), {"fusion": "concat"}),
     Case("gabn", gabn.Config(), "plain recognition", stage(gabn.build, "recognition"), gabn_study.ARMS["baseline"]),
     Case("ida, images", ida.Config(), "cosines", ida_scores, COSINE),
     Case("ida, embeddings", ida.Config(), "cosines", functools.partial(ida_scores, embedded=True), COSINE),

@@ -9,30 +9,29 @@ modalities get one spread before they are blended (docs/methods/acw.md).
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.recipes.heads import HeadSpec
-from experiments.recipes.recognition import Recipe, training_batches
+from experiments.recipes.recognition import Recipe, filled_batch_size, training_batches
 from experiments.recipes.teachers import TeacherSpec, teacher_stage
 from jaxface import data as inputs
 from jaxface import layers, losses, metrics, training
 from jaxface.checks import AtLeast, Positive
 from jaxface.data.transforms.corruption import RGBD_CORRUPTIONS
-from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines, l2_normalize
-from jaxface.training import RgbdClasses, RgbdFeatures, RgbdNetworks, class_banks
+from jaxface.training import RgbdClasses, RgbdFeatures, RgbdNetworks, RgbdPairs
+from jaxface.training.rgbd import MODALITIES
 
-BASELINES = ("rgb", "depth", "sum", "max")
-"""Fusions without a parameter; every run reports them beside its own."""
+BASELINES = ("rgb", "depth", "sum", "max", "fixed")
+"""Fusions that learn nothing, or one weight; every run reports them beside its own."""
 TRAINED = ("acw", "acw_probe", "concat")
-MODALITIES = ("rgb", "depth")
+LOCK3DFACE = ("NU", "FE", "PS", "OC", "TM")
+"""Its subsets: neutral, expression, pose, occlusion, time lapse."""
 
 _PRETRAINED = TeacherSpec(backbone="iresnet_pico", embedding=64, steps=600)
 
@@ -95,12 +94,16 @@ class Config(Recipe):
     """How bad a bad photograph and bad depth are."""
     kinds: tuple[str, ...] = RGBD_CORRUPTIONS
     """What may happen to a pair, drawn afresh each step; the evaluation has a subset for each."""
-    steps: int = 400
+    batch_size: Annotated[int, AtLeast(1)] = 64
+    """Images per step of both networks, over all devices."""
+    fusion_batch_size: Annotated[int, AtLeast(1)] = 256
+    """Pairs per step of the third stage, over all devices; the whole set where it has fewer."""
+    steps: Annotated[int, AtLeast(0)] = 1000
     """Steps of the third stage; the networks have their own."""
     optimizer: training.Optimizer = training.Optimizer(
-        name="adamw", learning_rate=3e-3, schedule="cosine", weight_decay=1e-2
+        name="adamw", learning_rate=3e-3, schedule="constant", weight_decay=1e-2
     )
-    """Optimizer of the third stage."""
+    """Optimizer of the third stage, whatever it trains."""
 
     @classmethod
     def paper(cls) -> "Config":
@@ -111,7 +114,7 @@ class Config(Recipe):
         sgd = training.Optimizer(schedule="cosine")
         head = HeadSpec(scale=64.0, margin=0.5)
         return cls(
-            data=inputs.RgbdFolder(root="lock3dface", held_out=169 / 509),
+            data=inputs.RgbdFolder(root="lock3dface", held_out=169 / 509, subsets=LOCK3DFACE),
             rgb_data=inputs.RecordIO(path="faces_emore"),
             depth_data=inputs.RenderedFaces(
                 identities=10_000,
@@ -132,7 +135,6 @@ class Config(Recipe):
             ),
             hidden=128,
             scale=64.0,
-            steps=1000,
             workers=8,
         )
 
@@ -162,7 +164,6 @@ class Config(Recipe):
             equalize=False,
             corruption=inputs.RgbdCorruption.mixed((0.5, 0.9)),
             kinds=("none", "rgb", "depth", "both"),
-            steps=400,
         )
 
 
@@ -195,7 +196,8 @@ def build(config: Config) -> list[training.Stage]:
     # Two recognizers, each trained alone, the second on virtual depth of other people.
     stages, networks = pretraining(config, split)
     # Confidences, learned on pairs of which either image may be bad.
-    return [*stages, fusion_stage(config, Fusion(config, networks, split.train), split)]
+    pairs = RgbdPairs(networks, split.train, config.prototypes, config.leave_one_out, config.equalize)
+    return [*stages, fusion_stage(config, Fusion(config, pairs), split)]
 
 
 def pretraining(config: Config, split: inputs.Split) -> tuple[list[training.Stage], RgbdNetworks]:
@@ -219,7 +221,7 @@ def pretraining(config: Config, split: inputs.Split) -> tuple[list[training.Stag
         stage, teacher = teacher_stage(recipe, spec, people, prototypes=weights)
         step = stage.step
         if name == "depth" and config.depth_noise and step is not None:
-            step = functools.partial(_with_depth_noise, step)
+            step = training.with_depth_noise(step)
         stages.append(dataclasses.replace(stage, name=name, step=step))
         teachers.append(dataclasses.replace(teacher, key=name))
     rgb, depth = teachers
@@ -233,101 +235,17 @@ def pretraining(config: Config, split: inputs.Split) -> tuple[list[training.Stag
     return stages, RgbdNetworks(rgb, depth, kinds=config.kinds, strength=config.corruption)
 
 
-def _with_depth_noise(step, state, batch):
-    """`step` on depth images with noise, holes and occlusions."""
-    images = batch["image"]
-    keys = training.example_keys(state, images.shape[0])
-    return step(state, {**batch, "image": inputs.augment_depth(keys, images)})
-
-
 class Fusion:
-    """The confidences in both modalities, or another fusion that learns: prototypes, parameters, pairs and loss.
+    """The confidences in both modalities, or another fusion that learns: its parameters and its loss.
 
     Args:
       config: the configuration.
-      networks: both frozen networks.
-      source: pairs to learn from.
+      pairs: the pairs to learn from, and both frozen networks.
     """
 
-    def __init__(self, config: Config, networks: RgbdNetworks, source: inputs.Source):
-        self.config, self.networks, self.source, self.name = config, networks, source, config.fusion
+    def __init__(self, config: Config, pairs: RgbdPairs):
+        self.config, self.pairs, self.name = config, pairs, config.fusion
         self.net = layers.ConfidenceNet(config.hidden, features=config.features, norms=config.norms)
-        labels = np.asarray(source.labels)
-        counts = np.bincount(labels, minlength=len(source.class_names))
-        self.left_out = (counts[labels] < config.leave_one_out) & (config.prototypes == "images")
-        if config.equalize and (counts > 0).sum() < 2:
-            raise UserError(
-                "data: the spread of impostor scores needs at least two people to learn from, got 1"
-            )
-        lonely = counts < (2 if config.leave_one_out > 1 else 1)
-        if config.prototypes == "images" and lonely.any():
-            first = int(lonely.argmax())
-            raise UserError(
-                f"data: a prototype needs an image of everybody besides the one left out, "
-                f"{source.class_names[first]} has {counts[first]} in all"
-            )
-
-    # Prototypes: the mean of each person's clean images, without the image itself where there are few; and the spread of
-    # the impostor scores, by which both modalities are made equal.
-
-    def classes(self, extra: Mapping) -> RgbdClasses:
-        """What is computed once from the clean training pairs."""
-        config, labels = self.config, np.asarray(self.source.labels)
-        clean = self.networks.describe_source(extra, self.source)
-        sums, spread, count = [], [], len(self.source.class_names)
-        for name in MODALITIES:
-            unit = getattr(clean, name)
-            if not np.isfinite(unit).all():
-                raise UserError(f"{name}: needs finite embeddings, the network gives NaN")
-            if config.prototypes == "weights":
-                sums.append(l2_normalize(jnp.asarray(extra[name]["prototypes"][:count], jnp.float32)))
-            else:
-                zeros = jnp.zeros((count, unit.shape[1]))
-                sums.append(class_banks.add_class_features(zeros, unit, labels))
-            spread.append(metrics.impostor_spread(unit, labels) if config.equalize else 1.0)
-        classes = RgbdClasses(*jax.device_get(sums), np.float32(spread), np.float32(0.5))
-        if config.fusion == "fixed":
-            classes = classes._replace(
-                weight=np.float32(self._best_weight(extra, classes, self._shares(clean)))
-            )
-        return classes
-
-    def _shares(self, clean: RgbdFeatures) -> dict[str, np.ndarray]:
-        """What each image put into the prototypes and does not see of them: its clean embeddings, or zeros."""
-        rows = self.left_out[:, None]
-        return {
-            f"share_{name}": np.where(rows, getattr(clean, name), 0).astype(np.float32) for name in MODALITIES
-        }
-
-    def _best_weight(self, extra: Mapping, classes: RgbdClasses, shares: Mapping) -> float:
-        """The one weight of RGB with which most corrupted training images are recognized."""
-        labels = np.asarray(self.source.labels)
-        features = self.networks.describe_source(extra, self.source, None, seed=self.config.seed + 1)
-        rgb, depth = (np.asarray(x) for x in self._class_cosines(classes, features, labels, shares))
-        weights = np.linspace(0, 1, 41)
-        correct = [
-            (metrics.combine_scores(rgb, depth, float(w)).argmax(axis=1) == labels).mean() for w in weights
-        ]
-        best = np.flatnonzero(np.isclose(correct, max(correct)))
-        return float(weights[best[np.abs(weights[best] - 0.5).argmin()]])
-
-    def _class_cosines(self, classes: RgbdClasses, features: RgbdFeatures, labels, shares: Mapping):
-        """Equalized cosines [B, C] with the prototypes of both modalities, an image's share of its own left out."""
-        rgb, depth = (
-            losses.leave_one_out_cosines(
-                getattr(features, name), labels, getattr(classes, name), shares[f"share_{name}"]
-            )
-            for name in MODALITIES
-        )
-        return metrics.equalize(rgb, depth, classes.spread)
-
-    # Training: both networks frozen, one image of a pair or both corrupted afresh in every step.
-
-    def batches(self, state: training.TrainState) -> inputs.Batches:
-        """Training pairs, each with its share of the prototypes; corruption is all the augmentation there is."""
-        clean = self.networks.describe_source(state.extra, self.source)
-        source = inputs.WithFields(self.source, **self._shares(clean))
-        return training_batches(self.config, source, augment=None)()
 
     def init(self, rng: jax.Array, classes: RgbdClasses) -> dict:
         """Fresh parameters; none for a fusion that learns nothing."""
@@ -346,15 +264,17 @@ class Fusion:
         return self.net.apply({"params": params["confidence"]}, *features)
 
     def loss(self, params, extra, batch, rng):
-        """The training loss; only the parameters of the fusion receive a gradient."""
-        features, labels = self.networks.describe(extra, batch["image"], batch["depth"]), batch["label"]
+        """L = CE(S (c_r cos_r + c_d cos_d), y); only the parameters of the fusion receive a gradient."""
+        features = self.pairs.networks.describe(extra, batch["image"], batch["depth"])
+        labels, scale = batch["label"], self.config.scale
         if self.name == "concat":
             scores = cosines(training.projected(params, features), params["prototypes"])
-            value = losses.softmax_loss(scores, labels, scale=self.config.scale)
+            value = losses.softmax_loss(scores, labels, scale=scale)
             return value.mean(), (extra, {"accuracy": (scores.argmax(axis=1) == labels).mean()})
-        rgb, depth = self._class_cosines(extra["classes"], features, labels, batch)
+        # The cosines of an image leave out what it put into its own prototype itself.
+        rgb, depth = extra["classes"].cosines(features, labels, batch)
         logits = self.logits(params, features)
-        value = losses.acw_loss(logits, rgb, depth, labels, scale=self.config.scale)
+        value = losses.acw_loss(logits, rgb, depth, labels, scale=scale)
         trust = jax.nn.sigmoid(logits[:, :1] - logits[:, 1:])
         correct = metrics.combine_scores(rgb, depth, trust).argmax(axis=1) == labels
         return value.mean(), (extra, {"accuracy": correct.mean(), "confidence_rgb": trust.mean()})
@@ -362,21 +282,21 @@ class Fusion:
 
 def fusion_stage(config: Config, fusion: Fusion, split: inputs.Split) -> training.Stage:
     """The third stage; without a step where the fusion learns nothing."""
-    networks, trains = fusion.networks, config.fusion in TRAINED
+    pairs, networks, trains = fusion.pairs, fusion.pairs.networks, config.fusion in TRAINED
     objective = training.Objective(fusion.loss, config.optimizer.build(max(config.steps, 1)))
-    step = training.gradient_step(objective)
-    training_batches(config, split.train, augment=None)  # refuses a batch size that cannot be
 
     def init(rng, previous):
         extra = networks.depth.installed({"rgb": previous.extra["rgb"]}, previous)
-        classes = fusion.classes(extra)
+        # Prototypes: the mean of each person's clean images; and the spread of impostor scores, made equal.
+        classes = pairs.classes(extra, seed=config.seed + 1)
         params = fusion.init(rng, classes)
         return training.create_state(rng, params, objective, extra={**extra, "classes": classes})
 
-    def corrupted_step(state, batch):
-        keys = training.example_keys(state, batch["image"].shape[0])
-        images, depth = networks.corrupt(keys, batch["image"], normalize_pixels(batch["depth"]))
-        return step(state, {**batch, "image": images, "depth": depth})
+    def batches(state):
+        """A function of the state alone: what an image put into the prototypes is worked out again."""
+        size = filled_batch_size(split.train, config.fusion_batch_size)
+        source = pairs.with_shares(state.extra)
+        return training_batches(config, source, batch_size=size, augment=None)()
 
     # Testing: a modality counts where it is good in both images of a pair.
     evaluation = training.RgbdIdentification(
@@ -385,13 +305,13 @@ def fusion_stage(config: Config, fusion: Fusion, split: inputs.Split) -> trainin
         fusion.logits,
         fusion=config.fusion,
         kinds=config.kinds,
-        baselines=BASELINES,
+        baselines=BASELINES + ("acw_probe",) * (config.fusion == "acw"),
     )
     return training.Stage(
         name="fusion",
         init=init,
-        step=corrupted_step if trains else None,
-        batches=fusion.batches if trains else None,
+        step=networks.corrupted(training.gradient_step(objective)) if trains else None,
+        batches=batches if trains else None,
         steps=config.steps if trains else 0,
         evaluate=evaluation,
         best="rank1",

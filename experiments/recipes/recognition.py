@@ -124,6 +124,12 @@ def training_batches(recipe: Recipe, source: inputs.Source, **changes) -> Callab
     return open_batches
 
 
+def filled_batch_size(source: inputs.Source, wanted: int) -> int:
+    """The largest batch up to `wanted` that a source fills and that divides over the devices of all processes."""
+    replicas = jax.device_count()
+    return min(wanted, len(source)) // replicas * replicas or wanted
+
+
 def evaluation(recipe: Recipe, model, split: inputs.Split, *, identify: bool = False):
     """Verification of unseen people (with the mirror image where training mirrors), or the nearest class prototype.
 

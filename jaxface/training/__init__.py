@@ -28,7 +28,13 @@ from jaxface.training.recognition import (
     statistics,
 )
 from jaxface.training.records import Records, read_records
-from jaxface.training.rgbd import RgbdClasses, RgbdFeatures, RgbdNetworks
+from jaxface.training.rgbd import (
+    RgbdClasses,
+    RgbdFeatures,
+    RgbdNetworks,
+    RgbdPairs,
+    with_depth_noise,
+)
 from jaxface.training.route import (
     Anchor,
     Route,
@@ -81,6 +87,7 @@ __all__ = [
     "RgbdFeatures",
     "RgbdIdentification",
     "RgbdNetworks",
+    "RgbdPairs",
     "Route",
     "RouteHardness",
     "Stage",
@@ -128,5 +135,6 @@ __all__ = [
     "statistics",
     "together",
     "verification_figures",
+    "with_depth_noise",
     "write_atomically",
 ]

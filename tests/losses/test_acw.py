@@ -21,19 +21,29 @@ def unit(rng, *shape):
     return l2_normalize(jnp.asarray(rng.normal(size=shape), jnp.float32))
 
 
+def cross_entropy(confidence):
+    """The oracle of the constants below: S (c cos_r + (1 - c) cos_d) and its cross-entropy in float64 numpy."""
+    z = 16 * (confidence * np.float64([0.8, 0.1, 0.3]) + (1 - confidence) * np.float64([0.2, 0.7, 0.1]))
+    return np.log(np.exp(z).sum()) - z[0]
+
+
 @pytest.mark.parametrize(("confidence", "expected"), [(0.5, 0.190725), (0.75, 0.003318), (0.25, 3.241549)])
 def test_values_by_hand(confidence, expected):
     loss = losses.acw_loss(logits_of(confidence), RGB, DEPTH, LABEL, scale=16.0)
-    np.testing.assert_allclose(loss, [expected], rtol=1e-3, atol=2e-6)
+    np.testing.assert_allclose(cross_entropy(confidence), expected, atol=1e-6)
+    np.testing.assert_allclose(loss, [cross_entropy(confidence)], rtol=1e-3, atol=2e-6)
 
 
 def test_the_gradient_moves_confidence_to_the_modality_that_is_right():
     gradient = jax.jit(jax.grad(lambda l: losses.acw_loss(l, RGB, DEPTH, LABEL, scale=16.0).sum()))
-    np.testing.assert_allclose(gradient(jnp.zeros((1, 2))), [[-0.811709, 0.811709]], rtol=1e-5)
-    # The closed form at other logits.
+    # By central differences of the float64 oracle: ∂c_r/∂l_r = c_r c_d = 1/4.
+    slope = (cross_entropy(0.5 + 1e-6) - cross_entropy(0.5 - 1e-6)) / 2e-6 / 4
+    np.testing.assert_allclose(slope, -0.811709, atol=1e-6)
+    np.testing.assert_allclose(gradient(jnp.zeros((1, 2))), [[slope, -slope]], rtol=1e-5)
+    # The closed form at other logits: c = softmax(1.2, -0.3) = 1 / (1 + exp(-1.5)).
     logits = jnp.array([[1.2, -0.3]])
     c = np.asarray(jax.nn.softmax(logits))[0]
-    np.testing.assert_allclose(c, [0.817574, 0.182426], atol=1e-6)
+    np.testing.assert_allclose(c, [1 / (1 + np.exp(-1.5)), 1 / (1 + np.exp(1.5))], atol=1e-6)
     z = 16 * (c[0] * RGB + c[1] * DEPTH)[0]
     p = jax.nn.softmax(z) - jnp.array([1.0, 0, 0])
     expected = c[0] * c[1] * 16 * jnp.sum(p * (RGB - DEPTH)[0])

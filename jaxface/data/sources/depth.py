@@ -9,6 +9,8 @@ import io
 import logging
 import os
 import pathlib
+import re
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -104,6 +106,16 @@ class DepthImages:
         """[N] names of the records; an AttributeError where the source has none."""
         return self._source.record_names
 
+    @property
+    def subsets(self) -> np.ndarray:
+        """[N] int32, the part of the benchmark that each record is of; an AttributeError where the source does not know."""
+        return self._source.subsets
+
+    @property
+    def subset_names(self) -> Sequence[str]:
+        """Names of the parts."""
+        return self._source.subset_names
+
     def __len__(self) -> int:
         return len(self._source)
 
@@ -186,13 +198,28 @@ class RgbdFolderSource(StandInSource):
       class_names: names of the sub-folders.
       image_shape: (image_size, image_size, 3).
       paths: (photograph, depth map) of every record.
+      subsets, subset_names: see `Source`; only where subsets were asked for.
     """
 
-    def __init__(self, root: str | pathlib.Path, *, image_size: int, fit: Fit = "pad"):
+    def __init__(
+        self,
+        root: str | pathlib.Path,
+        *,
+        image_size: int,
+        fit: Fit = "pad",
+        subset_names: Sequence[str] = (),
+    ):
         """Opens the folder; decodes one pair per person.
 
+        Args:
+          root: the folder.
+          image_size: side of the images, pixels.
+          fit: how a rectangle becomes a square.
+          subset_names: parts of a benchmark, one of which stands as a word in the name of every photograph: NU in 001_NU_2.png.
+
         Raises:
-          UserError: no such folder, no pair in it, or fewer than two people with a readable pair.
+          UserError: no such folder, no pair in it, fewer than two people with a readable pair, or a photograph whose name does
+            not say which part it is of.
         """
         super().__init__()
         self._size, self._fit = image_size, fit
@@ -230,6 +257,18 @@ class RgbdFolderSource(StandInSource):
             np.arange(len(pairs_of_person), dtype=np.int32),
             [len(pairs) for pairs in pairs_of_person.values()],
         )
+        if subset_names:
+            self.subset_names = list(subset_names)
+            self.subsets = np.array([self._subset(name) for name in self.record_names], np.int32)
+
+    def _subset(self, record_name: str) -> int:
+        words = re.split("[^0-9A-Za-z]+", record_name.rpartition("/")[2])
+        named = [number for number, name in enumerate(self.subset_names) if name in words]
+        if len(named) != 1:
+            raise UserError(
+                f"subsets: needs one of {', '.join(self.subset_names)} in the name of every photograph, got {record_name}"
+            )
+        return named[0]
 
     @property
     def record_names(self) -> list[str]:

@@ -29,7 +29,8 @@ class Source(Protocol):
     A record is a flat dict: `image` uint8 [H, W, 3], `label` int32 scalar, and whatever else the source knows
     (`depth`, `landmarks`, `boxes`, `spoof`, `expression`, `group`). A source that knows the group of every record without
     reading it says so by `groups` [N] int32 and `group_names`, one per group. One whose records have names or places of their
-    own, such as files, says so by `record_names` [N], strings or integers.
+    own, such as files, says so by `record_names` [N], strings or integers. One whose records are of parts that a benchmark
+    reports one by one says so by `subsets` [N] int32 and `subset_names`, that of the gallery first.
     """
 
     labels: np.ndarray
@@ -69,6 +70,16 @@ class Subset:
     def group_names(self) -> Sequence[str]:
         """Names of the groups, all those of the source."""
         return self._source.group_names
+
+    @property
+    def subsets(self) -> np.ndarray:
+        """[N] int32, the part of the benchmark that each record is of; an AttributeError where the source does not know."""
+        return self._source.subsets[self._indices]
+
+    @property
+    def subset_names(self) -> Sequence[str]:
+        """Names of the parts, all those of the source."""
+        return self._source.subset_names
 
     @property
     def record_names(self) -> Sequence[str] | np.ndarray:

@@ -64,13 +64,16 @@ class RgbdFolder(DataSpec):
     """How a rectangle becomes a square: pad repeats the border, crop keeps the middle, stretch distorts."""
     modality: Modality = "rgbd"
     """What an image is: the photograph, its depth map as gray levels around the nose tip, or one with the other as `depth`."""
+    subsets: tuple[str, ...] = ()
+    """Parts that are reported one by one, that of the gallery first; the photographs' names say them: NU in 001_NU_2.png."""
 
     @property
     def title(self) -> str:
         return f"folder {_folder_name(self.root)} ({self.modality})"
 
     def source(self, *, image_size: int, seed: int) -> Source:
-        return of_modality(RgbdFolderSource(self.root, image_size=image_size, fit=self.fit), self.modality)
+        pairs = RgbdFolderSource(self.root, image_size=image_size, fit=self.fit, subset_names=self.subsets)
+        return of_modality(pairs, self.modality)
 
     def divide(self, *, image_size: int, seed: int) -> Split:
         subsets = split_identities(self.source(image_size=image_size, seed=seed), self.held_out, seed=seed)

@@ -120,6 +120,28 @@ def test_a_folder_of_pairs(tmp_path):
     assert pickle.loads(pickle.dumps(source))[3]["label"] == 1
 
 
+def test_photographs_say_which_subset_they_are_of(tmp_path):
+    root = write_pairs(tmp_path / "pairs")
+    for folder in root.iterdir():
+        for shot, name in enumerate(("001_NU_2", "x-FE-NUance", "TM")):
+            for suffix in ("", "_depth"):
+                (folder / f"{shot}{suffix}.png").rename(folder / f"{name}{suffix}.png")
+    spec = data.RgbdFolder(str(root), held_out=0.5, subsets=("NU", "FE", "TM"))
+    split = data.load(spec, image_size=16)
+    for source in (split.train, split.held_out):
+        assert list(source.subset_names) == ["NU", "FE", "TM"]
+        names = [name.rpartition("/")[2] for name in source.record_names]
+        expected = [["001_NU_2.png", "x-FE-NUance.png", "TM.png"].index(name) for name in names]
+        np.testing.assert_array_equal(source.subsets, expected)
+        assert np.bincount(source.subsets).tolist() == [2, 2, 2]
+    assert not hasattr(data.load(dataclasses.replace(spec, subsets=()), image_size=16).train, "subsets")
+    for names in (("NU", "FE"), ("NU", "FE", "TM", "001")):  # none of them, or two
+        with pytest.raises(
+            UserError, match=r"^subsets: needs one of NU, FE.* in the name of every photograph, got p0/"
+        ):
+            data.load(dataclasses.replace(spec, subsets=names), image_size=16)
+
+
 def test_holes_are_not_averaged_with_their_neighbors():
     z = np.full((8, 8), 600.0, np.float32)
     z[0:2, 0:2] = 0

@@ -26,9 +26,10 @@ def products(a, b):
 def test_a_pair_by_hand():
     a = metrics.confidence_logit(jnp.log(jnp.array([[0.9, 0.1], [0.2, 0.8]])))
     np.testing.assert_allclose(a, [np.log(9), np.log(0.25)], rtol=1e-5)
-    np.testing.assert_allclose(metrics.pair_weight(a[:1], a[1:]), [[0.692308]], atol=1e-6)
+    weight = 0.9 * 0.2 / (0.9 * 0.2 + 0.1 * 0.8)  # 9 / 13 = 0.692308
+    np.testing.assert_allclose(metrics.pair_weight(a[:1], a[1:]), [[weight]], atol=1e-6)
     fused = metrics.fuse_scores(jnp.array([[0.1]]), jnp.array([[0.8]]), a[:1], a[1:])
-    np.testing.assert_allclose(fused, [[0.315385]], atol=1e-6)
+    np.testing.assert_allclose(fused, [[weight * 0.1 + (1 - weight) * 0.8]], atol=1e-6)  # 0.315385
     # A gallery that trusts both alike leaves the probe's own confidence.
     np.testing.assert_allclose(metrics.pair_weight(a[:1], jnp.zeros(1)), [[0.9]], atol=1e-6)
     alone = metrics.fuse_scores(jnp.array([[0.1]]), jnp.array([[0.8]]), a[:1])
@@ -37,8 +38,9 @@ def test_a_pair_by_hand():
 
 def test_confidence_from_logits():
     logits = jnp.array([1.2, -0.3])
-    np.testing.assert_allclose(jax.nn.softmax(logits), [0.817574, 0.182426], atol=1e-6)
-    np.testing.assert_allclose(jax.nn.sigmoid(metrics.confidence_logit(logits)), 0.817574, atol=1e-6)
+    expected = 1 / (1 + np.exp(-1.5))  # 0.817574
+    np.testing.assert_allclose(jax.nn.softmax(logits), [expected, 1 - expected], atol=1e-6)
+    np.testing.assert_allclose(jax.nn.sigmoid(metrics.confidence_logit(logits)), expected, atol=1e-6)
     assert metrics.confidence_logit(jnp.array([[99.0, -99.0], [-99.0, 99.0]])).tolist() == [15, -15]
 
 

@@ -47,6 +47,10 @@ def judge(protocol, name="acw", labels=LABELS, **options):
     evaluation = training.RgbdIdentification(
         Networks(), split, logits, fusion=name, kinds=KINDS, baselines=BASELINES, **options
     )
+    return evaluated(evaluation, name)
+
+
+def evaluated(evaluation, name="acw"):
     params = {"confidence": {}} if name.startswith("acw") else {"projection": np.eye(9), "prototypes": BOTH}
     classes = RgbdClasses(*CENTERS, np.ones(2, np.float32), np.float32(0.25))
     return evaluation(types.SimpleNamespace(averaged_params=params, extra={"classes": classes}))
@@ -62,7 +66,7 @@ def test_rates_of_every_kind_and_fusion():
     assert report["rgb/rank1@rgb"] == pytest.approx(expected)
     assert report["rank1@none"] > 0.9 > 0.5 > report["rgb/rank1@rgb"]
     np.testing.assert_allclose(
-        [report["confidence@none"], report["confidence@rgb"]], [0.982014, 0.5], rtol=1e-5
+        [report["confidence@none"], report["confidence@rgb"]], [1 / (1 + np.exp(-4.0)), 0.5], rtol=1e-5
     )
     assert "weight" not in report
 
@@ -111,3 +115,50 @@ def test_a_probe_alone_weighs_as_a_gallery_that_trusts_both_alike():
     alone, both = judge("classification", "acw_probe"), judge("classification")
     assert alone == pytest.approx(both)
     assert judge("verification", "acw_probe")["rank1@rgb"] != judge("verification")["rank1@rgb"]
+
+
+def judge_subsets(labels, subsets, names=("NU", "FE", "TM")):
+    """Of records that say which part of a benchmark they are of."""
+    source = data.ArraySource(np.zeros((len(labels), 2, 2, 1), np.uint8), labels, list("abcdef"))
+    source.subsets, source.subset_names = np.asarray(subsets), names
+    split = data.Split(source, source, "made", "verification")
+    networks = Networks()
+    evaluation = training.RgbdIdentification(
+        networks, split, logits, fusion="acw", kinds=KINDS, baselines=BASELINES, block=5
+    )
+    return evaluated(evaluation)
+
+
+def test_subsets_of_a_benchmark_take_the_place_of_corruption():
+    subsets = np.tile([1, 0, 2, 0], 6)  # everybody's second image is the first neutral one
+    report = judge_subsets(LABELS, subsets)
+    rest = np.delete(np.arange(24), np.arange(1, 24, 4))
+    networks = Networks()
+    probes, gallery = (types.SimpleNamespace(labels=x) for x in (LABELS[rest], np.arange(6)))
+    clean, stored = networks.describe_source({}, probes), networks.describe_source({}, gallery)
+    for name in ("rgb", "depth"):
+        answers = (getattr(clean, name) @ getattr(stored, name).T).argmax(1)
+        by_hand = [(answers == LABELS[rest])[subsets[rest] == i].mean() for i in range(3)]
+        np.testing.assert_allclose([report[f"{name}/rank1@{part}"] for part in ("NU", "FE", "TM")], by_hand)
+        np.testing.assert_allclose(report[f"{name}/rank1"], np.mean(by_hand))
+        missing = {"rgb": "no_depth", "depth": "no_rgb"}[name]
+        np.testing.assert_allclose(report[f"rank1@{missing}"], (answers == LABELS[rest]).mean())
+    assert report["rank1"] == pytest.approx(np.mean([report[f"rank1@{part}"] for part in ("NU", "FE", "TM")]))
+    assert {key for key in report if key.startswith("confidence")} == {
+        f"confidence@{part}" for part in ("NU", "FE", "TM")
+    }
+    assert not [key for key in report if "none" in key]  # nothing was corrupted, and nothing says so
+
+
+@pytest.mark.parametrize(
+    ("subsets", "words"),
+    [
+        (np.tile([1, 2, 2, 1], 6), "gallery needs an image of NU of everybody, a has none"),
+        (np.repeat([0, 0, 0, 0, 2, 1], 4), "gallery needs an image of NU of everybody, e has none"),
+        (np.tile([0, 1, 1, 1], 6), "needs a probe of each, there is none of NU"),
+        (np.tile([0, 0, 1, 1], 6), "needs a probe of each, there is none of TM"),
+    ],
+)
+def test_subsets_that_cannot_be_judged(subsets, words):
+    with pytest.raises(UserError, match=f"^subsets: .*{words}"):
+        judge_subsets(LABELS, subsets)
