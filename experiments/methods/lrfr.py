@@ -46,8 +46,8 @@ class Config(Recipe):
     power: Annotated[float, Range(1)] = 1.0
     """LogExp: power p of an error, at least 1; at 1 the push does not vanish at zero error."""
     reduction: Literal["per_sample", "batch_log"] = "per_sample"
-    """LogExp: a logarithm for each pair, as the paper writes it, or one over the batch, as its code has it (about D times as
-    strong)."""
+    """LogExp: a logarithm for each pair, as the paper writes it, or one over the batch, as its code has it. The gradient of a pair is
+    then D S_pair / S_batch times as long, S = 1 + Σ (exp(d^p) - 1): about D / B away from equal copies, D where all are equal."""
     weight: Annotated[float, NonNegative] = 1.0
     """Weight of the distance."""
     probe_sizes: tuple[int, ...] = (4, 6, 8, 10, 13, 16, 24, 48)

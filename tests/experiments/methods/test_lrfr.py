@@ -4,6 +4,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments import configs, launch
@@ -70,6 +71,37 @@ def test_the_first_loss_is_both_copies_and_their_distance(overrides, expected):
     if overrides.get("distance") != "none":
         np.testing.assert_allclose(metrics["distance"], distance, rtol=1e-3)
     np.testing.assert_allclose(metrics["loss"], 0.5 * sum(values) + 0.7 * distance, rtol=1e-4)
+
+
+def test_distances_of_the_study_pull_alike_at_the_start():
+    """The study's weights: on the tuning seed's first batch, gradients of all weighted distances have one norm."""
+    study = studies.STUDIES["distances"]
+    config = study.base
+    (stage,) = lrfr.build(config)
+    params = jax.jit(stage.init)(jax.random.key(0), None).params["backbone"]
+    full = (next(stage.batches(None))["image"].astype(np.float32) - 127.5) / 127.5
+    drawn = {"sizes": config.sizes, "probabilities": config.probabilities}
+    low, _ = jax.jit(lambda x: data.degrade_resolution(jax.random.key(0), x, **drawn))(full)
+    model = lrfr.network(config)
+    arms = {
+        name: dataclasses.replace(config, **fields) for name, fields in study.arms.items() if name != "none"
+    }
+
+    def units(params):
+        return [l2_normalize(model.apply({"params": params}, x)) for x in (full, low)]
+
+    @jax.jit
+    def norms(params):
+        (u, v), pull = jax.vjp(units, params)
+        found = {}
+        for name, arm in arms.items():
+            gradients = jax.grad(lambda u, v, arm=arm: lrfr.distance_loss(arm, u, v), (0, 1))(u, v)
+            found[name] = arm.weight * optax.tree.norm(pull(list(gradients)))
+        return found
+
+    found = {name: float(norm) for name, norm in norms(params).items()}
+    assert len(found) == 5 and arms["LogExp"].weight == 1
+    np.testing.assert_allclose(list(found.values()), found["LogExp"], rtol=0.02)
 
 
 def test_without_sizes_it_is_the_plain_training():
