@@ -2,9 +2,9 @@
 
     python -m experiments.evaluate RUN --data folder --data.root DIR
 
-The results and figures go to RUN/evaluate-<data>-<digest>. The digest is of all that they depend on beside the run: the data with
-all their fields, `--pairs`, `--best`, `--seed` and `--resolution`. So a second folder or another seed gets a place of its own, and
-the same command the same place; results.json says what it was.
+The results and figures go to RUN/evaluate-<data>-<digest>. The digest is of all that they depend on beside the run: the data
+with all their fields, `--pairs`, `--best`, `--seed` and `--resolution`. So a second folder or another seed gets a place of its
+own, and the same command the same place; results.json says what it was.
 """
 
 import dataclasses

@@ -13,8 +13,8 @@ def single(size: int) -> dict:
 
 
 WEIGHTS = {"l1": 0.280, "l2": 1.88, "logexp²": 2.71, "batch_log": 1.49}
-"""Weights at which a distance pulls as LogExp does at weight 1: the gradients of both have one norm over the network's parameters,
-at the start of the tuning seed on its first batch. Else the study would compare strengths."""
+"""Weights at which a distance pulls as LogExp does at weight 1: their gradients have one norm over the network's parameters, at
+the start of the tuning seed on its first batch. Else the study would compare strengths."""
 
 
 STUDIES = {
