@@ -98,6 +98,7 @@ def test_without_sizes_it_is_the_plain_training(first_batch):
     assert "loss_low" not in metrics
 
 
+@pytest.mark.slow
 def test_distances_of_the_study_pull_alike_at_the_start():
     """The study's weights: on the tuning seed's first batch, gradients of all weighted distances have one norm."""
     study = studies.STUDIES["distances"]
