@@ -47,7 +47,7 @@ STUDIES = {
         base=Config.digits(),
     ),
     "rendered": Study(
-        claim="Verification of unseen rendered people, both images shrunk: mean over 4 to 48 pixels",
+        claim="Verification of unseen rendered people of 32 x 32 pixels, both images shrunk: mean over 4 to 32 pixels",
         metric="resolution/accuracy",
         method="mixed sizes",
         arms={
@@ -55,8 +55,14 @@ STUDIES = {
             "full size only": FULL,
             "16 px": single(16),
             "6 px": single(6),
-            "mixed sizes, no distance": {"distance": "none"},
         },
-        base=Config(data=inputs.RenderedFaces(identities=128, per_identity=32), steps=500),
+        base=Config(
+            data=inputs.RenderedFaces(
+                identities=64, per_identity=16, held_out_identities=40, held_out_per_identity=6
+            ),
+            image_size=32,
+            probe_sizes=(4, 6, 10, 16, 32),
+            steps=300,
+        ),
     ),
 }
