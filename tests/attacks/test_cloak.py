@@ -318,6 +318,11 @@ def test_momentum_is_of_directions_of_unit_length():
     np.testing.assert_allclose(mask, [3.0, 3.0])
 
 
+def some_slow(names, *slow):
+    """The names as parameters, of which the slow ones run in the slow tier."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+
+
 METHODS = {
     "ga": Cloak(batch=2, accumulate=3),
     "full": PLAIN,
@@ -331,7 +336,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", some_slow(METHODS, "full", "fi_uap", "affine", "convex"))
 def test_masks_are_bounded_and_drive_features_away(embed, photos, name):
     cloak = dataclasses.replace(METHODS[name], steps=8, epsilon=6.0)
     make = jax.jit(lambda x, key: attacks.make_cloak(embed, x, key, cloak))
@@ -379,7 +384,10 @@ def test_the_start_is_the_mean_of_a_draw_per_photo(embed, photos):
         np.testing.assert_allclose(attacks.make_cloak(embed, photos, KEY, cloak), drawn, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["ga", "fi_uap_plus", "affine", "convex", "release"])
+@pytest.mark.parametrize(
+    "method",
+    some_slow(["ga", "convex", "fi_uap_plus", "affine", "release"], "fi_uap_plus", "affine", "release"),
+)
 def test_only_distances_between_features_matter(embed, photos, method):
     rotation, _ = np.linalg.qr(np.random.default_rng(4).normal(size=(8, 8)))
     cloak = dataclasses.replace(METHODS[method], steps=6)
@@ -430,6 +438,7 @@ def test_clipped_pixels_get_no_gradient_but_in_the_release(embed):
     np.testing.assert_allclose(jnp.abs(mask[0] - 2), 1.0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_people_under_vmap_and_map_are_people_alone(embed, photos):
     people = jnp.stack([photos, photos[::-1] * 0.9])
     keys = jax.random.split(KEY, 2)
