@@ -2,9 +2,9 @@
 
     python -m experiments.evaluate RUN --data folder --data.root DIR
 
-The results and figures go to RUN/evaluate-<data>-<digest>. The digest is of all that they depend on beside the run: the data with
-all their fields, `--pairs`, `--best` and `--seed`. So a second folder or another seed gets a place of its own, and the same
-command the same place; results.json says what it was.
+The results and figures go to RUN/evaluate-<data>-<digest>. The digest is of all that they depend on beside the run: the data
+with all their fields, `--pairs`, `--best`, `--seed` and `--resolution`. So a second folder or another seed gets a place of its
+own, and the same command the same place; results.json says what it was.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from experiments import configs
 from jaxface import data, metrics, training
 from jaxface.cli import console, flags
 from jaxface.cli.console import show_metrics, use_compilation_cache
+from jaxface.data.transforms.resolution import check_sizes
 from jaxface.errors import UserError
 from jaxface.metrics.recognition.report import check_verification
 from jaxface.paths import local_path
@@ -92,6 +93,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the pairs, and of rendered people")
     parser.add_argument(
+        "--resolution",
+        type=int,
+        help="shrink every image to this side in pixels, and enlarge it again, before the network sees it",
+    )
+    parser.add_argument(
         "--out",
         help="folder for results.json and the figures; RUN/evaluate-<data>-<digest of these options> unless given",
     )
@@ -100,10 +106,16 @@ def main(arguments: list[str] | None = None) -> None:
     spec = flags.parse_data(options.data, rest, prog="evaluate")
     use_compilation_cache()
     run = local_path("run", options.run)
-    description = evaluated(options.data, spec, pairs=options.pairs, best=options.best, seed=options.seed)
+    choices = {"pairs": options.pairs, "best": options.best, "seed": options.seed}
+    if options.resolution is not None:
+        choices["resolution"] = options.resolution
+    description = evaluated(options.data, spec, **choices)
     out = default_folder(run, description) if options.out is None else local_path("out", options.out)
     config = configs.load_network(run)[-1]
     source = data.load_all(spec, image_size=config.image_size, seed=options.seed)
+    if options.resolution is not None:
+        check_sizes((options.resolution,), source.image_shape, name="resolution")
+        source = data.LowResolution(source, options.resolution)
     report, drawings = evaluate(run, source, pairs=pairs, best=options.best, seed=options.seed)
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.recipes.heads import HeadSpec
-from experiments.recipes.recognition import Recipe, load
+from experiments.recipes.recognition import Recipe, load, network, recognition_stage
 from experiments.recipes.teachers import TeacherSpec, teacher_stage
 from jaxface import attacks, axes, training
 from jaxface import data as inputs
@@ -56,7 +56,8 @@ class Config(Recipe):
     cloak: attacks.Cloak = attacks.Cloak()
     """How masks are made."""
     baselines: bool = True
-    """Also make masks by FI-UAP and by OPOM of all photos or of few: in as many steps, and from as many gradients."""
+    """Also make masks by FI-UAP, OPOM-ClassCenter and OPOM-ConvexHull, as released, and by small batches: in as many steps, and
+    from as many gradients."""
     people: Annotated[int, AtLeast(1)] = 20
     """People to protect; the rest of those not trained on are distractors, with all of their images."""
     photos: Annotated[int, AtLeast(1)] = 10
@@ -72,7 +73,10 @@ class Config(Recipe):
 
     @classmethod
     def paper(cls) -> "Config":
-        """CASIA-WebFace networks and Privacy-Commons: mean PSR@1 over six targets above OPOM's at equal steps is the test."""
+        """CASIA-WebFace networks and Privacy-Commons: mean PSR@1 over six targets above OPOM's at equal steps is the test.
+
+        Surrogate and targets are those of OPOM's release; docs/methods/cloak.md#the-papers-recipe lists what differs.
+        """
         long = training.Optimizer(decay_at=(100 / 180, 140 / 180, 160 / 180))
         softmax = HeadSpec(loss="softmax", scale=32.0, margin=0.0)
         target = functools.partial(TeacherSpec, embedding=512, optimizer=long, steps=180_000)
@@ -82,6 +86,8 @@ class Config(Recipe):
             distractors="privacy-commons-distractors",
             image_size=112,
             backbone="iresnet50",
+            block="sface",
+            dropout=0.5,
             embedding=512,
             head=softmax,
             bfloat16=True,
@@ -89,12 +95,12 @@ class Config(Recipe):
             steps=180_000,
             optimizer=long,
             targets=(
-                target(backbone="resnet50", head=HeadSpec(loss="arcface", scale=64.0, margin=0.5)),
-                target(backbone="resnet50", head=HeadSpec(loss="cosface", scale=64.0, margin=0.35)),
-                target(backbone="iresnet34", head=HeadSpec(loss="arcface", scale=64.0, margin=0.5)),
-                target(backbone="mobilefacenet", head=softmax),
-                target(backbone="mobilenet_v2", head=softmax),
-                target(backbone="face_resnet34", head=softmax),
+                target(backbone="iresnet50", head=HeadSpec(loss="arcface", scale=64.0, margin=0.5)),
+                target(backbone="iresnet50", head=HeadSpec(loss="cosface", scale=64.0, margin=0.35)),
+                target(backbone="iresnet50", head=HeadSpec(loss="sface", scale=64.0, margin=0.0)),
+                target(backbone="mobilenet", head=softmax),
+                target(backbone="se_iresnet50", head=softmax),
+                target(backbone="inception_resnet", head=softmax),
             ),
             people=500,
             workers=8,
@@ -160,24 +166,34 @@ def check(config: Config) -> None:
 def methods(config: Config) -> dict[str, attacks.Cloak]:
     """What masks are made by, by the name of the stage; the configured one last.
 
-    The baselines push with the same ε and step size, at the same number of steps or of differentiated photos, rounded up.
+    The baselines push with the same ε and step size, at the same number of steps or of differentiated photos, rounded up. Those
+    of all photos step as their release does.
     """
     ours = config.cloak
     if not config.baselines:
         return {"cloak": ours}
     plain = dataclasses.replace(
-        ours, objective="opom", hull="center", batch=0, accumulate=1, momentum=0.0, dropout=0.0
+        ours, objective="opom", hull="center", batch=0, accumulate=1, momentum=0.0, dropout=0.0, rederive=True
     )
-    small = dataclasses.replace(plain, batch=min(ours.batch or 2, config.photos))
+    small = dataclasses.replace(plain, batch=min(ours.batch or 2, config.photos), rederive=False)
     photos = ours.photo_gradients(config.photos)
     return {
         "fi_uap": dataclasses.replace(plain, objective="fi_uap"),
         "opom": plain,
+        "opom_convex": dataclasses.replace(plain, hull="convex"),
         "opom_equal_gradients": dataclasses.replace(plain, steps=-(-photos // config.photos)),
         "small_batch": small,
         "small_batch_equal_gradients": dataclasses.replace(small, steps=-(-photos // small.batch)),
         "cloak": ours,
     }
+
+
+def surrogate_stage(config: Config, split: inputs.Split) -> tuple[training.Stage, training.Teacher]:
+    """The network that masks are made on: that of a finished run, or the configured one, trained first."""
+    if config.surrogate is not None:
+        return teacher_stage(config, TeacherSpec(run=config.surrogate), split)
+    model = network(config)
+    return recognition_stage("surrogate", config, split, model, config.head.build()), training.Teacher(model)
 
 
 def cloak_stage(
@@ -248,16 +264,8 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
     for cloak in cloaks.values():
         cloak.check(config.photos)
     people = trial(config, split.held_out)
-    surrogate = TeacherSpec(
-        run=config.surrogate,
-        backbone=config.backbone,
-        embedding=config.embedding,
-        head=config.head,
-        optimizer=config.optimizer,
-        steps=config.steps,
-    )
-    specs = {"surrogate": surrogate} | {f"target{i}": t for i, t in enumerate(config.targets, start=1)}
-    to_train = {name: teacher_stage(config, spec, split) for name, spec in specs.items()}
+    to_train = {"surrogate": surrogate_stage(config, split)}
+    to_train |= {f"target{i}": teacher_stage(config, t, split) for i, t in enumerate(config.targets, start=1)}
 
     def stages():
         # The surrogate that masks are made on, and the black boxes that never see them made.

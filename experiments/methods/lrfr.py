@@ -46,8 +46,8 @@ class Config(Recipe):
     power: Annotated[float, Range(1)] = 1.0
     """LogExp: power p of an error, at least 1; at 1 the push does not vanish at zero error."""
     reduction: Literal["per_sample", "batch_log"] = "per_sample"
-    """LogExp: a logarithm for each pair, as the paper writes it, or one over the batch, as its code has it (about D times as
-    strong)."""
+    """LogExp: a logarithm for each pair, as the paper writes it, or one over the batch, as its code has it. A pair's gradient
+    is then D S_pair / S_batch times as long, S = 1 + Σ (exp(d^p) - 1): about D / B away from equal copies, D near them."""
     weight: Annotated[float, NonNegative] = 1.0
     """Weight of the distance."""
     probe_sizes: tuple[int, ...] = (4, 6, 8, 10, 13, 16, 24, 48)
@@ -65,6 +65,7 @@ class Config(Recipe):
             embedding=512,
             sizes=(7, 14, 20),
             head=HeadSpec(loss="cosface", scale=48.0, margin=0.4),
+            prototype_std=(2 / (10_572 + 512)) ** 0.5,  # that of Xavier's uniform initialization
             probe_sizes=(5, 7, 9, 11, 14, 18, 28, 112),
             batch_size=256,
             steps=29 * (490_000 // 256),

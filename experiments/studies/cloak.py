@@ -11,7 +11,9 @@ def arm(**fields) -> dict:
     return {"cloak": dataclasses.replace(Config.procedural().cloak, **fields)}
 
 
-FULL, SMALL = {"batch": 0, "accumulate": 1}, {"batch": 2, "accumulate": 1}
+FULL = {"batch": 0, "accumulate": 1, "rederive": True}
+"""All photos in every step, as OPOM's release does it."""
+SMALL = {"batch": 2, "accumulate": 1}
 
 
 def small_epsilon(**fields) -> dict:
@@ -27,11 +29,13 @@ STUDIES = {
         arms={
             "GA, 20 of 2 photos": arm(),
             "GA, 5 of 2 photos": arm(accumulate=5),
-            "OPOM, all photos": arm(**FULL),
-            "OPOM, all photos, equal gradients": arm(**FULL, steps=64),
+            "GA, 20 of 2 photos, no look-ahead": arm(look_ahead=0.0),
+            "OPOM-ClassCenter": arm(**FULL),
+            "OPOM-ClassCenter, equal gradients": arm(**FULL, steps=64),
+            "OPOM-ConvexHull": arm(**FULL, hull="convex"),
             "OPOM, 2 photos": arm(**SMALL),
             "OPOM, 2 photos, equal gradients": arm(**SMALL, steps=320),
-            "FI-UAP, all photos": arm(objective="fi_uap", **FULL),
+            "FI-UAP": arm(objective="fi_uap", **FULL),
         },
         base=Config.procedural(),
         shared=4,
@@ -43,10 +47,11 @@ STUDIES = {
         arms={
             "GA, 20 of 2 photos": small_epsilon(),
             "GA, 5 of 2 photos": small_epsilon(accumulate=5),
-            "OPOM, all photos": small_epsilon(**FULL),
+            "OPOM-ClassCenter": small_epsilon(**FULL),
+            "OPOM-ConvexHull": small_epsilon(**FULL, hull="convex"),
             "OPOM, 2 photos": small_epsilon(**SMALL),
             "OPOM, 1 photo": small_epsilon(batch=1, accumulate=1),
-            "FI-UAP, all photos": small_epsilon(objective="fi_uap", **FULL),
+            "FI-UAP": small_epsilon(objective="fi_uap", **FULL),
         },
         base=Config.procedural(),
         shared=4,

@@ -1,9 +1,10 @@
 """Privacy cloaks: one bounded mask per person that hides any photo of that person from face recognition.
 
 FI-UAP, FI-UAP+ and OPOM (arXiv:2205.11981) push the features of masked photos away from the person's clean features by signed
-gradients; GA-OPOM (arXiv:2401.01575) sums raw gradients of several small batches, each looked at from where the ones before
-lead, into one signed step. Its abstract says what is summed; the look-ahead is that of the same author's arXiv:2308.06015,
-which states the same dilemma and remedy (our reading). Pixels go from 0 to 255 throughout.
+gradients; `rederive` makes them step by step as their release does. GA-OPOM (arXiv:2401.01575) sums raw gradients of several
+small batches, each looked at from where the ones before lead, into one signed step. Its abstract says what is summed; the
+look-ahead is that of the same author's arXiv:2308.06015, which states the same dilemma and remedy (our reading). Pixels go from
+0 to 255 throughout.
 """
 
 import dataclasses
@@ -21,9 +22,10 @@ from jaxface.errors import UserError
 from jaxface.layers.prototypes import l2_normalize
 
 Embed = Callable[..., jax.Array]  # (images [B, H, W, C] in [0, 255], rng) -> [B, D]
-Gradient = Callable[
-    [jax.Array, jax.Array, jax.Array], jax.Array
-]  # (mask, rows [b], rng) -> gradient like the mask
+# (images [b, H, W, C], rows [b], rng) -> mean objective of photos `rows` in the form of these images
+Objective = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# (mask, rows [b], rng) -> gradient like the mask
+Gradient = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 WARM_UP = 5  # steps that push away from the mean before a hull with an inside is pushed out of
 
@@ -60,7 +62,8 @@ class Cloak:
     random_start: bool = True
     """Start from the mean of one random mask per photo, as published, instead of from no mask."""
     rederive: bool = False
-    """Take the mask again from the clipped images in every step, as the release of OPOM does; it shrinks where they clip."""
+    """Step as the release of OPOM and FI-UAP does: each photo has its masked image, at which the gradient is taken and from which
+    the mask is taken again; it shrinks where images clip. Needs all photos in a step (batch 0, accumulate 1) and no momentum."""
 
     def check(self, photos: int | None = None) -> None:
         """Raises UserError for a field out of its range, or one that does not suit so many photos."""
@@ -72,6 +75,11 @@ class Cloak:
         reduced = self.objective == "opom" and self.hull == "reduced"
         if reduced:
             check_bounds(self.hull_low, self.hull_high, photos)
+        if self.rederive and (self.batch, self.accumulate, self.momentum) != (0, 1, 0):
+            raise UserError(
+                "rederive: needs batch 0, accumulate 1 and momentum 0, "
+                f"got {self.batch}, {self.accumulate} and {self.momentum:g}"
+            )
         if photos is not None:
             if self.batch > photos:
                 raise UserError(f"batch: needs at most the {photos} photos of a person, got {self.batch}")
@@ -189,7 +197,7 @@ def _accumulated_gradient(
     return total
 
 
-def _cloak_step(
+def _signed_step(
     mask: jax.Array,
     velocity: jax.Array,
     direction: jax.Array,
@@ -216,15 +224,57 @@ def _cloak_step(
     return jnp.clip(mask + step_size * jnp.sign(velocity), -epsilon, epsilon), velocity
 
 
-def _gradient(embed: Embed, photos: jax.Array, clean: jax.Array | None, cloak: Cloak, hull: Hull) -> Gradient:
-    """The gradient of the mean objective over some photos; clean features are the given ones, or with dropout computed again."""
+def _ga_opom_step(
+    gradient: Gradient, mask: jax.Array, velocity: jax.Array, batches: jax.Array, rng: jax.Array, cloak: Cloak
+) -> tuple[jax.Array, jax.Array]:
+    """One step of GA-OPOM: `_signed_step` along `_accumulated_gradient` over batches [M, b], from the old mask.
 
-    def objective(mask, rows, rng):
+    With one batch (M = 1) it is a signed step of that batch; a batch of everybody is the full-batch step, bit for bit.
+
+    Returns:
+      (η, v), float32 like the mask.
+    """
+    total = _accumulated_gradient(
+        gradient, mask, batches, rng, look_ahead=cloak.look_ahead * cloak.step_size, epsilon=cloak.epsilon
+    )
+    return _signed_step(
+        mask, velocity, total, step_size=cloak.step_size, epsilon=cloak.epsilon, momentum=cloak.momentum
+    )
+
+
+def _opom_step(
+    objective: Objective, photos: jax.Array, masked: jax.Array, rng: jax.Array, cloak: Cloak
+) -> tuple[jax.Array, jax.Array]:
+    """One step of OPOM or FI-UAP as released (arXiv:2205.11981), of a masked image per photo.
+
+        g = mean_i ∂L/∂x'_i,    η = clip(mean_i (x'_i + α sign g - x_i), -ε, ε),    x'_i ← clip(x_i + η, 0, 255)
+
+    The gradient is taken at x'_i, where pixels at 0 and 255 count like others; images that clip shorten the mask.
+
+    Args:
+      objective: L, the mean over all photos.
+      photos: x, [N, H, W, C]. masked: x', like them; before the first step x + U, which is not clipped.
+
+    Returns:
+      (x', η): [N, H, W, C] and [H, W, C] float32.
+    """
+    g = jax.grad(objective)(masked, jnp.arange(photos.shape[0]), rng).mean(axis=0)
+    moved = masked + cloak.step_size * jnp.sign(g)
+    mask = jnp.clip((moved - photos).mean(axis=0), -cloak.epsilon, cloak.epsilon)
+    return jnp.clip(photos + mask, 0.0, 255.0), mask
+
+
+def _objective(
+    embed: Embed, photos: jax.Array, clean: jax.Array | None, cloak: Cloak, hull: Hull
+) -> Objective:
+    """The mean objective over some photos; clean features are the given ones, or with dropout computed again."""
+
+    def objective(images, rows, rng):
         masked_key, clean_key = jax.random.split(rng)
         known = jax.lax.stop_gradient(
             cloak_features(embed, photos, None, clean_key) if clean is None else clean
         )
-        features = cloak_features(embed, photos[rows], mask, masked_key)
+        features = cloak_features(embed, images, None, masked_key)
         if cloak.objective == "fi_uap":
             values = _fi_uap_objective(features, known[rows])
         elif cloak.objective == "fi_uap_plus":
@@ -233,7 +283,12 @@ def _gradient(embed: Embed, photos: jax.Array, clean: jax.Array | None, cloak: C
             values = _opom_objective(features, known, hull=hull, low=cloak.hull_low, high=cloak.hull_high)
         return values.mean()
 
-    return jax.grad(objective)
+    return objective
+
+
+def _mask_gradient(objective: Objective, photos: jax.Array) -> Gradient:
+    """The gradient of an objective with respect to the mask of all photos, through the clip to [0, 255]."""
+    return jax.grad(lambda mask, rows, rng: objective(jnp.clip(photos[rows] + mask, 0.0, 255.0), rows, rng))
 
 
 def _small_batches(rng: jax.Array, photos: int, batch: int, count: int) -> jax.Array:
@@ -244,18 +299,18 @@ def _small_batches(rng: jax.Array, photos: int, batch: int, count: int) -> jax.A
     return draw(jax.random.split(rng, count))
 
 
-def _start_cloak(rng: jax.Array, photos: int, shape: tuple[int, int, int], cloak: Cloak) -> jax.Array:
-    """η before the first step, [H, W, C] float32: the mean over photos of one uniform draw from [-ε, ε] each, or 0."""
+def _start_masks(rng: jax.Array, photos: int, shape: tuple[int, int, int], cloak: Cloak) -> jax.Array:
+    """U, [N, H, W, C] float32: a uniform draw from [-ε, ε] for each photo, or 0. Their mean is η before the first step."""
     if not cloak.random_start:
-        return jnp.zeros(shape, jnp.float32)
-    draws = jax.random.uniform(rng, (photos, *shape), jnp.float32, -cloak.epsilon, cloak.epsilon)
-    return draws.mean(axis=0)
+        return jnp.zeros((photos, *shape), jnp.float32)
+    return jax.random.uniform(rng, (photos, *shape), jnp.float32, -cloak.epsilon, cloak.epsilon)
 
 
 def make_cloak(embed: Embed, photos: jax.Array, rng: jax.Array, cloak: Cloak) -> jax.Array:
     """The mask of one person.
 
-        start at `_start_cloak`, then `steps` times:  G = Σ_m g_m (`_accumulated_gradient`),  `_cloak_step`
+        η = mean_i U_i (`_start_masks`), then `steps` times `_ga_opom_step`;
+        with `rederive` x'_i = x_i + U_i, then `steps` times `_opom_step`
 
     The features F of the clean photos are those of the network as it is; with dropout they are computed for every gradient. A
     convex or reduced hull is preceded by five steps away from the mean of F: inside the hull the distance and its gradient
@@ -283,41 +338,32 @@ def make_cloak(embed: Embed, photos: jax.Array, rng: jax.Array, cloak: Cloak) ->
         _check_photos(photos)
     photos = jnp.asarray(photos, jnp.float32)
     start_key, clean_key, rng = jax.random.split(rng, 3)
-    mask = _start_cloak(start_key, count, photos.shape[1:], cloak)
+    start = _start_masks(start_key, count, photos.shape[1:], cloak)
     clean = None if cloak.dropout else cloak_features(embed, photos, None, clean_key)
 
     def run(carry, first: int, last: int, hull: Hull):
-        gradient = _gradient(embed, photos, clean, cloak, hull)
+        objective = _objective(embed, photos, clean, cloak, hull)
 
         def step(carry, index):
-            mask, velocity = carry
             draw_key, gradient_key = jax.random.split(jax.random.fold_in(rng, index))
             if cloak.rederive:
-                mask = (jnp.clip(photos + mask, 0.0, 255.0) - photos).mean(axis=0)
-            total = _accumulated_gradient(
-                gradient,
-                mask,
-                _small_batches(draw_key, count, cloak.batch, cloak.accumulate),
-                gradient_key,
-                look_ahead=cloak.look_ahead * cloak.step_size,
-                epsilon=cloak.epsilon,
-            )
-            moved = _cloak_step(
-                mask,
-                velocity,
-                total,
-                step_size=cloak.step_size,
-                epsilon=cloak.epsilon,
-                momentum=cloak.momentum,
-            )
-            return moved, None
+                masked, _ = carry
+                return _opom_step(objective, photos, masked, gradient_key, cloak), None
+            batches = _small_batches(draw_key, count, cloak.batch, cloak.accumulate)
+            return _ga_opom_step(
+                _mask_gradient(objective, photos), *carry, batches, gradient_key, cloak
+            ), None
 
         return jax.lax.scan(step, carry, jnp.arange(first, last))[0]
 
     solid = cloak.objective == "opom" and cloak.hull in ("convex", "reduced")
     outside = min(WARM_UP, cloak.steps) if solid else 0
-    carry = run((mask, jnp.zeros_like(mask)), 0, outside, "center")
-    return run(carry, outside, cloak.steps, cloak.hull)[0]
+    mask = start.mean(axis=0)
+    carry = (photos + start, mask) if cloak.rederive else (mask, jnp.zeros_like(mask))
+    if outside:
+        carry = run(carry, 0, outside, "center")
+    carry = run(carry, outside, cloak.steps, cloak.hull)
+    return carry[1] if cloak.rederive else carry[0]
 
 
 def _check_photos(photos: jax.Array | np.ndarray) -> None:

@@ -3,9 +3,11 @@
 from jaxface.models.counting import multiply_accumulates, parameter_count
 from jaxface.models.inner import apply_from_layer, apply_with_layer, layer_shapes
 from jaxface.models.recognition.convnet import ConvNet
+from jaxface.models.recognition.inception_resnet import InceptionResNet
 from jaxface.models.recognition.iresnet import IResNet
 from jaxface.models.recognition.mlp import MLP
 from jaxface.models.recognition.mobilefacenet import MobileFaceNet
+from jaxface.models.recognition.mobilenet import MobileNet
 from jaxface.models.recognition.mobilenet_v2 import MobileNetV2
 from jaxface.models.recognition.resnet import FaceResNet, ResNet
 from jaxface.models.registry import MODELS, create, feature_size, names
@@ -17,7 +19,9 @@ __all__ = [
     "ConvNet",
     "FaceResNet",
     "IResNet",
+    "InceptionResNet",
     "MobileFaceNet",
+    "MobileNet",
     "MobileNetV2",
     "ResNet",
     "ViT",

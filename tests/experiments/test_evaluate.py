@@ -40,6 +40,29 @@ def test_a_folder_of_photographs(finished, photographs, tmp_path, capsys, pairs)
     assert "verification/accuracy" in capsys.readouterr().out
 
 
+def test_at_a_low_resolution(finished, photographs, tmp_path, refusal):
+    """LFW at 7 pixels is asked for like this: every image is shrunk to a side and enlarged again."""
+    arguments = [
+        str(finished),
+        "--data",
+        "folder",
+        "--data.root",
+        str(photographs),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    evaluate.main([*arguments, "--resolution", "4"])
+    written = json.loads((tmp_path / "out/results.json").read_text())
+    source = data.LowResolution(data.FolderSource(photographs, image_size=16), 4)
+    model, backbone, extra, _ = configs.load_network(finished)
+    embeddings = training.embed_source(model, backbone, extra, source)
+    assert written["metrics"] == metrics.verify(embeddings, source.labels)
+    assert written["options"]["resolution"] == 4
+    assert refusal(evaluate.main, [*arguments, "--resolution", "17"]) == (
+        "resolution: needs sides from 1 to 16, got 17"
+    )
+
+
 def test_rendered_people_are_those_the_training_held_out(finished, tmp_path):
     arguments = ["--data.identities", "8", "--data.per-identity", "4", "--data.held-out-identities", "6"]
     arguments += ["--data.held-out-per-identity", "4", "--out", str(tmp_path / "out")]

@@ -22,6 +22,7 @@ def single_gradient(x, y, **kwargs):
     [(1.0, [0.132975, 0.585566], 1.203785), (2.0, [0.022123, 0.505128], 1.011105)],
 )
 def test_values_by_hand(power, rows, batch):
+    """The equations in float64; one logarithm per batch also agrees with the released loss module."""
     np.testing.assert_allclose(losses.logexp_distance(X, Y, power=power), rows, atol=2e-6)
     np.testing.assert_allclose(losses.logexp_loss(X, Y, power=power), np.mean(rows), atol=2e-6)
     found = losses.logexp_loss(X, Y, power=power, reduction="batch_log")
@@ -29,6 +30,7 @@ def test_values_by_hand(power, rows, batch):
 
 
 def test_gradients_by_hand():
+    """The derivatives in float64; one logarithm per batch also agrees with the released loss module."""
     np.testing.assert_allclose(single_gradient(X[0], Y[0]), [0.162318, -0.219107, 0, 0.162318], atol=2e-6)
     expected = [0.065313, 0.039615, -0.039615, 0.177540]
     np.testing.assert_allclose(single_gradient(X[1], Y[1]), expected, atol=2e-6)
@@ -48,12 +50,13 @@ def test_one_dimension_is_the_plain_error():
 
 @pytest.mark.parametrize(("size", "expected"), [(4, 0.087785), (512, 0.007821)])
 def test_equal_errors(size, expected):
+    """log(1 + D (e^d - 1)) / D."""
     u = np.full(size, 0.1, np.float32)
     np.testing.assert_allclose(losses.logexp_distance(u, 0 * u), expected, atol=1e-6)
     np.testing.assert_allclose(expected, np.log1p(size * np.expm1(0.1)) / size, atol=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.sampled_from([1, 4, 33]), st.sampled_from([1.0, 1.5, 2.0, 3.0]), st.integers(0, 2**16))
 def test_a_distance_that_knows_no_order(size, power, seed):
     rng = np.random.default_rng(seed)
@@ -68,7 +71,7 @@ def test_a_distance_that_knows_no_order(size, power, seed):
     assert (np.asarray(losses.logexp_distance(wider, v, power=power)) >= np.asarray(found) * (1 - 1e-6)).all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.sampled_from([1, 4, 33]), st.sampled_from([1.0, 2.0, 2.5]), st.integers(0, 2**16))
 def test_the_gradient_is_the_derivative(size, power, seed):
     u, v = (np.random.default_rng(seed + k).uniform(-2, 2, size) for k in range(2))
@@ -154,6 +157,7 @@ def test_bfloat16_jit_and_vmap():
     assert gradient.dtype == jnp.bfloat16 and np.isfinite(np.asarray(gradient, np.float32)).all()
 
 
+@pytest.mark.slow
 def test_one_logarithm_spans_every_replica():
     u, v = (np.random.default_rng(k).normal(size=(16, 5)).astype(np.float32) for k in range(2))
 
@@ -169,6 +173,7 @@ def test_one_logarithm_spans_every_replica():
 
 
 def test_the_classifier_of_the_paper():
+    """By hand: cosines 0.6 and 0.8 - 0.4, times 48; log(1 + e^9.6)."""
     similarity = cosines(jnp.array([[0.6, 0.8]]), jnp.array([[1.0, 0.0], [0.0, 2.0]]))
     logits = losses.margin_logits(similarity, jnp.array([1]), scale=48.0, cosine_margin=0.4)
     np.testing.assert_allclose(logits, [[28.8, 19.2]], rtol=1e-5)

@@ -24,7 +24,7 @@ def shapes(name, *, size=None, channels=3, **fields):
 # Tracing the deepest of each family takes seconds and walks the same code as its smaller sisters; so do other widths.
 DEEP = {"iresnet100", "iresnet200", "resnet101", "cifar_resnet56", "cifar_resnet110", "vit_large"}
 DEEP |= {"iresnet34", "cifar_resnet32", "cifar_resnet44", "vit_small", "vit_base"}
-DEEP |= {"mobilenet_v2", "mobilenet_v2_half"}
+DEEP |= {"mobilenet_v2", "mobilenet_v2_half", "se_iresnet50", "inception_resnet"}
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in DEEP else name for name in models.names()]
 
 
@@ -49,6 +49,19 @@ def test_output_is_float32_embeddings_and_parameters_are_float32(name):
         ("iresnet50", 512, 112, 43_590_848, 512),
         pytest.param("iresnet100", 512, 112, 65_156_160, 512, marks=pytest.mark.slow),
         pytest.param("iresnet200", 512, 112, 118_833_920, 512, marks=pytest.mark.slow),
+        # iResNet-50 and, after each of its 3, 4, 14, 3 units of C channels, C²/8 weights and 2 (C/16) + C biases and slopes.
+        ("se_iresnet50", 512, 112, 43_590_848 + 1_752 + 8_768 + 118_720 + 100_032, 512),
+        # The published 4,231,976 of 1000 classes, with Dense on 7 x 7 x 1024 and its BN for the classifier on the mean.
+        ("mobilenet", 512, 112, 4_231_976 - 1_025_000 + (50_176 + 1) * 512 + 512, 0),
+        # The published 55,843,464; a BN after the last convolution of every unit; 129 for 128 channels in 20 of them.
+        pytest.param(
+            "inception_resnet",
+            1000,
+            112,
+            55_843_464 + 10 * 320 + 20 * 1088 + 10 * 2080 + 20 * (1088 + 2 + 7 * 160),
+            0,
+            marks=pytest.mark.slow,
+        ),
         ("mobilefacenet", 128, 112, 1_003_264, 0),
         ("mobilefacenet_large", 512, 112, 2_059_520, 0),
         ("resnet18", 1000, 224, 11_689_512, 0),

@@ -31,6 +31,7 @@ class IResNet(nn.Module):
         at 1, as published; the published parameter counts include those E ones, `parameters` here does not.
         With "sface" it is learned.
       dropout: rate before the Dense layer, in [0, 1); 0 in recent recipes, 0.5 in that of SFace (arXiv:2205.12010).
+      squeeze: channels per hidden unit of a `SqueezeExcite` that ends every branch (16 as published); 0 has none.
 
     image [B, H, W, C] float in [-1, 1] -> [B, E] float32, not normalized. H and W are free (112 as published): whatever
     plane is left is flattened in the order height, width, channel, where PyTorch weights expect channel, height, width.
@@ -47,6 +48,7 @@ class IResNet(nn.Module):
     stem_stride: int = 1
     block: str = "insightface"
     dropout: float = 0.0
+    squeeze: int = 0
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -70,9 +72,8 @@ class IResNet(nn.Module):
         for i, (units, features) in enumerate(zip(self.stages, channels, strict=True), start=1):
             for j in range(units):
                 stride = 2 if j == 0 else 1
-                x = Block(features, stride, self.block, name=f"stage{i}_block{j + 1}", **types)(
-                    x, train=train
-                )
+                name = f"stage{i}_block{j + 1}"
+                x = Block(features, stride, self.block, self.squeeze, name=name, **types)(x, train=train)
 
         x = BatchNorm(name="head_norm", **types)(x, train=train)
         x = x.reshape(x.shape[0], -1).astype(jnp.float32)
@@ -97,7 +98,7 @@ class Block(nn.Module):
 
     The shortcut of a unit with stride 1 that keeps the channels is the identity; any other is conv1x1 (stride) and BN.
     The sface unit (the PyTorch release of arXiv:2205.12010) subsamples instead where the channels stay, which is what a
-    1x1 max-pool with a stride does.
+    1x1 max-pool with a stride does. With `squeeze` a `SqueezeExcite` follows the last BN of the branch.
 
     x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features].
     """
@@ -105,6 +106,7 @@ class Block(nn.Module):
     features: int
     stride: int = 1
     kind: str = "insightface"
+    squeeze: int = 0
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -118,6 +120,8 @@ class Block(nn.Module):
         y = PReLU(name="activation", **types)(y)
         y = _conv(self.features, self.kind, stride=self.stride, name="conv2", **types)(y)
         y = BatchNorm(name="norm3", **types)(y, train=train)
+        if self.squeeze:
+            y = SqueezeExcite(self.squeeze, name="squeeze", **types)(y)
 
         if x.shape[-1] == self.features and (self.stride == 1 or self.kind == "sface"):
             shortcut = x[:, :: self.stride, :: self.stride]
@@ -127,6 +131,29 @@ class Block(nn.Module):
             )(x)
             shortcut = BatchNorm(name="shortcut_norm", **types)(shortcut, train=train)
         return y + shortcut
+
+
+class SqueezeExcite(nn.Module):
+    """Channels weighted by what the whole plane says of them (arXiv:1709.01507), with PReLU as the release of iResNet has it.
+
+        y = x · σ( V PReLU( W mean_hw(x) + a ) + b ),      W: [C, C // ratio]
+
+    x [B, H, W, C] -> [B, H, W, C].
+    """
+
+    ratio: int = 16
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        options = {"kernel_init": nn.initializers.normal(0.1), **types}
+        weights = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        weights = nn.Dense(max(1, x.shape[-1] // self.ratio), name="reduce", **options)(weights)
+        weights = PReLU(name="activation", **types)(weights)
+        weights = nn.sigmoid(nn.Dense(x.shape[-1], name="expand", **options)(weights))
+        return x * weights[:, None, None, :]
 
 
 def _conv(features: int, kind: str, *, kernel: int = 3, stride: int = 1, **options) -> nn.Conv:
@@ -148,6 +175,7 @@ MODELS.update(
         "iresnet18": partial(IResNet, stages=(2, 2, 2, 2)),
         "iresnet34": partial(IResNet, stages=(3, 4, 6, 3)),
         "iresnet50": partial(IResNet, stages=(3, 4, 14, 3)),
+        "se_iresnet50": partial(IResNet, stages=(3, 4, 14, 3), squeeze=16),
         "iresnet100": partial(IResNet, stages=(3, 13, 30, 3)),
         "iresnet200": partial(IResNet, stages=(6, 26, 60, 6)),
     }

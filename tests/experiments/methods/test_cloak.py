@@ -5,11 +5,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import configs, launch
+from experiments import configs, launch, reproduce
 from experiments.methods import cloak
 from experiments.recipes.teachers import TeacherSpec
 from experiments.studies import cloak as studies
-from jaxface import attacks, data, training
+from jaxface import attacks, data, models, training
+from jaxface.attacks import cloak as cloaks
 from jaxface.errors import UserError
 
 SMALL = dataclasses.replace(
@@ -47,7 +48,7 @@ def run(tmp_path_factory):
 def test_a_run_tries_every_method_on_every_network(run):
     workdir, outcome = run
     names = list(cloak.methods(changed(baselines=True)))
-    assert names[-1] == "cloak" and len(names) == 6
+    assert names[-1] == "cloak" and len(names) == 7
     for name in names:
         for network in ("surrogate", "target1", "target2", "black_box"):
             first, fifth = (outcome.metrics[f"{name}/{network}/psr@{k}"] for k in (1, 5))
@@ -73,17 +74,22 @@ def test_baselines_have_as_many_steps_or_as_many_gradients():
     made = cloak.methods(config)
     cost = {name: m.photo_gradients(10) for name, m in made.items()}
     assert cost == {
-        "fi_uap": 160, "opom": 160, "opom_equal_gradients": 640, "small_batch": 32,
+        "fi_uap": 160, "opom": 160, "opom_convex": 160, "opom_equal_gradients": 640, "small_batch": 32,
         "small_batch_equal_gradients": 640, "cloak": 640,
     }  # fmt: skip
     steps = {name: m.steps for name, m in made.items() if not name.endswith("equal_gradients")}
     assert set(steps.values()) == {16}
     assert made["cloak"] == config.cloak
     assert all(m.accumulate == 1 and m.epsilon == 8 for name, m in made.items() if name != "cloak")
+    released = {name: (m.objective, m.hull) for name, m in made.items() if m.rederive}
+    assert released == {
+        "fi_uap": ("fi_uap", "center"), "opom": ("opom", "center"), "opom_convex": ("opom", "convex"),
+        "opom_equal_gradients": ("opom", "center"),
+    }  # fmt: skip
     assert cloak.methods(changed()) == {"cloak": SMALL.cloak}
 
 
-def masks_of(config, parallel, devices=None):
+def masks_of(config, parallel):
     """What the last stage makes of given networks, which are not trained."""
     stages = cloak.build(
         dataclasses.replace(config, steps=0, targets=(TeacherSpec(backbone="mlp_8", steps=0),))
@@ -91,7 +97,8 @@ def masks_of(config, parallel, devices=None):
     return training.run(stages, seed=1, parallel=parallel)
 
 
-@pytest.mark.parametrize("mode", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
 def test_masks_do_not_depend_on_the_devices(mode):
     config = changed(people_per_step=8)
     one = training.JitParallel(devices=jax.devices()[:1])
@@ -109,6 +116,7 @@ def test_masks_come_in_any_grouping(monkeypatch):
     assert (np.abs(few - all_) < 1e-3).mean() > 0.97
 
 
+@pytest.mark.slow
 def test_networks_may_come_from_finished_runs(finished, photographs, tmp_path):
     config = dataclasses.replace(
         SMALL,
@@ -166,20 +174,56 @@ def test_presets_survive_being_written(preset):
     cloak.check(config)
 
 
-def test_the_papers_run_is_built(monkeypatch):
-    """Six targets on CASIA-WebFace and 500 people, as far as data allow: shapes only."""
+def test_the_papers_run_is_that_of_the_source(monkeypatch):
+    """Against OPOM's public release: the names of its networks, its scripts and InsightFace's network options."""
     config = cloak.Config.paper()
+    # test_common.sh: r50 (an iResNet-50, version_unit 3) with ArcFace, CosFace and SFace; m1, ser50 and i1 with softmax.
+    assert [(t.backbone, t.head.loss) for t in config.targets] == [
+        ("iresnet50", "arcface"), ("iresnet50", "cosface"), ("iresnet50", "sface"),
+        ("mobilenet", "softmax"), ("se_iresnet50", "softmax"), ("inception_resnet", "softmax"),
+    ]  # fmt: skip
+    assert {t.embedding for t in config.targets} == {512}
+    arcface, cosface, sface = (t.head.build() for t in config.targets[:3])
+    assert (arcface.scale, arcface.margin) == (
+        64,
+        0.5,
+    )  # margin-s and margin-m of InsightFace's train_softmax.py
+    assert (cosface.scale, cosface.margin) == (64, 0.35)
+    # SFace's checkpoint is called model_s64a80tb87c80d12.
+    assert (sface.scale, sface.sharpness, sface.intra_angle, sface.inter_angle) == (64, 80, 0.87, 1.2)
+    # gen_privacy_common_softmax.sh: --round 16 --alpha 8 (its epsilon), step size 1; 10 photos to make and 5 to try a mask.
+    ours = config.cloak
+    assert (ours.steps, ours.epsilon, ours.step_size) == (16, 8, 1) and cloaks.WARM_UP == 5  # --nter 5
+    assert (config.people, config.photos, config.tests) == (500, 10, 5)
+    # Backbone_IR_50_Epoch_94_Batch_180000: 94 epochs of 490,623 images in batches of 256.
+    assert config.steps == 180_000 and config.steps * config.batch_size // 490_623 == 93
+
     labels = np.arange(600, dtype=np.int32) % 100
     source = data.ArraySource(np.zeros((600, 112, 112, 3), np.uint8), labels, [str(i) for i in range(100)])
     monkeypatch.setattr(data, "load", lambda *_, **__: data.Split(source, source, "made up", "verification"))
     asked = []
     monkeypatch.setattr(cloak, "trial", lambda config, unseen: asked.append(config.protect))
-    stages = cloak.build(config)
-    assert asked == ["privacy-commons"]
-    first = next(stages)
-    assert first.name == "surrogate" and first.steps == 180_000
+    first = next(cloak.build(config))
+    assert asked == ["privacy-commons"] and (first.name, first.steps) == ("surrogate", 180_000)
     state = jax.eval_shape(first.init, jax.eval_shape(lambda: jax.random.key(0)), None)
+    # IR_50 is iResNet-50 with one BN fewer in each of 3, 4, 14, 3 units, and no shortcut convolution from 64 to 64.
+    without = 2 * (3 * 64 + 4 * 128 + 14 * 256 + 3 * 512) + 64 * 64 + 2 * 64
+    assert models.parameter_count(state.params["backbone"]) == 43_590_848 - without
     assert state.params["prototypes"].shape[1] == 512
+
+
+@pytest.mark.slow
+def test_gradient_accumulation_beats_opom_on_black_boxes():
+    """The claim on one seed, at equal steps: networks of 120 steps and 30 people, else as the study has it."""
+    base = studies.STUDIES["transfer"].base
+    short = {"steps": 120, "people": 30, "people_per_step": 30, "seed": 1, "data_seed": 1}
+    short["targets"] = tuple(dataclasses.replace(t, steps=120) for t in base.targets[:2])
+    shared, rates = [], {}
+    for name in ("GA, 20 of 2 photos", "OPOM-ClassCenter"):
+        config = dataclasses.replace(base, **short, **studies.STUDIES["transfer"].arms[name])
+        stages = reproduce.sharing(cloak.build(config), 3, shared)
+        rates[name] = training.run(stages, seed=1).metrics["cloak/black_box/psr@1"]
+    assert rates["GA, 20 of 2 photos"] > rates["OPOM-ClassCenter"] + 0.01
 
 
 def test_studies_share_their_networks_and_differ_in_the_masks_alone():

@@ -4,6 +4,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments import configs, launch
@@ -14,7 +15,9 @@ from jaxface import data, losses, models, training
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines, l2_normalize
 
-DIGITS = dataclasses.replace(lrfr.Config.digits(), steps=4)
+DIGITS = dataclasses.replace(
+    lrfr.Config.digits(), steps=4, backbone="mlp_16", embedding=8, probe_sizes=(3, 8)
+)
 FACES = dataclasses.replace(
     lrfr.Config(),
     data=data.RenderedFaces(8, 4, held_out_identities=6, held_out_per_identity=4),
@@ -38,6 +41,29 @@ def first_step(config):
     return state, jnp.asarray(image), batch["label"], new, metrics
 
 
+@pytest.fixture(scope="module")
+def first_batch():
+    """(state, batch, unit embeddings of both copies at 3 pixels, the two classification losses) of the first step on digits."""
+    config = dataclasses.replace(DIGITS, **studies.single(3))
+    (stage,) = lrfr.build(config)
+    state = jax.jit(stage.init)(jax.random.key(0), None)
+    batch = next(stage.batches(None))
+    image, labels = (batch["image"].astype(np.float32) - 127.5) / 127.5, batch["label"]
+    model = lrfr.network(config)
+
+    @jax.jit
+    def classified(params, copy):
+        embeddings = model.apply({"params": params["backbone"]}, copy)
+        similarity = cosines(embeddings, params["prototypes"][:10])
+        return l2_normalize(embeddings), losses.cosface_loss(
+            similarity, labels, scale=16.0, margin=0.2
+        ).mean()
+
+    low = jax.jit(lambda x: data.low_resolution(x, 3))(image)
+    units, values = zip(*(classified(state.params, copy) for copy in (image, low)), strict=True)
+    return state, {"image": image, "label": labels}, units, values
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -52,18 +78,10 @@ def first_step(config):
     ],
     ids=["logexp", "batch_log", "l1", "l2", "none"],
 )
-def test_the_first_loss_is_both_copies_and_their_distance(overrides, expected):
+def test_the_first_loss_is_both_copies_and_their_distance(first_batch, overrides, expected):
+    state, batch, units, values = first_batch
     config = dataclasses.replace(DIGITS, weight=0.7, **studies.single(3), **overrides)
-    state, image, labels, _, metrics = first_step(config)
-    small = data.low_resolution(image, 3)
-    backbone, prototypes = state.params["backbone"], state.params["prototypes"][:10]
-    units, values = [], []
-    for copy in (image, small):
-        embeddings = lrfr.network(config).apply({"params": backbone}, copy)
-        units.append(l2_normalize(embeddings))
-        values.append(
-            losses.cosface_loss(cosines(embeddings, prototypes), labels, scale=16.0, margin=0.2).mean()
-        )
+    _, metrics = jax.jit(lrfr.build(config)[0].step)(state, batch)
     np.testing.assert_allclose(metrics["loss_full"], values[0], rtol=1e-4)
     np.testing.assert_allclose(metrics["loss_low"], values[1], rtol=1e-4)
     distance = expected(*units)
@@ -72,14 +90,44 @@ def test_the_first_loss_is_both_copies_and_their_distance(overrides, expected):
     np.testing.assert_allclose(metrics["loss"], 0.5 * sum(values) + 0.7 * distance, rtol=1e-4)
 
 
-def test_without_sizes_it_is_the_plain_training():
+def test_without_sizes_it_is_the_plain_training(first_batch):
+    state, batch, _, values = first_batch
     config = dataclasses.replace(DIGITS, **studies.FULL)
-    state, image, labels, _, metrics = first_step(config)
-    embeddings = lrfr.network(config).apply({"params": state.params["backbone"]}, image)
-    similarity = cosines(embeddings, state.params["prototypes"][:10])
-    expected = losses.cosface_loss(similarity, labels, scale=16.0, margin=0.2).mean()
-    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
+    _, metrics = jax.jit(lrfr.build(config)[0].step)(state, batch)
+    np.testing.assert_allclose(metrics["loss"], values[0], rtol=1e-4)
     assert "loss_low" not in metrics
+
+
+@pytest.mark.slow
+def test_distances_of_the_study_pull_alike_at_the_start():
+    """The study's weights: on the tuning seed's first batch, gradients of all weighted distances have one norm."""
+    study = studies.STUDIES["distances"]
+    config = study.base
+    (stage,) = lrfr.build(config)
+    params = jax.jit(stage.init)(jax.random.key(0), None).params["backbone"]
+    full = (next(stage.batches(None))["image"].astype(np.float32) - 127.5) / 127.5
+    drawn = {"sizes": config.sizes, "probabilities": config.probabilities}
+    low, _ = jax.jit(lambda x: data.degrade_resolution(jax.random.key(0), x, **drawn))(full)
+    model = lrfr.network(config)
+    arms = {
+        name: dataclasses.replace(config, **fields) for name, fields in study.arms.items() if name != "none"
+    }
+
+    def units(params):
+        return [l2_normalize(model.apply({"params": params}, x)) for x in (full, low)]
+
+    @jax.jit
+    def norms(params):
+        (u, v), pull = jax.vjp(units, params)
+        found = {}
+        for name, arm in arms.items():
+            gradients = jax.grad(lambda u, v, arm=arm: lrfr.distance_loss(arm, u, v), (0, 1))(u, v)
+            found[name] = arm.weight * optax.tree.norm(pull(list(gradients)))
+        return found
+
+    found = {name: float(norm) for name, norm in norms(params).items()}
+    assert len(found) == 5 and arms["LogExp"].weight == 1
+    np.testing.assert_allclose(list(found.values()), found["LogExp"], rtol=0.02)
 
 
 @pytest.mark.slow
@@ -156,10 +204,11 @@ def test_eight_devices_give_the_update_of_one(mode, reduction):
     "flags",
     [
         ["--bfloat16"],
-        pytest.param(["--sizes", "4", "--probabilities", "1"], marks=pytest.mark.slow),
-        pytest.param(["--sizes", "--probabilities"], marks=pytest.mark.slow),
+        ["--sizes", "4", "--probabilities", "1"],
+        ["--sizes", "--probabilities"],
     ],
 )
+@pytest.mark.slow
 def test_a_run_leaves_curves(tiny, tmp_path, flags):
     sizes = ["--sizes", "4", "8", "--probabilities", "0.5", "0.5", "--probe-sizes", "4", "16"]
     launch.main(["lrfr", *tiny, *sizes, *flags, "--workdir", str(tmp_path)])
@@ -211,8 +260,14 @@ def test_vectors_are_refused():
         lrfr.build(config)
 
 
-def test_the_configuration_of_the_paper(tmp_path):
+def test_the_configuration_of_the_paper():
+    """Against the official code's training script and network; 34,124,608 parameters are the sum of its layers."""
     paper = lrfr.Config.paper()
+    assert (paper.image_size, paper.batch_size, paper.embedding) == (112, 256, 512)
+    assert paper.augment == data.Augment(flip=0.5) and lrfr.network(paper).dropout == 0.4
+    optimizer = paper.optimizer
+    assert (optimizer.name, optimizer.momentum, optimizer.weight_decay) == ("sgd", 0.9, 5e-4)
+    np.testing.assert_allclose(paper.prototype_std, np.sqrt(6 / (10_572 + 512)) / np.sqrt(3))
     assert paper.sizes == (7, 14, 20) and paper.probabilities == (0.5, 0.3, 0.2)
     assert paper.head == HeadSpec("cosface", 48.0, 0.4) and (paper.power, paper.weight) == (1.0, 1.0)
     epoch = paper.steps / 29
@@ -229,12 +284,12 @@ def test_the_configuration_of_the_paper(tmp_path):
     assert params["prototypes"].shape[0] >= 10_572
 
 
-def test_gradient_norms_are_of_the_classification(tmp_path):
+def test_gradient_norms_are_of_the_classification():
     (stage,) = lrfr.build(DIGITS)
     state = jax.jit(stage.init)(jax.random.key(0), None)
     part = stage.evaluate.parts[-1]
     found = part(state)
-    assert sorted(found) == [f"gradient_norm@{size}px" for size in (2, 3, 4, 5, 8)]
+    assert sorted(found) == ["gradient_norm@3px", "gradient_norm@8px"]
     images = np.stack([part.source[int(r)]["image"] for r in part.rows])
     labels = np.stack([part.source[int(r)]["label"] for r in part.rows])
 
@@ -246,6 +301,6 @@ def test_gradient_norms_are_of_the_classification(tmp_path):
             cosines(embeddings, params["prototypes"][:10]), labels, scale=16.0, margin=0.2
         ).mean()
 
-    leaves = jax.tree.leaves(jax.grad(loss)(state.params))
+    leaves = jax.tree.leaves(jax.jit(jax.grad(loss))(state.params))
     expected = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in leaves))
     assert found["gradient_norm@3px"] == pytest.approx(expected, rel=1e-3)

@@ -9,18 +9,25 @@ import pytest
 
 from jaxface import models
 from jaxface.errors import UserError
+from jaxface.models.recognition.inception_resnet import Unit as InceptionUnit
+from jaxface.models.recognition.iresnet import SqueezeExcite
 from jaxface.models.recognition.resnet import Block as ResidualBlock
 from jaxface.models.transformers.vit import Block as TransformerBlock
 
 SMALL = {
     "mobilefacenet": {"blocks": (1, 0, 1)},
     "mobilefacenet_large": {"blocks": (0, 0, 0)},
+    "mobilenet": {"stages": ((16, 1), (32, 2))},
+    "se_iresnet50": {"stages": (1,), "channels": (16,)},
     "resnet18": {"stages": (1, 1), "channels": (8, 16)},
     "resnet50": {"stages": (1, 1), "channels": (8, 16)},
     "cifar_resnet20": {"stages": (1, 1, 1)},
     "vit_tiny": {"dim": 24, "depth": 2, "patch": 8, "dropout": 0.1, "drop_path": 0.2},
     "mlp": {"hidden": (16, 16)},
 }
+
+
+STAGES = ("stage1", "stage2", "stage3")
 
 
 def images(count=4, size=32, channels=3):
@@ -55,6 +62,48 @@ def test_embeddings_and_gradients_are_finite(name):
     for path, leaf in jax.tree.leaves_with_path(gradients):
         assert jnp.all(jnp.isfinite(leaf)), path
     assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradients))
+
+
+def test_channels_are_weighted_by_the_whole_plane():
+    """SqueezeExcite against its equation in float64."""
+    x = images(2, 5, 32)
+    module = SqueezeExcite(16)
+    params = initial(module, x)["params"]
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    hidden = x.mean((1, 2), dtype=np.float64) @ params["reduce"]["kernel"] + params["reduce"]["bias"]
+    assert hidden.shape == (2, 2)
+    hidden = np.where(hidden > 0, hidden, params["activation"]["slope"] * hidden)
+    weights = 1 / (1 + np.exp(-(hidden @ params["expand"]["kernel"] + params["expand"]["bias"])))
+    np.testing.assert_allclose(module.apply({"params": params}, x), x * weights[:, None, None], rtol=1e-4)
+
+
+def test_planes_of_inception_resnet():
+    """25, 12 and 5 of 112, as InsightFace's symbol gives by its unpadded strides; units keep the plane."""
+    module = models.create("inception_resnet", embedding=8, stages=(1, 1, 1))
+    image = jax.ShapeDtypeStruct((1, 112, 112, 3), jnp.float32)
+    run = partial(module.init_with_output, train=False, capture_intermediates=True, mutable=True)
+    output, state = jax.eval_shape(run, jax.eval_shape(lambda: jax.random.key(0)), image)
+    shapes = {name: state["intermediates"][f"{name}_unit1"]["__call__"][0].shape for name in STAGES}
+    assert shapes == {"stage1": (1, 25, 25, 320), "stage2": (1, 12, 12, 1088), "stage3": (1, 5, 5, 2080)}
+    assert output.shape == (1, 8)
+    small = jax.ShapeDtypeStruct((1, 74, 80, 3), jnp.float32)
+    with pytest.raises(UserError, match="image_size: needs at least 75, got 74"):
+        jax.eval_shape(run, jax.eval_shape(lambda: jax.random.key(0)), small)
+
+
+def test_a_unit_of_inception_resnet_adds_a_share_and_rectifies():
+    x = jnp.asarray(images(2, 6, 4))
+    results = []
+    for linear in (False, True):
+        unit = InceptionUnit(
+            (((3, (1, 1), (0, 0)),), ((2, (1, 7), (1, 2)), (3, (7, 1), (2, 1)))), 0.5, linear
+        )
+        variables = initial(unit, x, train=False)
+        results.append(jax.jit(partial(unit.apply, train=False))(variables, x))
+    np.testing.assert_allclose(results[0], np.maximum(results[1], 0), atol=1e-6)
+    variables["params"]["out"]["conv"]["kernel"] *= 0
+    variables["params"]["out"]["norm"]["bias"] = jnp.full(4, 0.8)
+    np.testing.assert_allclose(unit.apply(variables, x, train=False), x + 0.5 * 0.8, atol=1e-6)
 
 
 def test_plain_shortcut_has_no_parameters_and_pads_both_sides():
