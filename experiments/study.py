@@ -17,6 +17,7 @@ class Study:
       base: configuration that the arms share.
       conditions: name -> field overrides for a condition under which all arms are compared.
       larger_is_better: direction of the metric.
+      baseline: name of the arm that all others are compared with besides; none unless given.
       shared: number of first stages that the arms of a condition and seed have in common, such as a teacher; they run once.
     """
 
@@ -27,4 +28,5 @@ class Study:
     base: Any
     conditions: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=lambda: {"": {}})
     larger_is_better: bool = True
+    baseline: str | None = None
     shared: int = 0

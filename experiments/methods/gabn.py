@@ -53,6 +53,9 @@ class Config(Recipe):
     """Recognition loss, of the images as they are and of the erased ones."""
     attention: losses.AttentionKind = "elementwise"
     """How a gradient becomes a map: by channel averages (gradcam), place by place, or by the image itself (input)."""
+    score: losses.AttentionScore = "projection"
+    """What is differentiated: the cosine with the embedding's length held constant, or the literal cosine, whose map is
+    blind to evidence along the embedding."""
     layer: str | None = None
     """Part of the network that gives the feature map; the last with a plane before the head unless given."""
     erase_weight: Annotated[float, NonNegative] = 0.5
@@ -63,6 +66,8 @@ class Config(Recipe):
     """Cells along either side into which an image is cut for erasing; 7 for 112 pixels."""
     erase: int = 2
     """Cells erased of an image, those that draw the most attention."""
+    erase_where: Literal["attention", "random"] = "attention"
+    """Which cells: those that draw the most attention, or any, the control that needs no map."""
     erase_groups: Literal["all", "others"] = "all"
     """Whose images are erased: everybody's, or those of all groups but the reference."""
     fill: Literal["zero", "noise"] = "zero"
@@ -215,7 +220,9 @@ def build(config: Config) -> list[training.Stage]:
             f"attention: input needs images of a multiple of the map's {shape[0]}x{shape[1]}, got {height}x{width}"
         )
     recognition = Recognition(config, model, classes, image_shape, config.head.build())
-    look = training.AttentiveRecognizer(recognition.recognizer, layer, shape[:2], config.attention)
+    look = training.AttentiveRecognizer(
+        recognition.recognizer, layer, shape[:2], config.attention, config.score
+    )
     evaluate = evaluations(config, split, look)
     open_batches = training_batches(config, split.train)
     best = f"{split.protocol}/accuracy"
@@ -259,11 +266,13 @@ def build(config: Config) -> list[training.Stage]:
 
     # Gradient attention erasing: recognition without the places that draw the most attention.
     def erased_loss(params, extra, attention, batch, rng):
-        dropout, noise = jax.random.split(rng)
-        images, fill = batch["image"], 0.0
+        dropout, noise, cells = jax.random.split(rng, 3)
+        images, maps, fill = batch["image"], attention.maps, 0.0
         if config.fill == "noise":
             fill = jax.random.uniform(noise, images.shape, minval=-1.0, maxval=1.0)
-        erased = losses.erase(images, top_cells(attention.maps), fill)
+        if config.erase_where == "random":
+            maps = jax.random.uniform(cells, maps.shape)
+        erased = losses.erase(images, top_cells(maps), fill)
         # Erased images have batch statistics of their own, which stay out of the running averages: those are for whole faces.
         embeddings, _ = recognition.recognizer.train_embeddings(params, extra, erased, dropout)
         counts = attention.valid
