@@ -132,11 +132,11 @@ def attention_score(
     if score not in get_args(AttentionScore):
         raise ValueError(f"score: needs one of {', '.join(get_args(AttentionScore))}, got {score!r}")
     embeddings, class_prototypes = _at_least_float32(embeddings), _at_least_float32(class_prototypes)
-    directions = l2_normalize(embeddings)
+    squares = jnp.sum(jnp.square(embeddings), axis=1, keepdims=True)
+    scale = jax.lax.rsqrt(jnp.maximum(squares, _SMALLEST_SQUARE))
     if score == "projection":
-        squares = jnp.sum(jnp.square(embeddings), axis=1, keepdims=True)
-        directions = embeddings * jax.lax.stop_gradient(jax.lax.rsqrt(jnp.maximum(squares, _SMALLEST_SQUARE)))
-    return jnp.sum(directions * l2_normalize(class_prototypes), axis=1)
+        scale = jax.lax.stop_gradient(scale)
+    return jnp.sum(embeddings * scale * l2_normalize(class_prototypes), axis=1)
 
 
 def gradient_attention(
