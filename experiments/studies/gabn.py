@@ -7,18 +7,16 @@ from experiments.methods.gabn import Config
 from experiments.study import Study
 
 BASELINE = {"erase_weight": 0.0, "adversarial_weight": 0.0}
-ADVERSARIAL = {"erase_weight": 0.0, "adversarial_weight": 0.2, "adversarial_phase": (0.0, 1.0)}
+ERASING = {"erase_weight": 0.5, "adversarial_weight": 0.0}
+BOTH = {"erase_weight": 0.25, "adversarial_weight": 0.2}
 ARMS = {
-    "phased": {},
+    "adversarial": {},
     "baseline": BASELINE,
-    "erasing only": {"adversarial_weight": 0.0},
-    "random cells": {"adversarial_weight": 0.0, "erase_where": "random"},  # does it matter which are erased?
-    "adversarial only": ADVERSARIAL,
-    "adversarial only, cosine": {
-        **ADVERSARIAL,
-        "score": "cosine",
-    },  # the literal score, blind along the embedding
-    "simultaneous": {"adversarial_phase": (0.0, 1.0)},
+    "erasing": ERASING,
+    "random cells": {**ERASING, "erase_where": "random"},  # does it matter which are erased?
+    "phased": {**BOTH, "adversarial_phase": (0.6, 1.0)},
+    "simultaneous": BOTH,
+    "cosine score": {"score": "cosine"},  # the literal score, blind to evidence along the embedding
     "200 steps": {**BASELINE, "steps": 200},  # does training less do the same?
 }
 
@@ -27,7 +25,7 @@ def _study(claim: str, base: Config, metric: str, *, larger_is_better: bool) -> 
     return Study(
         claim=claim,
         metric=f"fairness/{metric}",
-        method="phased",
+        method="adversarial",
         arms=ARMS,
         base=base,
         larger_is_better=larger_is_better,
