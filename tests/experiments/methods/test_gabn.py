@@ -219,20 +219,18 @@ def test_without_weights_and_before_its_phase_it_is_the_plain_training(everythin
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", [SHORT, FACES], ids=["digits", "faces"])
-def test_a_run_without_weights_is_the_plain_run_bit_for_bit(base):
-    """Check 9, of a whole run."""
-    config = dataclasses.replace(base, erase_weight=0.0, adversarial_weight=0.0)
+def test_a_run_without_weights_is_the_plain_run_bit_for_bit():
+    """Check 9, of a whole run with batch statistics."""
+    config = dataclasses.replace(FACES, erase_weight=0.0, adversarial_weight=0.0)
     plain = recipe.recognition_stage(
         "recognition", config, recipe.load(config), recipe.network(config), config.head.build()
     )
     states = []
-    for stage in (*gabn.build(config), plain, *gabn.build(base)):
+    for stage in (*gabn.build(config), plain):
         parallel = training.make_parallel(devices=jax.devices()[:1])
         states.append(training.run([dataclasses.replace(stage, evaluate=None)], parallel=parallel).state)
     jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
     assert set(states[0].params) == {"backbone", "prototypes"}
-    assert (states[2].params["prototypes"] != states[0].params["prototypes"]).any()
 
 
 def test_schedule():
@@ -278,8 +276,7 @@ def test_erased_images_stay_out_of_the_running_averages():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("base", [SHORT, FACES], ids=["digits", "faces"])
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
-def test_eight_devices_give_the_update_of_one(mode, base):
+def test_eight_devices_give_the_update_of_one(base):
     """Groups are counted over the whole batch; with batch statistics the inner gradient crosses devices too."""
     config = dataclasses.replace(
         base,
@@ -292,12 +289,14 @@ def test_eight_devices_give_the_update_of_one(mode, base):
     results = []
     for parallel in (
         training.make_parallel("jit", devices=jax.devices()[:1]),
-        training.make_parallel(mode, devices=jax.devices()),
+        training.make_parallel("jit", devices=jax.devices()),
+        training.make_parallel("pmap", devices=jax.devices()),
     ):
         state = parallel.create(stage.init, jax.random.key(0), None, rules={})
         state, metrics = parallel.compile(stage.step)(state, batch)
         results.append(jax.device_get((parallel.single(state).params, parallel.single(state).extra, metrics)))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-3, atol=1e-4), *results)
+    for others in results[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-3, atol=1e-4), results[0], others)
 
 
 @pytest.mark.slow
@@ -319,28 +318,13 @@ def test_other_readings(changes):
 
 
 @pytest.mark.slow
-def test_random_cells_are_drawn_anew_and_are_as_many(everything):
+def test_random_cells_are_drawn_anew_in_every_step(everything):
     _, state, batch = everything
-    config = dataclasses.replace(DIGITS, erase_where="random")
-    (stage,) = gabn.build(config)
+    (stage,) = gabn.build(dataclasses.replace(DIGITS, erase_where="random"))
     step = jax.jit(stage.step)
-    values = [
-        step(at(state, 2).replace(rng=jax.random.key(seed)), batch)[1]["erased_loss"] for seed in range(3)
-    ]
-    assert len({float(value) for value in values}) == 3
-    # All cells are the same whatever is drawn.
-    (stage,) = gabn.build(dataclasses.replace(config, erase=16))
-    step = jax.jit(stage.step)
-    values = [
-        step(at(state, 2).replace(rng=jax.random.key(seed)), batch)[1]["erased_loss"] for seed in range(2)
-    ]
-    blank, _ = by_hand(
-        network_part(state),
-        state.params["discriminator"],
-        {**batch, "image": np.zeros_like(batch["image"])},
-        np.ones(3, np.float32),
-    )
-    np.testing.assert_allclose(values, [blank[1][0]] * 2, rtol=1e-5)
+    reports = [step(at(state, 2).replace(rng=jax.random.key(seed)), batch)[1] for seed in range(3)]
+    assert len({float(report["erased_loss"]) for report in reports}) == 3
+    assert len({float(report["recognition_loss"]) for report in reports}) == 1
 
 
 @pytest.mark.parametrize(
