@@ -12,18 +12,17 @@ from jaxface import data
 
 BASELINE = {"erase_weight": 0.0, "adversarial_weight": 0.0}
 ERASING = {"erase_weight": 0.5, "adversarial_weight": 0.0}
-BOTH = {"erase_weight": 0.25, "adversarial_weight": 0.2}
+BOTH = {"erase_weight": 0.25}
 ARMS = {
     "adversarial": {},
     "baseline": BASELINE,
     "erasing": ERASING,
     "random cells": {**ERASING, "erase_where": "random"},  # does it matter which are erased?
-    "phased": {**BOTH, "adversarial_phase": (0.6, 1.0)},
-    "simultaneous": BOTH,
-    "cosine score": {"score": "cosine"},  # the literal score, blind to evidence along the embedding
+    "phased": BOTH,
+    "simultaneous": {**BOTH, "adversarial_phase": (0.0, 1.0)},
+    "cosine score": {"score": "cosine"},  # the literal one, blind to evidence along the embedding
     "200 steps": {**BASELINE, "steps": 200},  # does training less do the same?
 }
-
 # A third of the default run, so that five seeds take minutes. A map has 3 x 3 places there.
 SMALL_FACES = dataclasses.replace(
     Config(),
