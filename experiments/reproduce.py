@@ -36,13 +36,14 @@ SEEDS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """Difference of the method to one baseline under one condition; positive favors the method."""
+    """Difference of an arm, the method unless named, to a baseline under one condition; positive favors the arm."""
 
     condition: str
     baseline: str
     mean: float
     low: float
     high: float
+    arm: str = ""
 
     @property
     def verdict(self) -> str:
@@ -74,14 +75,22 @@ def interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, float, 
 
 
 def effects(study: Study, scores: Mapping[str, Mapping[str, np.ndarray]]) -> list[Effect]:
-    """Every difference between the method and a baseline. `scores[condition][arm]` is [seeds], paired by position."""
+    """Every difference between the method and another arm, and then of the others to the study's baseline if it names one.
+
+    `scores[condition][arm]` is [seeds], paired by position.
+    """
     sign = 1.0 if study.larger_is_better else -1.0
-    rows = []
-    for condition, by_arm in scores.items():
-        for arm in study.arms:
-            if arm != study.method:
-                rows.append(Effect(condition, arm, *interval(sign * (by_arm[study.method] - by_arm[arm]))))
-    return rows
+    pairs = [("", arm) for arm in study.arms if arm != study.method]
+    if study.baseline is not None:
+        others = (arm for arm in study.arms if arm not in (study.method, study.baseline))
+        pairs += [(arm, study.baseline) for arm in others]
+    return [
+        Effect(
+            condition, second, *interval(sign * (by_arm[first or study.method] - by_arm[second])), arm=first
+        )
+        for condition, by_arm in scores.items()
+        for first, second in pairs
+    ]
 
 
 def sharing(stages: Stages, count: int, done: list[training.Outcome]) -> Stages:
@@ -174,15 +183,15 @@ def markdown(study: Study, scores: dict, rows: list[Effect], seeds: int) -> str:
     for condition, by_arm in scores.items():
         cells = [f"{np.mean(v):.4f} ± {np.std(v, ddof=1):.4f}" for v in by_arm.values()]
         lines.append(f"| {condition} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        f"| condition | {study.method} minus | difference | 95 % interval | verdict |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row.condition} | {row.baseline} | {row.mean:+.4f} | {row.low:+.4f} … {row.high:+.4f} | {row.verdict} |"
-        )
+    of_method, of_others = ([row for row in rows if bool(row.arm) == other] for other in (False, True))
+    for title, table in ((f"{study.method} minus", of_method), (f"minus {study.baseline}", of_others)):
+        if table:
+            lines += ["", f"| condition | {title} | difference | 95 % interval | verdict |", "|---" * 5 + "|"]
+        for row in table:
+            lines.append(
+                f"| {row.condition} | {row.arm or row.baseline} | {row.mean:+.4f} | {row.low:+.4f} … {row.high:+.4f}"
+                f" | {row.verdict} |"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -214,12 +223,15 @@ def reproduce(
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
         "scores": {c: {a: v.tolist() for a, v in by_arm.items()} for c, by_arm in scores.items()},
-        "effects": [{**dataclasses.asdict(row), "verdict": row.verdict} for row in rows],
+        "effects": [
+            {**dataclasses.asdict(row), "arm": row.arm or study.method, "verdict": row.verdict}
+            for row in rows
+        ],
     }
     training.write_atomically(workdir / f"{name}.json", json.dumps(record, indent=2) + "\n")
     training.write_atomically(workdir / f"{name}.md", text)
     figures.save_intervals(
-        [f"{row.condition}, minus {row.baseline}" for row in rows],
+        [f"{row.condition}, {row.arm} minus {row.baseline}".replace(",  minus", ", minus") for row in rows],
         np.array([row.mean for row in rows]),
         np.array([row.low for row in rows]),
         np.array([row.high for row in rows]),

@@ -18,6 +18,7 @@ class Study:
       conditions: name -> field overrides for a condition under which all arms are compared.
       arm_metrics: name of an arm -> its metric, where it is another; arms of one configuration are one run.
       larger_is_better: direction of the metric.
+      baseline: name of the arm that all others are compared with besides; none unless given.
       shared: number of first stages that the arms of a condition and seed have in common, such as a teacher; they run once.
     """
 
@@ -29,4 +30,5 @@ class Study:
     conditions: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=lambda: {"": {}})
     arm_metrics: Mapping[str, str] = dataclasses.field(default_factory=dict)
     larger_is_better: bool = True
+    baseline: str | None = None
     shared: int = 0

@@ -1,11 +1,11 @@
 """GABN: attention that is alike across groups, and faces recognized without their most telling places (arXiv:2304.02284).
 
     python -m experiments.launch gabn --workdir runs/gabn                 # rendered faces of two tones
-    python -m experiments.launch gabn --preset digits --workdir runs/gabn
-    python -m experiments.reproduce gabn --study digits                   # deviation 0.085 ± 0.019, erasing only 0.060 ± 0.015
+    python -m experiments.launch gabn --preset digits --workdir runs/gabn # deviation 0.010, average 0.878; without 0.073, 0.827
+    python -m experiments.reproduce gabn --study digits                   # the same over five seeds, every arm
 
 Differs from the paper in: formulas, weights and the schedule of the terms, which are our reading of its abstract
-(docs/methods/gabn.md#choices-of-ours).
+(docs/methods/gabn.md#choices-of-ours); erasing is off by default, because it did not help on the tuning seed.
 """
 
 import dataclasses
@@ -53,24 +53,29 @@ class Config(Recipe):
     """Recognition loss, of the images as they are and of the erased ones."""
     attention: losses.AttentionKind = "elementwise"
     """How a gradient becomes a map: by channel averages (gradcam), place by place, or by the image itself (input)."""
+    score: losses.AttentionScore = "projection"
+    """What is differentiated: the cosine with the embedding's length held constant, or the literal cosine, whose map is
+    blind to evidence along the embedding."""
     layer: str | None = None
     """Part of the network that gives the feature map; the last with a plane before the head unless given."""
-    erase_weight: Annotated[float, NonNegative] = 0.5
+    erase_weight: Annotated[float, NonNegative] = 0.0
     """Weight of the recognition loss of the erased images; 0 erases nothing."""
     erase_phase: tuple[float, float] = (0.0, 1.0)
     """First and last moment of that term, as fractions of the run."""
     cells: int = 4
     """Cells along either side into which an image is cut for erasing; 7 for 112 pixels."""
-    erase: int = 2
+    erase: int = 1
     """Cells erased of an image, those that draw the most attention."""
+    erase_where: Literal["attention", "random"] = "attention"
+    """Which cells: those that draw the most attention, or any, the control that needs no map."""
     erase_groups: Literal["all", "others"] = "all"
     """Whose images are erased: everybody's, or those of all groups but the reference."""
     fill: Literal["zero", "noise"] = "zero"
     """What erased pixels become: mid-gray, or uniform noise."""
-    adversarial_weight: Annotated[float, NonNegative] = 0.1
+    adversarial_weight: Annotated[float, NonNegative] = 0.2
     """Weight of the term that makes maps alike across groups; 0 trains no discriminator."""
     adversarial_phase: tuple[float, float] = (0.6, 1.0)
-    """First and last moment of that term; from the start, beside erasing, it hides attention instead of moving it."""
+    """First and last moment of that term, as fractions of the run."""
     ramp: Annotated[float, Fraction] = 0.125
     """Fraction of the run over which a weight rises from 0 once its phase begins: early maps are noise."""
     adversary: Literal["uniform", "to_reference", "reversal"] = "uniform"
@@ -86,22 +91,32 @@ class Config(Recipe):
 
     @classmethod
     def paper(cls) -> "Config":
-        """BUPT-Balancedface, evaluated on RFW. ArcFace's own spread there, 1.1 points, is what must become smaller."""
+        """BUPT-Balancedface, evaluated on RFW. ArcFace's own spread there, 1.1 points, is what must become smaller.
+
+        The network is the ResNet-34 of face recognition (InsightFace's r34, 34.1 million parameters), with dropout before the
+        embedding. Both terms are on, as the abstract has it, the adversarial one once erasing has spread attention. Read was
+        the abstract alone: what is ours, and what is recalled of its authors' other work, is in
+        docs/methods/gabn.md#the-papers-recipe.
+        """
         return cls(
             data=inputs.GroupFolders(root="bupt-balancedface", held_out=0.02),
             image_size=112,
             backbone="iresnet34",
             embedding=512,
+            dropout=0.4,
             head=HeadSpec(loss="arcface", scale=64.0, margin=0.5),
             cells=7,
             erase=3,
+            erase_weight=0.5,
+            adversarial_weight=0.1,
+            adversarial_phase=(0.6, 1.0),
             reference=2,
             discriminator=training.adam(1e-4, schedule="constant"),
             packs=tuple(f"rfw/{name}.bin" for name in ("African", "Asian", "Caucasian", "Indian")),
             bfloat16=True,
             batch_size=512,
             steps=20 * (1_300_000 // 512),
-            optimizer=training.Optimizer(decay_at=(0.4, 0.7, 0.9)),
+            optimizer=training.sgd(0.1, decay_at=(0.4, 0.7, 0.9)),
             workers=8,
         )
 
@@ -215,7 +230,9 @@ def build(config: Config) -> list[training.Stage]:
             f"attention: input needs images of a multiple of the map's {shape[0]}x{shape[1]}, got {height}x{width}"
         )
     recognition = Recognition(config, model, classes, image_shape, config.head.build())
-    look = training.AttentiveRecognizer(recognition.recognizer, layer, shape[:2], config.attention)
+    look = training.AttentiveRecognizer(
+        recognition.recognizer, layer, shape[:2], config.attention, config.score
+    )
     evaluate = evaluations(config, split, look)
     open_batches = training_batches(config, split.train)
     best = f"{split.protocol}/accuracy"
@@ -259,11 +276,13 @@ def build(config: Config) -> list[training.Stage]:
 
     # Gradient attention erasing: recognition without the places that draw the most attention.
     def erased_loss(params, extra, attention, batch, rng):
-        dropout, noise = jax.random.split(rng)
-        images, fill = batch["image"], 0.0
+        dropout, noise, cells = jax.random.split(rng, 3)
+        images, maps, fill = batch["image"], attention.maps, 0.0
         if config.fill == "noise":
             fill = jax.random.uniform(noise, images.shape, minval=-1.0, maxval=1.0)
-        erased = losses.erase(images, top_cells(attention.maps), fill)
+        if config.erase_where == "random":
+            maps = jax.random.uniform(cells, maps.shape)
+        erased = losses.erase(images, top_cells(maps), fill)
         # Erased images have batch statistics of their own, which stay out of the running averages: those are for whole faces.
         embeddings, _ = recognition.recognizer.train_embeddings(params, extra, erased, dropout)
         counts = attention.valid

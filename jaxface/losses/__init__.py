@@ -20,7 +20,7 @@
 | `hardness`, `hardness_ratios` | how far a student is from the points of its teacher's route | arXiv:1904.09149 |
 | `mimic_loss` | squared distance to the teacher's embedding, or to its direction | |
 | `correlation_congruence_loss` | the relations between the examples of a batch are the teacher's | arXiv:1904.01802 |
-| `gradient_attention`, `topn_mask`, `erase` | where a network looks, the image without it | arXiv:2304.02284 |
+| `gradient_attention`, `attention_score`, `topn_mask`, `erase` | where a network looks, the image without it | arXiv:2304.02284 |
 | `adversarial_uniform`, `adversarial_to_reference`, `discriminator_loss` | attention that tells no group | arXiv:2304.02284 |
 | `adjacent_correlation_loss` | what RepDistiller benchmarks as correlation congruence | arXiv:1910.10699 |
 | `acw_loss` | confidence moves to the modality that favors the right identity | arXiv:2403.06529 |
@@ -48,8 +48,10 @@ from jaxface.losses.distillation import mimic_loss, soft_target_loss
 from jaxface.losses.gabn import (
     Attention,
     AttentionKind,
+    AttentionScore,
     adversarial_to_reference,
     adversarial_uniform,
+    attention_score,
     discriminator_loss,
     erase,
     gradient_attention,
@@ -69,6 +71,7 @@ __all__ = [
     "ArcFace",
     "Attention",
     "AttentionKind",
+    "AttentionScore",
     "CosFace",
     "CoupleFaceTerms",
     "Head",
@@ -81,6 +84,7 @@ __all__ = [
     "adversarial_to_reference",
     "adversarial_uniform",
     "arcface_loss",
+    "attention_score",
     "correlation_congruence_loss",
     "correlation_matrix",
     "cosface_loss",

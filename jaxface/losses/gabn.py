@@ -4,7 +4,7 @@ The paper's abstract gives the three ideas; the formulas and constants here are 
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import chex
 import jax
@@ -12,10 +12,12 @@ import jax.numpy as jnp
 
 from jaxface.checks import int32_labels, nan_outside
 from jaxface.errors import UserError
+from jaxface.layers.prototypes import l2_normalize
 
 AttentionKind = Literal["gradcam", "elementwise", "input"]
-_KINDS = ("gradcam", "elementwise", "input")
+AttentionScore = Literal["projection", "cosine"]
 _FLOOR = 1e-6
+_SMALLEST_SQUARE = 1e-12  # of the length of an embedding, as in `l2_normalize`
 
 
 class Attention(NamedTuple):
@@ -75,8 +77,8 @@ def _attention_maps(
     """
     chex.assert_rank(features, 4, custom_message="features: needs shape [B, h, w, C]")
     chex.assert_equal_shape([features, gradients], custom_message="features and gradients differ")
-    if kind not in _KINDS:
-        raise ValueError(f"kind: needs one of {', '.join(_KINDS)}, got {kind!r}")
+    if kind not in get_args(AttentionKind):
+        raise ValueError(f"kind: needs one of {', '.join(get_args(AttentionKind))}, got {kind!r}")
     features, gradients = _at_least_float32(features), _at_least_float32(gradients)
     if kind == "gradcam":
         maps = jax.nn.relu(jnp.sum(gradients.mean(axis=(1, 2), keepdims=True) * features, axis=-1))
@@ -90,48 +92,95 @@ def _attention_maps(
     return Attention(maps / (total + _FLOOR), total[:, 0, 0] > 0)
 
 
-def gradient_attention(
-    tail: Callable[[jax.Array], jax.Array],
-    features: jax.Array,
-    labels: jax.Array | None = None,
-    *,
-    kind: AttentionKind = "elementwise",
-    grid: tuple[int, int] | None = None,
-) -> Attention:
-    """Where the cosine with the own class comes from: `_attention_maps` of its gradient by a feature map.
+def attention_score(
+    embeddings: jax.Array, class_prototypes: jax.Array, *, score: AttentionScore = "projection"
+) -> jax.Array:
+    """The cosine with the labeled class, whose gradient says where a network looks.
 
-        q_b = ⟨e_b, W_{y_b}⟩,   D = ∂(Σ_b q_b) / ∂A
+        projection   q_b = ⟨f_b, w_b⟩ / stop(‖f_b‖)
+        cosine       q_b = ⟨f_b, w_b⟩ / ‖f_b‖
 
-    The score has neither scale nor margin, so the map does not depend on them; and it is not the loss, whose softmax
-    saturates and whose gradient vanishes on well-recognized faces. The maps are differentiable by whatever `tail` and
-    `features` depend on: a loss over them needs second derivatives, which rectified units have almost nowhere.
+    for unit w. Both have one value; they differ in their gradient. The cosine does not change with the length of f, so that
+    Σ f · ∂q/∂f = 0 and ‖∂q/∂f‖ = √(1 - q²) / ‖f‖: what stretches f along itself counts for nothing, and a face that is
+    recognized perfectly has no gradient at all. With the length held constant ∂q/∂f = w / ‖f‖, and after a linear layer
+    f = Σ_p V_p A_p the attributions are complete, Σ A · ∂q/∂A = q. Neither depends on the length of a prototype.
 
     Args:
-      tail: the rest of the network: features -> cosines [B, n], or the own class's cosines [B] at once, which saves n. A
-        closure over parameters (`jaxface.models.apply_from_layer`). For the kind "input" it is the whole network.
+      embeddings: [B, D] float, not normalized.
+      class_prototypes: [B, D] float, of each record's class, of any length.
+      score: which of the two.
+
+    Returns:
+      [B] float32 within rounding of [-1, 1]; 0, with a finite gradient, for an embedding of zeros.
+
+    Raises:
+      AssertionError: shapes differ or have not two axes. ValueError: an unknown score.
+
+    Example:
+      >>> embeddings, prototype = jnp.array([[3.0, 4.0]]), jnp.array([[2.0, 0.0]])
+      >>> [round(float(attention_score(embeddings, prototype, score=s)[0]), 4) for s in ("projection", "cosine")]
+      [0.6, 0.6]
+      >>> jax.grad(lambda f: attention_score(f, prototype)[0])(embeddings).round(4)
+      Array([[0.2, 0. ]], dtype=float32)
+      >>> jax.grad(lambda f: attention_score(f, prototype, score="cosine")[0])(embeddings).round(4)
+      Array([[ 0.128, -0.096]], dtype=float32)
+    """
+    chex.assert_rank(embeddings, 2, custom_message="embeddings: needs shape [B, D]")
+    chex.assert_equal_shape(
+        [embeddings, class_prototypes], custom_message="embeddings and class_prototypes differ"
+    )
+    if score not in get_args(AttentionScore):
+        raise ValueError(f"score: needs one of {', '.join(get_args(AttentionScore))}, got {score!r}")
+    embeddings, class_prototypes = _at_least_float32(embeddings), _at_least_float32(class_prototypes)
+    squares = jnp.sum(jnp.square(embeddings), axis=1, keepdims=True)
+    scale = jax.lax.rsqrt(jnp.maximum(squares, _SMALLEST_SQUARE))
+    if score == "projection":
+        scale = jax.lax.stop_gradient(scale)
+    return jnp.sum(embeddings * scale * l2_normalize(class_prototypes), axis=1)
+
+
+def gradient_attention(
+    embed: Callable[[jax.Array], jax.Array],
+    features: jax.Array,
+    prototypes: jax.Array,
+    labels: jax.Array,
+    *,
+    kind: AttentionKind = "elementwise",
+    score: AttentionScore = "projection",
+    grid: tuple[int, int] | None = None,
+) -> Attention:
+    """Where the cosine with the labeled class comes from: `_attention_maps` of its gradient by a feature map.
+
+        q_b = attention_score(f(A)_b, W_{y_b}),   D = ∂(Σ_b q_b) / ∂A
+
+    The score has neither scale nor margin, so the map does not depend on them; and it is not the loss, whose softmax
+    saturates and whose gradient vanishes on well-recognized faces. The maps are differentiable by whatever `embed`, `features`
+    and `prototypes` depend on: a loss over them needs second derivatives, which rectified units have almost nowhere.
+
+    Args:
+      embed: the rest of the network: features -> embeddings [B, D], not normalized. A closure over parameters
+        (`jaxface.models.apply_from_layer`). For the kind "input" it is the whole network.
       features: [B, h, w, C] float, the map; the image [B, H, W, 3] for the kind "input".
-      labels: [B] integers in [0, n); only for a tail that gives all cosines.
+      prototypes: [n, D] float, of any length.
+      labels: [B] integers in [0, n).
       kind, grid: as `_attention_maps`.
+      score: as `attention_score`; "cosine" is the literal reading, blind to evidence along the embedding.
 
     Returns:
       Attention: maps [B, h, w] and valid [B].
 
     Raises:
-      AssertionError, ValueError, UserError: as `_attention_maps`, or a tail of another shape.
+      AssertionError, ValueError, UserError: as `_attention_maps` and `attention_score`; labels of another dtype or, where the
+        values are known, out of range.
     """
+    chex.assert_rank(prototypes, 2, custom_message="prototypes: needs shape [n, D]")
+    labels = int32_labels("labels", labels, prototypes.shape[0])
+    class_prototypes = prototypes[labels] + nan_outside(labels, prototypes.shape[0], low=0)[:, None]
 
-    def score(features):
-        cosines = tail(features)
-        if labels is not None:
-            chex.assert_rank(cosines, 2, custom_message="tail: needs to give [B, n] for labels [B]")
-            rows = int32_labels("labels", labels, cosines.shape[1])[:, None]
-            cosines = jnp.take_along_axis(cosines, rows, axis=1)[:, 0]
-        chex.assert_shape(
-            cosines, features.shape[:1], custom_message="tail: needs to give [B] without labels"
-        )
-        return cosines.sum()
+    def total(features):
+        return attention_score(embed(features), class_prototypes, score=score).sum()
 
-    return _attention_maps(features, jax.grad(score)(features), kind=kind, grid=grid)
+    return _attention_maps(features, jax.grad(total)(features), kind=kind, grid=grid)
 
 
 def topn_mask(maps: jax.Array, *, count: int, cells: int, image_shape: tuple[int, int]) -> jax.Array:

@@ -78,6 +78,21 @@ def test_effects_where_smaller_is_better():
     assert [row.verdict for row in smaller] == ["worse", "inconclusive", "inconclusive", "better"]
 
 
+def test_every_arm_is_compared_with_the_named_baseline():
+    named = study(baseline="plain")
+    rows = reproduce.effects(named, SCORES)
+    assert [(row.condition, row.arm, row.baseline) for row in rows] == [
+        (condition, *pair)
+        for condition in ("easy", "hard")
+        for pair in (("", "theirs"), ("", "plain"), ("theirs", "plain"))
+    ]
+    assert rows[2].mean == pytest.approx(-2)  # (1 + 2.1 + 2.9) / 3 - (3 + 4.1 + 4.9) / 3
+    lines = reproduce.markdown(named, SCORES, rows, 3).splitlines()
+    second = lines.index("| condition | minus plain | difference | 95 % interval | verdict |")
+    assert [line.split(" | ")[1] for line in lines[second + 2 :]] == ["theirs", "theirs"]
+    assert [line.split(" | ")[1] for line in lines[second - 5 : second - 1]] == ["theirs", "plain"] * 2
+
+
 def test_verdict_at_the_edge():
     assert Effect("", "b", 0.1, 0.0, 0.2).verdict == "inconclusive"
     assert Effect("", "b", -0.1, -0.2, 0.0).verdict == "inconclusive"

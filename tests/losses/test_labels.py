@@ -109,7 +109,7 @@ OTHERS = {
     "leave_one_out": lambda labels: losses.leave_one_out_cosines(EMBEDDINGS, labels, BANK, EMBEDDINGS),
     "sample_classes": lambda labels: losses.sample_classes(labels, KEY, classes=CLASSES, rate=0.1)[0],
     "attention": lambda labels: (
-        losses.gradient_attention(lambda features: features.mean(axis=(1, 2)) @ BANK.T, PLANES, labels).maps
+        losses.gradient_attention(lambda features: features.mean(axis=(1, 2)), PLANES, BANK, labels).maps
     ),
 }
 LABELS = np.array([3, 100, 17, 120])

@@ -35,19 +35,20 @@ class Look(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class AttentiveRecognizer:
-    """A recognizer that says where it looks: the gradient of the cosine with the own class by a feature map.
+    """A recognizer that says where it looks: the gradient of the cosine with the labeled class by a feature map.
 
     Attributes:
       recognizer: network and prototypes.
       layer: part of the network that gives the feature map, of the plane `grid`.
       grid: (h, w).
-      kind: of the maps (`jaxface.losses.gradient_attention`).
+      kind, score: of the maps (`jaxface.losses.gradient_attention`).
     """
 
     recognizer: Recognizer
     layer: str
     grid: tuple[int, int]
-    kind: losses.AttentionKind
+    kind: losses.AttentionKind = "elementwise"
+    score: losses.AttentionScore = "projection"
 
     def __call__(self, params: dict, extra: dict, batch: dict, rng: jax.Array, *, train: bool = True) -> Look:
         """One pass over `image` [B, H, W, C] in [-1, 1] of the classes `label` [B]."""
@@ -55,21 +56,23 @@ class AttentiveRecognizer:
         options = dict(layer=self.layer, train=train, rngs={"dropout": rng})
         model, images = self.recognizer.model, batch["image"]
         embeddings, features, updated = models.apply_with_layer(model, variables, images, **options)
-        class_prototypes = l2_normalize(params["prototypes"][batch["label"]])
-
-        def target_cosines(embeddings):
-            return jnp.sum(l2_normalize(embeddings) * class_prototypes, axis=1)
 
         def tail(features):
-            return target_cosines(models.apply_from_layer(model, variables, features, images, **options))
+            return models.apply_from_layer(model, variables, features, images, **options)
 
         def whole(images):
-            return target_cosines(models.apply_with_layer(model, variables, images, **options)[0])
+            return models.apply_with_layer(model, variables, images, **options)[0]
 
-        if self.kind == "input":
-            attention = losses.gradient_attention(whole, images, kind="input", grid=self.grid)
-        else:
-            attention = losses.gradient_attention(tail, features, kind=self.kind)
+        of_image = self.kind == "input"
+        attention = losses.gradient_attention(
+            whole if of_image else tail,
+            images if of_image else features,
+            params["prototypes"],
+            batch["label"],
+            kind=self.kind,
+            score=self.score,
+            grid=self.grid,
+        )
         return Look(embeddings, attention, {**extra, **updated})
 
 
