@@ -147,25 +147,29 @@ def measure(method: str, name: str, study: Study, seeds: int, workdir: pathlib.P
     for seed in range(1, seeds + 1):  # seed 0 is the one that recipes are tuned on
         for condition, changes in study.conditions.items():
             first_stages: list[training.Outcome] = []
+            runs: list[tuple] = []  # (configuration, metrics)
             for arm, overrides in study.arms.items():
                 config = dataclasses.replace(study.base, **changes, **overrides, seed=seed, data_seed=seed)
                 folder = workdir / name / _folder_name(condition) / arm
-                metrics = run_once(
-                    method, config, folder / f"seed-{seed}.json", shared=study.shared, done=first_stages
-                )
-                if study.metric not in metrics:
-                    raise UserError(
-                        f"study: {name} needs {study.metric!r}, the run reports {sorted(metrics)}"
+                metrics = next((metrics for ran, metrics in runs if ran == config), None)
+                if metrics is None:
+                    metrics = run_once(
+                        method, config, folder / f"seed-{seed}.json", shared=study.shared, done=first_stages
                     )
-                scores[condition][arm].append(metrics[study.metric])
+                    runs.append((config, metrics))
+                metric = study.arm_metrics.get(arm, study.metric)
+                if metric not in metrics:
+                    raise UserError(f"study: {name} needs {metric!r}, the run reports {sorted(metrics)}")
+                scores[condition][arm].append(metrics[metric])
                 done += 1
-                say(f"{done}/{total}  {name} {condition} {arm} seed {seed}: {metrics[study.metric]:.4f}")
+                say(f"{done}/{total}  {name} {condition} {arm} seed {seed}: {metrics[metric]:.4f}")
     return scores
 
 
 def markdown(study: Study, scores: dict, rows: list[Effect], seeds: int) -> str:
     """The comparison as two tables: means with standard deviations, and paired differences with their intervals."""
-    lines = [f"{study.claim} ({study.metric}, {seeds} seeds)", ""]
+    by_arm = ", that of each arm" if study.arm_metrics else ""
+    lines = [f"{study.claim} ({study.metric}{by_arm}, {seeds} seeds)", ""]
     lines += ["| condition | " + " | ".join(study.arms) + " |", "|---" * (len(study.arms) + 1) + "|"]
     for condition, by_arm in scores.items():
         cells = [f"{np.mean(v):.4f} ± {np.std(v, ddof=1):.4f}" for v in by_arm.values()]
@@ -205,6 +209,7 @@ def reproduce(
         "study": name,
         "claim": study.claim,
         "metric": study.metric,
+        **({"arm_metrics": dict(study.arm_metrics)} if study.arm_metrics else {}),
         "seeds": seeds,
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,

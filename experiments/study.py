@@ -16,6 +16,7 @@ class Study:
       arms: name -> field overrides of `base` for that arm; all but `method` are baselines.
       base: configuration that the arms share.
       conditions: name -> field overrides for a condition under which all arms are compared.
+      arm_metrics: name of an arm -> its metric, where it is another; arms of one configuration are one run.
       larger_is_better: direction of the metric.
       shared: number of first stages that the arms of a condition and seed have in common, such as a teacher; they run once.
     """
@@ -26,5 +27,6 @@ class Study:
     arms: Mapping[str, Mapping[str, Any]]
     base: Any
     conditions: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=lambda: {"": {}})
+    arm_metrics: Mapping[str, str] = dataclasses.field(default_factory=dict)
     larger_is_better: bool = True
     shared: int = 0

@@ -7,9 +7,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from jaxface.data.sources.ijb import TemplateSource
 from jaxface.data.sources.source import Source
 from jaxface.models import apply_with_layer
-from jaxface.training.recognition import embed_source, network_variables, statistics
+from jaxface.training.recognition import embed_source, embed_templates, network_variables, statistics
 from jaxface.training.step import TrainState
 
 
@@ -48,6 +49,11 @@ class Teacher:
         """[N, D] of every record of a source, in order and on the host (`embed_source`)."""
         frozen = extra[self.key]
         return embed_source(self.model, frozen["params"], statistics(frozen), source, flip=flip)
+
+    def embed_templates(self, extra: Mapping, source: TemplateSource, *, flip: bool = False) -> np.ndarray:
+        """[T, D] unit embeddings of the templates of a source (`jaxface.training.embed_templates`)."""
+        frozen = extra[self.key]
+        return embed_templates(self.model, frozen["params"], statistics(frozen), source, flip=flip)
 
     def prototypes(self, extra: Mapping) -> jax.Array:
         """[C, D], the class prototypes that the teacher was trained with."""

@@ -11,6 +11,7 @@ from experiments.methods import sface
 from experiments.reproduce import Effect, Study
 from experiments.studies import sface as studies
 from jaxface import training
+from jaxface.errors import UserError
 
 
 def test_interval_by_hand():
@@ -158,6 +159,26 @@ def test_a_study_end_to_end_and_resumed(small, runs, tmp_path, capsys):
     reproduce.main([*command[:-3], "3", *command[-2:]])
     assert runs == [3] * 4
     assert "12/12" in capsys.readouterr().out
+
+
+def test_arms_of_one_configuration_are_one_run(small, monkeypatch, tmp_path):
+    """They differ in what is measured of it; every seed and condition has a run of its own."""
+    ran = []
+
+    def run_once(method, config, path, **options):
+        ran.append((config.seed, config.label_noise, config.loss))
+        return {"a": len(ran), "b": -len(ran)}
+
+    monkeypatch.setattr(reproduce, "run_once", run_once)
+    arms = {"first": {}, "second": {}, "softmax": {"loss": "softmax"}}
+    two = dataclasses.replace(small, metric="a", method="first", arms=arms, arm_metrics={"second": "b"})
+    scores = reproduce.measure("sface", "two", two, 2, tmp_path, say=lambda line: None)
+    assert scores["0 %"] == {"first": [1, 5], "second": [-1, -5], "softmax": [2, 6]}
+    assert scores["40 %"] == {"first": [3, 7], "second": [-3, -7], "softmax": [4, 8]}
+    assert len(ran) == len(set(ran)) == 8
+    missing = dataclasses.replace(two, arm_metrics={"second": "c"})
+    with pytest.raises(UserError, match=r"^study: two needs 'c', the run reports \['a', 'b'\]"):
+        reproduce.measure("sface", "two", missing, 2, tmp_path, say=lambda line: None)
 
 
 def test_a_changed_configuration_is_run_again(small, runs, tmp_path):
