@@ -95,7 +95,7 @@ def ida_scores(config: ida.Config, parallel: training.JitParallel, *, embedded: 
     def unit(rows):
         return np.asarray(l2_normalize(rng.normal(size=(rows, config.embedding)).astype(np.float32)))
 
-    model, aligns = ida.network(config), config.weight > 0
+    model, aligns = ida.network(config), config.weight != 0
     network = {}
     if embedded:
         batch = {"embedding": unit(SCORED)}
@@ -114,7 +114,7 @@ def ida_scores(config: ida.Config, parallel: training.JitParallel, *, embedded: 
         if not aligns:
             return state, {"scores": rows @ rows.T}
         crowded = metrics.local_discrepancy(rows, state["candidates"], k=config.neighbors).mean
-        scores = metrics.pairwise_aligned_similarity(rows, crowded, rows, crowded, weight=config.weight)
+        scores = metrics.pairwise_aligned_similarity(rows, crowded, rows, crowded)
         return state, {"scores": scores}
 
     return Work(step, made, batch)

@@ -127,8 +127,8 @@ def virtual_embeddings(
     vectors: bool = False,
     detector: Callable[[np.ndarray], jax.Array] | None = None,
     duplicates_above: float = 1.0,
-) -> tuple[np.ndarray, int]:
-    """(unit embeddings [M, D] of the faces that pass `jaxface.metrics.filter_candidates`, how many there were).
+) -> np.ndarray:
+    """Unit embeddings [M, D] of the faces that pass `jaxface.metrics.filter_candidates`.
 
     Args:
       faces: blocks [B, H, W, C], float in [-1, 1] or uint8.
@@ -158,7 +158,7 @@ def virtual_embeddings(
     )
     if not passed.any():
         raise UserError(f"generator: all of its {len(rows)} faces were dropped")
-    return rows[passed], len(rows)
+    return rows[passed]
 
 
 def generated_faces(

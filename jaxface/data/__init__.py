@@ -20,6 +20,7 @@ from jaxface.data.sources.depth import (
 )
 from jaxface.data.sources.folder import FolderSource
 from jaxface.data.sources.groups import JoinedGroups
+from jaxface.data.sources.ijb import TemplateSource
 from jaxface.data.sources.images import CorruptImage, decode_image, encode_image, fit_square
 from jaxface.data.sources.packs import PackSource, read_bin, write_bin
 from jaxface.data.sources.recordio import IRHeader, RecordFile, RecordIOFaces, RecordWriter, write_record
@@ -36,6 +37,7 @@ from jaxface.data.synthetic.crowded_embeddings import CrowdedEmbeddings, crowded
 from jaxface.data.synthetic.procedural_images import procedural_images
 from jaxface.data.synthetic.procedural_vectors import procedural_vectors
 from jaxface.data.synthetic.shortcut_digits import SHORTCUT, shortcut_digits
+from jaxface.data.synthetic.virtual_people import gaussian_people, mixed_people
 from jaxface.data.transforms.alignment import (
     align_face,
     estimate_similarity,
@@ -102,6 +104,7 @@ __all__ = [
     "Split",
     "Subset",
     "SuperclassUniform",
+    "TemplateSource",
     "Tfds",
     "TfdsSource",
     "TonedFaces",
@@ -125,12 +128,14 @@ __all__ = [
     "evaluation_batches",
     "fit_square",
     "five_from_68",
+    "gaussian_people",
     "lfw_people",
     "lfw_subset",
     "load",
     "load_all",
     "low_resolution",
     "mirror_some",
+    "mixed_people",
     "nose_depth",
     "olivetti",
     "procedural_images",

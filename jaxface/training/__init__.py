@@ -2,7 +2,11 @@
 
 from jaxface.training.checkpoints import Checkpoints, checkpoint_steps, restore_params
 from jaxface.training.distributed import start_processes, together
-from jaxface.training.evaluations.aligned_verification import AlignedVerification, SupportSets
+from jaxface.training.evaluations.aligned_verification import (
+    AlignedVerification,
+    SupportSet,
+    fitted_support,
+)
 from jaxface.training.evaluations.cloak_protection import CloakProtection, CloakTrial, FrozenNetwork
 from jaxface.training.evaluations.combined import Evaluations
 from jaxface.training.evaluations.cross_resolution import CrossResolution, resolution_gradient_norms
@@ -22,6 +26,7 @@ from jaxface.training.recognition import (
     backbone_checkpoint,
     class_scores,
     embed_source,
+    embed_templates,
     network_variables,
     pretrained_backbone,
     run_checkpoint,
@@ -91,7 +96,7 @@ __all__ = [
     "Route",
     "RouteHardness",
     "Stage",
-    "SupportSets",
+    "SupportSet",
     "Teacher",
     "TrainState",
     "Verification",
@@ -108,8 +113,10 @@ __all__ = [
     "cut_stage",
     "decay_mask",
     "embed_source",
+    "embed_templates",
     "equal_epoch_anchors",
     "example_keys",
+    "fitted_support",
     "give_up_workdir",
     "gradient_step",
     "greedy_next_anchor",

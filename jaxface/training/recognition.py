@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxface import metrics
+from jaxface.data.sources.ijb import TemplateSource
 from jaxface.data.sources.source import Source
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
@@ -122,6 +123,26 @@ def embed_source(
     """
     embed = functools.partial(_embed, model=model, flip=flip)
     return map_source(embed, source, network_variables(backbone, extra), batch_size=batch_size)
+
+
+def embed_templates(
+    model: nn.Module, backbone: dict, extra: dict, source: TemplateSource, *, flip: bool = True
+) -> np.ndarray:
+    """Unit embeddings [T, D] of the templates of a source, in the order of their ids (`jaxface.metrics.aggregate_templates`).
+
+    The images' embeddings count with their lengths and their records' `weight`. Other arguments are those of `embed_source`.
+
+    Raises:
+      UserError: a template none of whose images can be read.
+    """
+
+    def embed(variables, batch):
+        return _embed(variables, {"image": batch["image"]}, model=model, flip=flip), batch["weight"]
+
+    features, weights = map_source(
+        embed, source, network_variables(backbone, extra), fields=("image", "weight")
+    )
+    return metrics.aggregate_templates(features, source.template_ids, source.media_ids, weights).embeddings
 
 
 def run_checkpoint(workdir: str | pathlib.Path, *, best: bool = False) -> tuple[dict, dict]:

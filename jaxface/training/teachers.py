@@ -7,9 +7,16 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from jaxface.data.sources.ijb import TemplateSource
 from jaxface.data.sources.source import Source
 from jaxface.models import apply_with_layer
-from jaxface.training.recognition import class_scores, embed_source, network_variables, statistics
+from jaxface.training.recognition import (
+    class_scores,
+    embed_source,
+    embed_templates,
+    network_variables,
+    statistics,
+)
 from jaxface.training.step import TrainState
 
 
@@ -55,3 +62,8 @@ class Teacher:
     ) -> jax.Array:
         """[B, C] of the teacher's own `embeddings`, by the classes that it was trained on (`training.class_scores`)."""
         return jax.lax.stop_gradient(class_scores(extra[self.key], embeddings, classes, scale=scale))
+
+    def embed_templates(self, extra: Mapping, source: TemplateSource, *, flip: bool = False) -> np.ndarray:
+        """[T, D] unit embeddings of the templates of a source (`jaxface.training.embed_templates`)."""
+        frozen = extra[self.key]
+        return embed_templates(self.model, frozen["params"], statistics(frozen), source, flip=flip)

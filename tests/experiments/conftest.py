@@ -4,13 +4,16 @@ import io
 import pathlib
 import re
 from contextlib import redirect_stderr
+from typing import NamedTuple
 
 import jax
+import numpy as np
 import pytest
 from PIL import Image
 
 from experiments import launch
 from jaxface.data import RenderedSource
+from jaxface.data.transforms.alignment import template
 
 COMPILED: list[str] = []
 
@@ -53,6 +56,46 @@ def write_people(root: pathlib.Path, suffixes: list[str], people: int = 6, each:
 def photographs(tmp_path_factory) -> pathlib.Path:
     """Six people with four images each, gray PGM and color PNG."""
     return write_people(tmp_path_factory.mktemp("photographs"), ["pgm", "png"])
+
+
+class TemplateSet(NamedTuple):
+    """A set in the layout of IJB-C: [N] templates, media and scores of the images; [P, 2] pairs, as numbers of templates from 0,
+    and [P] whether they are of one person."""
+
+    root: pathlib.Path
+    templates: np.ndarray
+    media: np.ndarray
+    scores: np.ndarray
+    pairs: np.ndarray
+    same: np.ndarray
+
+
+@pytest.fixture
+def template_set(tmp_path) -> TemplateSet:
+    """Six rendered people with two templates each, ids from 10 in steps of 5: one photograph and a video of two frames."""
+    root, people = tmp_path / "IJBC", 6
+    source = RenderedSource(people, 6, 16, seed=7, first_identity=5000)
+    (root / "loose_crop").mkdir(parents=True)
+    (root / "meta").mkdir()
+    numbers = np.arange(len(source))
+    templates, media = 10 + 5 * (numbers // 3), np.where(numbers % 3 == 0, 1, 2)
+    scores = np.round(0.5 + 0.5 * np.random.default_rng(0).random(len(source)), 6)
+    # The crops are aligned: the five points are where they belong on an image of 112 pixels.
+    points = " ".join(f"{x:.4f}" for x in template(112).ravel())
+    for i in numbers:
+        Image.fromarray(source[i]["image"]).resize((112, 112)).save(root / "loose_crop" / f"{i + 1}.png")
+    pairs = np.stack(np.triu_indices(2 * people, k=1), axis=1)
+    same = pairs[:, 0] // 2 == pairs[:, 1] // 2
+    lines = {
+        "face_tid_mid": [f"{i + 1}.png {templates[i]} {media[i]}" for i in numbers],
+        "name_5pts_score": [f"{i + 1}.png {points} {scores[i]:.6f}" for i in numbers],
+        "template_pair_label": [
+            f"{10 + 5 * a} {10 + 5 * b} {int(one)}" for (a, b), one in zip(pairs, same, strict=True)
+        ],
+    }
+    for name, rows in lines.items():
+        (root / "meta" / f"ijbc_{name}.txt").write_text("\n".join(rows) + "\n")
+    return TemplateSet(root, templates, media, scores, pairs, same)
 
 
 @pytest.fixture

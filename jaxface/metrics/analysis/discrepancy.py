@@ -5,8 +5,8 @@ impostor pair easily passes a threshold that is strict elsewhere. The support se
 *other* people; their mean similarity, the local discrepancy, is subtracted from the score of a pair. Candidates may be a
 gallery, or synthetic faces; there may be a million of them, since nothing here holds an [N, M] matrix.
 
-The abstract names the operator and the support sets. Their formulas are our reading; s-norm, the cap rule, the filters and
-the spread of the groups' rates are ours.
+The abstract names the operator and the support sets. Their formulas are our reading; s-norm, the cap rule, the fitted weight,
+the filters and the spread of the groups' rates are ours.
 
 Methods: ida
 """
@@ -266,6 +266,62 @@ def gallery_similarity(
     among = similarity >= nearest[:, k - 1 : k] - 1e-6
     own = jnp.where(among, total + nearest[:, k:] - similarity, total) / k
     return aligned_similarity(similarity, own, jnp.asarray(gallery_discrepancy)[None], weight=weight)
+
+
+def discrepancy_weight(labeled, discrepancy) -> float:
+    """How much of a discrepancy to subtract, from images whose true neighbors are known (design).
+
+        λ = cov(d*, d) / var(d),  clipped to [0, 1]
+
+    The slope of the line that predicts d* from d: 1 where the candidates tell the crowd as the people themselves do, 0 where d
+    says nothing of it, or everywhere the same. Candidates from the wrong distribution then cost nothing.
+
+    Args:
+      labeled: d* [N] float, discrepancies among labeled images of other people.
+      discrepancy: d [N] float, of the same images among the candidates; rows that are not finite do not count.
+
+    Returns:
+      λ in [0, 1].
+
+    Raises:
+      ValueError: shapes differ or are not [N].
+
+    Example:
+      >>> discrepancy_weight([0.2, 0.4, 0.6], [0.1, 0.5, 0.9])
+      0.5
+    """
+    labeled, discrepancy = (np.asarray(x, np.float64) for x in (labeled, discrepancy))
+    if labeled.ndim != 1 or labeled.shape != discrepancy.shape:
+        raise ValueError(
+            f"labeled, discrepancy: need one shape [N], got {labeled.shape} and {discrepancy.shape}"
+        )
+    known = np.isfinite(labeled) & np.isfinite(discrepancy)
+    labeled, discrepancy = labeled[known], discrepancy[known]
+    # In float32 the discrepancies of one constant differ in their last bits.
+    if not len(labeled) or np.ptp(discrepancy) <= 1e-6:
+        return 0.0
+    deviation = discrepancy - discrepancy.mean()
+    slope = (labeled - labeled.mean()) @ deviation / (deviation @ deviation)
+    return float(np.clip(slope, 0.0, 1.0))
+
+
+def mean_pair_cosine(rows) -> float:
+    """Mean cosine of all pairs of unit vectors [M, D]: about 0 for strangers, near 1 for a generator that makes one face.
+
+        ( |Σ v|² - Σ |v|² ) / (M (M - 1))
+
+    Raises:
+      ValueError: not a matrix. UserError: fewer than two rows, or values that are not finite.
+
+    Example:
+      >>> mean_pair_cosine([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])  # pairs of 0, 0 and 1
+      0.3333333333333333
+    """
+    rows = checks.real_array("rows", rows, ndim=2).astype(np.float64)
+    if len(rows) < 2:
+        raise UserError(f"rows: pairs need at least two, got {len(rows)}")
+    total = rows.sum(0)
+    return float((total @ total - np.square(rows).sum()) / (len(rows) * (len(rows) - 1)))
 
 
 def filter_candidates(

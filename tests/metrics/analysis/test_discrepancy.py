@@ -30,6 +30,7 @@ IMAGES, CANDIDATES = plane(0.0, 0.5), plane(0.2, 1.0, 2.0, -0.3)
 SIMILARITY = 0.877583
 
 
+# Vectors at angles on a circle, worked out in float64: cosines of differences of the angles.
 @pytest.mark.parametrize(
     ("k", "mean", "aligned", "deviation", "snorm"),
     [
@@ -103,7 +104,7 @@ def test_more_neighbors_are_farther_and_more_candidates_nearer():
 
 @pytest.mark.parametrize(("tile", "rows"), [(128, 1024), (128, 8), (1003, 5), (3, 37), (10_000, 10_000)])
 def test_tiles_change_nothing(tile, rows):
-    """37 images, 1003 candidates and 11 neighbors against the whole matrix sorted."""
+    """37 images, 1003 candidates and 11 neighbors against the whole matrix sorted in numpy."""
     images, candidates = units(37), units(1003, seed=1)
     nearest = -np.sort(-(images @ candidates.T), axis=1)[:, :11]
     found = local_discrepancy(images, candidates, k=11, tile=tile, rows=rows)
@@ -236,6 +237,35 @@ def test_rates_of_groups_at_one_threshold():
     assert group_false_accepts(scores, np.zeros(2000, int), 0.1).spread == 0
     low = group_false_accepts(scores, groups, 0.5, pooled=np.linspace(0, 0.1, 100))
     np.testing.assert_allclose(low.threshold, 0.0495, atol=1e-3)
+
+
+def test_a_weight_fitted_to_labeled_people():
+    """Closed forms: a line through the points, its slope clipped to [0, 1]."""
+    labeled = [0.2, 0.3, 0.4, 0.5]
+    assert metrics.discrepancy_weight(labeled, [0.1, 0.3, 0.5, 0.7]) == pytest.approx(0.5)  # d* = d / 2 + .15
+    assert metrics.discrepancy_weight(labeled, [0.01, 0.02, 0.03, 0.04]) == 1.0  # slope 10
+    assert metrics.discrepancy_weight(labeled, [0.7, 0.5, 0.3, 0.1]) == 0.0  # slope -1/2
+    assert (
+        metrics.discrepancy_weight(labeled, [0.3, 0.3, 0.3, 0.3 + 1e-7]) == 0.0
+    )  # a constant, up to rounding
+    assert metrics.discrepancy_weight([*labeled, 9.0], [0.1, 0.3, 0.5, 0.7, np.nan]) == pytest.approx(0.5)
+    # Deviations of d are (-1, 0, 1) / 10: the slope is 5 (d*_3 - d*_1).
+    assert metrics.discrepancy_weight([0.1, 0.5, 0.3], [0.1, 0.2, 0.3]) == pytest.approx(1.0)
+    assert metrics.discrepancy_weight([0.1, 0.5, 0.2], [0.1, 0.2, 0.3]) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="need one shape"):
+        metrics.discrepancy_weight([0.1, 0.2], [0.1, 0.2, 0.3])
+
+
+def test_mean_cosine_of_pairs():
+    """Against all pairs of the matrix, and at both ends: a generator of one face, and opposite ones."""
+    rows = units(40)
+    np.testing.assert_allclose(
+        metrics.mean_pair_cosine(rows), (rows @ rows.T)[np.triu_indices(40, k=1)].mean(), atol=1e-7
+    )
+    assert metrics.mean_pair_cosine(np.tile(rows[:1], (9, 1))) == pytest.approx(1.0, abs=1e-6)
+    assert metrics.mean_pair_cosine(plane(0.0, np.pi)) == pytest.approx(-1.0, abs=1e-6)
+    with pytest.raises(UserError, match="rows: pairs need at least two, got 1"):
+        metrics.mean_pair_cosine(rows[:1])
 
 
 BAD = np.concatenate([units(3), 1.01 * units(1)])
