@@ -11,7 +11,7 @@ from experiments.methods import coupleface
 from experiments.recipes import recognition as recipe
 from experiments.recipes.teachers import TeacherSpec
 from experiments.studies import coupleface as studies
-from jaxface import data, losses, training
+from jaxface import data, losses, models, training
 from jaxface.errors import UserError
 from jaxface.training import class_banks
 
@@ -265,11 +265,12 @@ def test_the_studies_are_runs():
 def test_the_networks_of_the_paper_fit_together():
     faces = data.RenderedFaces(64, 8, held_out_identities=4, held_out_per_identity=2)
     config = dataclasses.replace(coupleface.Config.paper(), data=faces)
-    state = None
+    state, counts = None, {}
     rng = jax.eval_shape(lambda: jax.random.key(0))
     image = jax.ShapeDtypeStruct((512, 112, 112, 3), jnp.float32)
     for stage in coupleface.build(config):
         state = jax.eval_shape(stage.init, rng, state)
+        counts[stage.name] = models.parameter_count(state.params["backbone"])
         if stage.name == "neighbors":
             continue
         batch = {"image": image, "label": jax.ShapeDtypeStruct((512,), jnp.int32)}
@@ -277,5 +278,6 @@ def test_the_networks_of_the_paper_fit_together():
         assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
             lambda x: (x.shape, x.dtype), state
         )
+    assert (counts["teacher"], counts["student"]) == (65_156_160 - 512, 1_201_024)
     assert {"loss", "consistency", "relation"} <= metrics.keys()
     assert state.extra["neighbors"].shape == (64, 63) and state.extra["memory"].shape == (64, 512)
