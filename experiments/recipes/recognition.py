@@ -167,9 +167,10 @@ class Classification(NamedTuple):
 
     loss: jax.Array
     watched: dict[str, jax.Array]
-    """Of the batch: `target_cosine`, the mean cosine with the right class's prototype; `other_cosine`, the mean of the cosines
-    with all prototypes, that one counted as 0; `intra_loss` and `inter_loss`, the two terms of SFace; `accuracy`, the share of
-    embeddings nearest to the right prototype, where [B, C] is made. A linear classifier has the last alone."""
+    """Of the batch: `target_cosine`, the mean cosine with the right class's prototype; `accuracy`, the share of embeddings that
+    are nearest to it, where [B, C] is made; `other_cosine`, the mean of the cosines with all prototypes, that one counted as 0,
+    where [B, C] is made or the loss is SFace over all classes; `intra_loss` and `inter_loss`, the two terms of SFace. A linear
+    classifier has the accuracy alone."""
 
     def report(self, suffix: str = "") -> dict[str, jax.Array]:
         """The metrics by name."""
@@ -241,7 +242,7 @@ class Recognition:
             watched = {"accuracy": (scores.argmax(axis=1) == labels).mean()}
             if not self.linear:
                 target = jnp.take_along_axis(scores, labels[:, None], axis=1)[:, 0]
-                watched |= self._watched(target, scores.mean(axis=1), self.head.terms(scores, labels))
+                watched |= self._watched(target, self.head.terms(scores, labels), scores.mean(axis=1))
             return Classification(values.mean(), watched)
         loss, terms = training.prototype_loss(
             embeddings.astype(self.model.dtype),
@@ -253,16 +254,31 @@ class Recognition:
             rng=jax.random.fold_in(rng, 1),
             where=where,
         )
-        # The mean of the cosines is the cosine with the mean of the directions: one product with [D] instead of [C, D].
-        mean_direction = l2_normalize(params["prototypes"][: self.classes]).mean(axis=0)
-        mean_cosines = l2_normalize(embeddings.astype(jnp.float32)) @ mean_direction
-        parts = {name: getattr(terms, name) for name in ("intra", "inter") if hasattr(terms, name)}
-        return Classification(loss, self._watched(terms.target_cosines, mean_cosines, parts))
+        if not isinstance(self.head, losses.SFace):
+            return Classification(loss, self._watched(terms.target_cosines, {}))
+        # It takes one more pass over the prototypes, so it is for the loss that is judged by it, and not for samples of classes.
+        every = self.recipe.sample_rate == 1
+        mean_cosines = self._mean_cosines(params["prototypes"], embeddings) if every else None
+        parts = {"intra": terms.intra, "inter": terms.inter}
+        return Classification(loss, self._watched(terms.target_cosines, parts, mean_cosines))
 
-    def _watched(self, target_cosines: jax.Array, mean_cosines: jax.Array, terms: dict) -> dict:
+    def _mean_cosines(self, prototypes: jax.Array, embeddings: jax.Array) -> jax.Array:
+        """[B], the mean over the classes of the cosines of each embedding: that with the mean direction, so no [B, C] is made.
+
+        The directions are not made either, which would be another array as large as the prototypes: a row of their inverse
+        lengths is multiplied by the prototypes.
+        """
+        weights = jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(prototypes), axis=1), 1e-12)) / self.classes
+        weights = jnp.where(jnp.arange(len(prototypes)) < self.classes, weights, 0.0)
+        return l2_normalize(embeddings.astype(jnp.float32)) @ (weights @ prototypes)
+
+    def _watched(
+        self, target_cosines: jax.Array, terms: dict, mean_cosines: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         """The means over the batch of the cosines with the own and the other prototypes, and of the loss's terms; [B] each."""
-        other_cosines = mean_cosines - target_cosines / self.classes
-        watched = {"target_cosine": target_cosines.mean(), "other_cosine": other_cosines.mean()}
+        watched = {"target_cosine": target_cosines.mean()}
+        if mean_cosines is not None:
+            watched["other_cosine"] = (mean_cosines - target_cosines / self.classes).mean()
         watched |= {f"{name}_loss": values.mean() for name, values in terms.items()}
         return jax.lax.stop_gradient(watched)
 

@@ -139,7 +139,7 @@ FOLDER = (
         ("sface nonsense", "nonsense: no such option"),
         ("sface --steps many", "--steps: invalid literal for int() with base 10: 'many'"),
         ("sface --steps 1.5", "--steps: invalid literal"),
-        ("sface --loss hinge", "loss: needs one of softmax, cosface, arcface, sface, got 'hinge'"),
+        ("sface --loss hinge", "loss: needs one of softmax, cosface, arcface, sface, linear, got 'hinge'"),
         ("sface --steps", "--steps"),
         ("sface --preset", "--preset: expected one argument"),
         ("sface --preset big", "preset: sface has paper, digits, got 'big'"),
