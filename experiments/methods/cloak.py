@@ -2,7 +2,7 @@
 
     python -m experiments.launch cloak --workdir runs/cloak               # rendered faces
     python -m experiments.launch cloak --preset procedural --workdir runs/cloak   # 1 CPU-minute: black_box/psr@1 0.79
-    python -m experiments.reproduce cloak --study transfer                # 0.749 ± 0.037, OPOM of all photos 0.660 ± 0.037
+    python -m experiments.reproduce cloak --study transfer                # 0.749 ± 0.054, OPOM-ClassCenter 0.667 ± 0.065
 
 Differs from the paper in: the look-ahead between small batches, our reading of what its abstract sums
 (docs/methods/cloak.md#choices-of-ours).
