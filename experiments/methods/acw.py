@@ -1,6 +1,6 @@
 """ACW: RGB-D recognition by two frozen networks and the confidence in each, trained on virtual depth (arXiv:2403.06529).
 
-    python -m experiments.launch acw --preset digits --workdir runs/digits   # seconds: rank-1 0.740 ± 0.008, sum 0.714 ± 0.008
+    python -m experiments.launch acw --preset digits --workdir runs/digits   # seconds: rank-1 0.759 ± 0.014, sum 0.718 ± 0.014
     python -m experiments.launch acw --workdir runs/acw                      # minutes: rendered people with depth
     python -m experiments.launch acw --preset paper --data.root …            # Lock3DFace; built and typed, not run here
 
