@@ -107,9 +107,11 @@ class Config(Recipe):
 
     @classmethod
     def paper(cls) -> "Config":
-        """Lock3DFace with 340 people to learn confidences from and 169 to identify; most of the recipe is ours (design).
+        """Lock3DFace with 340 people to learn confidences from and 169 to identify, by its subsets and with nothing corrupted.
 
-        Virtual depth: 10,000 people x 50 images, 45 GB of memory as rendered.
+        The paper has its depth from BFM 2019, this from the head model of the renderer: 10,000 people x 50 images, 45 GB of memory.
+        Networks, their training, confidences and split are not known of the paper but ours (design); docs/methods/acw.md has a
+        table.
         """
         sgd = training.Optimizer(schedule="cosine")
         head = HeadSpec(scale=64.0, margin=0.5)
