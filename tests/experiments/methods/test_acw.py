@@ -232,7 +232,7 @@ def test_rendered_faces_through_the_launcher(tmp_path):
         flags += f"""--{name}.identities 4 --{name}.per-identity 3 --{name}.held-out-identities 3
             --{name}.held-out-per-identity 3 --{name}.first-identity {first}""".split()
     for name in ("rgb", "depth"):
-        flags += f"--{name}.backbone iresnet_pico --{name}.embedding 8 --{name}.steps 2".split()
+        flags += f"--{name}.backbone mlp_16 --{name}.embedding 8 --{name}.steps 2".split()
     rest = "--image-size 16 --batch-size 8 --steps 2 --quiet"
     flags += rest.split()
     launch.main(["acw", *flags, "--workdir", str(tmp_path / "run")])
