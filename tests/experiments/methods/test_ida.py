@@ -324,6 +324,7 @@ def test_templates_of_a_set_in_the_layout_of_ijb(template_set):
         data=data.RenderedFaces(8, 3, 4, 3),
         image_size=16,
         augment=data.Augment(),
+        score="gallery",
         gan=GanSpec(steps=0),
         estimator=ida.EstimatorSpec(steps=0),
         templates=str(template_set.root),
