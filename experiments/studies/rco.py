@@ -52,6 +52,8 @@ STUDIES = {
         arms={
             "rco": {},
             "greedy search": {"selection": "greedy"},
+            # It goes from the first record to the last: two runs, which are as long as the four with twice the steps.
+            "greedy search, equal steps": {"selection": "greedy", "steps": 2 * _CLASSES.steps},
             "final teacher, same restarts": {"selection": "final"},
             "final teacher, one cycle": _ONE_CYCLE,
             "final teacher, one cycle, rate doubled": {
