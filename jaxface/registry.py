@@ -12,7 +12,7 @@ _MOST_LISTED = 24  # names in an error; of more, the nearest are told
 
 def nearest(word: str, names) -> str:
     """`; did you mean 'x'?` for the name most like `word`, or nothing."""
-    near = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word, list(names), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -1,5 +1,6 @@
 """Arms of a study differ in the claim alone: they start from the same weights, whatever stages come before."""
 
+import collections
 import dataclasses
 
 import jax
@@ -37,7 +38,8 @@ def starts(stages: Stages, seed: int) -> dict[str, training.TrainState]:
         except StopIteration:
             return states
         state = stage.init(stage.rng(jax.random.key(seed)), outcome and outcome.state)
-        states[stage.key or stage.name], outcome = state, training.Outcome(stage.name, state, {})
+        metrics = collections.defaultdict(lambda: 1.0)  # whatever a search asks for
+        states[stage.key or stage.name], outcome = state, training.Outcome(stage.name, state, metrics)
 
 
 @pytest.mark.parametrize(("method", "name"), SMALL)
