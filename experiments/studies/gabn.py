@@ -41,7 +41,7 @@ FACES_ARMS = {arm: ARMS[arm] for arm in ("adversarial", "baseline", "erasing", "
 def _study(claim: str, base: Config, metric: str, *, arms=ARMS, larger_is_better: bool) -> Study:
     return Study(
         claim=claim,
-        metric=f"fairness/{metric}",
+        metric=metric,
         method="adversarial",
         arms=arms,
         base=base,
@@ -54,26 +54,32 @@ STUDIES = {
     "digits": _study(
         "Digits whose second group offers a shortcut that fails in the test: deviation of the accuracies of both groups",
         Config.digits(),
-        "std",
+        "fairness/std",
         larger_is_better=False,
     ),
     "digits_average": _study(
         "The same runs: mean of the accuracies of both groups",
         Config.digits(),
-        "average",
+        "fairness/average",
         larger_is_better=True,
+    ),
+    "digits_occlusion": _study(
+        "The same runs: mass on the shortcut of occlusion maps, which no term trains",
+        Config.digits(),
+        "occlusion/shortcut_mass@shortcut",
+        larger_is_better=False,
     ),
     "faces": _study(
         "Rendered faces, half as many dark as light ones: deviation of the verification accuracies of both groups",
         SMALL_FACES,
-        "std",
+        "fairness/std",
         arms=FACES_ARMS,
         larger_is_better=False,
     ),
     "faces_average": _study(
         "The same runs: mean of the verification accuracies of both groups",
         SMALL_FACES,
-        "average",
+        "fairness/average",
         arms=FACES_ARMS,
         larger_is_better=True,
     ),
