@@ -1,7 +1,7 @@
 """Cloak: masks that hide people from face recognition, by gradient accumulation (GA-OPOM, arXiv:2401.01575).
 
     python -m experiments.launch cloak --workdir runs/cloak               # rendered faces
-    python -m experiments.launch cloak --preset procedural --workdir runs/cloak   # 1 CPU-minute: black_box/psr@1 0.79
+    python -m experiments.launch cloak --preset procedural --workdir runs/cloak   # 1 CPU-minute: black_box/psr@1 0.76
     python -m experiments.reproduce cloak --study transfer                # 0.749 ± 0.054, OPOM-ClassCenter 0.667 ± 0.065
 
 Differs from the paper in: the look-ahead between small batches, our reading of what its abstract sums
