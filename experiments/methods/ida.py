@@ -2,6 +2,7 @@
 
     python -m experiments.launch ida --preset crowded --workdir runs/ida   # seconds: TAR at FAR 1e-3 0.758 ± 0.007, cosine 0.555
     python -m experiments.launch ida --workdir runs/faces                  # minutes: a network on rendered people, an estimator
+    python -m experiments.reproduce ida --study rendered                   # 32 pixels, 400 steps: 0.132 ± 0.013, cosine 0.119
     python -m experiments.launch ida --preset paper --data.path …          # iResNet-100 on MS1MV2; built and typed, not run here
 
 Differs from the paper in: the formulas of support sets, correction and estimator are our reading of its abstract, the weight of
