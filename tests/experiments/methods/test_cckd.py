@@ -104,9 +104,8 @@ def test_classification_is_the_loss_of_the_library():
         np.testing.assert_allclose(report[name], term, rtol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "changes", [SOFT, pytest.param({"kernel": "mmd", "sampler": "superclass"}, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [SOFT, {"kernel": "mmd", "sampler": "superclass"}])
 def test_devices_share_the_batch_and_its_relations(changes):
     """One device, a mesh of 8 and 8 replicas take the same steps: the relations are those between all records of the batch."""
     config = dataclasses.replace(SMALL, **changes, superclasses=3, congruence_weight=30.0)

@@ -259,14 +259,8 @@ def test_nobody_learns_from_the_images_that_are_set_aside():
     assert not seen & {aside[i]["image"].tobytes() for i in range(19)}
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        pytest.param(TINY, id="logits"),
-        pytest.param(MIMIC, id="mimic", marks=pytest.mark.slow),
-        pytest.param(HINT, id="hint", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [TINY, MIMIC, HINT], ids=["logits", "mimic", "hint"])
 def test_eight_devices_equal_one(config):
     config = changed(config, selection="greedy", threshold=1e6)
     one = jax.device_get(run_once(config)["student"].state.params)
@@ -448,7 +442,19 @@ def test_hints_of_different_planes_are_refused():
         rco.build(config)
 
 
-@pytest.mark.parametrize("preset", ["paper", pytest.param("faces", marks=pytest.mark.slow)])
+def test_the_networks_of_the_paper():
+    """With 100 classes in a linear layer: MobileNetV2 of half width, and ResNet-50 behind a plain stem."""
+    config = rco.Config.paper()
+    teacher = rco.network(config, backbone=config.teacher.backbone, embedding=config.teacher.embedding)
+    for network, published in ((rco.network(config), 812_836), (teacher, 23_705_252)):
+        recognizer = training.Recognizer(network, 100, (32, 32, 3), linear=True)
+        assert models.parameter_count(jax.eval_shape(recognizer.init, jax.random.key(0))[0]) == published
+    assert config.augment == data.Augment(flip=0.5, shift=4)
+    assert config.head == config.teacher.head == HeadSpec(loss="linear")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["paper", "faces"])
 def test_whole_configurations_survive_being_written(preset, monkeypatch):
     config = getattr(rco.Config, preset)()
     assert configs.from_dict(configs.to_dict("rco", config, configs.Run()))[1] == config
@@ -460,12 +466,6 @@ def test_whole_configurations_survive_being_written(preset, monkeypatch):
     stages = rco.build(config)  # traces the student's whole step
     first = next(stages)
     if preset == "paper":
-        # With 100 classes in a linear layer: MobileNetV2 of half width, and ResNet-50 behind a plain stem.
-        shapes = jax.eval_shape(first.init, jax.random.key(0), None).params
-        assert models.parameter_count(shapes) == 23_705_252
-        student = recipe.Recognition(config, rco.network(config), 100, (32, 32, 3), config.head.build())
-        assert models.parameter_count(jax.eval_shape(student.init, jax.random.key(0))[0]) == 812_836
-        assert config.augment == data.Augment(flip=0.5, shift=4)
         assert first.name == "teacher_46860" and first.steps == 60 * (50_000 // 64)
         rate = config.optimizer.learning_rates(config.steps)
         rates = [float(rate(epoch * 781)) for epoch in (0, 151, 181, 211)]
