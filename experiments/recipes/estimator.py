@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.recipes.embedding import FrozenEmbedding
-from experiments.recipes.recognition import Recipe, training_batches
+from experiments.recipes.recognition import Recipe, filled_batch_size, training_batches
 from jaxface import data as inputs
 from jaxface import losses, models, training
 from jaxface.checks import AtLeast
@@ -53,9 +53,7 @@ class Estimator:
 
     def __init__(self, recipe: Recipe, spec: EstimatorSpec, frozen: FrozenEmbedding, source: inputs.Source):
         self.recipe, self.spec, self.frozen, self.source = recipe, spec, frozen, source
-        # The largest one that there are records for and that divides over devices and processes.
-        replicas = jax.device_count()
-        self.batch_size = min(spec.batch_size, len(source)) // replicas * replicas or spec.batch_size
+        self.batch_size = filled_batch_size(source, spec.batch_size)
         if spec.layer is not None:
             layers = models.layer_shapes(frozen.teacher.model, source.image_shape)
             maps = [name for name, shape in layers.items() if len(shape) == 3]

@@ -27,6 +27,7 @@ class Head(Protocol):
 
     def terms(self, cosines: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
         """What the loss is the sum of, [B] each, by name; nothing where it is one term."""
+        return {}
 
     def fused(self) -> margin_softmax.Head:
         """The same loss for `pallas_kernels.margin_softmax`."""
@@ -38,7 +39,7 @@ HEADS: Registry[type[Head]] = Registry("loss", "jaxface.losses")
 
 @HEADS.register("softmax")
 @dataclasses.dataclass(frozen=True)
-class Softmax:
+class Softmax(Head):
     """`softmax_loss`: no margin.
 
     Attributes:
@@ -57,10 +58,6 @@ class Softmax:
         """Losses [B]."""
         return softmax_loss(cosines, labels, scale=self.scale)
 
-    def terms(self, cosines: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-        """Nothing: it is one term."""
-        return {}
-
     def fused(self) -> margin_softmax.Head:
         """The same loss for `margin_softmax`."""
         return margin_softmax.softmax(self.scale)
@@ -68,7 +65,7 @@ class Softmax:
 
 @HEADS.register("cosface")
 @dataclasses.dataclass(frozen=True)
-class CosFace:
+class CosFace(Head):
     """`cosface_loss`: a margin on the cosine.
 
     Attributes:
@@ -89,10 +86,6 @@ class CosFace:
         """Losses [B]."""
         return cosface_loss(cosines, labels, scale=self.scale, margin=self.margin)
 
-    def terms(self, cosines: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-        """Nothing: it is one term."""
-        return {}
-
     def fused(self) -> margin_softmax.Head:
         """The same loss for `margin_softmax`."""
         return margin_softmax.cosface(self.scale, self.margin)
@@ -100,7 +93,7 @@ class CosFace:
 
 @HEADS.register("arcface")
 @dataclasses.dataclass(frozen=True)
-class ArcFace:
+class ArcFace(Head):
     """`arcface_loss`: a margin on the angle.
 
     Attributes:
@@ -121,10 +114,6 @@ class ArcFace:
         """Losses [B]."""
         return arcface_loss(cosines, labels, scale=self.scale, margin=self.margin)
 
-    def terms(self, cosines: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-        """Nothing: it is one term."""
-        return {}
-
     def fused(self) -> margin_softmax.Head:
         """The same loss for `margin_softmax`."""
         return margin_softmax.arcface(self.scale, self.margin)
@@ -132,7 +121,7 @@ class ArcFace:
 
 @HEADS.register("sface")
 @dataclasses.dataclass(frozen=True)
-class SFace:
+class SFace(Head):
     """`sface_loss`: weighted cosines without a normalizer.
 
     Attributes:
@@ -169,16 +158,12 @@ class SFace:
 
 @HEADS.register("linear")
 @dataclasses.dataclass(frozen=True)
-class Linear:
+class Linear(Head):
     """Cross-entropy of a linear layer's scores, a weight per class and a bias, instead of scaled cosines."""
 
     def loss(self, scores: jax.Array, labels: jax.Array) -> jax.Array:
         """Losses [B] float32 of scores [B, C] of any size and labels [B] int32 in [0, C)."""
         return cross_entropy(scores, labels)
-
-    def terms(self, scores: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-        """Nothing: it is one term."""
-        return {}
 
     def fused(self) -> margin_softmax.Head:
         """Raises UserError: only cosines have a fused form."""
