@@ -10,6 +10,8 @@ _INTEROP = [
     "flatbuffers>=24",  # jax.export serializes with it and does not require it
 ]
 
+_DETECTION = ["pycocotools>=2.0.10"]  # COCO's evaluation, its own code
+
 setup(
     name="jaxface",
     version="0.1.0",
@@ -47,7 +49,8 @@ setup(
     ],
     extras_require={
         "interop": _INTEROP,
-        "test": [*_INTEROP, "pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "pyyaml>=6", "ruff>=0.8"],
+        "detection": _DETECTION,
+        "test": [*_INTEROP, *_DETECTION, "pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "pyyaml>=6", "ruff>=0.8"],
         "cuda": ["jax[cuda13]>=0.11,<0.13"],
         "tpu": ["jax[tpu]>=0.11,<0.13"],
         "bench": ["torch>=2.4"],

@@ -9,6 +9,7 @@ BASELINES = {
     "softmax, s 16": {"loss": "softmax", "scale": 16.0},
     "softmax, s 64": {"loss": "softmax", "scale": 64.0},
     "arcface, s 16, m 0.3": {"loss": "arcface", "scale": 16.0, "margin": 0.3},
+    "arcface, s 64, m 0.5": {"loss": "arcface"},
 }
 
 STUDIES = {
@@ -23,13 +24,13 @@ STUDIES = {
             inter_angle=1.2,
             steps=600,
         ),
-        conditions=NOISE,
+        conditions={noise: NOISE[noise] for noise in ("0 % noise", "40 % noise")},
     ),
     "digits": Study(
         claim="Clean test accuracy on digits by the nearest prototype after training on wrong labels",
         metric="classification/accuracy",
         method="sface",
-        arms={"sface": {}, **BASELINES, "arcface, s 64, m 0.5": {"loss": "arcface"}},
+        arms={"sface": {}, **BASELINES},
         base=Config.digits(),
         conditions=NOISE,
     ),
