@@ -2,16 +2,20 @@
 
 from jaxface.layers.activation import PReLU
 from jaxface.layers.confidence import ConfidenceNet
+from jaxface.layers.context import CONTEXTS, DilatedContext, SSHContext
 from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
 from jaxface.layers.norm import BatchNorm
 
 __all__ = [
+    "CONTEXTS",
     "BatchNorm",
     "ConfidenceNet",
     "DepthwiseConv",
+    "DilatedContext",
     "FeatureMapLIDEstimator",
     "LIDEstimator",
     "PReLU",
+    "SSHContext",
     "depthwise_conv",
 ]
