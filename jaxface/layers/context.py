@@ -15,7 +15,7 @@ from jaxface.layers.norm import BatchNorm
 from jaxface.registry import Registry
 
 CONTEXTS: Registry[Callable[..., nn.Module]] = Registry("context", "jaxface.layers")
-"""Modules `Context(features, dtype, param_dtype)(x [B, H, W, C], *, train) -> [B, H, W, features]`, or partial applications of them."""
+"""Modules, or partial applications: `Context(features, dtype, param_dtype)(x [B, H, W, C], *, train) -> [B, H, W, features]`."""
 
 
 def leaky_slope(features: int) -> float:
@@ -92,8 +92,8 @@ class DilatedContext(nn.Module):
     Args:
       features: F, of the output.
       dilations: of the branches, each >= 1.
-      convolution: makes a branch, normalization included: `convolution(features, dilation=…, dtype=…, param_dtype=…, name=…)` is a
-        module with a call `(x, *, train)`. A kind of context is this module with another convolution.
+      convolution: makes a branch, normalization included: `convolution(features, dilation=…, dtype=…, param_dtype=…, name=…)`
+        is a module with a call `(x, *, train)`. A kind of context is this module with another convolution.
 
     x [B, H, W, C] -> [B, H, W, F].
 
