@@ -54,8 +54,10 @@ class Detector(Protocol):
     def anchors(self, image_size: tuple[int, int]) -> np.ndarray:
         """[P, 4] boxes that the outputs of images (H, W) are relative to."""
 
-    def loss(self, outputs: Outputs, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """(scalar, metrics) of a batch of detection: `boxes`, `box_mask`, `box_label`, `box_crowd`, `landmarks`, `landmark_mask`."""
+    def loss(
+        self, outputs: Outputs, batch: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """(scalar, metrics) of a batch: `boxes`, `box_mask`, `box_label`, `box_crowd`, `landmarks`, `landmark_mask`."""
 
     def detect(
         self,

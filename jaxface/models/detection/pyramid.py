@@ -53,7 +53,17 @@ class MobileNetLevels(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = conv(round(32 * self.width), stride=2, name="stem_conv", **types)(image)
         x = nn.leaky_relu(BatchNorm(name="stem_norm", **types)(x, train=train), 0.1)
-        units = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
+        units = (
+            (64, 1),
+            (128, 2),
+            (128, 1),
+            (256, 2),
+            (256, 1),
+            (512, 2),
+            *((512, 1),) * 5,
+            (1024, 2),
+            (1024, 1),
+        )
         levels = []
         for i, (features, stride) in enumerate(units, start=1):
             x = Unit(round(features * self.width), stride, name=f"unit{i}", **types)(x, train=train)
@@ -86,7 +96,9 @@ class ResNetLevels(nn.Module):
         for i, (units, features) in enumerate(zip(self.stages, self.channels, strict=True), start=1):
             for j in range(1, units + 1):
                 stride = 2 if j == 1 and i > 1 else 1
-                x = Block(features, stride, bottleneck=True, name=f"stage{i}_block{j}", **types)(x, train=train)
+                x = Block(features, stride, bottleneck=True, name=f"stage{i}_block{j}", **types)(
+                    x, train=train
+                )
             levels.append(x)
         return tuple(levels[1:])
 

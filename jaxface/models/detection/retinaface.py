@@ -36,8 +36,8 @@ class RetinaFaceNet(nn.Module):
       anchors_per_place: of each level.
       pixels: what the stem sees: RGB in [-1, 1], or as the published weights BGR in [0, 255] less `MEAN`.
 
-    image [B, H, W, 3] float in [-1, 1] -> {"class_logits": [B, P, 2] (background, face), "box_deltas": [B, P, 4] (dx, dy, dw, dh),
-    "point_deltas": [B, P, 10]} float32; the anchors come level by level from the finest, row by row, and size by size at a place.
+    image [B, H, W, 3] float in [-1, 1] -> {"class_logits": [B, P, 2] (background, face), "box_deltas": [B, P, 4] (dx, dy, dw,
+    dh), "point_deltas": [B, P, 10]} float32; the anchors come level by level from the finest, row by row, size by size.
     `dtype` is that of everything but the heads' outputs.
     """
 
