@@ -1,7 +1,6 @@
 """RetinaFace (arXiv:1905.00641) as its most-used public implementation has it: single-shot faces with five landmarks."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -10,15 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxface import boxes
 from jaxface.checks import AtLeast, Positive
 from jaxface.errors import UserError
 from jaxface.layers.context import CONTEXTS
-from jaxface.models.detection.base import DETECTORS, Detections
+from jaxface.models.detection.base import DETECTORS, Detections, select_detections
 from jaxface.models.detection.pyramid import BACKBONES, FeaturePyramid
 
 MEAN = (104.0, 117.0, 123.0)
 """What the published weights have taken from blue, green and red of their images in [0, 255]."""
 STRIDES = (8, 16, 32)
+STDS = (0.1, 0.1, 0.2, 0.2)
+"""Of the deltas of boxes; the first also of those of points."""
 _OUTPUTS = {"class_logits": 2, "box_deltas": 4, "point_deltas": 10}  # per anchor
 
 Pixels = Literal["rgb", "bgr"]
@@ -111,4 +113,37 @@ class RetinaFace:
             len(self.anchor_sizes[0]),
             self.pixels,
             jnp.bfloat16 if self.bfloat16 else jnp.float32,
+        )
+
+    def anchors(self, image_size: tuple[int, int]) -> np.ndarray:
+        """[P, 4] float32 pixels, level by level from the finest; 16,800 at 640 x 640 with two sizes each."""
+        return boxes.square_anchors(image_size, STRIDES, self.anchor_sizes)
+
+    def loss(
+        self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The multibox loss of a batch (`jaxface.losses.multibox_loss`) and its terms."""
+
+    def detect(
+        self,
+        outputs: Mapping[str, jax.Array],
+        image_size: tuple[int, int],
+        *,
+        valid_size: jax.Array | None = None,
+        score_threshold: float = 0.02,
+        iou_threshold: float = 0.4,
+        max_outputs: int = 100,
+    ) -> Detections:
+        """Faces with landmarks; arguments as in `Detector.detect`."""
+        anchors = jnp.asarray(self.anchors(image_size))
+        points = outputs["point_deltas"].reshape(*outputs["point_deltas"].shape[:2], 5, 2)
+        return select_detections(
+            boxes.decode_boxes(anchors, outputs["box_deltas"], stds=STDS),
+            jax.nn.softmax(outputs["class_logits"])[..., 1],
+            landmarks=boxes.decode_points(anchors, points, std=STDS[0]),
+            image_size=image_size,
+            valid_size=valid_size,
+            score_threshold=score_threshold,
+            iou_threshold=iou_threshold,
+            max_outputs=max_outputs,
         )
