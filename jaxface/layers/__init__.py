@@ -2,6 +2,7 @@
 
 from jaxface.layers.activation import PReLU
 from jaxface.layers.confidence import ConfidenceNet
+from jaxface.layers.ddc import DDCLayer, FusedDDC, LargeKernelDepthwiseSeparable, depthwise_dilated, fuse_ddc
 from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
 from jaxface.layers.norm import BatchNorm
@@ -9,9 +10,14 @@ from jaxface.layers.norm import BatchNorm
 __all__ = [
     "BatchNorm",
     "ConfidenceNet",
+    "DDCLayer",
     "DepthwiseConv",
     "FeatureMapLIDEstimator",
+    "FusedDDC",
     "LIDEstimator",
+    "LargeKernelDepthwiseSeparable",
     "PReLU",
     "depthwise_conv",
+    "depthwise_dilated",
+    "fuse_ddc",
 ]
