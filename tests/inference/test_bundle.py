@@ -11,7 +11,7 @@ from jaxface.models.detection import RetinaFace, from_description, init_variable
 
 @pytest.fixture(scope="module")
 def bundle():
-    detector = RetinaFace(context="ssh", anchor_sizes=((8, 16), (32, 48), (64, 96)))
+    detector = RetinaFace(context="ssh", anchor_sizes=(8, 16, 32, 48, 64, 96))
     params, extra = jax.jit(lambda rng: init_variables(detector, rng, (64, 64)))(jax.random.key(0))
     return inference.DetectorBundle(detector, jax.device_get({"params": params, **extra}), 128)
 
