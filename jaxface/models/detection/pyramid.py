@@ -1,0 +1,141 @@
+"""Backbones that give feature maps at strides 8, 16 and 32, and the pyramid that joins them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxface.layers import BatchNorm, DepthwiseConv
+from jaxface.layers.context import leaky_slope
+from jaxface.models.recognition.resnet import Block
+from jaxface.registry import Registry
+
+BACKBONES: Registry[Callable[..., nn.Module]] = Registry("backbone", "jaxface.models.detection")
+"""Modules, or partial applications of them, with a method `levels(image, *, train) -> (maps at strides 8, 16, 32)`."""
+
+Levels = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def conv(features: int, *, kernel: int = 3, stride: int = 1, **options) -> nn.Conv:
+    """A convolution without bias; zeros on both sides, so that strided ones read what PyTorch's read."""
+    options["kernel_init"] = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+    return nn.Conv(features, (kernel, kernel), stride, padding=kernel // 2, use_bias=False, **options)
+
+
+class Unit(nn.Module):
+    """depthwise 3x3 (stride), BN, leaky ReLU, conv1x1, BN, leaky ReLU."""
+
+    features: int
+    stride: int = 1
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = DepthwiseConv((3, 3), self.stride, padding=1, name="depthwise", **types)(x)
+        x = nn.leaky_relu(BatchNorm(name="depthwise_norm", **types)(x, train=train), 0.1)
+        x = conv(self.features, kernel=1, name="pointwise", **types)(x)
+        return nn.leaky_relu(BatchNorm(name="pointwise_norm", **types)(x, train=train), 0.1)
+
+
+class MobileNetLevels(nn.Module):
+    """MobileNetV1 (arXiv:1704.04861) as RetinaFace's small backbone has it, with leaky ReLU of slope 0.1."""
+
+    width: float = 0.25
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def levels(self, image: jax.Array, *, train: bool) -> Levels:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = conv(round(32 * self.width), stride=2, name="stem_conv", **types)(image)
+        x = nn.leaky_relu(BatchNorm(name="stem_norm", **types)(x, train=train), 0.1)
+        units = (
+            (64, 1),
+            (128, 2),
+            (128, 1),
+            (256, 2),
+            (256, 1),
+            (512, 2),
+            *((512, 1),) * 5,
+            (1024, 2),
+            (1024, 1),
+        )
+        levels = []
+        for i, (features, stride) in enumerate(units, start=1):
+            x = Unit(round(features * self.width), stride, name=f"unit{i}", **types)(x, train=train)
+            if i in (5, 11, 13):
+                levels.append(x)
+        return tuple(levels)
+
+
+class ResNetLevels(nn.Module):
+    """The stages of a ResNet for ImageNet (arXiv:1512.03385) behind its stem, without its head.
+
+    Args:
+      stages, channels: bottleneck units, and channels of their 3x3 convolutions, per stage.
+
+    image [B, H, W, 3] -> (8, 16, 32 · channels of the first stage) at strides 8, 16, 32.
+    """
+
+    stages: tuple[int, int, int, int] = (3, 4, 6, 3)
+    channels: tuple[int, int, int, int] = (64, 128, 256, 512)
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def levels(self, image: jax.Array, *, train: bool) -> Levels:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = conv(self.channels[0], kernel=7, stride=2, name="stem_conv", **types)(image)
+        x = nn.relu(BatchNorm(name="stem_norm", **types)(x, train=train))
+        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        levels = []
+        for i, (units, features) in enumerate(zip(self.stages, self.channels, strict=True), start=1):
+            for j in range(1, units + 1):
+                stride = 2 if j == 1 and i > 1 else 1
+                x = Block(features, stride, bottleneck=True, name=f"stage{i}_block{j}", **types)(
+                    x, train=train
+                )
+            levels.append(x)
+        return tuple(levels[1:])
+
+
+class FeaturePyramid(nn.Module):
+    """The pyramid of RetinaFace (arXiv:1905.00641 after arXiv:1612.03144): coarse levels are added to the finer ones.
+
+        lateral_i = leaky ReLU(BN(conv1x1(level_i)))
+        output_3 = lateral_3;   output_i = leaky ReLU(BN(conv3x3(lateral_i + nearest upsampling of output_{i+1})))
+
+    Args:
+      features: of every output; the slope of the leaky ReLU is 0.1 up to 64, 0 above.
+
+    (levels at strides 8, 16, 32, fine before coarse) -> as many of `features` channels.
+    """
+
+    features: int = 64
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, levels: Levels, *, train: bool) -> Levels:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+        def unit(x, kernel, name):
+            x = conv(self.features, kernel=kernel, name=f"{name}_conv", **types)(x)
+            return nn.leaky_relu(
+                BatchNorm(name=f"{name}_norm", **types)(x, train=train), leaky_slope(self.features)
+            )
+
+        outputs = [unit(level, 1, f"lateral{i}") for i, level in enumerate(levels, start=1)]
+        for i in reversed(range(len(outputs) - 1)):
+            _, height, width, _ = outputs[i].shape
+            # A side of 2n or 2n - 1 lies over one of n: the nearest of place k is k // 2.
+            coarse = jnp.repeat(jnp.repeat(outputs[i + 1], 2, axis=1), 2, axis=2)[:, :height, :width]
+            outputs[i] = unit(outputs[i] + coarse, 3, f"merge{i + 1}")
+        return tuple(outputs)
+
+
+BACKBONES.update({"mobilenet_025": MobileNetLevels, "resnet50": ResNetLevels})
