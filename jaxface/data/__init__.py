@@ -29,11 +29,13 @@ from jaxface.data.sources.tfds_source import TfdsSource
 from jaxface.data.sources.vectors import VectorSource, read_embeddings
 from jaxface.data.specs.base import KINDS, DataSpec, Split, load, load_all
 from jaxface.data.specs.bundled_sets import DigitHalves, Digits, Lfw, LfwSubset, Olivetti
+from jaxface.data.specs.canvases import DigitCanvas
 from jaxface.data.specs.embeddings import Crowd, EmbeddingFile
 from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, RgbdFolder, Tfds
 from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
 from jaxface.data.specs.synthetic_sets import Procedural, ProceduralImages, ShortcutDigits
 from jaxface.data.synthetic.crowded_embeddings import CrowdedEmbeddings, crowded_embeddings
+from jaxface.data.synthetic.digit_canvas import digit_canvas
 from jaxface.data.synthetic.procedural_images import procedural_images
 from jaxface.data.synthetic.procedural_vectors import procedural_vectors
 from jaxface.data.synthetic.shortcut_digits import SHORTCUT, shortcut_digits
@@ -71,6 +73,7 @@ __all__ = [
     "CrowdedEmbeddings",
     "DataSpec",
     "DepthImages",
+    "DigitCanvas",
     "DigitHalves",
     "Digits",
     "EmbeddingFile",
@@ -121,6 +124,7 @@ __all__ = [
     "decode_depth",
     "decode_image",
     "degrade_resolution",
+    "digit_canvas",
     "digits",
     "encode_depth",
     "encode_image",

@@ -71,6 +71,7 @@ def test_gradients_in_float64(side, dilation):
             y, pull = jax.vjp(f, x, w)
             return y, *pull(g)
 
+        gradients = jax.jit(gradients, static_argnums=0)
         ours = gradients(lambda x, w: layers.depthwise_dilated(x, w, dilation=dilation))
         for a, b in zip(ours, gradients(lambda x, w: shift_and_add(x, w, dilation)), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-10)
@@ -212,7 +213,9 @@ def kernel_count(params):
     return models.parameter_count({"params": [leaf for path, leaf in leaves if path[-1].key == "kernel"]})
 
 
-@pytest.mark.parametrize("width", MOBILENETS)
+@pytest.mark.parametrize(
+    "width", [1.0, 0.25, *(pytest.param(w, marks=pytest.mark.slow) for w in (0.75, 0.5))]
+)
 def test_mobilenets(width):
     small, large, fewer, more = MOBILENETS[width]
     for kernel, count, operations in ((3, small, fewer), (5, large, more)):
