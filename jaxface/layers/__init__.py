@@ -6,6 +6,7 @@ from jaxface.layers.confidence import ConfidenceNet
 from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
 from jaxface.layers.norm import BatchNorm
+from jaxface.layers.rbonn import RBOConv
 
 __all__ = [
     "BatchNorm",
@@ -17,6 +18,7 @@ __all__ = [
     "FeatureMapLIDEstimator",
     "LIDEstimator",
     "PReLU",
+    "RBOConv",
     "approx_sign",
     "depthwise_conv",
     "sign",
