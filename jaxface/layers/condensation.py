@@ -181,8 +181,8 @@ def binary_weight(w: jax.Array) -> jax.Array:
 def hwgq2(x: jax.Array) -> jax.Array:
     """Half-wave Gaussian quantizer of 2 bits (arXiv:1702.00953): what is positive becomes the nearest of 0.538, 1.076 and 1.614.
 
-    All else becomes 0. The levels are the equidistant ones that are nearest, in the mean square, to max(x, 0) of a unit normal x, so it belongs
-    behind a batch normalization. It does not fall anywhere, so it commutes with a maximum.
+    All else becomes 0. The levels are the equidistant ones that are nearest, in the mean square, to max(x, 0) of a unit normal x,
+    so it belongs behind a batch normalization. It does not fall anywhere, so it commutes with a maximum.
 
     Args:
       x: floats of any shape.
