@@ -8,6 +8,7 @@ from jaxface.models.detection.base import (
     describe,
     from_description,
     init_variables,
+    select_detections,
 )
 from jaxface.models.detection.retinaface import RetinaFace
 
@@ -20,4 +21,5 @@ __all__ = [
     "describe",
     "from_description",
     "init_variables",
+    "select_detections",
 ]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxface.boxes import nms
 from jaxface.checks import check_fields
 from jaxface.errors import UserError
 from jaxface.registry import Registry
@@ -64,11 +65,76 @@ class Detector(Protocol):
         outputs: Outputs,
         image_size: tuple[int, int],
         *,
+        valid_size: jax.Array | None = None,
         score_threshold: float = 0.02,
         iou_threshold: float = 0.4,
         max_outputs: int = 100,
     ) -> Detections:
-        """Decoded boxes that survive the suppression of their neighbors; pure, with static shapes."""
+        """Decoded boxes that survive the suppression of their neighbors; pure, with static shapes (`select_detections`).
+
+        Args:
+          outputs: of the module.
+          image_size: (H, W) that it saw.
+          valid_size: [B, 2] integers (height, width) of the images before they were padded at the bottom and the right; boxes
+            whose center lies outside are dropped, the others cut to it.
+          score_threshold: smallest score.
+          iou_threshold: a box goes where a better one of its class overlaps it by more.
+          max_outputs: K of the result.
+        """
+
+
+def select_detections(
+    boxes: jax.Array,
+    scores: jax.Array,
+    classes: jax.Array | None = None,
+    landmarks: jax.Array | None = None,
+    *,
+    image_size: tuple[int, int],
+    valid_size: jax.Array | None = None,
+    score_threshold: float,
+    iou_threshold: float,
+    max_outputs: int,
+    candidates: int = 1000,
+) -> Detections:
+    """Suppresses neighbors among the best decoded boxes of each image: what the end of every `detect` is.
+
+    Args:
+      boxes: [B, P, 4] pixels.
+      scores: [B, P] float32; those that are not finite count as 0.
+      classes: [B, P] int32; all 0 unless given.
+      landmarks: [B, P, 5, 2] or None.
+      image_size, valid_size, score_threshold, iou_threshold, max_outputs: as in `Detector.detect`.
+      candidates: how many of the best boxes of an image are looked at.
+
+    Returns:
+      The detections, best first.
+    """
+    batch, places, _ = boxes.shape
+    valid_size = jnp.broadcast_to(
+        jnp.array(image_size, jnp.int32) if valid_size is None else valid_size, (batch, 2)
+    )
+
+    def of_image(boxes, scores, classes, landmarks, size):
+        size = size.astype(jnp.float32)
+        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+        real = jnp.all((centers >= 0) & (centers < size), axis=1) & jnp.all(jnp.isfinite(boxes), axis=1)
+        scores = jnp.where(real & (scores >= score_threshold), scores, -jnp.inf)
+        scores, best = jax.lax.top_k(scores, min(candidates, places))
+        boxes = jnp.clip(jnp.nan_to_num(boxes[best]), 0, jnp.tile(size, 2))
+        indices, valid = nms(
+            boxes, scores, classes[best], iou_threshold=iou_threshold, max_outputs=max_outputs
+        )
+        zero = jnp.zeros((), jnp.float32)
+        return Detections(
+            jnp.where(valid[:, None], boxes[indices], zero),
+            jnp.where(valid, scores[indices], zero),
+            jnp.where(valid, classes[best][indices], 0),
+            None if landmarks is None else jnp.where(valid[:, None, None], landmarks[best][indices], zero),
+            valid,
+        )
+
+    classes = jnp.zeros((batch, places), jnp.int32) if classes is None else classes.astype(jnp.int32)
+    return jax.vmap(of_image)(boxes, scores, classes, landmarks, valid_size)
 
 
 DETECTORS: Registry[type] = Registry("detector", "jaxface.models.detection")

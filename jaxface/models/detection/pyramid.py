@@ -1,14 +1,16 @@
 """Backbones that give feature maps at strides 8, 16 and 32, and the pyramid that joins them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxface.layers import BatchNorm, DepthwiseConv
+from jaxface.layers import BatchNorm
 from jaxface.layers.context import leaky_slope
+from jaxface.models.recognition.mobilenet_v1 import MobileNetV1
 from jaxface.models.recognition.resnet import Block
 from jaxface.registry import Registry
 
@@ -22,54 +24,6 @@ def conv(features: int, *, kernel: int = 3, stride: int = 1, **options) -> nn.Co
     """A convolution without bias; zeros on both sides, so that strided ones read what PyTorch's read."""
     options["kernel_init"] = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
     return nn.Conv(features, (kernel, kernel), stride, padding=kernel // 2, use_bias=False, **options)
-
-
-class Unit(nn.Module):
-    """depthwise 3x3 (stride), BN, leaky ReLU, conv1x1, BN, leaky ReLU."""
-
-    features: int
-    stride: int = 1
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = DepthwiseConv((3, 3), self.stride, padding=1, name="depthwise", **types)(x)
-        x = nn.leaky_relu(BatchNorm(name="depthwise_norm", **types)(x, train=train), 0.1)
-        x = conv(self.features, kernel=1, name="pointwise", **types)(x)
-        return nn.leaky_relu(BatchNorm(name="pointwise_norm", **types)(x, train=train), 0.1)
-
-
-class MobileNetLevels(nn.Module):
-    """MobileNetV1 (arXiv:1704.04861) as RetinaFace's small backbone has it, with leaky ReLU of slope 0.1."""
-
-    width: float = 0.25
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def levels(self, image: jax.Array, *, train: bool) -> Levels:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = conv(round(32 * self.width), stride=2, name="stem_conv", **types)(image)
-        x = nn.leaky_relu(BatchNorm(name="stem_norm", **types)(x, train=train), 0.1)
-        units = (
-            (64, 1),
-            (128, 2),
-            (128, 1),
-            (256, 2),
-            (256, 1),
-            (512, 2),
-            *((512, 1),) * 5,
-            (1024, 2),
-            (1024, 1),
-        )
-        levels = []
-        for i, (features, stride) in enumerate(units, start=1):
-            x = Unit(round(features * self.width), stride, name=f"unit{i}", **types)(x, train=train)
-            if i in (5, 11, 13):
-                levels.append(x)
-        return tuple(levels)
 
 
 class ResNetLevels(nn.Module):
@@ -138,4 +92,6 @@ class FeaturePyramid(nn.Module):
         return tuple(outputs)
 
 
-BACKBONES.update({"mobilenet_025": MobileNetLevels, "resnet50": ResNetLevels})
+_mobilenet = partial(MobileNetV1, embedding=None, negative_slope=0.1)
+
+BACKBONES.update({"mobilenet_025": partial(_mobilenet, width=0.25), "resnet50": ResNetLevels})
