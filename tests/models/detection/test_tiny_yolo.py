@@ -114,7 +114,7 @@ def test_what_costs_nothing_is_detected():
     @jax.jit
     def descend(outputs):
         step = jax.grad(lambda o: detector.loss(o, batch)[0])
-        return jax.lax.fori_loop(0, 150, lambda _, o: o - step(o), outputs)
+        return jax.lax.fori_loop(0, 400, lambda _, o: o - 0.45 * step(o), outputs)
 
     outputs = descend(outputs)
     assert jax.jit(detector.loss)(outputs, batch)[1]["overlap"] > 0.99
