@@ -12,6 +12,7 @@
 | does it serve every group alike? | `group_fairness`, `group_accuracy`, `group_verification` |
 | where does it look? | `attention_coverage`, `attention_gap`, `attention_mass`, `sensitive_area` |
 | does a student see the relations that its teacher sees? | `congruence_error` |
+| how good are a detector's boxes? | `coco_evaluate`, `voc_evaluate`, `wider_face_evaluate`, `fddb_evaluate` |
 | which of two modalities to believe for this pair? | `fuse_scores`, `pair_weight`, `fused_search`, `missing_modality` |
 | are some people more alike than others? | `local_discrepancy`, `aligned_similarity`, `group_false_accepts` |
 """
@@ -46,6 +47,14 @@ from jaxface.metrics.analysis.fairness import (
     group_verification,
 )
 from jaxface.metrics.analysis.protection import protection_success
+from jaxface.metrics.detection import (
+    FddbScores,
+    VocScores,
+    coco_evaluate,
+    fddb_evaluate,
+    voc_evaluate,
+    wider_face_evaluate,
+)
 from jaxface.metrics.recognition.classification import (
     accuracy,
     confusion_matrix,
@@ -123,6 +132,7 @@ __all__ = [
     "Discrepancy",
     "EqualError",
     "Fairness",
+    "FddbScores",
     "FnmrAtFmr",
     "GroupErrors",
     "GroupRates",
@@ -139,6 +149,7 @@ __all__ = [
     "TpirAtFpir",
     "TwoGalleries",
     "ValAtFar",
+    "VocScores",
     "accuracy",
     "adaptive_snorm",
     "aggregate_templates",
@@ -150,6 +161,7 @@ __all__ = [
     "attention_mass",
     "auc",
     "cmc",
+    "coco_evaluate",
     "combine_scores",
     "confidence_logit",
     "confusion_matrix",
@@ -163,6 +175,7 @@ __all__ = [
     "draw_pairs",
     "equal_error_rate",
     "equalize",
+    "fddb_evaluate",
     "filter_candidates",
     "flip_embeddings",
     "fnmr_at_fmr",
@@ -211,4 +224,6 @@ __all__ = [
     "val_at_far",
     "verification_scores",
     "verify",
+    "voc_evaluate",
+    "wider_face_evaluate",
 ]
