@@ -7,6 +7,8 @@
 | `bop` | binary weights that flip, without a step size | arXiv:1906.02107 |
 | `project_box` | parameters stay in [-1, 1] | |
 | `sampled_rows` | what a step did not sample stays, its momentum too | PartialFC, arXiv:2203.15565, version 1 |
+| `train_only` | parameters of some names move, the others stay | |
+| `track_sign_flips` | counts the latent weights that change their sign | |
 
 `RULES` has the update rules by name; `simulate_online` is a problem to tell them apart on.
 """
@@ -24,6 +26,8 @@ from jaxface.optimizers.box import project_box
 from jaxface.optimizers.online import online_regret, simulate_online
 from jaxface.optimizers.rules import RULES, Rule
 from jaxface.optimizers.sampled_rows import sampled_rows
+from jaxface.optimizers.sign_flips import flip_rate, track_sign_flips
+from jaxface.optimizers.trained_parts import name_mask, train_only
 from jaxface.optimizers.uncorrected_adam import amsgrad, scale_by_uncorrected_adam, uncorrected_adam
 
 __all__ = [
@@ -32,9 +36,11 @@ __all__ = [
     "amsgrad",
     "bamsprod",
     "bop",
+    "flip_rate",
     "h_norm_quant_error",
     "h_norm_scale",
     "latent_weights",
+    "name_mask",
     "online_regret",
     "project_box",
     "range_bounds",
@@ -42,5 +48,7 @@ __all__ = [
     "scale_by_bamsprod",
     "scale_by_uncorrected_adam",
     "simulate_online",
+    "track_sign_flips",
+    "train_only",
     "uncorrected_adam",
 ]
