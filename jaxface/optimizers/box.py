@@ -26,8 +26,9 @@ def project_box(mask: Any | Callable[[Any], Any] = True) -> optax.GradientTransf
     Example:
       >>> rule = optax.chain(optax.sgd(1.0), project_box())
       >>> w = jnp.array([0.5, -0.5])
-      >>> rule.update(jnp.array([-3.0, 0.1]), rule.init(w), w)[0].round(1).tolist()
-      [0.5, -0.10000000149011612]
+      >>> updates, _ = rule.update(jnp.array([-3.0, 0.25]), rule.init(w), w)
+      >>> updates.tolist()
+      [0.5, -0.25]
     """
 
     def update(updates, state, params=None):
