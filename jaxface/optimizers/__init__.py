@@ -15,6 +15,7 @@
 
 from jaxface.optimizers.bamsprod import (
     bamsprod,
+    bamsprod_rule,
     h_norm_quant_error,
     h_norm_scale,
     latent_weights,
@@ -24,7 +25,7 @@ from jaxface.optimizers.bamsprod import (
 from jaxface.optimizers.bop import bop
 from jaxface.optimizers.box import project_box
 from jaxface.optimizers.online import online_regret, simulate_online
-from jaxface.optimizers.rules import RULES, Rule
+from jaxface.optimizers.rules import RULES, NamedRule, Rule
 from jaxface.optimizers.sampled_rows import sampled_rows
 from jaxface.optimizers.sign_flips import flip_rate, track_sign_flips
 from jaxface.optimizers.trained_parts import name_mask, train_only
@@ -32,9 +33,11 @@ from jaxface.optimizers.uncorrected_adam import amsgrad, scale_by_uncorrected_ad
 
 __all__ = [
     "RULES",
+    "NamedRule",
     "Rule",
     "amsgrad",
     "bamsprod",
+    "bamsprod_rule",
     "bop",
     "flip_rate",
     "h_norm_quant_error",

@@ -288,7 +288,7 @@ def latent_weights(params: Any) -> Any:
     """Tree of bool: true for `kernel` in a layer whose name begins with `binary`, the latent weights of our binary networks.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none among some parameters.
     """
 
     def is_latent(path, _):
@@ -296,18 +296,24 @@ def latent_weights(params: Any) -> Any:
         return names[-1:] == ["kernel"] and any(name.startswith("binary") for name in names[:-1])
 
     mask = jax.tree_util.tree_map_with_path(is_latent, params)
-    if not any(jax.tree.leaves(mask)):
-        raise UserError("optimizer.name: bamsprod needs a network with binary layers, got one without")
+    leaves = jax.tree.leaves(mask)
+    if leaves and not any(leaves):
+        raise UserError("optimizer: needs a network with binary layers, got one without")
     return mask
 
 
 @RULES.register("bamsprod")
-def _bamsprod(momentum, decay):
-    # No decay of latent weights: it draws them to 0 and flips their signs.
+def bamsprod_rule(momentum: float, decay: optax.GradientTransformation, **options) -> Rule:
+    """The rule of a configuration, for `latent_weights`; they are not decayed, which would draw them to 0 and flip their signs.
+
+    Args:
+      momentum: b1.
+      decay: of the other parameters.
+      **options: others of `scale_by_bamsprod`.
+    """
     spared = optax.masked(decay, lambda params: jax.tree.map(lambda on: not on, latent_weights(params)))
-    return Rule(
-        [spared, scale_by_bamsprod(b1=momentum, binary_mask=latent_weights)], [project_box(latent_weights)]
-    )
+    rule = scale_by_bamsprod(b1=momentum, binary_mask=latent_weights, **options)
+    return Rule([spared, rule], [project_box(latent_weights)])
 
 
 def _share(h: jax.Array, axis: Any) -> jax.Array:

@@ -20,10 +20,11 @@ class Rule(NamedTuple):
     last: Sequence[optax.GradientTransformation] = ()
 
 
-RULES: Registry[Callable[[float, optax.GradientTransformation], Rule]] = Registry(
-    "optimizer.name", "jaxface.optimizers"
-)
-"""Name -> (momentum in [0, 1), weight decay as a transformation) -> Rule."""
+NamedRule = Callable[[float, optax.GradientTransformation], Rule]
+"""(momentum in [0, 1), weight decay as a transformation) -> Rule."""
+
+RULES: Registry[NamedRule] = Registry("optimizer.name", "jaxface.optimizers")
+"""Every rule by name."""
 
 
 @RULES.register("sgd")

@@ -61,14 +61,17 @@ class Optimizer:
         rising = optax.linear_schedule(0.0, self.learning_rate, warmup)
         return optax.join_schedules([rising, after], [warmup])
 
-    def build(self, steps: int) -> optax.GradientTransformation:
-        """The optax transformation for a run of `steps` steps; UserError for an unknown name or a field out of its range."""
+    def build(self, steps: int, rule: optimizers.NamedRule | None = None) -> optax.GradientTransformation:
+        """The optax transformation for a run of `steps` steps; UserError for an unknown name or a field out of its range.
+
+        With `rule`, that one instead of the named one: (momentum, weight decay) -> `optimizers.Rule`.
+        """
         check_fields(self, "optimizer.")
         decay = optax.add_decayed_weights(self.weight_decay, mask=decay_mask)
-        rule = optimizers.RULES[self.name](self.momentum, decay)
+        links = (rule or optimizers.RULES[self.name])(self.momentum, decay)
         clip = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
         rate = optax.scale_by_learning_rate(self.learning_rates(steps))
-        return optax.chain(*clip, *rule.direction, rate, *rule.last)
+        return optax.chain(*clip, *links.direction, rate, *links.last)
 
 
 def sgd(learning_rate: float = 0.1, **fields) -> Optimizer:
