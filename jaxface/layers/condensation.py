@@ -20,6 +20,7 @@ from jax import lax
 
 from jaxface.checks import Positive, check_number
 from jaxface.errors import UserError
+from jaxface.hardware import ConvSpec
 from jaxface.layers.binary import mean_abs_scale, sign
 from jaxface.layers.norm import BatchNorm
 from pallas_kernels import dilated_conv
@@ -211,7 +212,7 @@ hwgq2.defvjp(_hwgq2_forward, _hwgq2_backward)
 class CondensationConv(nn.Module):
     """A convolution of R·M filters, of whose maps M are left: the training form, which computes them all.
 
-        z = BN(K ⋆ x)  or  K ⋆ x + β        y = f(max_r z_r)
+        z = BN(K ⋆ x)  or  K ⋆ x + β        y = maximum over 2x2 pixels of f(max_r z_r)
 
     Args:
       features: M, maps that are stored.
@@ -222,10 +223,12 @@ class CondensationConv(nn.Module):
       reduce: max or min, before f; mean or sum, after f, unless the slope is 1 (no f).
       negative_slope: of f, the leaky rectifier; ≥ 0.
       quantized: binary weights (`binary_weight`), and f is `hwgq2`.
+      pool: stride of a maximum over 2x2 pixels at the end, 1 or 2; 0 for none.
       gain: g², weights start with variance g² / (k²·C); that which keeps the signal's power (`condensation_gain`) unless given.
 
-    x [N, H, W, C] -> [N, ⌈H/stride⌉, ⌈W/stride⌉, M] of `dtype`, zeros around the image. Filter m·R + r is member r of map m. The
-    collection "intermediates" receives `winner` [N, H', W', M], the member that each value is of, where the caller wants it.
+    x [N, H, W, C] -> [N, ⌈H/stride⌉, ⌈W/stride⌉, M] of `dtype`, zeros around the image; ⌈H/(stride · pool)⌉ where pixels are
+    pooled. Filter m·R + r is member r of map m. The collection "intermediates" receives `winner` [N, H', W', M], the member
+    that each value is of, where the caller wants it.
     `fuse_condensation` makes the form for inference.
 
     Raises:
@@ -240,6 +243,7 @@ class CondensationConv(nn.Module):
     reduce: Reduce = "max"
     negative_slope: float = 0.1
     quantized: bool = False
+    pool: int = 0
     gain: float | None = None
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -248,6 +252,8 @@ class CondensationConv(nn.Module):
         _check_groups(self.groups)
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise UserError(f"kernel_size: needs an odd number, got {self.kernel_size}")
+        if self.pool not in (0, 1, 2):
+            raise UserError(f"pool: needs 0, 1 or 2, got {self.pool}")
         if self.gain is not None:
             check_number("gain", self.gain, Positive)
         super().__post_init__()
@@ -273,15 +279,38 @@ class CondensationConv(nn.Module):
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", "winner", cross_channel_argmax(z, self.groups))
         after = self.reduce in ("max", "min") or self.negative_slope == 1
-        if self.quantized:
-            return (
-                hwgq2(cross_channel_pool(z, self.groups, self.reduce))
-                if after
-                else cross_channel_pool(hwgq2(z), self.groups, self.reduce)
+        if not self.quantized:
+            y = condense(
+                z, self.groups, reduce=self.reduce, negative_slope=self.negative_slope, activate_after=after
             )
-        return condense(
-            z, self.groups, reduce=self.reduce, negative_slope=self.negative_slope, activate_after=after
-        )
+        elif after:
+            y = hwgq2(cross_channel_pool(z, self.groups, self.reduce))
+        else:
+            y = cross_channel_pool(hwgq2(z), self.groups, self.reduce)
+        return _pool_pixels(y, self.pool)
+
+    def conv_specs(self, input_shape: tuple[int, int, int, int]) -> list[ConvSpec]:
+        """What the fused form computes and stores, for `jaxface.hardware`: 8-bit maps unless they are quantized."""
+        _, height, width, channels = input_shape
+        weights, outputs = (1, 2) if self.quantized else (8, 8)
+        return [
+            ConvSpec(
+                height,
+                width,
+                channels,
+                self.features * self.groups,
+                self.kernel_size,
+                self.stride,
+                bits_weight=weights,
+                bits_out=outputs,
+                channel_pool=self.groups,
+                pool_stride=max(self.pool, 1),
+            )
+        ]
+
+
+def _pool_pixels(y: jax.Array, stride: int) -> jax.Array:
+    return nn.max_pool(y, (2, 2), (stride, stride), "SAME") if stride else y
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -335,7 +364,7 @@ def conv_ccp_running(
 
 
 class FusedCondensation(flax.struct.PyTreeNode):
-    """A `CondensationConv` for inference, its normalization folded: y = f(max_r (K_r ⋆ x + β_r)), only y is stored.
+    """A `CondensationConv` for inference, its normalization folded: y = f(max_r (K_r ⋆ x + β_r)) alone is stored.
 
     Attributes:
       kernel: K [k, k, C, M·R].
@@ -344,6 +373,7 @@ class FusedCondensation(flax.struct.PyTreeNode):
       stride: of the convolution; the kernel of `pallas_kernels` is for stride 1, other strides run `conv_ccp_running`.
       negative_slope: of f.
       quantized: f is `hwgq2`.
+      pool: stride of the maximum over 2x2 pixels; 0 for none.
     """
 
     kernel: jax.Array
@@ -352,9 +382,10 @@ class FusedCondensation(flax.struct.PyTreeNode):
     stride: int = flax.struct.field(pytree_node=False)
     negative_slope: float = flax.struct.field(pytree_node=False)
     quantized: bool = flax.struct.field(pytree_node=False)
+    pool: int = flax.struct.field(pytree_node=False)
 
     def __call__(self, x: jax.Array, *, implementation: str | None = None) -> jax.Array:
-        """x [N, H, W, C] float32 or bfloat16 -> [N, ⌈H/stride⌉, ⌈W/stride⌉, M]; `implementation` as the kernels take it."""
+        """x [N, H, W, C] float32 or bfloat16 -> as `CondensationConv`; `implementation` as the kernels take it."""
         slope = 1.0 if self.quantized else self.negative_slope
         if self.stride == 1:
             activation = {} if slope == 1 else {"activation": "prelu", "slope": slope}
@@ -370,7 +401,7 @@ class FusedCondensation(flax.struct.PyTreeNode):
                 stride=self.stride,
                 negative_slope=slope,
             )
-        return hwgq2(y) if self.quantized else y
+        return _pool_pixels(hwgq2(y) if self.quantized else y, self.pool)
 
 
 def fuse_condensation(layer: CondensationConv, variables: Mapping) -> FusedCondensation:
@@ -406,4 +437,5 @@ def fuse_condensation(layer: CondensationConv, variables: Mapping) -> FusedConde
         stride=layer.stride,
         negative_slope=float(layer.negative_slope),
         quantized=layer.quantized,
+        pool=layer.pool,
     )

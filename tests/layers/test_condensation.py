@@ -120,11 +120,12 @@ def test_a_scan_holds_two_maps():
         {},
         {"norm": False},
         {"stride": 2},
-        {"quantized": True},
+        {"pool": 2},
+        {"quantized": True, "pool": 1},
         {"groups": 3, "negative_slope": 0.0},
         {"groups": 1},
     ],
-    ids=["plain", "bias", "strided", "quantized", "three", "one"],
+    ids=["plain", "bias", "strided", "pooled", "quantized", "three", "one"],
 )
 def test_the_fused_layer_is_the_trained_one(fields):
     layer, x = layers.CondensationConv(5, **{"groups": 2, **fields}), normal((2, 7, 8, 3))
@@ -221,6 +222,7 @@ def test_two_bit_activations():
         (lambda: layers.cross_channel_pool(jnp.arange(8), 2), "z: needs floats, integers multiplied by their scale"),
         (lambda: layers.CondensationConv(4, 200), "groups: needs a number from 1 to 127, got 200"),
         (lambda: layers.CondensationConv(4, kernel_size=2), "kernel_size: needs an odd number, got 2"),
+        (lambda: layers.CondensationConv(4, pool=3), "pool: needs 0, 1 or 2, got 3"),
         (lambda: layers.CondensationConv(4, gain=0.0), "gain: needs a finite number above 0, got 0"),
         (lambda: layers.fuse_condensation(layers.CondensationConv(4, reduce="min"), {}), "reduce: needs 'max'"),
         (

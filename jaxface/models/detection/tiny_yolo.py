@@ -55,11 +55,11 @@ class TinyYoloNet(nn.Module):
     def setup(self):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         for i, width in enumerate(self.widths, start=1):
-            layer = PooledLayer(
+            layer = CondensationConv(
                 width,
                 self.ccp_groups if i in self.ccp_layers else 1,
-                self.pools[i - 1] if i <= len(self.pools) else 0,
-                self.quantized and i > 1,
+                quantized=self.quantized and i > 1,
+                pool=self.pools[i - 1] if i <= len(self.pools) else 0,
                 **types,
             )
             setattr(self, f"layer{i}", layer)
@@ -73,48 +73,25 @@ class TinyYoloNet(nn.Module):
         return x.reshape(*x.shape[:3], self.num_anchors, 5 + self.num_classes)
 
 
-class PooledLayer(nn.Module):
-    """One layer: x [B, H, W, C] -> [B, ⌈H / pool⌉, ⌈W / pool⌉, features], which is stored; pool 0 has no maximum over pixels."""
-
-    features: int
-    groups: int = 1
-    pool: int = 0
-    quantized: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = CondensationConv(self.features, self.groups, quantized=self.quantized, name="conv", **types)
-        return _pool(conv(x, train=train), self.pool)
-
-
-def _pool(x: jax.Array, stride: int) -> jax.Array:
-    return nn.max_pool(x, (2, 2), (stride, stride), "SAME") if stride else x
-
-
 class FusedTinyYolo(flax.struct.PyTreeNode):
     """A `TinyYoloNet` for inference: no maps of virtual channels are stored, normalizations are folded.
 
     Attributes:
       layers: one fused convolution per layer.
       kernel, bias: of the head.
-      pools: as the network's.
       per_cell: (A, 5 + C).
     """
 
     layers: tuple[FusedCondensation, ...]
     kernel: jax.Array
     bias: jax.Array
-    pools: tuple[int, ...] = flax.struct.field(pytree_node=False)
     per_cell: tuple[int, int] = flax.struct.field(pytree_node=False)
 
     def __call__(self, image: jax.Array, *, implementation: str | None = None) -> jax.Array:
         """image [B, H, W, 3] -> [B, h, w, A, 5 + C]; `implementation` as the kernels take it."""
         x = image
-        for i, layer in enumerate(self.layers):
-            x = _pool(layer(x, implementation=implementation), self.pools[i] if i < len(self.pools) else 0)
+        for layer in self.layers:
+            x = layer(x, implementation=implementation)
         x = x @ self.kernel[0, 0] + self.bias
         return x.astype(jnp.float32).reshape(*x.shape[:3], *self.per_cell)
 
@@ -130,22 +107,16 @@ def fuse_tiny_yolo(network: TinyYoloNet, variables: Mapping) -> FusedTinyYolo:
       A network with the outputs of `network.apply(variables, image, train=False)`.
     """
     params, stats = variables["params"], variables["batch_stats"]
+    bound = network.bind(variables)
     layers = []
-    for i, width in enumerate(network.widths, start=1):
+    for i in range(1, len(network.widths) + 1):
         name = f"layer{i}"
-        conv = CondensationConv(
-            width,
-            network.ccp_groups if i in network.ccp_layers else 1,
-            quantized=network.quantized and i > 1,
-        )
-        layers.append(
-            fuse_condensation(conv, {"params": params[name]["conv"], "batch_stats": stats[name]["conv"]})
-        )
+        layer = getattr(bound, name).clone(parent=None)
+        layers.append(fuse_condensation(layer, {"params": params[name], "batch_stats": stats[name]}))
     return FusedTinyYolo(
         tuple(layers),
         params["head"]["kernel"],
         params["head"]["bias"],
-        network.pools,
         (network.num_anchors, 5 + network.num_classes),
     )
 

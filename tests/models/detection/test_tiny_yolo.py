@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxface import losses, models
+from jaxface import hardware, losses, models
 from jaxface.errors import UserError
 from jaxface.models.detection import create_detector, describe, from_description, init_variables
 from jaxface.models.detection.tiny_yolo import TinyYolo, TinyYoloNet, fuse_tiny_yolo
@@ -40,7 +40,7 @@ def shapes(groups, pooled=tuple(range(2, 9))):
 
 
 def weights(params):
-    kernels = [params[f"layer{i}"]["conv"]["kernel"] for i in range(1, 9)] + [params["head"]["kernel"]]
+    kernels = [params[f"layer{i}"]["kernel"] for i in range(1, 9)] + [params["head"]["kernel"]]
     return [int(np.prod(kernel.shape)) for kernel in kernels]
 
 
@@ -60,6 +60,22 @@ def test_the_maps_that_are_stored(groups):
     stored = shapes(groups)[2]
     sizes = [int(np.prod(stored[f"layer{i}"]["__call__"][0].shape)) for i in range(1, 9)]
     assert sizes == [692_224, 346_112, 173_056, 86_528, 43_264, 86_528, 173_056, 173_056]
+
+
+def test_layers_for_the_accelerator():
+    """What the layers say of themselves is the table of the host layers, pooled channels and pixels included."""
+    table = hardware.tiny_yolo_layers(416, pooled_layers=range(2, 9), channel_pool=2)[:8]
+    network = TinyYoloNet(ccp_groups=2).bind({})
+    ours = [
+        spec
+        for i, known in enumerate(table, start=1)
+        for spec in getattr(network, f"layer{i}").conv_specs(
+            (1, known.height, known.width, known.in_channels)
+        )
+    ]
+    for of_layers in (hardware.layer_cycles(ours).macs, hardware.feature_traffic(ours).layers):
+        of_table = hardware.layer_cycles(table).macs, hardware.feature_traffic(table).layers
+        assert any(np.array_equal(of_layers, known) for known in of_table)
 
 
 def test_multiply_accumulates():
