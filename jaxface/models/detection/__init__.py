@@ -11,15 +11,19 @@ from jaxface.models.detection.base import (
     select_detections,
 )
 from jaxface.models.detection.retinaface import RetinaFace
+from jaxface.models.detection.tiny_yolo import FusedTinyYolo, TinyYolo, fuse_tiny_yolo
 
 __all__ = [
     "DETECTORS",
     "Detections",
     "Detector",
+    "FusedTinyYolo",
     "RetinaFace",
+    "TinyYolo",
     "create_detector",
     "describe",
     "from_description",
+    "fuse_tiny_yolo",
     "init_variables",
     "select_detections",
 ]
