@@ -1,17 +1,51 @@
 """Flax modules that are parts of networks."""
 
 from jaxface.layers.activation import PReLU
+from jaxface.layers.binary import BinaryConv, BinaryDense, ChannelBias, approx_sign, sign
+from jaxface.layers.condensation import (
+    CondensationConv,
+    FusedCondensation,
+    condensation_gain,
+    condense,
+    cross_channel_argmax,
+    cross_channel_pool,
+    fuse_condensation,
+)
 from jaxface.layers.confidence import ConfidenceNet
+from jaxface.layers.context import CONTEXTS, DilatedContext, SSHContext
+from jaxface.layers.ddc import DDCLayer, FusedDDC, LargeKernelDepthwiseSeparable, depthwise_dilated, fuse_ddc
 from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
 from jaxface.layers.norm import BatchNorm
+from jaxface.layers.rbonn import RBOConv
 
 __all__ = [
+    "CONTEXTS",
     "BatchNorm",
+    "BinaryConv",
+    "BinaryDense",
+    "ChannelBias",
+    "CondensationConv",
     "ConfidenceNet",
+    "DDCLayer",
     "DepthwiseConv",
+    "DilatedContext",
     "FeatureMapLIDEstimator",
+    "FusedCondensation",
+    "FusedDDC",
     "LIDEstimator",
+    "LargeKernelDepthwiseSeparable",
     "PReLU",
+    "RBOConv",
+    "SSHContext",
+    "approx_sign",
+    "condensation_gain",
+    "condense",
+    "cross_channel_argmax",
+    "cross_channel_pool",
     "depthwise_conv",
+    "depthwise_dilated",
+    "fuse_condensation",
+    "fuse_ddc",
+    "sign",
 ]
