@@ -25,8 +25,8 @@ class Split(NamedTuple):
 
     Attributes:
       train: records to learn from; labels 0..K-1.
-      held_out: records to evaluate on. Under "verification" its people are others than those of `train`, and
-        its labels say nothing but who is the same; under "classification" the classes are the same; under "detection" records have boxes
+      held_out: records to evaluate on. Under "verification" its people are others than those of `train`, and its labels say
+        nothing but who is the same; under "classification" the classes are the same; under "detection" records have boxes
         (`sources.objects.object_fields`).
       name: for tables and file names.
       protocol: how to evaluate.
