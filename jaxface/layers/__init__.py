@@ -1,21 +1,43 @@
 """Flax modules that are parts of networks."""
 
 from jaxface.layers.activation import PReLU
+from jaxface.layers.cascade_taps import CascadeFit, cascade_defects, cascade_residual, universal_width
+from jaxface.layers.cassod import (
+    CascadedDilatedConv,
+    FusedCascade,
+    cascade_shapes,
+    cascaded_dilated_conv,
+    fuse_cascade,
+    stage_ratio,
+)
 from jaxface.layers.confidence import ConfidenceNet
 from jaxface.layers.context import CONTEXTS, DilatedContext, SSHContext
 from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
+from jaxface.layers.joint_pyramid import JointPyramidUpsample, fuse_joint_pyramid
 from jaxface.layers.norm import BatchNorm
 
 __all__ = [
     "CONTEXTS",
     "BatchNorm",
+    "CascadeFit",
+    "CascadedDilatedConv",
     "ConfidenceNet",
     "DepthwiseConv",
     "DilatedContext",
     "FeatureMapLIDEstimator",
+    "FusedCascade",
+    "JointPyramidUpsample",
     "LIDEstimator",
     "PReLU",
     "SSHContext",
+    "cascade_defects",
+    "cascade_residual",
+    "cascade_shapes",
+    "cascaded_dilated_conv",
     "depthwise_conv",
+    "fuse_cascade",
+    "fuse_joint_pyramid",
+    "stage_ratio",
+    "universal_width",
 ]

@@ -1,0 +1,404 @@
+"""Numbers are those of the checks of the method's specification, by their number; everything else is against float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxface import layers
+from jaxface.errors import UserError
+from jaxface.layers import cassod
+from jaxface.layers.context import CONTEXTS
+from pallas_kernels import dilated_conv
+from pallas_kernels.common import KernelError
+
+A, B = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32), np.array([[5.0, 6.0], [7.0, 8.0]], np.float32)
+RAMP = ((np.arange(25.0).reshape(1, 5, 5, 1) - 12) / 10).astype(np.float32)
+KINDS = cassod.CASCADE_KINDS
+CHECK2 = [
+    [-122.4, -104, -116.2, -75.1, -59.6],
+    [-30.4, -12, -2.7, 2.4, 17.9],
+    [30.4, 51.6, 79.2, 60, 77.6],
+    [20.8, 33.6, 49.5, 35.4, 45.7],
+    [84.8, 97.6, 127, 86.9, 97.2],
+]
+
+
+def numbers(*shape, seed=0, dtype=jnp.float32):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def filters(kind, inputs=3, outputs=4, middle=None):
+    return {
+        name: numbers(*shape, seed=seed) / 2
+        for seed, (name, shape) in enumerate(
+            cassod.cascade_shapes(kind, inputs, outputs, middle=middle).items(), start=1
+        )
+    }
+
+
+def one_channel(kind, a=A, b=B):
+    """The taps of a cascade of one channel in the shapes of a kind."""
+    shapes = cassod.cascade_shapes(kind, 1, 1)
+    values = {"a": a, "b": b, "pointwise": np.ones((1, 1), np.float32)}
+    return {name: jnp.reshape(values[name], shape) for name, shape in shapes.items()}
+
+
+def on_ramp(kind, **options):
+    module = layers.CascadedDilatedConv(1, dilation=2, kind=kind, norm="none", **options)
+    params = one_channel(kind) | {"bias": jnp.zeros(1)}
+    return module.apply({"params": params}, RAMP, train=False)[0, :, :, 0]
+
+
+def plain_3x3(x, kernel, dilation):
+    """SAME convolution by [3, 3, C, O]."""
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), [(dilation, dilation)] * 2, rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest",
+    )  # fmt: skip
+
+
+def composed(kind, taps):
+    """The dense 3×3 filter that the filters of a kind amount to."""
+    a, b = taps["a"], taps["b"]
+    if kind == "cd":
+        b = b[..., None] * jnp.eye(b.shape[-1])
+    kernel = dilated_conv.compose_taps(a, b)
+    return kernel[..., None] * taps["pointwise"] if kind == "ddp" else kernel
+
+
+def test_check_1_composition():
+    kernel = dilated_conv.compose_taps(A, B)
+    assert kernel.tolist() == [[5, 16, 12], [22, 60, 40], [21, 52, 32]]
+    assert np.linalg.matrix_rank(kernel) == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_check_2_exact_padding_is_the_3x3_convolution(kind):
+    y = on_ramp(kind)
+    np.testing.assert_allclose(y, CHECK2, atol=3e-5)
+    np.testing.assert_allclose(np.asarray(y, np.float64).sum(), 475.2, atol=2e-4)
+    kernel = dilated_conv.compose_taps(A, B)[..., None, None]
+    np.testing.assert_allclose(y, plain_3x3(RAMP, kernel, 2)[0, :, :, 0], atol=3e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_check_3_per_stage_padding(kind):
+    y = on_ramp(kind, padding="per_stage")
+    np.testing.assert_allclose(y[:3, :3], np.array(CHECK2)[:3, :3], atol=3e-5)
+    np.testing.assert_allclose(y[3], [6.2, 15.2, 25.2, 11, 16], atol=3e-5)
+    np.testing.assert_allclose(np.asarray(y, np.float64).sum(), 110.1, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_check_4_relu_between(kind):
+    y = on_ramp(kind, activation="relu")
+    np.testing.assert_allclose(y[0], 0)
+    np.testing.assert_allclose(y[1], [9.6, 20.4, 34, 26.6, 36.8], atol=3e-5)
+    np.testing.assert_allclose(y[2], [69.2, 81.4, 109, 77.6, 87.8], atol=3e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_check_5_gradients_and_eulers_identity(kind):
+    def total(taps):
+        return jnp.sum(cassod.cascaded_dilated_conv(RAMP, **taps, kind=kind, dilation=2))
+
+    by = jax.jit(jax.grad(total))(one_channel(kind))
+    np.testing.assert_allclose(np.ravel(by["a"]), [-82.5, -47.1, 77.7, 104.7], atol=2e-4)
+    np.testing.assert_allclose(np.ravel(by["b"]), [-24.9, -8.7, 39.3, 47.1], atol=2e-4)
+    for taps, gradient in ((A, by["a"]), (B, by["b"])):
+        np.testing.assert_allclose(np.sum(np.ravel(taps) * np.ravel(gradient)), 475.2, atol=2e-3)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_check_7_support_and_what_library_padding_does(d):
+    x = np.zeros((1, 15, 15, 1), np.float32)
+    x[0, 7, 7] = 1
+    ones = {"a": np.ones((2, 2, 1), np.float32), "b": np.ones((2, 2, 1), np.float32)}
+    y = cassod.cascaded_dilated_conv(x, **ones, kind="ddp", dilation=d)[0, :, :, 0]
+    assert np.flatnonzero(y.any(1)).tolist() == np.flatnonzero(y.any(0)).tolist() == [7 - d, 7, 7 + d]
+    assert y[np.ix_([7 - d, 7, 7 + d], [7])].ravel().tolist() == [2, 4, 2]  # (1, 2, 1) of the other axis' 2
+    twice = x
+    for _ in range(2):
+        twice = lax.conv_general_dilated(
+            twice, jnp.ones((2, 2, 1, 1)), (1, 1), "SAME", rhs_dilation=(d, d),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+    rows = np.flatnonzero(np.asarray(twice)[0, :, :, 0].any(1)).tolist()
+    assert rows == {1: [5, 6, 7], 2: [5, 7, 9], 3: [3, 6, 9]}[d]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "dense", "counts"),
+    [
+        (64, 16, 9216, {"cc": 5120, "dc": 4352, "cd": 4160, "ddp": 1536}),
+        (16, 16, 2304, {"cc": 2048, "dc": 1088, "cd": 1088, "ddp": 384}),
+    ],
+)
+def test_check_8_weights(inputs, outputs, dense, counts):
+    assert 9 * inputs * outputs == dense
+    for kind, count in counts.items():
+        module = layers.CascadedDilatedConv(outputs, dilation=2, kind=kind)
+        image = jax.ShapeDtypeStruct((1, 4, 4, inputs), jnp.float32)
+        shapes = jax.eval_shape(functools.partial(module.init, train=False), jax.random.key(0), image)
+        assert (
+            sum(shapes["params"][name].size for name in cassod.cascade_shapes(kind, inputs, outputs)) == count
+        )
+    # The abstract's 47 %, of any number of inputs.
+    assert counts["dc"] / dense == pytest.approx(0.472222, abs=1e-6)
+    assert counts["dc"] / dense == pytest.approx(4 / 9 * (1 + 1 / outputs))
+
+
+def test_the_ratios_of_the_other_kinds():
+    ratio = {
+        (kind, inputs, outputs): sum(map(np.prod, cassod.cascade_shapes(kind, inputs, outputs).values()))
+        / (9 * inputs * outputs)
+        for kind in KINDS
+        for inputs, outputs in ((64, 16), (16, 16))
+    }
+    assert ratio["cd", 64, 16] == pytest.approx(0.4514, abs=5e-5)
+    assert ratio["ddp", 64, 16] == pytest.approx(0.167, abs=5e-4)
+    assert ratio["cc", 64, 16] == pytest.approx(0.556, abs=5e-4)
+    assert ratio["cc", 16, 16] == pytest.approx(0.889, abs=5e-4)
+    assert cassod.cascade_shapes("cc", 3, 4, middle=5) == {"a": (2, 2, 3, 5), "b": (2, 2, 5, 4)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_check_10_translation_linearity_and_bfloat16(kind):
+    d, taps = 2, filters(kind)
+    call = jax.jit(functools.partial(cassod.cascaded_dilated_conv, kind=kind, dilation=d))
+    x = numbers(2, 9, 8, 3)
+    y = call(x, **taps)
+    expected = plain_3x3(x, composed(kind, taps), d)
+    np.testing.assert_allclose(y, expected, atol=2e-5)
+    moved = jnp.zeros_like(x).at[:, d:].set(x[:, :-d])
+    np.testing.assert_allclose(call(moved, **taps)[:, 2 * d : -d], y[:, d : -2 * d], atol=2e-5)
+    np.testing.assert_allclose(call(3 * x - moved, **taps), 3 * y - call(moved, **taps), atol=5e-5)
+    # Operands that bfloat16 holds exactly, so that what differs is the layer.
+    low = {name: tap.astype(jnp.bfloat16) for name, tap in taps.items()}
+    rounded = call(x.astype(jnp.bfloat16), **low)
+    assert rounded.dtype == jnp.bfloat16
+    exact = call(
+        x.astype(jnp.bfloat16).astype(jnp.float32), **jax.tree.map(lambda t: t.astype(jnp.float32), low)
+    )
+    np.testing.assert_allclose(
+        np.asarray(rounded, np.float32), exact, rtol=2**-7, atol=2**-7 * float(jnp.abs(exact).max())
+    )
+
+
+X = np.zeros((1, 4, 5, 3), np.float32)
+
+
+@pytest.mark.parametrize("kind", ["dc", "cd"])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dilation": 0}, "dilation: needs an integer"),
+        ({"dilation": 1.5}, "dilation: needs an integer"),
+        ({"kind": "dd"}, "kind: needs one of ddp, dc, cc, cd, got 'dd'"),
+        ({"padding": "same"}, "padding: needs"),
+        ({"activation": "gelu"}, "activation: needs one of identity, relu, leaky_relu, got 'gelu'"),
+        ({"norm": "first"}, "norm: needs one of none, last, both, got 'first'"),
+        ({"start": "zeros"}, "start: needs he or identity, got 'zeros'"),
+        ({"features": 0}, "features: needs an integer from 1, got 0"),
+        ({"middle": 4}, "middle: needs kind 'cc'"),
+        ({"x": X[0]}, r"x: needs floats \[B, H, W, C\]"),
+        ({"x": X.astype(np.int32)}, r"x: needs floats \[B, H, W, C\], got int32"),
+    ],
+)
+def test_check_11_refusals(kind, changes, words):
+    fields = {"features": 4, "dilation": 2, "kind": kind, "norm": "none", **changes}
+    x = fields.pop("x", X)
+    with pytest.raises((UserError, KernelError), match=f"^{words}") as caught:
+        layers.CascadedDilatedConv(**fields).init(jax.random.key(0), x, train=False)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        ("dc", {"a": np.ones((3, 3, 3), np.float32)}, r"a: needs \[2, 2, 3\]"),
+        ("dc", {"b": np.ones((2, 2, 5, 4), np.float32)}, r"b: needs \[2, 2, 3"),
+        ("cd", {"a": np.ones((3, 3, 3, 4), np.float32)}, r"a: needs \[2, 2, 3, O\]"),
+        ("cd", {"a": np.ones((2, 2, 5, 4), np.float32)}, r"a: needs \[2, 2, 3, O\]"),
+        ("cd", {"b": np.ones((2, 2, 5), np.float32)}, r"b: needs \[2, 2, 4\]"),
+        ("cd", {"bias": np.ones(3, np.float32)}, r"bias: needs \[4\]"),
+        ("cd", {"mid_bias": np.ones(3, np.float32)}, r"mid_bias: needs \[4\]"),
+        ("cd", {"pointwise": np.ones((4, 4), np.float32)}, "pointwise: needs kind 'ddp'"),
+        ("cd", {"x": X.astype(np.float16)}, "x: needs float32 or bfloat16"),
+        ("cd", {"padding": "valid"}, "padding: needs one of exact, per_stage"),
+        ("cd", {"dilation": True}, "dilation: needs an integer from 1, got True"),
+    ],
+)
+def test_check_11_refusals_of_filters(kind, changes, words):
+    arguments = {"x": X, **filters(kind), "dilation": 2, **changes}
+    with pytest.raises((UserError, KernelError), match=f"^{words}"):
+        cassod.cascaded_dilated_conv(**arguments, kind=kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_check_11_stride_is_no_argument_and_nan_taps_propagate(kind):
+    with pytest.raises(TypeError, match="stride"):
+        layers.CascadedDilatedConv(4, stride=2)
+    taps = filters(kind)
+    taps["a"] = taps["a"].at[0, 0, 0].set(jnp.nan)
+    assert np.isnan(cassod.cascaded_dilated_conv(numbers(1, 6, 6, 3), **taps, kind=kind, dilation=1)).any()
+
+
+def variables(module, x, seed=0):
+    """Trained ones: statistics and scales that are not those of the start, some of them negative."""
+    fresh = module.init(jax.random.key(seed), x, train=False)
+    rng = np.random.default_rng(seed)
+
+    def change(path, leaf):
+        name = path[-1].key
+        drawn = rng.uniform(0.5, 2, leaf.shape) if name == "var" else rng.normal(size=leaf.shape)
+        return jnp.asarray(drawn, jnp.float32) if name in ("scale", "bias", "mean", "var") else leaf
+
+    return jax.tree_util.tree_map_with_path(change, fresh)
+
+
+@pytest.mark.parametrize("padding", ["exact", "per_stage"])
+@pytest.mark.parametrize(
+    ("kind", "norm", "activation"),
+    [
+        ("ddp", "last", "identity"), ("ddp", "both", "leaky_relu"), ("dc", "last", "identity"), ("dc", "both", "relu"),
+        ("dc", "both", "identity"), ("dc", "none", "relu"), ("cc", "both", "leaky_relu"), ("cd", "both", "relu"),
+        ("cd", "last", "identity"),
+    ],
+)  # fmt: skip
+def test_the_deployment_form_gives_what_the_training_form_gives(kind, norm, activation, padding):
+    """Float64 numpy is the third: statistics applied as they are defined, zeros where the padding says so."""
+    x, d = numbers(2, 5, 4, 3), 2
+    module = layers.CascadedDilatedConv(
+        4,
+        dilation=d,
+        kind=kind,
+        norm=norm,
+        activation=activation,
+        padding=padding,
+        middle=5 if kind == "cc" else None,
+    )
+    trained = variables(module, x)
+    fused = cassod.fuse_cascade(module, trained)
+    y = module.apply(trained, x, train=False)
+    scale = float(jnp.abs(y).max())
+    np.testing.assert_allclose(fused(x), y, atol=1e-5 * scale)
+    np.testing.assert_allclose(y, in_float64(module, trained, x), atol=1e-5 * scale)
+    assert fused(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def in_float64(module, trained, x):
+    params, stats = (
+        jax.tree.map(lambda t: np.asarray(t, np.float64), trained.get(k, {}))
+        for k in ("params", "batch_stats")
+    )
+    d, size = module.dilation, x.shape[1:3]
+
+    def norm(x, name):
+        if name not in params:
+            return x
+        deviation = np.sqrt(stats[name]["var"] + 1e-5)
+        return params[name]["scale"] * (x - stats[name]["mean"]) / deviation + params[name]["bias"]
+
+    def at(x, i, j, start):
+        """x moved by (i, j), zero outside, on rows from `start` on."""
+        out = np.zeros((x.shape[0], *(n + d for n in size), x.shape[3]))
+        for r in range(out.shape[1]):
+            for c in range(out.shape[2]):
+                if 0 <= r + i + start < x.shape[1] and 0 <= c + j + start < x.shape[2]:
+                    out[:, r, c] = x[:, r + i + start, c + j + start]
+        return out
+
+    def stage(x, w, start):
+        mix = np.multiply if w.ndim == 3 else np.matmul
+        return sum(mix(at(x, p * d, q * d, start), w[p, q]) for p in range(2) for q in range(2))
+
+    u = norm(stage(np.asarray(x, np.float64), params["a"], -d), "mid_norm")
+    slope = {"identity": 1.0, "relu": 0.0, "leaky_relu": module.slope}[module.activation]
+    s = np.where(u > 0, u, slope * u)
+    if module.padding == "per_stage":
+        s = s[:, : size[0], : size[1]]
+    v = stage(s, params["b"], 0)[:, : size[0], : size[1]]
+    v = v @ params["pointwise"] if module.kind == "ddp" else v
+    return norm(v, "norm") + params.get("bias", 0.0)
+
+
+def test_variables_of_another_layer_are_not_fused():
+    module = layers.CascadedDilatedConv(4, norm="none")
+    trained = module.init(jax.random.key(0), numbers(1, 4, 4, 3), train=False)
+    with pytest.raises(UserError, match=r"^variables: need those of"):
+        cassod.fuse_cascade(module.clone(norm="both"), trained)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_identity_start_is_the_identity(kind):
+    module = layers.CascadedDilatedConv(3, dilation=2, kind=kind, norm="none", start="identity")
+    x = numbers(1, 6, 5, 3)
+    np.testing.assert_allclose(module.init_with_output(jax.random.key(0), x, train=False)[0], x, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_start_has_unit_gain_then_hes(kind):
+    """Variances 1/fan-in in the first stages and 2/fan-in in the last; no stage starts at zero."""
+    shapes = cassod.cascade_shapes(kind, 200, 100)
+    params = layers.CascadedDilatedConv(100, kind=kind, norm="none").init(
+        jax.random.key(0), jnp.zeros((1, 2, 2, 200)), train=False
+    )["params"]
+    last = list(shapes)[-1]
+    fan_in = {"ddp": (4, 4, 200), "dc": (4, 800), "cd": (800, 4), "cc": (800, 400)}[kind]
+    for (name, shape), inputs in zip(shapes.items(), fan_in, strict=True):
+        assert params[name].shape == shape
+        wanted = (2 if name == last else 1) / inputs
+        assert float(jnp.var(params[name])) == pytest.approx(wanted, rel=0.15)
+    assert float(layers.stage_ratio(params)) == pytest.approx(
+        float(jnp.linalg.norm(params["a"].ravel()) / jnp.linalg.norm(params["b"].ravel())), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_scale_may_go_to_either_stage(kind):
+    """The gauge of a linear cascade: nothing in it changes, and the lengths of a and b do."""
+    taps, x = filters(kind), numbers(1, 5, 5, 3)
+    first = cassod.cascaded_dilated_conv(x, **taps, kind=kind, dilation=2)
+    moved = {**taps, "a": taps["a"] * 4, "b": taps["b"] / 4}
+    np.testing.assert_allclose(
+        cassod.cascaded_dilated_conv(x, **moved, kind=kind, dilation=2), first, atol=1e-5
+    )
+    assert layers.stage_ratio(moved) / layers.stage_ratio(taps) == pytest.approx(16, rel=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "weights"), [("cassod", 8704), ("cassod_cd", 8320), ("cassod_ddp", 3072)])
+def test_the_context_module(kind, weights):
+    """47.22 % of the weights in the dilated layers of the module at 64 channels."""
+    module = CONTEXTS[kind](64)
+    image = jax.ShapeDtypeStruct((1, 8, 8, 64), jnp.float32)
+    shapes = jax.eval_shape(functools.partial(module.init, train=False), jax.random.key(0), image)["params"]
+    names = ("a", "b", "pointwise")
+    assert sum(shapes[b][n].size for b in ("middle", "far") for n in names if n in shapes[b]) == weights
+    assert shapes["near"]["conv"]["kernel"].shape == (3, 3, 64, 32)
+    assert kind != "cassod" or weights / (2 * 9 * 64 * 16) == pytest.approx(0.4722, abs=5e-5)
+
+
+def test_the_context_module_is_its_branches():
+    module, x = CONTEXTS["cassod"](8), numbers(2, 7, 6, 5)
+    trained = variables(module, x)
+    y = module.apply(trained, x, train=False)
+    branch = {
+        k: {"params": trained["params"][k], "batch_stats": trained["batch_stats"][k]}
+        for k in trained["params"]
+    }
+    near = plain_3x3(x, branch["near"]["params"]["conv"]["kernel"], 1)
+    norm, stats = branch["near"]["params"]["norm"], branch["near"]["batch_stats"]["norm"]
+    near = norm["scale"] * (near - stats["mean"]) / jnp.sqrt(stats["var"] + 1e-5) + norm["bias"]
+    others = [
+        cassod.fuse_cascade(layers.CascadedDilatedConv(2, dilation=d), branch[name])(x)
+        for name, d in (("middle", 2), ("far", 3))
+    ]
+    np.testing.assert_allclose(y, jax.nn.relu(jnp.concatenate([near, *others], axis=-1)), atol=2e-5)
+    after, changed = module.apply(trained, x, train=True, mutable=["batch_stats"])
+    assert after.shape == (2, 7, 6, 8)
+    assert set(changed["batch_stats"]) == {"near", "middle", "far"}
