@@ -12,6 +12,7 @@ from jaxface.layers.cassod import (
 )
 from jaxface.layers.confidence import ConfidenceNet
 from jaxface.layers.context import CONTEXTS, DilatedContext, SSHContext
+from jaxface.layers.ddc import DDCLayer, FusedDDC, LargeKernelDepthwiseSeparable, depthwise_dilated, fuse_ddc
 from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
 from jaxface.layers.joint_pyramid import JointPyramidUpsample, fuse_joint_pyramid
@@ -23,12 +24,15 @@ __all__ = [
     "CascadeFit",
     "CascadedDilatedConv",
     "ConfidenceNet",
+    "DDCLayer",
     "DepthwiseConv",
     "DilatedContext",
     "FeatureMapLIDEstimator",
     "FusedCascade",
+    "FusedDDC",
     "JointPyramidUpsample",
     "LIDEstimator",
+    "LargeKernelDepthwiseSeparable",
     "PReLU",
     "SSHContext",
     "cascade_defects",
@@ -36,7 +40,9 @@ __all__ = [
     "cascade_shapes",
     "cascaded_dilated_conv",
     "depthwise_conv",
+    "depthwise_dilated",
     "fuse_cascade",
+    "fuse_ddc",
     "fuse_joint_pyramid",
     "stage_ratio",
     "universal_width",

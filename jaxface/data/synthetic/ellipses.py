@@ -14,7 +14,10 @@ from jaxface.data.transforms.pixels import to_bytes
 
 SIDE, CELLS = 40, 20
 _MOST = 3  # ellipses of an image
-_CENTER, _HALF_RANGE = 0.5, 2.0  # of the values that bytes hold: a white ellipse over another, a black disc, and the noise
+_CENTER, _HALF_RANGE = (
+    0.5,
+    2.0,
+)  # of the values that bytes hold: a white ellipse over another, a black disc, and the noise
 # Discs of a face and of what is none, in radii (down, right) from the center of the ellipse.
 _FACE = ((-0.4, -0.4), (-0.4, 0.4), (0.5, 0.0))
 _OTHERS = (
