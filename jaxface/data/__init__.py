@@ -29,11 +29,13 @@ from jaxface.data.sources.tfds_source import TfdsSource
 from jaxface.data.sources.vectors import VectorSource, read_embeddings
 from jaxface.data.specs.base import KINDS, DataSpec, Split, load, load_all
 from jaxface.data.specs.bundled_sets import DigitHalves, Digits, Lfw, LfwSubset, Olivetti
+from jaxface.data.specs.ellipse_sets import Ellipses
 from jaxface.data.specs.embeddings import Crowd, EmbeddingFile
 from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, RgbdFolder, Tfds
 from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
 from jaxface.data.specs.synthetic_sets import Procedural, ProceduralImages, ShortcutDigits
 from jaxface.data.synthetic.crowded_embeddings import CrowdedEmbeddings, crowded_embeddings
+from jaxface.data.synthetic.ellipses import ellipses
 from jaxface.data.synthetic.procedural_images import procedural_images
 from jaxface.data.synthetic.procedural_vectors import procedural_vectors
 from jaxface.data.synthetic.shortcut_digits import SHORTCUT, shortcut_digits
@@ -73,6 +75,7 @@ __all__ = [
     "DepthImages",
     "DigitHalves",
     "Digits",
+    "Ellipses",
     "EmbeddingFile",
     "Folder",
     "FolderSource",
@@ -122,6 +125,7 @@ __all__ = [
     "decode_image",
     "degrade_resolution",
     "digits",
+    "ellipses",
     "encode_depth",
     "encode_image",
     "estimate_similarity",

@@ -26,6 +26,7 @@
 | `acw_loss` | confidence moves to the modality that favors the right identity | arXiv:2403.06529 |
 | `leave_one_out_cosines` | cosines with prototypes that an image had no part in | arXiv:2403.06529 |
 | `lid_regression_loss`, `lid_targets` | how crowded the neighborhood of an image is, learned | arXiv:2103.01559 |
+| `cell_loss` | weighted binary cross-entropy of what is in which cell | |
 | `gan_discriminator_loss`, `gan_generator_loss`, `r1_penalty` | a generator of faces | arXiv:1406.2661, 1801.04406 |
 """
 
@@ -38,6 +39,7 @@ from jaxface.losses.cckd import (
     correlation_matrix,
     taylor_rbf_coeffs,
 )
+from jaxface.losses.cells import cell_loss
 from jaxface.losses.class_features import mined_relations
 from jaxface.losses.coupleface import (
     CoupleFaceTerms,
@@ -85,6 +87,7 @@ __all__ = [
     "adversarial_uniform",
     "arcface_loss",
     "attention_score",
+    "cell_loss",
     "correlation_congruence_loss",
     "correlation_matrix",
     "cosface_loss",

@@ -13,6 +13,7 @@
 | where does it look? | `attention_coverage`, `attention_gap`, `attention_mass`, `sensitive_area` |
 | does a student see the relations that its teacher sees? | `congruence_error` |
 | which of two modalities to believe for this pair? | `fuse_scores`, `pair_weight`, `fused_search`, `missing_modality` |
+| in which cells is something; which class has each pixel? | `average_precision`, `mean_iou`, `class_iou`, `pixel_confusion` |
 | are some people more alike than others? | `local_discrepancy`, `aligned_similarity`, `group_false_accepts` |
 """
 
@@ -117,6 +118,7 @@ from jaxface.metrics.recognition.verification import (
     ten_fold_accuracy,
     val_at_far,
 )
+from jaxface.metrics.segmentation import average_precision, class_iou, mean_iou, pixel_confusion
 
 __all__ = [
     "Block",
@@ -149,6 +151,8 @@ __all__ = [
     "attention_gap",
     "attention_mass",
     "auc",
+    "average_precision",
+    "class_iou",
     "cmc",
     "combine_scores",
     "confidence_logit",
@@ -180,6 +184,7 @@ __all__ = [
     "local_discrepancy_cap",
     "make_pairs",
     "mate_scores_above_non_mates",
+    "mean_iou",
     "mean_norm",
     "mean_pair_cosine",
     "missing_modality",
@@ -191,6 +196,7 @@ __all__ = [
     "pair_weight",
     "pairwise_aligned_similarity",
     "per_class_accuracy",
+    "pixel_confusion",
     "protection_success",
     "rank1",
     "rank1_by_distance",

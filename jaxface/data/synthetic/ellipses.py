@@ -32,10 +32,10 @@ _OTHERS = (
 def ellipses(count: int, *, seed: int, first: int = 0, noise: float = 0.25) -> WithFields:
     """Images of one to three upright ellipses, half of which are faces (design).
 
-    An ellipse has half axes 1.2 r and r, r ~ U(8, 10) pixels, a center ~ U(9, 31) and a brightness ~ U(0.4, 1) that is added. Dark
-    discs of squared radius (0.2 r)² + 0.5 take 1 from it: those of a face at (∓0.4 r right, 0.4 r up) and 0.5 r down; one that is
-    no face lacks a disc, has them upside down, or has them at (left, down), (right, up) and (right, down), each kind in a third.
-    Normal noise lies over everything.
+    An ellipse has half axes 1.2 r and r, r ~ U(8, 10) pixels, a center ~ U(9, 31) and a brightness ~ U(0.4, 1) that is added.
+    Dark discs of squared radius (0.2 r)² + 0.5 take 1 from it: those of a face 0.4 r up and 0.4 r to the left and the right, and
+    0.5 r down. One that is no face lacks a disc, has them upside down, or has them left below, right above and right below, a
+    third each. Normal noise lies over everything.
 
     Args:
       count: images, ≥ 1.
