@@ -159,6 +159,31 @@ def ssh_assign(
     )
 
 
+def assigned_rows(assigned: jax.Array, values: jax.Array) -> jax.Array:
+    """What belongs to the box of each anchor: values [M, ...] -> [N, ...].
+
+    Args:
+      assigned: [N] int32 as the functions above return.
+      values: [M, ...], such as boxes, landmarks or masks, M ≥ 1. An anchor without a box gets row 0, for the caller to mask.
+    """
+    return values[jnp.maximum(assigned - 1, 0)]
+
+
+def assigned_labels(assigned: jax.Array, box_label: jax.Array) -> jax.Array:
+    """Class of each anchor as the losses take it: -1 counts neither way, 0 background, k > 0 for class k - 1; [N] int32.
+
+    Args:
+      assigned: [N] int32. box_label: [M] integers from 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> assigned_labels(jnp.array([-1, 0, 2, 1]), jnp.array([7, 4])).tolist()
+      [-1, 0, 5, 8]
+    """
+    labels = assigned_rows(assigned, box_label).astype(jnp.int32) + 1
+    return jnp.where(assigned > 0, labels, assigned)
+
+
 def _masked_iou(anchors: jax.Array, boxes: jax.Array, real: jax.Array) -> jax.Array:
     """[N, M]: IoU, -1 for padding.
 

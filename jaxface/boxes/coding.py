@@ -38,8 +38,8 @@ def encode_boxes(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> encode_boxes(jnp.array([10.0, 10, 50, 30]), jnp.array([8.0, 12, 44, 36])).round(3).tolist()
-      [0.20000000298023224, -0.10000000149011612, 0.1820000112056732, -0.10500000417232513]
+      >>> encode_boxes(jnp.array([10.0, 10, 50, 30]), jnp.array([5.0, 15, 45, 35])).tolist()
+      [0.25, -0.125, 0.0, 0.0]
     """
     anchor_centers, anchor_sizes = centers_and_sizes(box_array("anchors", anchors))
     centers, sizes = centers_and_sizes(box_array("boxes", boxes))
@@ -118,3 +118,31 @@ def _points(name: str, points: jax.Array) -> jax.Array:
     if points.ndim < 2 or points.shape[-1] != 2:
         raise ValueError(f"{name}: needs shape [..., P, 2], got {points.shape}")
     return points.astype(jnp.float32)
+
+
+def normalized_boxes(boxes: jax.Array, image_size: jax.Array | tuple[int, int]) -> jax.Array:
+    """Boxes [..., 4] as set predictors have them: (center x, center y, width, height) over (W, H, W, H), [..., 4] float32.
+
+    Args:
+      boxes: [..., 4] (y0, x0, y1, x1) pixels.
+      image_size: (height, width), or an array [..., 2] that fits the boxes'.
+
+    Raises:
+      ValueError: shapes. UserError: NaN, infinite or inverted boxes, where the values are known.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> normalized_boxes(jnp.array([0.0, 50, 20, 100]), (40, 200)).tolist()
+      [0.375, 0.25, 0.25, 0.5]
+    """
+    centers, sizes = centers_and_sizes(box_array("boxes", boxes))
+    size = jnp.asarray(image_size, jnp.float32)[..., ::-1]
+    return jnp.concatenate([centers / size, sizes / size], axis=-1)
+
+
+def boxes_of_normalized(normalized: jax.Array, image_size: jax.Array | tuple[int, int]) -> jax.Array:
+    """The inverse of `normalized_boxes`: [..., 4] (y0, x0, y1, x1) pixels."""
+    size = jnp.asarray(image_size, jnp.float32)
+    centers = normalized[..., 1::-1].astype(jnp.float32) * size
+    half = normalized[..., 3:1:-1].astype(jnp.float32) * size / 2
+    return jnp.concatenate([centers - half, centers + half], axis=-1)

@@ -115,9 +115,14 @@ def check_variables(variables: Mapping, module: nn.Module, image_shape: tuple[in
 
 
 def save_safetensors(
-    path: str | pathlib.Path, module: nn.Module, variables: Mapping, image_shape: tuple[int, int, int]
+    path: str | pathlib.Path,
+    module: nn.Module,
+    variables: Mapping,
+    image_shape: tuple[int, int, int],
+    *,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes the weights of a network as safetensors under PyTorch's names.
+    """Writes the weights of a network as safetensors under PyTorch's names, with what else the file is to say about them.
 
     In PyTorch: `backbone.load_state_dict(safetensors.torch.load_file(path))`.
 
@@ -127,7 +132,7 @@ def save_safetensors(
     safetensors = optional("safetensors.numpy")
     state = to_state_dict(jax.device_get(variables), module, image_shape)
     with replacing(path) as temporary:
-        safetensors.save_file(state, temporary, metadata={"format": "pt"})
+        safetensors.save_file(state, temporary, metadata={"format": "pt", **(metadata or {})})
 
 
 def read_safetensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:

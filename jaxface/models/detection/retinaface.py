@@ -13,6 +13,7 @@ from jaxface import boxes
 from jaxface.checks import AtLeast, Positive
 from jaxface.errors import UserError
 from jaxface.layers.context import CONTEXTS
+from jaxface.losses.detection import multibox_loss
 from jaxface.models.detection.base import DETECTORS, Detections, select_detections
 from jaxface.models.detection.pyramid import BACKBONES, FeaturePyramid
 
@@ -79,8 +80,8 @@ class RetinaFace:
     """Kind of the context modules."""
     features: Annotated[int | None, AtLeast(4)] = None
     """Channels of pyramid and context modules, a multiple of 4; published are 64, and 256 with resnet50."""
-    anchor_sizes: Annotated[tuple[tuple[float, ...], ...], Positive] = ((16, 32), (64, 128), (256, 512))
-    """Sides of the anchors at strides 8, 16 and 32, pixels; as many of each."""
+    anchor_sizes: Annotated[tuple[float, ...], Positive] = (16, 32, 64, 128, 256, 512)
+    """Sides of the anchors, pixels: a third of them at each of the strides 8, 16 and 32."""
     match_iou: Annotated[float, Positive] = 0.35
     """Overlap from which an anchor is to find a face."""
     negative_ratio: Annotated[float, Positive] = 7.0
@@ -94,14 +95,18 @@ class RetinaFace:
     stride = STRIDES[-1]
 
     def __post_init__(self):
-        counts = {len(sizes) for sizes in self.anchor_sizes}
-        if len(self.anchor_sizes) != len(STRIDES) or len(counts) != 1 or 0 in counts:
+        if not self.anchor_sizes or len(self.anchor_sizes) % len(STRIDES):
             raise UserError(
-                f"anchor_sizes: needs as many sizes for each of {len(STRIDES)} levels, got {self.anchor_sizes}"
+                f"anchor_sizes: needs a multiple of {len(STRIDES)} sizes, got {len(self.anchor_sizes)}"
             )
         if self.pixels not in ("rgb", "bgr"):
             raise UserError(f"pixels: needs 'rgb' or 'bgr', got {self.pixels!r}")
         _ = BACKBONES[self.backbone], CONTEXTS[self.context]  # refuses other names
+
+    @property
+    def per_place(self) -> int:
+        """Anchors at each place of a level."""
+        return len(self.anchor_sizes) // len(STRIDES)
 
     @property
     def module(self) -> RetinaFaceNet:
@@ -110,19 +115,55 @@ class RetinaFace:
             self.backbone,
             self.context,
             features,
-            len(self.anchor_sizes[0]),
+            self.per_place,
             self.pixels,
             jnp.bfloat16 if self.bfloat16 else jnp.float32,
         )
 
     def anchors(self, image_size: tuple[int, int]) -> np.ndarray:
         """[P, 4] float32 pixels, level by level from the finest; 16,800 at 640 x 640 with two sizes each."""
-        return boxes.square_anchors(image_size, STRIDES, self.anchor_sizes)
+        return boxes.square_anchors(image_size, STRIDES, np.reshape(self.anchor_sizes, (len(STRIDES), -1)))
 
     def loss(
         self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The multibox loss of a batch (`jaxface.losses.multibox_loss`) and its terms."""
+        """The multibox loss of a batch (`jaxface.losses.multibox_loss`) and its terms.
+
+        Anchors go to faces by RetinaFace's matching. Those in what an image was padded with, and background in regions to
+        ignore, count neither way.
+        """
+        height, width = batch["image"].shape[1:3]
+        anchors = jnp.asarray(self.anchors((height, width)))
+        shapes = [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
+
+        def targets(face_boxes, mask, labels, crowd, points, points_known, size):
+            assigned = boxes.face_assign(anchors, face_boxes, mask, positive=self.match_iou, crowd=crowd)
+            inside = boxes.valid_anchors(shapes, STRIDES, self.per_place, size)
+            labels = jnp.where(inside, boxes.assigned_labels(assigned, labels), -1)
+            deltas = boxes.encode_boxes(anchors, boxes.assigned_rows(assigned, face_boxes), stds=STDS)
+            points = boxes.encode_points(anchors, boxes.assigned_rows(assigned, points), std=STDS[0])
+            return labels, deltas, points, boxes.assigned_rows(assigned, points_known)
+
+        names = ("boxes", "box_mask", "box_label", "box_crowd", "landmarks", "landmark_mask", "image_size")
+        labels, deltas, points, points_known = jax.lax.stop_gradient(
+            jax.vmap(targets)(*(batch[name] for name in names))
+        )
+        terms = multibox_loss(
+            outputs["class_logits"],
+            labels,
+            outputs["box_deltas"],
+            deltas,
+            outputs["point_deltas"].reshape(points.shape),
+            points,
+            points_known,
+            negatives_per_positive=self.negative_ratio,
+        )
+        return terms.total, {
+            "class_loss": terms.classification,
+            "box_loss": terms.box,
+            "point_loss": terms.points,
+            "positives": terms.positives / len(labels),
+        }
 
     def detect(
         self,
