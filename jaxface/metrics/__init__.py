@@ -12,6 +12,7 @@
 | does it serve every group alike? | `group_fairness`, `group_accuracy`, `group_verification` |
 | where does it look? | `attention_coverage`, `attention_gap`, `attention_mass`, `sensitive_area` |
 | does a student see the relations that its teacher sees? | `congruence_error` |
+| how good are a detector's boxes? | `coco_evaluate`, `voc_evaluate`, `wider_face_evaluate`, `fddb_evaluate` |
 | which of two modalities to believe for this pair? | `fuse_scores`, `pair_weight`, `fused_search`, `missing_modality` |
 | in which cells is something; which class has each pixel? | `average_precision`, `mean_iou`, `class_iou`, `pixel_confusion` |
 | are some people more alike than others? | `local_discrepancy`, `aligned_similarity`, `group_false_accepts` |
@@ -47,6 +48,14 @@ from jaxface.metrics.analysis.fairness import (
     group_verification,
 )
 from jaxface.metrics.analysis.protection import protection_success
+from jaxface.metrics.detection import (
+    FddbScores,
+    VocScores,
+    coco_evaluate,
+    fddb_evaluate,
+    voc_evaluate,
+    wider_face_evaluate,
+)
 from jaxface.metrics.recognition.classification import (
     accuracy,
     confusion_matrix,
@@ -125,6 +134,7 @@ __all__ = [
     "Discrepancy",
     "EqualError",
     "Fairness",
+    "FddbScores",
     "FnmrAtFmr",
     "GroupErrors",
     "GroupRates",
@@ -141,6 +151,7 @@ __all__ = [
     "TpirAtFpir",
     "TwoGalleries",
     "ValAtFar",
+    "VocScores",
     "accuracy",
     "adaptive_snorm",
     "aggregate_templates",
@@ -154,6 +165,7 @@ __all__ = [
     "average_precision",
     "class_iou",
     "cmc",
+    "coco_evaluate",
     "combine_scores",
     "confidence_logit",
     "confusion_matrix",
@@ -167,6 +179,7 @@ __all__ = [
     "draw_pairs",
     "equal_error_rate",
     "equalize",
+    "fddb_evaluate",
     "filter_candidates",
     "flip_embeddings",
     "fnmr_at_fmr",
@@ -217,4 +230,6 @@ __all__ = [
     "val_at_far",
     "verification_scores",
     "verify",
+    "voc_evaluate",
+    "wider_face_evaluate",
 ]

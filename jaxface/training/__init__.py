@@ -14,6 +14,7 @@ from jaxface.training.evaluations.cross_resolution import CrossResolution, resol
 from jaxface.training.evaluations.group_attention import AttentiveRecognizer, GroupAttention
 from jaxface.training.evaluations.group_fairness import GroupFairness, PackFairness, source_groups
 from jaxface.training.evaluations.nearest_prototype import NearestPrototype
+from jaxface.training.evaluations.object_detection import ObjectDetection
 from jaxface.training.evaluations.pair_verification import Verification, verification_figures
 from jaxface.training.evaluations.rgbd_identification import RgbdIdentification, projected
 from jaxface.training.evaluations.route_hardness import RouteHardness
@@ -85,6 +86,7 @@ __all__ = [
     "JitParallel",
     "Mode",
     "NearestPrototype",
+    "ObjectDetection",
     "Objective",
     "Optimizer",
     "Outcome",

@@ -12,6 +12,7 @@ from jaxface import layers
 from jaxface.errors import UserError
 from jaxface.layers import cassod
 from jaxface.layers.context import CONTEXTS
+from jaxface.models.detection import RetinaFace
 from pallas_kernels import dilated_conv
 from pallas_kernels.common import KernelError
 
@@ -402,3 +403,28 @@ def test_the_context_module_is_its_branches():
     after, changed = module.apply(trained, x, train=True, mutable=["batch_stats"])
     assert after.shape == (2, 7, 6, 8)
     assert set(changed["batch_stats"]) == {"near", "middle", "far"}
+
+
+@pytest.mark.parametrize(
+    ("context", "weights", "operations"),
+    [("ssh", 419_824, 981_145_600), ("dilated", 426_736, 1_000_499_200), ("cassod", 397_552, 918_784_000)],
+)
+def test_the_detector_with_its_context_modules(context, weights, operations):
+    """Convolution weights of RetinaFace with MobileNet-0.25, and multiply-accumulates at 640², a weight at each of its places."""
+    network = RetinaFace(context=context).module
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    shapes = jax.eval_shape(functools.partial(network.init, train=False), jax.random.key(0), image)["params"]
+    filters = {
+        "/".join(entry.key for entry in path): leaf.size
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+        if leaf.ndim >= 2
+    }
+    assert sum(filters.values()) == weights
+    of_levels = {
+        level: sum(size for name, size in filters.items() if name.startswith(f"context{level}/"))
+        for level in (1, 2, 3)
+    }
+    ssh = 64 * 32 * 9 + 64 * 16 * 9 + 3 * 16 * 16 * 9
+    # The rest of the network is the same in all, so its operations are those of the published network less its modules.
+    others = 981_145_600 - ssh * (80**2 + 40**2 + 20**2)
+    assert others + sum(of_levels[i] * side**2 for i, side in ((1, 80), (2, 40), (3, 20))) == operations
