@@ -2,6 +2,7 @@
 
 from experiments.methods.cassod import Config
 from experiments.study import Study
+from jaxface import training
 
 STUDIES = {
     "ellipses": Study(
@@ -19,6 +20,6 @@ STUDIES = {
             "1x1, 256": {"structure": "pointwise"},
         },
         baseline="3x3, dilation 2, 2304",
-        base=Config(steps=700),
+        base=Config(steps=600, optimizer=training.adam(2e-2)),
     ),
 }

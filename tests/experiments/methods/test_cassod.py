@@ -47,7 +47,7 @@ def test_a_run_from_the_launcher(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--data digits", "data: needs records with cells, such as ellipses, got digits"),
+        ("--data digits", "data: needs records with cells or boxes, such as ellipses or scenes, got digits"),
         ("--structure cassod", "--structure"),
         ("--dilation 0", "dilation: needs an integer from 1, got 0"),
         ("--positive-weight 0", "positive_weight: needs a finite number above 0, got 0"),
@@ -74,8 +74,8 @@ def test_the_arms_of_the_study_have_the_weights_that_they_are_named_for():
         assert context_weights(shapes["params"]) == int(name.rpartition(" ")[2])
         written = json.loads(json.dumps(configs.to_dict("cassod", config, configs.Run())))
         assert configs.from_dict(written)[1] == config
-    # The protocol of the specification, but for the length of a run.
-    assert cassod.Config() == dataclasses.replace(study.base, steps=1200)
+    # The protocol of the specification, but for the length of a run and its learning rate.
+    assert cassod.Config() == dataclasses.replace(study.base, steps=1200, optimizer=training.adam(3e-3))
     default = cassod.Config()
     assert (default.data.images, default.data.held_out_images, default.data.noise) == (4000, 600, 0.25)
     assert (default.batch_size, default.positive_weight, default.dilation, default.width) == (32, 11.0, 2, 16)
