@@ -1,6 +1,7 @@
 """Flax modules that are parts of networks."""
 
 from jaxface.layers.activation import PReLU
+from jaxface.layers.binary import BinaryConv, BinaryDense, ChannelBias, approx_sign, sign
 from jaxface.layers.cascade_taps import CascadeFit, cascade_defects, cascade_residual, universal_width
 from jaxface.layers.cassod import (
     CascadedDilatedConv,
@@ -21,8 +22,11 @@ from jaxface.layers.norm import BatchNorm
 __all__ = [
     "CONTEXTS",
     "BatchNorm",
+    "BinaryConv",
+    "BinaryDense",
     "CascadeFit",
     "CascadedDilatedConv",
+    "ChannelBias",
     "ConfidenceNet",
     "DDCLayer",
     "DepthwiseConv",
@@ -35,6 +39,7 @@ __all__ = [
     "LargeKernelDepthwiseSeparable",
     "PReLU",
     "SSHContext",
+    "approx_sign",
     "cascade_defects",
     "cascade_residual",
     "cascade_shapes",
@@ -44,6 +49,7 @@ __all__ = [
     "fuse_cascade",
     "fuse_ddc",
     "fuse_joint_pyramid",
+    "sign",
     "stage_ratio",
     "universal_width",
 ]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxface.errors import UserError
+from jaxface.hardware import ConvSpec
 from jaxface.layers.context import CONTEXTS, DilatedContext, PlainConv
 from jaxface.layers.norm import BatchNorm
 from pallas_kernels import dilated_conv
@@ -190,6 +191,28 @@ class CascadedDilatedConv(nn.Module):
         if self.norm == "none":
             return y
         return BatchNorm(name="norm", dtype=self.dtype, param_dtype=self.param_dtype)(y, train=train)
+
+    def conv_specs(self, input_shape: tuple[int, int, int, int]) -> list[ConvSpec]:
+        """Its stages on [B, H, W, C] as an accelerator sees them; each is counted on as many places as the output has."""
+        batch, height, width, channels = input_shape
+        specs = []
+        for name, shape in cascade_shapes(self.kind, channels, self.features, middle=self.middle).items():
+            depthwise = len(shape) == 3
+            inputs, outputs = (shape[-1], shape[-1]) if depthwise else shape[-2:]
+            pointwise = name == "pointwise"
+            specs.append(
+                ConvSpec(
+                    batch * height,
+                    width,
+                    inputs,
+                    outputs,
+                    kernel_size=1 if pointwise else 2,
+                    dilation=1 if pointwise else self.dilation,
+                    groups=inputs if depthwise else 1,
+                    name=name,
+                )
+            )
+        return specs
 
 
 @flax.struct.dataclass

@@ -18,6 +18,7 @@ from jaxface.training.evaluations.object_detection import ObjectDetection
 from jaxface.training.evaluations.pair_verification import Verification, verification_figures
 from jaxface.training.evaluations.rgbd_identification import RgbdIdentification, projected
 from jaxface.training.evaluations.route_hardness import RouteHardness
+from jaxface.training.evaluations.sign_flips import sign_flips
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
 from jaxface.training.map_source import map_source
 from jaxface.training.optimizer import Optimizer, adam, decay_mask, sgd
@@ -144,6 +145,7 @@ __all__ = [
     "run_anchors",
     "run_checkpoint",
     "sgd",
+    "sign_flips",
     "source_groups",
     "start_processes",
     "statistics",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxface import layers
+from jaxface import hardware, layers
 from jaxface.errors import UserError
 from jaxface.layers import cassod
 from jaxface.layers.context import CONTEXTS
@@ -165,6 +165,28 @@ def test_the_ratios_of_the_other_kinds():
     assert ratio["cc", 64, 16] == pytest.approx(0.556, abs=5e-4)
     assert ratio["cc", 16, 16] == pytest.approx(0.889, abs=5e-4)
     assert cassod.cascade_shapes("cc", 3, 4, middle=5) == {"a": (2, 2, 3, 5), "b": (2, 2, 5, 4)}
+
+
+@pytest.mark.parametrize(("d", "ratio"), [(1, 1), (2, 2.777778), (3, 5.444444), (4, 9)])
+def test_check_9_cycles_with_and_without_inserted_zeros(d, ratio):
+    """At d = 2 it is the published 2.78, a ratio of cycles of one layer; the cascade itself gains 9/8 over an addressed 3×3."""
+    cycles = {mode: hardware.dilated_cycles(3, d, mode) for mode in ("zero", "address")}
+    assert cycles["zero"] / cycles["address"] == pytest.approx(ratio, abs=1e-6)
+    specs = layers.CascadedDilatedConv(16, dilation=d, kind="dc").conv_specs((1, 8, 8, 64))
+    taps = sum(hardware.taps(spec.kernel_size, spec.dilation) for spec in specs)
+    assert cycles["address"] / taps == 9 / 8
+    assert d != 2 or cycles["zero"] / taps == 25 / 8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_an_accelerator_sees(kind):
+    specs = layers.CascadedDilatedConv(16, dilation=2, kind=kind).conv_specs((1, 5, 8, 64))
+    shapes = cassod.cascade_shapes(kind, 64, 16)
+    cycles = hardware.layer_cycles(specs)
+    assert cycles.weights.tolist() == [int(np.prod(shape)) for shape in shapes.values()]
+    assert cycles.macs.tolist() == [40 * int(np.prod(shape)) for shape in shapes.values()]
+    assert [spec.name for spec in specs] == list(shapes)
+    assert {spec.dilation for spec in specs if spec.name != "pointwise"} == {2}
 
 
 @pytest.mark.parametrize("kind", KINDS)

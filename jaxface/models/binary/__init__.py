@@ -1,0 +1,1 @@
+"""Networks whose inner layers are binary."""
