@@ -77,8 +77,8 @@ def test_dense_cascades_need_more_channels_between_than_at_their_ends():
     """A random bank of 3 channels: about 0.19 with 3, next to nothing with 4, nothing with 5."""
     bank = np.random.default_rng(0).normal(size=(3, 3, 3, 3))
     errors = [
-        layers.cascade_residual(bank, middle=m, rounds=r).relative_error
-        for m, r in ((3, 60), (4, 100), (5, 40))
+        layers.cascade_residual(bank, middle=m, starts=starts, rounds=rounds).relative_error
+        for m, starts, rounds in ((3, 6, 40), (4, 4, 60), (5, 2, 25))
     ]
     assert errors[0] == pytest.approx(0.187, abs=0.06)
     assert 1e-9 < errors[1] < 5e-3 and errors[2] < 1e-9

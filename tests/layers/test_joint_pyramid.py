@@ -27,7 +27,9 @@ def trained(module, levels):
         drawn = rng.uniform(0.5, 2, leaf.shape) if name == "var" else rng.normal(size=leaf.shape)
         return jnp.asarray(drawn, jnp.float32) if name in ("scale", "bias", "mean", "var") else leaf
 
-    return jax.tree_util.tree_map_with_path(change, module.init(jax.random.key(0), levels, train=False))
+    return jax.tree_util.tree_map_with_path(
+        change, jax.jit(lambda: module.init(jax.random.key(0), levels, train=False))()
+    )
 
 
 @pytest.mark.parametrize(("kind", "weights"), [("separable", 800_256), ("ddp", 798_720)])
@@ -48,9 +50,13 @@ def test_weights_of_a_branch(kind, weights):
 def test_the_deployment_form_gives_what_the_training_form_gives(kind):
     module, levels = layers.JointPyramidUpsample(6, dilations=(1, 4), kind=kind), pyramid()
     variables = trained(module, levels)
-    y = module.apply(variables, levels, train=False)
+
+    @jax.jit
+    def both(variables, levels):
+        return module.apply(variables, levels, train=False), fuse_joint_pyramid(module, variables, levels)
+
+    y, fused = both(variables, levels)
     assert y.shape == (2, 9, 8, 12)
-    fused = jax.jit(functools.partial(fuse_joint_pyramid, module))(variables, levels)
     np.testing.assert_allclose(fused, y, atol=1e-5 * float(y.max()))
 
 
@@ -63,8 +69,11 @@ def test_cascades_are_separable_filters_of_their_composed_taps():
     taps = variables["params"]["dilation2"]
     composed = {"dilation2": {"taps": dilated_conv.compose_taps(taps["a"], taps["b"])}}
     same = {**variables, "params": {**variables["params"], **composed}}
-    y = cascades.apply(variables, levels, train=False)
-    np.testing.assert_allclose(separable.apply(same, levels, train=False), y, atol=1e-5 * float(y.max()))
+    y, expected = (
+        jax.jit(functools.partial(module.apply, train=False))(values, levels)
+        for module, values in ((cascades, variables), (separable, same))
+    )
+    np.testing.assert_allclose(y, expected, atol=1e-5 * float(y.max()))
 
 
 def test_levels_go_to_the_first_plane_from_corner_to_corner():
