@@ -43,12 +43,9 @@ from jaxface.losses.cckd import (
     correlation_matrix,
     taylor_rbf_coeffs,
 )
+from jaxface.losses.cells import cell_loss
 from jaxface.losses.class_features import mined_relations
-from jaxface.losses.coupleface import (
-    CoupleFaceTerms,
-    coupleface_loss,
-    relation_aware_loss,
-)
+from jaxface.losses.coupleface import CoupleFaceTerms, coupleface_loss, relation_aware_loss
 from jaxface.losses.detection import (
     DetectionTerms,
     DetrTerms,
@@ -110,6 +107,7 @@ __all__ = [
     "adversarial_uniform",
     "arcface_loss",
     "attention_score",
+    "cell_loss",
     "cluster_anchors",
     "correlation_congruence_loss",
     "correlation_matrix",

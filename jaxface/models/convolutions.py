@@ -34,7 +34,10 @@ def convolution_specs(
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(lambda image: module.init(jax.random.key(0), image, train=False), image)
     return traced_layers(
-        lambda variables, image: module.apply(variables, image, train=False), variables, image, products=products
+        lambda variables, image: module.apply(variables, image, train=False),
+        variables,
+        image,
+        products=products,
     )
 
 

@@ -7,6 +7,7 @@ from jaxface.training.evaluations.aligned_verification import (
     SupportSet,
     fitted_support,
 )
+from jaxface.training.evaluations.cell_precision import CellPrecision
 from jaxface.training.evaluations.cloak_protection import CloakProtection, CloakTrial, FrozenNetwork
 from jaxface.training.evaluations.combined import Evaluations
 from jaxface.training.evaluations.cross_resolution import CrossResolution, resolution_gradient_norms
@@ -71,6 +72,7 @@ __all__ = [
     "Anchor",
     "AttentiveRecognizer",
     "Cadence",
+    "CellPrecision",
     "Checkpoints",
     "CloakProtection",
     "CloakTrial",
