@@ -14,7 +14,7 @@ Methods: rbonn
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -328,6 +328,19 @@ class RBOConv(nn.Module):
             kernel = backtrack(kernel, recurrence, mask, last, self.variant)
         weights = bilinear_binarize(kernel, alpha, self.weight, self.beta)
         return convolve(signs, weights.astype(self.dtype), self.strides, padding)
+
+    def deployed(self, params: Mapping) -> tuple[jax.Array, jax.Array]:
+        """Latent weights and scales α [O] of this layer's parameters, for packing.
+
+        Raises:
+          UserError: a latent weight of exactly 0, which trains as 0 and has no sign.
+        """
+        kernel = params["kernel"]
+        if self.variant == "paper":
+            return kernel, 1 / params["density"]
+        if zeros := int(jnp.sum(kernel == 0)):
+            raise UserError(f"kernel: needs latent weights other than 0 to pack, got {zeros} zeros")
+        return kernel, self.beta * jnp.abs(params["scale"])
 
     def _unit(self) -> float:
         # With "mean_abs" the effective kernel starts at sgn(w)·mean|w|; "normal" is of α itself.
