@@ -9,7 +9,7 @@
 | `track_sign_flips` | counts the latent weights that change their sign | |
 """
 
-from jaxface.optimizers.rbonn import keep_last_gradient, recurrent_bilinear
+from jaxface.optimizers.rbonn import keep_last_gradient, last_gradient, recurrent_bilinear
 from jaxface.optimizers.sampled_rows import sampled_rows
 from jaxface.optimizers.sign_flips import flip_rate, track_sign_flips
 from jaxface.optimizers.trained_parts import name_mask, train_only
@@ -17,6 +17,7 @@ from jaxface.optimizers.trained_parts import name_mask, train_only
 __all__ = [
     "flip_rate",
     "keep_last_gradient",
+    "last_gradient",
     "name_mask",
     "recurrent_bilinear",
     "sampled_rows",
