@@ -45,7 +45,7 @@ class Config(BinaryRecipe):
     """Start of the scales: mean |w|, or N(0, 1); the latter for `released` unless given."""
     recurrence_rate: Annotated[float, Positive] = 0.1
     """Learning rate of U, as a fraction of that of the rest."""
-    optimizer: training.Optimizer = training.adam(1e-2, schedule="linear")
+    optimizer: training.Optimizer = training.adam(3e-2, schedule="linear")
     """Optimizer and learning-rate schedule."""
     real_weight_steps: Annotated[int, AtLeast(0)] = 0
     """Steps of a first stage with binary activations and real weights, which the second starts from; 0 leaves it out."""
