@@ -1,7 +1,7 @@
 """What is claimed of RBONN in the small, and against what: `python -m experiments.reproduce rbonn`.
 
-Binary layers alone train: where the real layers do too, random signs that are held score as well as any. Step sizes are each arm's
-best of 3e-3, 1e-2, 3e-2, 1e-1 and 3e-1 on seed 0, which is none of those compared.
+Binary layers alone train: where the real layers do too, random signs that are held score as well as any. Step sizes are each
+arm's best of 3e-3, 1e-2, 3e-2, 1e-1 and 3e-1 on seed 0, which is none of those compared.
 """
 
 import dataclasses

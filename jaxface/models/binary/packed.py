@@ -107,8 +107,8 @@ class PackedNetwork(flax.struct.PyTreeNode):
     pooled_stem: bool = flax.struct.field(pytree_node=False)
     dtype: Any = flax.struct.field(pytree_node=False, default=jnp.float32)
 
-    def __call__(self, image: jax.Array) -> jax.Array:
-        """[B, H, W, C] float32 -> [B, E] float32, as the training form with `train=False`."""
+    def entrance(self, image: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What the first unit reads of images [B, H, W, C]: real features, and the signs of them, packed."""
         image = image.astype(jnp.float32)
         if isinstance(self.stem, RealConv):
             x = self.stem(image)
@@ -117,7 +117,11 @@ class PackedNetwork(flax.struct.PyTreeNode):
         if self.pooled_stem:
             x = _max_pool(x)
         x = x.astype(self.dtype)
-        bits = pack_bits(x.astype(jnp.float32) + self.first_bias)
+        return x, pack_bits(x.astype(jnp.float32) + self.first_bias)
+
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """[B, H, W, C] float32 -> [B, E] float32, as the training form with `train=False`."""
+        x, bits = self.entrance(image)
         for unit in self.units:
             x, bits = unit(x, bits)
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32) + self.last_bias
