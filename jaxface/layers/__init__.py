@@ -8,6 +8,7 @@ from jaxface.layers.ddc import DDCLayer, FusedDDC, LargeKernelDepthwiseSeparable
 from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
 from jaxface.layers.norm import BatchNorm
+from jaxface.layers.rbonn import RBOConv
 
 __all__ = [
     "CONTEXTS",
@@ -24,6 +25,7 @@ __all__ = [
     "LIDEstimator",
     "LargeKernelDepthwiseSeparable",
     "PReLU",
+    "RBOConv",
     "SSHContext",
     "approx_sign",
     "depthwise_conv",

@@ -10,6 +10,7 @@ from jaxface.training.evaluations.aligned_verification import (
 from jaxface.training.evaluations.cloak_protection import CloakProtection, CloakTrial, FrozenNetwork
 from jaxface.training.evaluations.combined import Evaluations
 from jaxface.training.evaluations.cross_resolution import CrossResolution, resolution_gradient_norms
+from jaxface.training.evaluations.density_gate import DensityGate
 from jaxface.training.evaluations.group_attention import AttentiveRecognizer, GroupAttention
 from jaxface.training.evaluations.group_fairness import GroupFairness, PackFairness, source_groups
 from jaxface.training.evaluations.nearest_prototype import NearestPrototype
@@ -74,6 +75,7 @@ __all__ = [
     "CloakProtection",
     "CloakTrial",
     "CrossResolution",
+    "DensityGate",
     "Diverged",
     "Evaluations",
     "Figures",
