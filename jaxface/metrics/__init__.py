@@ -12,7 +12,9 @@
 | does it serve every group alike? | `group_fairness`, `group_accuracy`, `group_verification` |
 | where does it look? | `attention_coverage`, `attention_gap`, `attention_mass`, `sensitive_area` |
 | does a student see the relations that its teacher sees? | `congruence_error` |
+| how good are a detector's boxes? | `coco_evaluate`, `voc_evaluate`, `wider_face_evaluate`, `fddb_evaluate` |
 | which of two modalities to believe for this pair? | `fuse_scores`, `pair_weight`, `fused_search`, `missing_modality` |
+| in which cells is something; which class has each pixel? | `average_precision`, `mean_iou`, `class_iou`, `pixel_confusion` |
 | are some people more alike than others? | `local_discrepancy`, `aligned_similarity`, `group_false_accepts` |
 """
 
@@ -46,6 +48,14 @@ from jaxface.metrics.analysis.fairness import (
     group_verification,
 )
 from jaxface.metrics.analysis.protection import protection_success
+from jaxface.metrics.detection import (
+    FddbScores,
+    VocScores,
+    coco_evaluate,
+    fddb_evaluate,
+    voc_evaluate,
+    wider_face_evaluate,
+)
 from jaxface.metrics.recognition.classification import (
     accuracy,
     confusion_matrix,
@@ -117,12 +127,14 @@ from jaxface.metrics.recognition.verification import (
     ten_fold_accuracy,
     val_at_far,
 )
+from jaxface.metrics.segmentation import average_precision, class_iou, mean_iou, pixel_confusion
 
 __all__ = [
     "Block",
     "Discrepancy",
     "EqualError",
     "Fairness",
+    "FddbScores",
     "FnmrAtFmr",
     "GroupErrors",
     "GroupRates",
@@ -139,6 +151,7 @@ __all__ = [
     "TpirAtFpir",
     "TwoGalleries",
     "ValAtFar",
+    "VocScores",
     "accuracy",
     "adaptive_snorm",
     "aggregate_templates",
@@ -149,7 +162,10 @@ __all__ = [
     "attention_gap",
     "attention_mass",
     "auc",
+    "average_precision",
+    "class_iou",
     "cmc",
+    "coco_evaluate",
     "combine_scores",
     "confidence_logit",
     "confusion_matrix",
@@ -163,6 +179,7 @@ __all__ = [
     "draw_pairs",
     "equal_error_rate",
     "equalize",
+    "fddb_evaluate",
     "filter_candidates",
     "flip_embeddings",
     "fnmr_at_fmr",
@@ -180,6 +197,7 @@ __all__ = [
     "local_discrepancy_cap",
     "make_pairs",
     "mate_scores_above_non_mates",
+    "mean_iou",
     "mean_norm",
     "mean_pair_cosine",
     "missing_modality",
@@ -191,6 +209,7 @@ __all__ = [
     "pair_weight",
     "pairwise_aligned_similarity",
     "per_class_accuracy",
+    "pixel_confusion",
     "protection_success",
     "rank1",
     "rank1_by_distance",
@@ -211,4 +230,6 @@ __all__ = [
     "val_at_far",
     "verification_scores",
     "verify",
+    "voc_evaluate",
+    "wider_face_evaluate",
 ]

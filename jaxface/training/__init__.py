@@ -7,15 +7,19 @@ from jaxface.training.evaluations.aligned_verification import (
     SupportSet,
     fitted_support,
 )
+from jaxface.training.evaluations.cell_precision import CellPrecision
 from jaxface.training.evaluations.cloak_protection import CloakProtection, CloakTrial, FrozenNetwork
 from jaxface.training.evaluations.combined import Evaluations
 from jaxface.training.evaluations.cross_resolution import CrossResolution, resolution_gradient_norms
+from jaxface.training.evaluations.density_gate import DensityGate
 from jaxface.training.evaluations.group_attention import AttentiveRecognizer, GroupAttention
 from jaxface.training.evaluations.group_fairness import GroupFairness, PackFairness, source_groups
 from jaxface.training.evaluations.nearest_prototype import NearestPrototype
+from jaxface.training.evaluations.object_detection import ObjectDetection
 from jaxface.training.evaluations.pair_verification import Verification, verification_figures
 from jaxface.training.evaluations.rgbd_identification import RgbdIdentification, projected
 from jaxface.training.evaluations.route_hardness import RouteHardness
+from jaxface.training.evaluations.sign_flips import sign_flips
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
 from jaxface.training.map_source import map_source
 from jaxface.training.optimizer import Optimizer, adam, decay_mask, sgd
@@ -59,7 +63,9 @@ from jaxface.training.workdir import (
     give_up_workdir,
     open_workdir,
     read_config,
+    read_description,
     write_atomically,
+    write_description,
 )
 
 __all__ = [
@@ -67,10 +73,12 @@ __all__ = [
     "Anchor",
     "AttentiveRecognizer",
     "Cadence",
+    "CellPrecision",
     "Checkpoints",
     "CloakProtection",
     "CloakTrial",
     "CrossResolution",
+    "DensityGate",
     "Diverged",
     "Evaluations",
     "Figures",
@@ -81,6 +89,7 @@ __all__ = [
     "JitParallel",
     "Mode",
     "NearestPrototype",
+    "ObjectDetection",
     "Objective",
     "Optimizer",
     "Outcome",
@@ -130,6 +139,7 @@ __all__ = [
     "prototype_loss",
     "prototype_rows",
     "read_config",
+    "read_description",
     "read_records",
     "resolution_gradient_norms",
     "restore_params",
@@ -137,6 +147,7 @@ __all__ = [
     "run_anchors",
     "run_checkpoint",
     "sgd",
+    "sign_flips",
     "source_groups",
     "start_processes",
     "statistics",
@@ -144,4 +155,5 @@ __all__ = [
     "verification_figures",
     "with_depth_noise",
     "write_atomically",
+    "write_description",
 ]

@@ -1,0 +1,155 @@
+"""What the experiments on detection share: their common fields, and the training of any detector on any kind of scenes."""
+
+import dataclasses
+from typing import Annotated
+
+import jax
+
+from jaxface import data as inputs
+from jaxface import inference, training
+from jaxface.checks import AtLeast, Positive, ProperFraction
+from jaxface.errors import UserError
+from jaxface.interop.state_dict import check_variables
+from jaxface.models.detection import Detector, RetinaFace, init_variables
+from jaxface.training.recognition import statistics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DetectionRecipe:
+    """Data, detector, optimizer and length of a run that trains a RetinaFace.
+
+    The defaults are the laptop's: rendered scenes of 160 x 160, a MobileNetV1-0.25 from random weights.
+    """
+
+    data: inputs.DataSpec = inputs.Scenes(scenes=20_000)
+    """Images with objects to learn from; others are kept to evaluate on."""
+    image_size: Annotated[int, AtLeast(32)] = 160
+    """Side of the images, pixels."""
+    backbone: str = "mobilenet_025"
+    """Feature maps at strides 8, 16 and 32: mobilenet_025 or resnet50."""
+    context: str = "ssh"
+    """Kind of the context modules; `jaxface.layers.CONTEXTS` has them."""
+    features: Annotated[int | None, AtLeast(4)] = None
+    """Channels of pyramid and context modules, a multiple of 4; the published number of the backbone unless given."""
+    anchor_sizes: Annotated[tuple[float, ...], Positive] = (10, 18, 30, 48, 76, 120)
+    """Sides of the anchors, pixels: a third of them at each of the strides 8, 16 and 32."""
+    match_iou: Annotated[float, Positive] = 0.35
+    """Overlap from which an anchor is to find a face."""
+    negative_ratio: Annotated[float, Positive] = 7.0
+    """Negatives in the loss per positive anchor, the hardest of an image."""
+    bfloat16: bool = False
+    """Compute in bfloat16 (parameters, statistics, outputs and the loss stay float32)."""
+    init_from: str | None = None
+    """What to start from: a run of the same detector, a bundle, or published weights."""
+    optimizer: training.Optimizer = training.adam(3e-3, warmup=0.05)
+    """Optimizer and learning-rate schedule."""
+    accumulate: Annotated[int, AtLeast(1)] = 1
+    """Micro-batches in which a step is computed; saves memory."""
+    ema_decay: Annotated[float | None, ProperFraction] = None
+    """Decay per step of a moving average of the parameters, which is then evaluated; none by default."""
+    batch_size: Annotated[int, AtLeast(1)] = 16
+    """Images per step over all devices."""
+    steps: Annotated[int, AtLeast(0)] = 800
+    """Training steps."""
+    workers: Annotated[int, AtLeast(0)] = 0
+    """Processes that make or decode images; 0 uses threads."""
+    seed: Annotated[int, AtLeast(0)] = 0
+    """Seed of the initialization and the order of the data."""
+    data_seed: Annotated[int, AtLeast(0)] = 0
+    """Seed of the rendered people and scenes, and of the split."""
+
+
+def retinaface(recipe: DetectionRecipe, **changes) -> RetinaFace:
+    """The detector of a recipe; `changes` to its fields."""
+    settings = dict(
+        backbone=recipe.backbone,
+        context=recipe.context,
+        features=recipe.features,
+        anchor_sizes=recipe.anchor_sizes,
+        match_iou=recipe.match_iou,
+        negative_ratio=recipe.negative_ratio,
+        bfloat16=recipe.bfloat16,
+    )
+    return RetinaFace(**{**settings, **changes})
+
+
+def load(recipe: DetectionRecipe) -> inputs.Split:
+    """The data of a recipe, split.
+
+    Raises:
+      UserError: data without boxes, or data that cannot be had or split.
+    """
+    split = inputs.load(recipe.data, image_size=recipe.image_size, seed=recipe.data_seed)
+    if split.protocol != "detection":
+        raise UserError(
+            f"data: needs images with boxes, such as scenes; {split.name} is for {split.protocol}"
+        )
+    return split
+
+
+def detection_stage(
+    name: str,
+    recipe: DetectionRecipe,
+    split: inputs.Split,
+    detector: Detector,
+    *,
+    optimizer: training.Optimizer | None = None,
+    steps: int | None = None,
+    evaluate: bool = True,
+) -> training.Stage:
+    """A stage that trains a detector and says beside its checkpoints what is in them, so that `jaxface detect` opens the run.
+
+    The optimizer and the steps are the recipe's unless given; any detector will do, of the recipe's fields of RetinaFace none is
+    looked at.
+
+    Raises:
+      UserError: a batch size that cannot be used, or an `init_from` of another detector.
+    """
+    steps = recipe.steps if steps is None else steps
+    size = split.train.image_shape[:2]
+    start = None
+    if recipe.init_from is not None:
+        start = inference.open_detector(recipe.init_from).variables
+        check_variables(start, detector.module, split.train.image_shape)
+
+    def loss_fn(params, extra, batch, rng):
+        variables = {"params": params["detector"], **statistics(extra)}
+        outputs, updated = detector.module.apply(
+            variables, batch["image"], train=True, mutable=["batch_stats"], rngs={"dropout": rng}
+        )
+        loss, report = detector.loss(outputs, batch)
+        return loss, ({**extra, **updated}, report)
+
+    chosen = optimizer or recipe.optimizer
+    objective = training.Objective(loss_fn, chosen.build(steps))
+
+    def init(rng, previous):
+        del previous
+        params, extra = init_variables(detector, rng, size)
+        if start is not None:
+            params, extra = start["params"], statistics(start)
+        return training.create_state(
+            rng, {"detector": params}, objective, extra=extra, ema=recipe.ema_decay is not None
+        )
+
+    def open_batches():
+        return inputs.batches(
+            split.train,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            shard=(jax.process_index(), jax.process_count()),
+            workers=recipe.workers,
+        )
+
+    open_batches()  # reads nothing yet, but refuses what cannot be used
+    names = tuple(getattr(split.train, "class_names", ("face",)))
+    return training.Stage(
+        name=name,
+        init=init,
+        step=training.gradient_step(objective, accumulate=recipe.accumulate, ema_decay=recipe.ema_decay),
+        batches=lambda state: open_batches(),
+        steps=steps,
+        evaluate=training.ObjectDetection(detector, split.held_out) if evaluate else None,
+        best="detection/ap50" if evaluate else None,
+        description=inference.bundle_description(detector, recipe.image_size, names),
+    )
