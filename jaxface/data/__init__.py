@@ -39,12 +39,14 @@ from jaxface.data.specs.base import KINDS, DataSpec, Split, load, load_all
 from jaxface.data.specs.bundled_sets import DigitHalves, Digits, Lfw, LfwPatches, LfwSubset, Olivetti
 from jaxface.data.specs.canvases import DigitCanvas
 from jaxface.data.specs.detection_sets import Coco, Fddb, Scenes, Voc, WiderFace
+from jaxface.data.specs.ellipse_sets import Ellipses
 from jaxface.data.specs.embeddings import Crowd, EmbeddingFile
 from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, RgbdFolder, Tfds
 from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
 from jaxface.data.specs.synthetic_sets import Procedural, ProceduralImages, ShortcutDigits
 from jaxface.data.synthetic.crowded_embeddings import CrowdedEmbeddings, crowded_embeddings
 from jaxface.data.synthetic.digit_canvas import digit_canvas
+from jaxface.data.synthetic.ellipses import ellipses
 from jaxface.data.synthetic.procedural_images import procedural_images
 from jaxface.data.synthetic.procedural_vectors import procedural_vectors
 from jaxface.data.synthetic.shortcut_digits import SHORTCUT, shortcut_digits
@@ -90,6 +92,7 @@ __all__ = [
     "DigitCanvas",
     "DigitHalves",
     "Digits",
+    "Ellipses",
     "EmbeddingFile",
     "Fddb",
     "Folder",
@@ -152,6 +155,7 @@ __all__ = [
     "degrade_resolution",
     "digit_canvas",
     "digits",
+    "ellipses",
     "encode_depth",
     "encode_image",
     "estimate_similarity",

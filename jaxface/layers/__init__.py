@@ -2,6 +2,15 @@
 
 from jaxface.layers.activation import PReLU
 from jaxface.layers.binary import BinaryConv, BinaryDense, ChannelBias, approx_sign, sign
+from jaxface.layers.cascade_taps import CascadeFit, cascade_defects, cascade_residual, universal_width
+from jaxface.layers.cassod import (
+    CascadedDilatedConv,
+    FusedCascade,
+    cascade_shapes,
+    cascaded_dilated_conv,
+    fuse_cascade,
+    stage_ratio,
+)
 from jaxface.layers.condensation import (
     CondensationConv,
     FusedCondensation,
@@ -16,6 +25,7 @@ from jaxface.layers.context import CONTEXTS, DilatedContext, SSHContext
 from jaxface.layers.ddc import DDCLayer, FusedDDC, LargeKernelDepthwiseSeparable, depthwise_dilated, fuse_ddc
 from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
+from jaxface.layers.joint_pyramid import JointPyramidUpsample, fuse_joint_pyramid
 from jaxface.layers.norm import BatchNorm
 from jaxface.layers.rbonn import RBOConv
 
@@ -24,6 +34,8 @@ __all__ = [
     "BatchNorm",
     "BinaryConv",
     "BinaryDense",
+    "CascadeFit",
+    "CascadedDilatedConv",
     "ChannelBias",
     "CondensationConv",
     "ConfidenceNet",
@@ -31,21 +43,31 @@ __all__ = [
     "DepthwiseConv",
     "DilatedContext",
     "FeatureMapLIDEstimator",
+    "FusedCascade",
     "FusedCondensation",
     "FusedDDC",
+    "JointPyramidUpsample",
     "LIDEstimator",
     "LargeKernelDepthwiseSeparable",
     "PReLU",
     "RBOConv",
     "SSHContext",
     "approx_sign",
+    "cascade_defects",
+    "cascade_residual",
+    "cascade_shapes",
+    "cascaded_dilated_conv",
     "condensation_gain",
     "condense",
     "cross_channel_argmax",
     "cross_channel_pool",
     "depthwise_conv",
     "depthwise_dilated",
+    "fuse_cascade",
     "fuse_condensation",
     "fuse_ddc",
+    "fuse_joint_pyramid",
     "sign",
+    "stage_ratio",
+    "universal_width",
 ]

@@ -26,6 +26,7 @@
 | `acw_loss` | confidence moves to the modality that favors the right identity | arXiv:2403.06529 |
 | `leave_one_out_cosines` | cosines with prototypes that an image had no part in | arXiv:2403.06529 |
 | `lid_regression_loss`, `lid_targets` | how crowded the neighborhood of an image is, learned | arXiv:2103.01559 |
+| `cell_loss` | weighted binary cross-entropy of what is in which cell | |
 | `multibox_loss`, `hard_negatives`, `max_out_background` | a face detector's anchors | arXiv:1905.00641, 1708.05237 |
 | `retinanet_loss`, `rpn_loss`, `rcnn_loss` | anchors and regions of general detectors | arXiv:1708.02002, 1506.01497 |
 | `sigmoid_focal_loss`, `smooth_l1_loss` | their parts | arXiv:1708.02002, 1504.08083 |
@@ -43,12 +44,9 @@ from jaxface.losses.cckd import (
     correlation_matrix,
     taylor_rbf_coeffs,
 )
+from jaxface.losses.cells import cell_loss
 from jaxface.losses.class_features import mined_relations
-from jaxface.losses.coupleface import (
-    CoupleFaceTerms,
-    coupleface_loss,
-    relation_aware_loss,
-)
+from jaxface.losses.coupleface import CoupleFaceTerms, coupleface_loss, relation_aware_loss
 from jaxface.losses.detection import (
     DetectionTerms,
     DetrTerms,
@@ -110,6 +108,7 @@ __all__ = [
     "adversarial_uniform",
     "arcface_loss",
     "attention_score",
+    "cell_loss",
     "cluster_anchors",
     "correlation_congruence_loss",
     "correlation_matrix",

@@ -14,6 +14,7 @@
 | does a student see the relations that its teacher sees? | `congruence_error` |
 | how good are a detector's boxes? | `coco_evaluate`, `voc_evaluate`, `wider_face_evaluate`, `fddb_evaluate` |
 | which of two modalities to believe for this pair? | `fuse_scores`, `pair_weight`, `fused_search`, `missing_modality` |
+| in which cells is something; which class has each pixel? | `average_precision`, `mean_iou`, `class_iou`, `pixel_confusion` |
 | are some people more alike than others? | `local_discrepancy`, `aligned_similarity`, `group_false_accepts` |
 """
 
@@ -126,6 +127,7 @@ from jaxface.metrics.recognition.verification import (
     ten_fold_accuracy,
     val_at_far,
 )
+from jaxface.metrics.segmentation import average_precision, class_iou, mean_iou, pixel_confusion
 
 __all__ = [
     "Block",
@@ -160,6 +162,8 @@ __all__ = [
     "attention_gap",
     "attention_mass",
     "auc",
+    "average_precision",
+    "class_iou",
     "cmc",
     "coco_evaluate",
     "combine_scores",
@@ -193,6 +197,7 @@ __all__ = [
     "local_discrepancy_cap",
     "make_pairs",
     "mate_scores_above_non_mates",
+    "mean_iou",
     "mean_norm",
     "mean_pair_cosine",
     "missing_modality",
@@ -204,6 +209,7 @@ __all__ = [
     "pair_weight",
     "pairwise_aligned_similarity",
     "per_class_accuracy",
+    "pixel_confusion",
     "protection_success",
     "rank1",
     "rank1_by_distance",

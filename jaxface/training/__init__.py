@@ -7,9 +7,11 @@ from jaxface.training.evaluations.aligned_verification import (
     SupportSet,
     fitted_support,
 )
+from jaxface.training.evaluations.cell_precision import CellPrecision
 from jaxface.training.evaluations.cloak_protection import CloakProtection, CloakTrial, FrozenNetwork
 from jaxface.training.evaluations.combined import Evaluations
 from jaxface.training.evaluations.cross_resolution import CrossResolution, resolution_gradient_norms
+from jaxface.training.evaluations.density_gate import DensityGate
 from jaxface.training.evaluations.group_attention import AttentiveRecognizer, GroupAttention
 from jaxface.training.evaluations.group_fairness import GroupFairness, PackFairness, source_groups
 from jaxface.training.evaluations.nearest_prototype import NearestPrototype
@@ -71,10 +73,12 @@ __all__ = [
     "Anchor",
     "AttentiveRecognizer",
     "Cadence",
+    "CellPrecision",
     "Checkpoints",
     "CloakProtection",
     "CloakTrial",
     "CrossResolution",
+    "DensityGate",
     "Diverged",
     "Evaluations",
     "Figures",

@@ -33,6 +33,7 @@ DATA = [
     data.ShortcutDigits(),
     data.Crowd(identities=7),
     data.EmbeddingFile(embeddings="faces.npz"),
+    data.Ellipses(images=7),
 ]
 REQUIRED = {
     "folder": "root",

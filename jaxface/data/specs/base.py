@@ -25,9 +25,10 @@ class Split(NamedTuple):
 
     Attributes:
       train: records to learn from; labels 0..K-1.
-      held_out: records to evaluate on. Under "verification" its people are others than those of `train`, and its labels say
-        nothing but who is the same; under "classification" the classes are the same; under "detection" records have boxes
-        (`sources.objects.object_fields`).
+      held_out: records to evaluate on. Under "verification" its people are others than those of `train`, and
+        its labels say nothing but who is the same; under "classification" the classes are the same; under "detection"
+        records have boxes (`sources.objects.object_fields`); under "cells" they say of every cell of the image whether
+        something is there.
       name: for tables and file names.
       protocol: how to evaluate.
     """
@@ -35,7 +36,7 @@ class Split(NamedTuple):
     train: Source
     held_out: Source
     name: str
-    protocol: Literal["verification", "classification", "detection"]
+    protocol: Literal["verification", "classification", "detection", "cells"]
 
 
 @dataclasses.dataclass(frozen=True)

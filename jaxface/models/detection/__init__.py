@@ -10,16 +10,21 @@ from jaxface.models.detection.base import (
     init_variables,
     select_detections,
 )
+from jaxface.models.detection.cell_net import STRUCTURES, CellNet, Structure, context_weights
 from jaxface.models.detection.retinaface import RetinaFace
 from jaxface.models.detection.tiny_yolo import FusedTinyYolo, TinyYolo, fuse_tiny_yolo
 
 __all__ = [
     "DETECTORS",
+    "STRUCTURES",
+    "CellNet",
     "Detections",
     "Detector",
     "FusedTinyYolo",
     "RetinaFace",
+    "Structure",
     "TinyYolo",
+    "context_weights",
     "create_detector",
     "describe",
     "from_description",

@@ -1,0 +1,82 @@
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import configs, launch
+from experiments.methods import cassod
+from experiments.studies.cassod import STUDIES
+from jaxface import data, losses, training
+from jaxface.models.detection import context_weights
+
+SMALL = cassod.Config(data=data.Ellipses(images=24, held_out_images=8), width=4, batch_size=8, steps=3)
+
+
+@pytest.mark.parametrize("structure", ["dc", "separable"])
+def test_a_step_is_the_loss_of_the_library(structure):
+    config = dataclasses.replace(SMALL, structure=structure, positive_weight=5.0)
+    (stage,) = cassod.build(config)
+    state = jax.jit(stage.init)(jax.random.key(0), None)
+    batch = next(stage.batches(state))
+    assert batch["image"].shape == (8, 40, 40, 1) and batch["cells"].shape == (8, 20, 20)
+    image = (batch["image"].astype(np.float32) - 127.5) / 127.5
+    params = state.params["backbone"]
+    logits = cassod.network(config).apply({"params": params}, image)
+    assert logits.shape == (8, 20, 20)
+    expected = losses.cell_loss(logits, batch["cells"], positive_weight=5.0).mean()
+    _, report = jax.jit(stage.step)(state, {**batch, "image": image})
+    np.testing.assert_allclose(report["loss"], expected, rtol=1e-5)
+    if structure == "dc":  # the ratio of lengths that nothing holds is watched
+        ratio = np.linalg.norm(params["context"]["a"]) / np.linalg.norm(params["context"]["b"])
+        np.testing.assert_allclose(report["stage_ratio"], ratio, rtol=1e-5)
+    else:
+        assert "stage_ratio" not in report
+
+
+def test_a_run_from_the_launcher(tmp_path):
+    flags = """cassod --data.images 24 --data.held-out-images 8 --width 2 --batch-size 8 --steps 2 --structure cc --quiet
+        --cadence.log-every 1"""
+    launch.main([*flags.split(), "--workdir", str(tmp_path / "run")])
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
+    assert 0 < found["cells/average_precision"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--data digits", "data: needs records with cells or boxes, such as ellipses or scenes, got digits"),
+        ("--structure cassod", "--structure"),
+        ("--dilation 0", "dilation: needs an integer from 1, got 0"),
+        ("--positive-weight 0", "positive_weight: needs a finite number above 0, got 0"),
+        ("--batch-size 48", "batch_size: needs at most the 24 records"),
+        ("--data.noise -1", "data.noise: needs a finite number from 0, got -1"),
+    ],
+)
+def test_refusals_before_anything_is_compiled(refusal, tmp_path, flags, words):
+    fixed = [
+        "cassod",
+        *["--data.images", "24", "--data.held-out-images", "8", "--batch-size", "8", "--quiet", "--workdir"],
+    ]
+    if "--data " in flags:
+        fixed = ["cassod", "--quiet", "--workdir"]
+    assert words in refusal(launch.main, [*fixed, tmp_path / "run", *flags.split()])
+
+
+def test_the_arms_of_the_study_have_the_weights_that_they_are_named_for():
+    study = STUDIES["ellipses"]
+    for name, changes in study.arms.items():
+        config = dataclasses.replace(study.base, **changes)
+        model = cassod.network(config)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 40, 40, 1)))
+        assert context_weights(shapes["params"]) == int(name.rpartition(" ")[2])
+        written = json.loads(json.dumps(configs.to_dict("cassod", config, configs.Run())))
+        assert configs.from_dict(written)[1] == config
+    # The protocol of the specification, but for the length of a run and its learning rate.
+    assert cassod.Config() == dataclasses.replace(study.base, steps=1200, optimizer=training.adam(3e-3))
+    default = cassod.Config()
+    assert (default.data.images, default.data.held_out_images, default.data.noise) == (4000, 600, 0.25)
+    assert (default.batch_size, default.positive_weight, default.dilation, default.width) == (32, 11.0, 2, 16)
+    assert default.optimizer == training.adam(3e-3) and default.optimizer.schedule == "cosine"
