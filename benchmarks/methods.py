@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import common
-from experiments.methods import acw, cckd, cloak, coupleface, gabn, ida, lrfr, rco
+from experiments.methods import acw, cckd, cloak, condensation_net, coupleface, ddc, gabn, ida, lrfr, rco
 from experiments.recipes.recognition import Recipe
 from experiments.recipes.teachers import TeacherSpec
 from experiments.studies import gabn as gabn_study
@@ -137,6 +137,11 @@ CASES = (
     Case("cloak", CLOAK, "FI-UAP, equal steps", stage(cloak.build, "cloak"), {"cloak": MASKS["fi_uap"]}),
     Case("cloak, equal gradients", CLOAK, "OPOM, equal gradients", stage(cloak.build, "cloak"),
          {"cloak": MASKS["opom_equal_gradients"]}),
+    Case("ddc", ddc.Config(), "plain 3x3 filters", stage(ddc.build, "classifier"), {"dilations": (1, 1, 1)}),
+    Case("ddc, 5x5 filters", ddc.Config(depthwise_kernel=5, dilations=(1, 1, 1)), "plain 3x3 filters",
+         stage(ddc.build, "classifier"), {"depthwise_kernel": 3}),
+    Case("condensation_net", condensation_net.Config(), "one filter per map",
+         stage(condensation_net.build, "classifier"), {"groups": 1}),
 )  # fmt: skip
 
 
@@ -158,7 +163,8 @@ def shortened(config: Recipe, *, quick: bool) -> Recipe:
 
     fields = {field.name: cut(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if quick:
-        fields |= {**tiny, "image_size": 16, "batch_size": 16}
+        # Classifiers without an embedding are tiny already, and some have networks of their own.
+        fields |= {**(tiny if config.embedding is not None else {}), "image_size": 16, "batch_size": 16}
     if isinstance(config, cloak.Config):
         fields["steps"] = EARLIER
     return dataclasses.replace(config, **fields)
