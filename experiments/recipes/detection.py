@@ -25,6 +25,8 @@ class DetectionRecipe:
     """Images with objects to learn from; others are kept to evaluate on."""
     image_size: Annotated[int, AtLeast(32)] = 160
     """Side of the images, pixels."""
+    augment: inputs.ObjectAugment = inputs.ObjectAugment.none()
+    """Random changes of the training images; rendered scenes need none, photographs RetinaFace's."""
     backbone: str = "mobilenet_025"
     """Feature maps at strides 8, 16 and 32: mobilenet_025 or resnet50."""
     context: str = "ssh"
@@ -137,8 +139,11 @@ def detection_stage(
             split.train,
             batch_size=recipe.batch_size,
             seed=recipe.seed,
+            augment=recipe.augment,
             shard=(jax.process_index(), jax.process_count()),
             workers=recipe.workers,
+            # Augmented images are squares; others are of one shape in a batch.
+            order=None if recipe.augment.active else inputs.bucket_order(split.train),
         )
 
     open_batches()  # reads nothing yet, but refuses what cannot be used

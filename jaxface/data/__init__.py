@@ -6,11 +6,14 @@ and splits it, `batches` feeds the training and `evaluation_batches` the evaluat
 """
 
 from jaxface.data.pipeline.batches import Batches, Relabeled, batches, corrupt_labels, evaluation_batches
+from jaxface.data.pipeline.buckets import BucketOrder, bucket_evaluation_batches, bucket_order
 from jaxface.data.pipeline.samplers import ClassUniform, Order, SuperclassUniform, class_means, superclasses
 from jaxface.data.render.rendered import RenderedSource
 from jaxface.data.render.scenes import SceneSource, SceneVariation
 from jaxface.data.render.variation import Variation
+from jaxface.data.sources.annotated import AnnotatedSource
 from jaxface.data.sources.bundled import ArraySource, digits, lfw_people, lfw_subset, olivetti
+from jaxface.data.sources.coco import coco
 from jaxface.data.sources.depth import (
     DepthImages,
     RgbdFolderSource,
@@ -19,24 +22,30 @@ from jaxface.data.sources.depth import (
     encode_depth,
     nose_depth,
 )
+from jaxface.data.sources.fddb import fddb
 from jaxface.data.sources.folder import FolderSource
 from jaxface.data.sources.groups import JoinedGroups
 from jaxface.data.sources.ijb import TemplateSource
 from jaxface.data.sources.images import CorruptImage, decode_image, encode_image, fit_square
+from jaxface.data.sources.objects import object_fields
 from jaxface.data.sources.packs import PackSource, read_bin, write_bin
 from jaxface.data.sources.recordio import IRHeader, RecordFile, RecordIOFaces, RecordWriter, write_record
 from jaxface.data.sources.source import Record, Source, Subset, WithFields, split_identities
 from jaxface.data.sources.tfds_source import TfdsSource
 from jaxface.data.sources.vectors import VectorSource, read_embeddings
+from jaxface.data.sources.voc import voc
+from jaxface.data.sources.wider_face import wider_face
 from jaxface.data.specs.base import KINDS, DataSpec, Split, load, load_all
-from jaxface.data.specs.bundled_sets import DigitHalves, Digits, Lfw, LfwSubset, Olivetti
-from jaxface.data.specs.detection_sets import Scenes
+from jaxface.data.specs.bundled_sets import DigitHalves, Digits, Lfw, LfwPatches, LfwSubset, Olivetti
+from jaxface.data.specs.canvases import DigitCanvas
+from jaxface.data.specs.detection_sets import Coco, Fddb, Scenes, Voc, WiderFace
 from jaxface.data.specs.ellipse_sets import Ellipses
 from jaxface.data.specs.embeddings import Crowd, EmbeddingFile
 from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, RgbdFolder, Tfds
 from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
 from jaxface.data.specs.synthetic_sets import Procedural, ProceduralImages, ShortcutDigits
 from jaxface.data.synthetic.crowded_embeddings import CrowdedEmbeddings, crowded_embeddings
+from jaxface.data.synthetic.digit_canvas import digit_canvas
 from jaxface.data.synthetic.ellipses import ellipses
 from jaxface.data.synthetic.procedural_images import procedural_images
 from jaxface.data.synthetic.procedural_vectors import procedural_vectors
@@ -51,7 +60,9 @@ from jaxface.data.transforms.alignment import (
     warp_affine,
 )
 from jaxface.data.transforms.augment import Augment, Augmentation
+from jaxface.data.transforms.augment_objects import ObjectAugment, ObjectAugmentation
 from jaxface.data.transforms.corruption import RGBD_CORRUPTIONS, RgbdCorruption, augment_depth, corrupt_rgbd
+from jaxface.data.transforms.letterboxing import to_original
 from jaxface.data.transforms.resolution import (
     LowResolution,
     degrade_resolution,
@@ -64,29 +75,37 @@ __all__ = [
     "KINDS",
     "RGBD_CORRUPTIONS",
     "SHORTCUT",
+    "AnnotatedSource",
     "ArraySource",
     "Augment",
     "Augmentation",
     "Batches",
     "Bin",
+    "BucketOrder",
     "ClassUniform",
+    "Coco",
     "CorruptImage",
     "Crowd",
     "CrowdedEmbeddings",
     "DataSpec",
     "DepthImages",
+    "DigitCanvas",
     "DigitHalves",
     "Digits",
     "Ellipses",
     "EmbeddingFile",
+    "Fddb",
     "Folder",
     "FolderSource",
     "GroupFolders",
     "IRHeader",
     "JoinedGroups",
     "Lfw",
+    "LfwPatches",
     "LfwSubset",
     "LowResolution",
+    "ObjectAugment",
+    "ObjectAugmentation",
     "Olivetti",
     "Order",
     "PackSource",
@@ -118,23 +137,30 @@ __all__ = [
     "TonedFaces",
     "Variation",
     "VectorSource",
+    "Voc",
+    "WiderFace",
     "WithFields",
     "align_face",
     "augment_depth",
     "batches",
+    "bucket_evaluation_batches",
+    "bucket_order",
     "class_means",
+    "coco",
     "corrupt_labels",
     "corrupt_rgbd",
     "crowded_embeddings",
     "decode_depth",
     "decode_image",
     "degrade_resolution",
+    "digit_canvas",
     "digits",
     "ellipses",
     "encode_depth",
     "encode_image",
     "estimate_similarity",
     "evaluation_batches",
+    "fddb",
     "fit_square",
     "five_from_68",
     "gaussian_people",
@@ -146,6 +172,7 @@ __all__ = [
     "mirror_some",
     "mixed_people",
     "nose_depth",
+    "object_fields",
     "olivetti",
     "procedural_images",
     "procedural_vectors",
@@ -156,8 +183,11 @@ __all__ = [
     "split_identities",
     "superclasses",
     "template",
+    "to_original",
     "umeyama",
+    "voc",
     "warp_affine",
+    "wider_face",
     "write_bin",
     "write_record",
 ]

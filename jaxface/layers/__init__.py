@@ -11,6 +11,15 @@ from jaxface.layers.cassod import (
     fuse_cascade,
     stage_ratio,
 )
+from jaxface.layers.condensation import (
+    CondensationConv,
+    FusedCondensation,
+    condensation_gain,
+    condense,
+    cross_channel_argmax,
+    cross_channel_pool,
+    fuse_condensation,
+)
 from jaxface.layers.confidence import ConfidenceNet
 from jaxface.layers.context import CONTEXTS, DilatedContext, SSHContext
 from jaxface.layers.ddc import DDCLayer, FusedDDC, LargeKernelDepthwiseSeparable, depthwise_dilated, fuse_ddc
@@ -18,6 +27,7 @@ from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
 from jaxface.layers.joint_pyramid import JointPyramidUpsample, fuse_joint_pyramid
 from jaxface.layers.norm import BatchNorm
+from jaxface.layers.rbonn import RBOConv
 
 __all__ = [
     "CONTEXTS",
@@ -27,26 +37,34 @@ __all__ = [
     "CascadeFit",
     "CascadedDilatedConv",
     "ChannelBias",
+    "CondensationConv",
     "ConfidenceNet",
     "DDCLayer",
     "DepthwiseConv",
     "DilatedContext",
     "FeatureMapLIDEstimator",
     "FusedCascade",
+    "FusedCondensation",
     "FusedDDC",
     "JointPyramidUpsample",
     "LIDEstimator",
     "LargeKernelDepthwiseSeparable",
     "PReLU",
+    "RBOConv",
     "SSHContext",
     "approx_sign",
     "cascade_defects",
     "cascade_residual",
     "cascade_shapes",
     "cascaded_dilated_conv",
+    "condensation_gain",
+    "condense",
+    "cross_channel_argmax",
+    "cross_channel_pool",
     "depthwise_conv",
     "depthwise_dilated",
     "fuse_cascade",
+    "fuse_condensation",
     "fuse_ddc",
     "fuse_joint_pyramid",
     "sign",

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxface.errors import UserError
+from jaxface.layers.context import CONTEXTS, DilatedContext
 from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.norm import BatchNorm
 from pallas_kernels import dilated_conv
@@ -130,6 +131,14 @@ class DDCLayer(nn.Module):
 
 LargeKernelDepthwiseSeparable = functools.partial(DDCLayer, kernel_size=5)
 """A depthwise-separable layer with 5x5 filters."""
+
+CONTEXTS.update(
+    {
+        "ddc": functools.partial(
+            DilatedContext, convolution=functools.partial(DDCLayer, activate=False, negative_slope=0.1)
+        )
+    }
+)
 
 
 def _phi(x: jax.Array, slope: float) -> jax.Array:

@@ -31,6 +31,7 @@
 | `retinanet_loss`, `rpn_loss`, `rcnn_loss` | anchors and regions of general detectors | arXiv:1708.02002, 1506.01497 |
 | `sigmoid_focal_loss`, `smooth_l1_loss` | their parts | arXiv:1708.02002, 1504.08083 |
 | `match_sets`, `detr_match`, `detr_loss` | predictions and objects one to one | arXiv:2005.12872 |
+| `yolo_loss`, `decode_yolo`, `cluster_anchors` | a grid of cells that each find the object in them | arXiv:1612.08242 |
 | `gan_discriminator_loss`, `gan_generator_loss`, `r1_penalty` | a generator of faces | arXiv:1406.2661, 1801.04406 |
 """
 
@@ -86,6 +87,7 @@ from jaxface.losses.partial_fc import partial_fc_loss, sample_classes, shard_bou
 from jaxface.losses.rco import hardness, hardness_ratios, hint_loss
 from jaxface.losses.sface import sface_loss
 from jaxface.losses.softmax import arcface_loss, cosface_loss, cross_entropy, margin_logits, softmax_loss
+from jaxface.losses.yolo import YoloBoxes, YoloTerms, cluster_anchors, decode_yolo, yolo_loss
 
 __all__ = [
     "HEADS",
@@ -102,6 +104,8 @@ __all__ = [
     "Linear",
     "SFace",
     "Softmax",
+    "YoloBoxes",
+    "YoloTerms",
     "acw_loss",
     "adjacent_correlation_loss",
     "adversarial_to_reference",
@@ -109,12 +113,14 @@ __all__ = [
     "arcface_loss",
     "attention_score",
     "cell_loss",
+    "cluster_anchors",
     "correlation_congruence_loss",
     "correlation_matrix",
     "cosface_loss",
     "coupleface_loss",
     "create_head",
     "cross_entropy",
+    "decode_yolo",
     "detr_loss",
     "detr_match",
     "discriminator_loss",
@@ -154,4 +160,5 @@ __all__ = [
     "softmax_loss",
     "taylor_rbf_coeffs",
     "topn_mask",
+    "yolo_loss",
 ]

@@ -7,6 +7,8 @@
 | `bop` | binary weights that flip, without a step size | arXiv:1906.02107 |
 | `project_box` | parameters stay in [-1, 1] | |
 | `sampled_rows` | what a step did not sample stays, its momentum too | PartialFC, arXiv:2203.15565, version 1 |
+| `keep_last_gradient` | the gradient of a step is there in the next | RBONN, arXiv:2209.01542, released code |
+| `recurrent_bilinear` | filters whose scale is dense and weights are small grow by a learned factor | RBONN, arXiv:2209.01542 |
 | `train_only` | parameters of some names move, the others stay | |
 | `track_sign_flips` | counts the latent weights that change their sign | |
 
@@ -25,6 +27,7 @@ from jaxface.optimizers.bamsprod import (
 from jaxface.optimizers.bop import bop
 from jaxface.optimizers.box import project_box
 from jaxface.optimizers.online import online_regret, simulate_online
+from jaxface.optimizers.rbonn import keep_last_gradient, recurrent_bilinear
 from jaxface.optimizers.rules import RULES, NamedRule, Rule
 from jaxface.optimizers.sampled_rows import sampled_rows
 from jaxface.optimizers.sign_flips import flip_rate, track_sign_flips
@@ -42,11 +45,13 @@ __all__ = [
     "flip_rate",
     "h_norm_quant_error",
     "h_norm_scale",
+    "keep_last_gradient",
     "latent_weights",
     "name_mask",
     "online_regret",
     "project_box",
     "range_bounds",
+    "recurrent_bilinear",
     "sampled_rows",
     "scale_by_bamsprod",
     "scale_by_uncorrected_adam",

@@ -19,7 +19,8 @@ from absl import flags
 from jaxface.checks import AtLeast, Fraction, check_number, index_array
 from jaxface.data.pipeline.samplers import Order
 from jaxface.data.sources.source import Record, Source, fingerprint
-from jaxface.data.transforms.augment import Augment, Augmentation
+from jaxface.data.transforms.augment import Augment
+from jaxface.data.transforms.augment_objects import ObjectAugment
 from jaxface.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -274,7 +275,7 @@ def batches(
     *,
     batch_size: int,
     seed: int,
-    augment: Augment | None = None,
+    augment: Augment | ObjectAugment | None = None,
     shuffle: bool = True,
     repeat: bool = True,
     shard: tuple[int, int] = (0, 1),
@@ -290,7 +291,7 @@ def batches(
       source: the records.
       batch_size: records of one step over all shards together; each shard gets batch_size / count of them.
       seed: of the order and of the augmentation, any integer >= 0.
-      augment: random changes; none unless given.
+      augment: random changes, `ObjectAugment` of images with boxes; none unless given.
       shuffle: a new random order in every epoch; otherwise the source's order.
       repeat: start again after the last record.
       shard: (index, count), usually (jax.process_index(), jax.process_count()). The shards' batches, one
@@ -346,7 +347,7 @@ def batches(
     elements = grain.MapDataset.range(records).map_with_index(read)
     if augment is not None and augment.active:
         change_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])  # grain takes 32 bits
-        elements = elements.random_map(Augmentation(augment), seed=change_seed)
+        elements = elements.random_map(augment.transform(), seed=change_seed)
 
     steps_per_epoch = records // batch_size if drop_remainder and order is None else None
     if repeat:
@@ -361,7 +362,7 @@ def batches(
     return Batches(assemble, source, steps=steps, identity=identity, workers=workers, prefetch=prefetch)
 
 
-def _filled_up(records: Iterable[Record], missing: int) -> Iterator[Record]:
+def filled_up(records: Iterable[Record], missing: int) -> Iterator[Record]:
     """The records, at least one, and the last one `missing` times more."""
     for record in records:
         yield record
@@ -387,7 +388,7 @@ def evaluation_batches(source: Source, batch_size: int, *, prefetch: int = 4) ->
         positions = np.arange(step * batch_size, (step + 1) * batch_size)
         valid = positions < records
         rows = (source[int(i)] for i in positions[valid])
-        return stack(_filled_up(rows, int((~valid).sum())), batch_size) | {"valid": valid}
+        return stack(filled_up(rows, int((~valid).sum())), batch_size) | {"valid": valid}
 
     ahead = grain.ReadOptions(num_threads=min(prefetch, 16), prefetch_buffer_size=prefetch)
     steps = grain.MapDataset.range(-(-records // batch_size)).map(assemble).to_iter_dataset(ahead)

@@ -1,4 +1,4 @@
-"""What is in a picture besides faces: backgrounds, shapes, and the camera that takes it. On the host, with OpenCV, in milliseconds."""
+"""What is in a picture besides faces: backgrounds, shapes, and the camera that takes it; on the host, with OpenCV."""
 
 import cv2
 import numpy as np

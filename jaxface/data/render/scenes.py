@@ -63,7 +63,8 @@ class SceneVariation:
     def plain(cls) -> "SceneVariation":
         """One to three upright faces of some size, apart and whole, before little clutter."""
         return cls(
-            faces=(1, 3), sizes=(20.0, 160.0), overlap=0.0, truncated=0.0, tilt=4.0, shapes=(0, 6), distractors=(0, 0), occluders=0.0
+            faces=(1, 3), sizes=(20.0, 160.0), overlap=0.0, truncated=0.0, tilt=4.0, shapes=(0, 6), distractors=(0, 0),
+            occluders=0.0,
         )  # fmt: skip
 
     @classmethod
@@ -113,7 +114,7 @@ def _pose(
     return matrix * scale, box * scale, mirrored
 
 
-def _paste(picture: np.ndarray, crop: Crop, matrix: np.ndarray, change, cover_of) -> None:
+def paste(picture: np.ndarray, crop: Crop, matrix: np.ndarray, change, cover_of) -> None:
     """Blends a crop into a picture, in place.
 
     `cover_of(covers [h, w, 2], level)` gives its opacity [h, w], and `change(colors, covers, level)` its colors.
@@ -148,14 +149,14 @@ def _paste(picture: np.ndarray, crop: Crop, matrix: np.ndarray, change, cover_of
 class SceneSource:
     """Scenes of synthetic people; scene i is made when asked for.
 
-    A scene depends on (seed, number of the scene, image size, variation, the people and the images of each) alone, not on how many
-    scenes the source has: sources with disjoint ranges of scenes and people share neither. Composing one takes milliseconds; the
-    faces are rendered once in a process (`face_crops`), some 10 ms each, when first needed. Safe to read from several threads.
-    Pickles as its arguments.
+    A scene depends on (seed, number of the scene, image size, variation, the people and the images of each) alone, not on how
+    many scenes the source has: sources with disjoint ranges of scenes and people share neither. Composing one takes milliseconds;
+    the faces are rendered once in a process (`face_crops`), some 10 ms each, when first needed. Safe to read from several
+    threads. Pickles as its arguments.
 
-    Record: what `sources.objects.object_fields` describes. A box bounds the head from chin to crown, hair beyond the head, ears and
-    neck not included, what other faces hide of it included, clipped to the image. `landmark_mask` is False where a landmark lies
-    outside the image.
+    Record: what `sources.objects.object_fields` describes. A box bounds the head from chin to crown, clipped to the image; hair
+    beyond the head, ears and neck are not included, what other faces hide of it is. `landmark_mask` is False where a landmark
+    lies outside the image.
 
     Attributes:
       labels: [N] int32, zeros.
@@ -231,12 +232,7 @@ class SceneSource:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Record:
-        index = int(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of a source of {len(self)}")
-        number = index + self._first
-        rng = np.random.default_rng([self._seed, number])
-        places = self._arrange(rng)
+        rng, places = self._places(index)
         image = self._compose(rng, places)
         size = self._size
         boxes = np.array([place.box for place in places], np.float32).reshape(-1, 4)
@@ -257,6 +253,25 @@ class SceneSource:
                 landmarks=landmarks,
                 landmark_mask=((landmarks >= 0) & (landmarks < size)).all((1, 2)),
             ),
+        }
+
+    def _places(self, index: int) -> tuple[np.random.Generator, list[_Place]]:
+        """Where the faces of a scene are, and the numbers from which the rest of it is drawn."""
+        index = int(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of a source of {len(self)}")
+        rng = np.random.default_rng([self._seed, index + self._first])
+        return rng, self._arrange(rng)
+
+    def ground_truth(self, index: int) -> dict[str, np.ndarray]:
+        """What is in scene `index`, as `jaxface.metrics.detection` takes it; nothing is painted for it."""
+        _, places = self._places(index)
+        boxes = np.array([place.box for place in places], np.float32).reshape(-1, 4)
+        return {
+            "boxes": np.clip(boxes, 0, self._size),
+            "labels": np.zeros(len(boxes), np.int32),
+            "crowd": np.zeros(len(boxes), bool),
+            "image_size": np.array(self.image_shape[:2], np.int32),
         }
 
     def _crop(self, rng: np.random.Generator) -> Crop:
@@ -367,7 +382,7 @@ class SceneSource:
                 lit = scenery + (covers[..., 1:] / np.float32(255)) * (lit - scenery)
             return lit
 
-        _paste(picture, place.crop, place.matrix, change, cover_of)
+        paste(picture, place.crop, place.matrix, change, cover_of)
 
     def _distract(self, rng: np.random.Generator, picture: np.ndarray) -> None:
         """A head without a face, or shoulders without a head, anywhere."""
@@ -400,7 +415,7 @@ class SceneSource:
                     colors[r : r + h, c : c + w] = tiles[tile]
             return light(colors)
 
-        _paste(picture, crop, matrix, change, cover_of)
+        paste(picture, crop, matrix, change, cover_of)
 
     def _occlude(self, rng: np.random.Generator, picture: np.ndarray) -> None:
         """Branches, ropes, rails: thin lines before everything."""

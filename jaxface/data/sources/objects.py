@@ -37,7 +37,8 @@ def object_fields(
 
     Returns:
       `boxes` [M, 4] float32, (0, 0, 1, 1) where there is no object; `box_mask` [M] bool; `box_label` [M] int32; `box_crowd` [M]
-      bool; `landmarks` [M, 5, 2] float32, zeros where unknown; `landmark_mask` [M] bool; `image_size` and `original_size` [2] int32.
+      bool; `landmarks` [M, 5, 2] float32, zeros where unknown; `landmark_mask` [M] bool; `image_size` and `original_size` [2]
+      int32.
 
     Raises:
       ValueError: more than M objects.

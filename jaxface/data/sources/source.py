@@ -31,6 +31,10 @@ class Source(Protocol):
     reading it says so by `groups` [N] int32 and `group_names`, one per group. One whose records have names or places of their
     own, such as files, says so by `record_names` [N], strings or integers. One whose records are of parts that a benchmark
     reports one by one says so by `subsets` [N] int32 and `subset_names`, that of the gallery first.
+
+    One whose records have boxes (`sources.objects.object_fields`) has `max_objects`, the rows of each, and `ground_truth(i)`,
+    what is in image i as `jaxface.metrics.detection` takes it; its `class_names` are those of the objects, and its labels zeros.
+    Where images have several shapes, `buckets` [N] int32 says which one each record is of.
     """
 
     labels: np.ndarray
@@ -80,6 +84,20 @@ class Subset:
     def subset_names(self) -> Sequence[str]:
         """Names of the parts, all those of the source."""
         return self._source.subset_names
+
+    @property
+    def max_objects(self) -> int:
+        """Rows of `boxes`; an AttributeError where records have none."""
+        return self._source.max_objects
+
+    @property
+    def buckets(self) -> np.ndarray:
+        """[N] int32, the shape that each image has; an AttributeError where all have one."""
+        return self._source.buckets[self._indices]
+
+    def ground_truth(self, index: int) -> dict[str, np.ndarray]:
+        """What is in an image; an AttributeError where the source does not know."""
+        return self._source.ground_truth(int(self._indices[index]))
 
     @property
     def record_names(self) -> Sequence[str] | np.ndarray:

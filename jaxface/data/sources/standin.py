@@ -25,9 +25,11 @@ class StandInSource(abc.ABC):
     labels: np.ndarray
     class_names: Sequence[str]
     image_shape: tuple[int, int, int]
+    _OF = "of its class"
 
     def __init__(self):
         self._bad: set[int] = set()
+        self._stand_ins: dict[int, int] = {}
         self._lock = threading.Lock()
 
     @abc.abstractmethod
@@ -43,6 +45,10 @@ class StandInSource(abc.ABC):
         """Images that did not decode, among those asked for so far."""
         return len(self._bad)
 
+    def shown(self, index: int) -> int:
+        """Which record was given for `index` when it was last asked for: itself, or its stand-in."""
+        return self._stand_ins.get(index, index)
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -52,15 +58,26 @@ class StandInSource(abc.ABC):
             return self._read(index)
         except CorruptImage as error:
             self._count(index, error)
-        same = np.flatnonzero(self.labels == self.labels[index])
+        same = self._alike(index)
         for candidate in np.roll(same, -int(np.searchsorted(same, index)) - 1)[:-1].tolist():
             if candidate in self._bad:
                 continue
             try:
-                return self._read(candidate)
+                record = self._read(candidate)
             except CorruptImage as error:
                 self._count(candidate, error)
-        raise UserError(f"data: no image of {self.class_names[self.labels[index]]} can be read any more")
+            else:
+                self._stand_ins[index] = candidate
+                return record
+        raise UserError(f"data: no image of {self._kind(index)} can be read any more")
+
+    def _alike(self, index: int) -> np.ndarray:
+        """Records of which one may stand in for another, in order: those of its class."""
+        return np.flatnonzero(self.labels == self.labels[index])
+
+    def _kind(self, index: int) -> str:
+        """What these records have in common, for a message."""
+        return self.class_names[self.labels[index]]
 
     def _count(self, index: int, error: CorruptImage) -> None:
         with self._lock:
@@ -68,9 +85,10 @@ class StandInSource(abc.ABC):
             self._bad.add(index)
         if first:
             _log.warning(
-                "%s cannot be read (%s): another image of its class stands in, here and for any further one",
+                "%s cannot be read (%s): another image %s stands in, here and for any further one",
                 self._describe(index),
                 error,
+                self._OF,
             )
 
     def __getstate__(self):

@@ -132,3 +132,31 @@ class LfwSubset(DataSpec):
 
     def divide(self, *, image_size: int, seed: int) -> Split:
         return split_samples(self.source(image_size=image_size, seed=seed), 140, self.title, seed)
+
+
+@KINDS.register("lfw_patches")
+@dataclasses.dataclass(frozen=True)
+class LfwPatches(DataSpec):
+    """The same patches as face or not a face, with as many of either class in both parts."""
+
+    held_out: Annotated[float, OpenFraction] = 0.3
+    """Fraction of the patches to test on."""
+
+    @property
+    def title(self) -> str:
+        return "lfw-patches"
+
+    def source(self, *, image_size: int, seed: int) -> Source:
+        return bundled.lfw_subset(image_size=image_size)
+
+    def divide(self, *, image_size: int, seed: int) -> Split:
+        source = self.source(image_size=image_size, seed=seed)
+        rng = np.random.default_rng(seed)
+        train, held_out = [], []
+        for label in range(len(source.class_names)):
+            rows = rng.permutation(np.flatnonzero(source.labels == label))
+            count = min(max(round(self.held_out * len(rows)), 1), len(rows) - 1)
+            held_out.append(rows[:count])
+            train.append(rows[count:])
+        subsets = (Subset(source, np.sort(np.concatenate(rows))) for rows in (train, held_out))
+        return Split(*subsets, self.title, "classification")

@@ -69,6 +69,10 @@ class Augment:
         """Whether any change can fire."""
         return self.shift > 0 or any(getattr(self, name) for name in _PROBABILITIES)
 
+    def transform(self) -> "Augmentation":
+        """The changes as a grain transformation."""
+        return Augmentation(self)
+
 
 class Augmentation(grain.transforms.RandomMap):
     """Applies an `Augment` to records, in the order in which a camera would: scene, then optics, then file.

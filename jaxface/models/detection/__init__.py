@@ -12,6 +12,7 @@ from jaxface.models.detection.base import (
 )
 from jaxface.models.detection.cell_net import STRUCTURES, CellNet, Structure, context_weights
 from jaxface.models.detection.retinaface import RetinaFace
+from jaxface.models.detection.tiny_yolo import FusedTinyYolo, TinyYolo, fuse_tiny_yolo
 
 __all__ = [
     "DETECTORS",
@@ -19,12 +20,15 @@ __all__ = [
     "CellNet",
     "Detections",
     "Detector",
+    "FusedTinyYolo",
     "RetinaFace",
     "Structure",
+    "TinyYolo",
     "context_weights",
     "create_detector",
     "describe",
     "from_description",
+    "fuse_tiny_yolo",
     "init_variables",
     "select_detections",
 ]
