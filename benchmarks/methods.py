@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import common
-from experiments.methods import acw, cckd, cloak, condensation_net, coupleface, ddc, gabn, ida, lrfr, rco
+from experiments.methods import acw, cckd, cloak, condensation_net, coupleface, ddc, gabn, ida, lrfr, rbonn, rco
 from experiments.recipes.recognition import Recipe
 from experiments.recipes.teachers import TeacherSpec
 from experiments.studies import gabn as gabn_study
@@ -134,6 +134,8 @@ CASES = (
          stage(gabn.build, "recognition"), gabn_study.BASELINE),
     Case("ida, images", ida.Config(), "cosines", ida_scores, COSINE),
     Case("ida, embeddings", ida.Config(), "cosines", functools.partial(ida_scores, embedded=True), COSINE),
+    Case("rbonn", rbonn.Config(backbone="binary_resnet_pico", image_size=16), "plain estimator", stage(rbonn.build, "binary"),
+         {"weights": "straight_through"}),
     Case("cloak", CLOAK, "FI-UAP, equal steps", stage(cloak.build, "cloak"), {"cloak": MASKS["fi_uap"]}),
     Case("cloak, equal gradients", CLOAK, "OPOM, equal gradients", stage(cloak.build, "cloak"),
          {"cloak": MASKS["opom_equal_gradients"]}),
@@ -162,9 +164,10 @@ def shortened(config: Recipe, *, quick: bool) -> Recipe:
         return value
 
     fields = {field.name: cut(getattr(config, field.name)) for field in dataclasses.fields(config)}
-    if quick:
-        # Classifiers without an embedding are tiny already, and some have networks of their own.
-        fields |= {**(tiny if config.embedding is not None else {}), "image_size": 16, "batch_size": 16}
+    if quick and getattr(config, "embedding", None) is None:  # classifiers are tiny, some with networks of their own
+        fields["batch_size"] = 16
+    elif quick:
+        fields |= {**tiny, "image_size": 16, "batch_size": 16}
     if isinstance(config, cloak.Config):
         fields["steps"] = EARLIER
     return dataclasses.replace(config, **fields)
