@@ -24,7 +24,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import common
-from experiments.methods import acw, cckd, cloak, coupleface, gabn, ida, lrfr, rco
+from experiments.methods import acw, bamsprod, cckd, cloak, coupleface, gabn, ida, lrfr, rco
+from experiments.recipes.binary import BinaryRecipe
 from experiments.recipes.recognition import Recipe
 from experiments.recipes.teachers import TeacherSpec
 from experiments.studies import gabn as gabn_study
@@ -134,6 +135,8 @@ CASES = (
          stage(gabn.build, "recognition"), gabn_study.BASELINE),
     Case("ida, images", ida.Config(), "cosines", ida_scores, COSINE),
     Case("ida, embeddings", ida.Config(), "cosines", functools.partial(ida_scores, embedded=True), COSINE),
+    Case("bamsprod", bamsprod.Config(online_steps=0), "Adam", stage(bamsprod.build, "network"),
+         {"optimizer": training.Optimizer(name="adam", learning_rate=0.3, schedule="linear", weight_decay=0.0)}),
     Case("cloak", CLOAK, "FI-UAP, equal steps", stage(cloak.build, "cloak"), {"cloak": MASKS["fi_uap"]}),
     Case("cloak, equal gradients", CLOAK, "OPOM, equal gradients", stage(cloak.build, "cloak"),
          {"cloak": MASKS["opom_equal_gradients"]}),
@@ -158,7 +161,8 @@ def shortened(config: Recipe, *, quick: bool) -> Recipe:
 
     fields = {field.name: cut(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if quick:
-        fields |= {**tiny, "image_size": 16, "batch_size": 16}
+        small = {"image_size": 8} if isinstance(config, BinaryRecipe) else {**tiny, "image_size": 16}
+        fields |= {**small, "batch_size": 16}
     if isinstance(config, cloak.Config):
         fields["steps"] = EARLIER
     return dataclasses.replace(config, **fields)
