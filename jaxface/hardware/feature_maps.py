@@ -1,7 +1,8 @@
 """Memory and traffic of a network's feature maps where groups of channels are pooled before they are stored.
 
 A layer that computes R·M maps and keeps the best of every R has maps that exist block by block only, "virtual" ones
-(arXiv:2104.14124). These functions compare it with a machine that stores all R·M."""
+(arXiv:2104.14124). These functions compare it with a machine that stores all R·M.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
