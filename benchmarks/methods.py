@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import common
-from experiments.methods import acw, cckd, cloak, condensation_net, coupleface, ddc, gabn, ida, lrfr, rbonn, rco
+from experiments.methods import acw, bamsprod, cckd, cloak, condensation_net, coupleface, ddc, gabn, ida, lrfr, rbonn, rco
 from experiments.recipes.recognition import Recipe
 from experiments.recipes.teachers import TeacherSpec
 from experiments.studies import gabn as gabn_study
@@ -136,6 +136,8 @@ CASES = (
     Case("ida, embeddings", ida.Config(), "cosines", functools.partial(ida_scores, embedded=True), COSINE),
     Case("rbonn", rbonn.Config(backbone="binary_resnet_pico", image_size=16), "plain estimator", stage(rbonn.build, "binary"),
          {"weights": "straight_through"}),
+    Case("bamsprod", bamsprod.Config(online_steps=0), "Adam", stage(bamsprod.build, "network"),
+         {"optimizer": training.Optimizer(name="adam", learning_rate=0.3, schedule="linear", weight_decay=0.0)}),
     Case("cloak", CLOAK, "FI-UAP, equal steps", stage(cloak.build, "cloak"), {"cloak": MASKS["fi_uap"]}),
     Case("cloak, equal gradients", CLOAK, "OPOM, equal gradients", stage(cloak.build, "cloak"),
          {"cloak": MASKS["opom_equal_gradients"]}),
