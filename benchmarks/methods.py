@@ -24,7 +24,20 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import common
-from experiments.methods import acw, bamsprod, cckd, cloak, condensation_net, coupleface, ddc, gabn, ida, lrfr, rbonn, rco
+from experiments.methods import (
+    acw,
+    bamsprod,
+    cckd,
+    cloak,
+    condensation_net,
+    coupleface,
+    ddc,
+    gabn,
+    ida,
+    lrfr,
+    rbonn,
+    rco,
+)
 from experiments.recipes.recognition import Recipe
 from experiments.recipes.teachers import TeacherSpec
 from experiments.studies import gabn as gabn_study
@@ -166,7 +179,9 @@ def shortened(config: Recipe, *, quick: bool) -> Recipe:
         return value
 
     fields = {field.name: cut(getattr(config, field.name)) for field in dataclasses.fields(config)}
-    if quick and getattr(config, "embedding", None) is None:  # classifiers are tiny, some with networks of their own
+    if (
+        quick and getattr(config, "embedding", None) is None
+    ):  # classifiers are tiny, some with networks of their own
         fields["batch_size"] = 16
     elif quick:
         fields |= {**tiny, "image_size": 16, "batch_size": 16}
