@@ -50,7 +50,15 @@ setup(
     extras_require={
         "interop": _INTEROP,
         "detection": _DETECTION,
-        "test": [*_INTEROP, *_DETECTION, "pytest>=8", "pytest-xdist>=3", "hypothesis>=6.100", "pyyaml>=6", "ruff>=0.8"],
+        "test": [
+            *_INTEROP,
+            *_DETECTION,
+            "pytest>=8",
+            "pytest-xdist>=3",
+            "hypothesis>=6.100",
+            "pyyaml>=6",
+            "ruff>=0.8",
+        ],
         "cuda": ["jax[cuda13]>=0.11,<0.13"],
         "tpu": ["jax[tpu]>=0.11,<0.13"],
         "bench": ["torch>=2.4"],

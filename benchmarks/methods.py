@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import common
-from experiments.methods import acw, cckd, cloak, coupleface, gabn, ida, lrfr, rbonn, rco
+from experiments.methods import acw, bamsprod, cckd, cloak, coupleface, gabn, ida, lrfr, rbonn, rco
 from experiments.recipes.binary import BinaryRecipe
 from experiments.recipes.recognition import Recipe
 from experiments.recipes.teachers import TeacherSpec
@@ -135,8 +135,10 @@ CASES = (
          stage(gabn.build, "recognition"), gabn_study.BASELINE),
     Case("ida, images", ida.Config(), "cosines", ida_scores, COSINE),
     Case("ida, embeddings", ida.Config(), "cosines", functools.partial(ida_scores, embedded=True), COSINE),
-    Case("rbonn", rbonn.Config(backbone="binary_resnet_pico", image_size=16), "plain estimator", stage(rbonn.build, "binary"),
+    Case("rbonn", rbonn.Config(backbone="binary_resnet_pico"), "plain estimator", stage(rbonn.build, "binary"),
          {"weights": "straight_through"}),
+    Case("bamsprod", bamsprod.Config(online_steps=0), "Adam", stage(bamsprod.build, "network"),
+         {"optimizer": training.Optimizer(name="adam", learning_rate=0.3, schedule="linear", weight_decay=0.0)}),
     Case("cloak", CLOAK, "FI-UAP, equal steps", stage(cloak.build, "cloak"), {"cloak": MASKS["fi_uap"]}),
     Case("cloak, equal gradients", CLOAK, "OPOM, equal gradients", stage(cloak.build, "cloak"),
          {"cloak": MASKS["opom_equal_gradients"]}),
@@ -160,10 +162,9 @@ def shortened(config: Recipe, *, quick: bool) -> Recipe:
         return value
 
     fields = {field.name: cut(getattr(config, field.name)) for field in dataclasses.fields(config)}
-    if quick and isinstance(config, BinaryRecipe):  # whose network is its own
-        fields["batch_size"] = 16
-    elif quick:
-        fields |= {**tiny, "image_size": 16, "batch_size": 16}
+    if quick:
+        small = {"image_size": 8} if isinstance(config, BinaryRecipe) else {**tiny, "image_size": 16}
+        fields |= {**small, "batch_size": 16}
     if isinstance(config, cloak.Config):
         fields["steps"] = EARLIER
     return dataclasses.replace(config, **fields)

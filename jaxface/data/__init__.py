@@ -8,6 +8,7 @@ and splits it, `batches` feeds the training and `evaluation_batches` the evaluat
 from jaxface.data.pipeline.batches import Batches, Relabeled, batches, corrupt_labels, evaluation_batches
 from jaxface.data.pipeline.samplers import ClassUniform, Order, SuperclassUniform, class_means, superclasses
 from jaxface.data.render.rendered import RenderedSource
+from jaxface.data.render.scenes import SceneSource, SceneVariation
 from jaxface.data.render.variation import Variation
 from jaxface.data.sources.bundled import ArraySource, digits, lfw_people, lfw_subset, olivetti
 from jaxface.data.sources.depth import (
@@ -29,6 +30,7 @@ from jaxface.data.sources.tfds_source import TfdsSource
 from jaxface.data.sources.vectors import VectorSource, read_embeddings
 from jaxface.data.specs.base import KINDS, DataSpec, Split, load, load_all
 from jaxface.data.specs.bundled_sets import DigitHalves, Digits, Lfw, LfwSubset, Olivetti
+from jaxface.data.specs.detection_sets import Scenes
 from jaxface.data.specs.embeddings import Crowd, EmbeddingFile
 from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, RgbdFolder, Tfds
 from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
@@ -99,6 +101,9 @@ __all__ = [
     "RgbdFolder",
     "RgbdFolderSource",
     "RgbdImages",
+    "SceneSource",
+    "SceneVariation",
+    "Scenes",
     "ShortcutDigits",
     "Source",
     "Split",

@@ -2,9 +2,15 @@
 
 from jaxface.interop.onnx_graph import read_onnx, save_onnx
 from jaxface.interop.program import load_stablehlo, save_stablehlo
-from jaxface.interop.state_dict import from_state_dict, read_safetensors, save_safetensors, to_state_dict
+from jaxface.interop.state_dict import (
+    from_state_dict,
+    read_safetensors,
+    save_safetensors,
+    to_state_dict,
+    unwrapped,
+)
 from jaxface.interop.torch_file import read_torch
-from jaxface.interop.weights import load_weights
+from jaxface.interop.weights import load_weights, read_tensors
 
 __all__ = [
     "from_state_dict",
@@ -12,9 +18,11 @@ __all__ = [
     "load_weights",
     "read_onnx",
     "read_safetensors",
+    "read_tensors",
     "read_torch",
     "save_onnx",
     "save_safetensors",
     "save_stablehlo",
     "to_state_dict",
+    "unwrapped",
 ]

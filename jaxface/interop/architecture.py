@@ -1,15 +1,20 @@
-"""The layers of iResNet and MobileFaceNet in the order of their computation, under PyTorch's names and under ours.
+"""The layers of iResNet, MobileFaceNet and RetinaFace under PyTorch's names and under ours.
 
-One description serves state dicts, which are its leaves, and ONNX graphs, which are read and written along it.
+One description serves state dicts, which are its leaves, and for networks that are a chain ONNX graphs, which are read and
+written along it.
 
-The names are those of InsightFace's arcface_torch:
+The names of recognizers are those of InsightFace's arcface_torch, those of the detector biubug6/Pytorch_Retinaface's:
 
     iResNet         conv1 bn1 prelu, layer{1-4}.{i}.{bn1 conv1 bn2 prelu conv2 bn3 downsample.0 downsample.1}, bn2 fc features
     MobileFaceNet   layers.{0-7}, conv_sep, features, each with ….layers.{0: convolution, 1: norm, 2: PReLU}
+    RetinaFace      body (MobileNetV1: stage{1-3}.{i}.{0 1 3 4}; ResNet-50: conv1 bn1 layer{1-4}.{i}.{…}),
+                    fpn.{output1-3 merge1-2}.{0 1}, ssh{1-3}.{conv3X3 conv5X5_1 conv5X5_2 conv7X7_2 conv7x7_3}.{0 1},
+                    {ClassHead BboxHead LandmarkHead}.{0-2}.conv1x1
 """
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -19,6 +24,7 @@ import numpy as np
 
 from jaxface.errors import UserError
 from jaxface.models import IResNet, MobileFaceNet
+from jaxface.models.detection.retinaface import RetinaFaceNet
 
 EPSILON = 1e-5  # of every norm, in PyTorch and in ours
 
@@ -36,7 +42,7 @@ class Leaf(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
-    """Without bias; `shape` is (out, in per group, height, width)."""
+    """`shape` is (out, in per group, height, width)."""
 
     name: str
     path: Path
@@ -44,9 +50,12 @@ class Convolution:
     stride: int = 1
     padding: int = 0
     groups: int = 1
+    biased: bool = False
 
     def leaves(self) -> list[Leaf]:
-        return [Leaf(f"{self.name}.weight", self.shape, ("params", *self.path, "kernel"))]
+        weight = Leaf(f"{self.name}.weight", self.shape, ("params", *self.path, "kernel"))
+        bias = Leaf(f"{self.name}.bias", self.shape[:1], ("params", *self.path, "bias"))
+        return [weight, bias] if self.biased else [weight]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +152,21 @@ def architecture(module: nn.Module, image_shape: tuple[int, int, int]) -> tuple[
     )
 
 
+def tensor_layers(module: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Layer, ...]:
+    """Every layer with tensors, in the order of PyTorch's state dict.
+
+    Args:
+      module: as for `architecture`, or a `RetinaFaceNet` with the context modules of SSH.
+      image_shape: (H, W, C) of its images.
+
+    Raises:
+      UserError: another network.
+    """
+    if isinstance(module, RetinaFaceNet):
+        return _retinaface(module, image_shape)
+    return tuple(plain_layers(architecture(module, image_shape)))
+
+
 def leaves(layers: tuple[Layer, ...]) -> Iterator[Leaf]:
     """Every tensor, in the order of PyTorch's state dict."""
     for layer in plain_layers(layers):
@@ -171,7 +195,8 @@ class _Builder:
         height, width, inputs, outputs = self._shape(*path, "kernel")
         shape = (outputs, inputs, height, width)
         # Every 3x3 kernel is padded; 1x1 and the one over the whole plane are not.
-        return Convolution(name, path, shape, stride, int(height == width == 3), groups)
+        biased = "bias" in functools.reduce(lambda tree, key: tree[key], path, self.params)
+        return Convolution(name, path, shape, stride, int(height == width == 3), groups, biased)
 
     def norm(self, name: str, *path: str) -> Norm:
         scaled = "scale" in functools.reduce(lambda tree, key: tree[key], path, self.params)
@@ -255,3 +280,60 @@ def _mobilefacenet(module: MobileFaceNet, image_shape: tuple[int, int, int]) -> 
         make.dense("features.layers.2", "head_dense", plane=(512, 1, 1), lenient=True),
         make.norm("features.layers.3", "head_embedding"),
     )
+
+
+def _retinaface(module: RetinaFaceNet, image_shape: tuple[int, int, int]) -> tuple[Layer, ...]:
+    if module.context != "ssh":
+        raise UserError(f"context: needs 'ssh', which has PyTorch names; got {module.context!r}")
+    make = _Builder(module, image_shape)
+
+    def pair(conv: str, norm: str, *ours: str) -> tuple[Layer, ...]:
+        *module, start = ours
+        return make.convolution(conv, *module, f"{start}conv"), make.norm(norm, *module, f"{start}norm")
+
+    def unit(theirs: str, *ours: str) -> tuple[Layer, ...]:
+        return pair(f"{theirs}.0", f"{theirs}.1", *ours)
+
+    layers: list[Layer] = []
+    if "stage1_block1" in make.params["backbone"]:
+        layers += pair("body.conv1", "body.bn1", "backbone", "stem_")
+        for ours in sorted(name for name in make.params["backbone"] if name.startswith("stage")):
+            stage, block = re.fullmatch(r"stage(\d+)_block(\d+)", ours).groups()
+            theirs = f"body.layer{stage}.{int(block) - 1}"
+            for i in (1, 2, 3):
+                layers += [
+                    make.convolution(f"{theirs}.conv{i}", "backbone", ours, f"conv{i}"),
+                    make.norm(f"{theirs}.bn{i}", "backbone", ours, f"norm{i}"),
+                ]
+            if "shortcut_conv" in make.params["backbone"][ours]:
+                layers += pair(
+                    f"{theirs}.downsample.0", f"{theirs}.downsample.1", "backbone", ours, "shortcut_"
+                )
+    else:
+        layers += pair("body.stage1.0.0", "body.stage1.0.1", "backbone", "stem_")
+        places = [(1, i) for i in range(1, 6)] + [(2, i) for i in range(6)] + [(3, i) for i in range(2)]
+        for number, (stage, i) in enumerate(places, start=1):
+            theirs, ours = f"body.stage{stage}.{i}", ("backbone", f"unit{number}")
+            layers += [
+                make.convolution(f"{theirs}.0", *ours, "depthwise"),
+                make.norm(f"{theirs}.1", *ours, "depthwise_norm"),
+                make.convolution(f"{theirs}.3", *ours, "pointwise"),
+                make.norm(f"{theirs}.4", *ours, "pointwise_norm"),
+            ]
+    fpn = [(f"output{i}", f"lateral{i}_") for i in (1, 2, 3)] + [(f"merge{i}", f"merge{i}_") for i in (1, 2)]
+    for theirs, ours in fpn:
+        layers += unit(f"fpn.{theirs}", "pyramid", ours)
+    branches = {
+        "conv3X3": "near",
+        "conv5X5_1": "shared",
+        "conv5X5_2": "middle",
+        "conv7X7_2": "far1",
+        "conv7x7_3": "far2",
+    }
+    for i in (1, 2, 3):
+        for theirs, ours in branches.items():
+            layers += unit(f"ssh{i}.{theirs}", f"context{i}", ours, "")
+    heads = {"ClassHead": "class_logits", "BboxHead": "box_deltas", "LandmarkHead": "point_deltas"}
+    for theirs, ours in heads.items():
+        layers += [make.convolution(f"{theirs}.{i}.conv1x1", f"{ours}{i + 1}") for i in range(3)]
+    return tuple(layers)

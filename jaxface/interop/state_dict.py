@@ -1,4 +1,4 @@
-"""PyTorch state dicts of iResNet and MobileFaceNet into our variables and back."""
+"""PyTorch state dicts of iResNet, MobileFaceNet and RetinaFace into our variables and back."""
 
 import pathlib
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxface.errors import UserError
-from jaxface.interop.architecture import EPSILON, Dense, Norm, abstract_variables, architecture, plain_layers
+from jaxface.interop.architecture import EPSILON, Dense, Norm, abstract_variables, tensor_layers
 from jaxface.interop.files import optional, replacing
 from jaxface.paths import local_path
 
@@ -33,7 +33,7 @@ def from_state_dict(
 
     Args:
       state: name -> array of any float type.
-      module: an `IResNet` with insightface blocks, or a `MobileFaceNet`.
+      module: an `IResNet` with insightface blocks, a `MobileFaceNet`, or a `RetinaFaceNet` with the context modules of SSH.
       image_shape: (H, W, C) of its images.
       source: what to call the tensors in a refusal.
 
@@ -43,12 +43,12 @@ def from_state_dict(
     Raises:
       UserError: another architecture (names the first tensor that differs and both shapes), or values that no network has.
     """
-    layers = architecture(module, image_shape)
-    state = {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
-    while prefix := next((p for p in _WRAPPERS if state and all(name.startswith(p) for name in state)), None):
-        state = {name.removeprefix(prefix): array for name, array in state.items()}
+    layers = tensor_layers(module, image_shape)
+    state = {
+        name: array for name, array in unwrapped(state).items() if not name.endswith("num_batches_tracked")
+    }
     leaves = {}
-    for layer in plain_layers(layers):
+    for layer in layers:
         if isinstance(layer, Norm) and not layer.scaled:
             frozen = _checked(state, f"{layer.name}.weight", (layer.features,), source)
             if np.any(frozen != 1):
@@ -65,10 +65,17 @@ def from_state_dict(
             if leaf.path[-1] == "var" and np.any(array <= -EPSILON):
                 raise UserError(f"weights: {source}: {leaf.name} needs variances; got {array.min():.6g}")
             leaves[leaf.path] = _to_flax(array, layer)
-    expected = {name for layer in plain_layers(layers) for name in _names(layer)}
+    expected = {name for layer in layers for name in _names(layer)}
     if surplus := [name for name in state if name not in expected]:
         raise difference(source, surplus[0], np.shape(state[surplus[0]]), "nothing")
     return flax.traverse_util.unflatten_dict(leaves)
+
+
+def unwrapped(state: StateDict) -> StateDict:
+    """A state dict without what wrappers put before every name."""
+    while prefix := next((p for p in _WRAPPERS if state and all(name.startswith(p) for name in state)), None):
+        state = {name.removeprefix(prefix): array for name, array in state.items()}
+    return state
 
 
 def to_state_dict(variables: Mapping, module: nn.Module, image_shape: tuple[int, int, int]) -> dict:
@@ -80,7 +87,7 @@ def to_state_dict(variables: Mapping, module: nn.Module, image_shape: tuple[int,
     check_variables(variables, module, image_shape)
     flat = flax.traverse_util.flatten_dict(dict(variables))
     state = {}
-    for layer in plain_layers(architecture(module, image_shape)):
+    for layer in tensor_layers(module, image_shape):
         if isinstance(layer, Norm) and not layer.scaled:
             state[f"{layer.name}.weight"] = np.ones(layer.features, np.float32)
         for leaf in layer.leaves():
@@ -108,9 +115,14 @@ def check_variables(variables: Mapping, module: nn.Module, image_shape: tuple[in
 
 
 def save_safetensors(
-    path: str | pathlib.Path, module: nn.Module, variables: Mapping, image_shape: tuple[int, int, int]
+    path: str | pathlib.Path,
+    module: nn.Module,
+    variables: Mapping,
+    image_shape: tuple[int, int, int],
+    *,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes the weights of a network as safetensors under PyTorch's names.
+    """Writes the weights of a network as safetensors under PyTorch's names, with what else the file is to say about them.
 
     In PyTorch: `backbone.load_state_dict(safetensors.torch.load_file(path))`.
 
@@ -120,7 +132,7 @@ def save_safetensors(
     safetensors = optional("safetensors.numpy")
     state = to_state_dict(jax.device_get(variables), module, image_shape)
     with replacing(path) as temporary:
-        safetensors.save_file(state, temporary, metadata={"format": "pt"})
+        safetensors.save_file(state, temporary, metadata={"format": "pt", **(metadata or {})})
 
 
 def read_safetensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 import pathlib
 
 import flax.linen as nn
+import numpy as np
 
 from jaxface.errors import UserError
 from jaxface.interop.onnx_graph import read_onnx
@@ -14,12 +15,12 @@ from jaxface.paths import local_path
 def load_weights(path: str | pathlib.Path, module: nn.Module, image_shape: tuple[int, int, int]) -> dict:
     """Variables of a network from a file of PyTorch (`torch.save` of a state dict), safetensors or ONNX.
 
-    PyTorch and safetensors hold tensors under InsightFace's names (`jaxface.interop.architecture`), ONNX a graph under any.
+    PyTorch and safetensors hold tensors under published names (`jaxface.interop.architecture`), ONNX a graph under any.
     None of them is run.
 
     Args:
       path: the file; `.onnx` is read as ONNX, any other by what it begins with.
-      module: an `IResNet` with insightface blocks, or a `MobileFaceNet`.
+      module: an `IResNet` with insightface blocks, a `MobileFaceNet`, or a `RetinaFaceNet`, which no ONNX graph is read into.
       image_shape: (H, W, C) of its images; 112 x 112 x 3 for all published ones.
 
     Returns:
@@ -30,14 +31,21 @@ def load_weights(path: str | pathlib.Path, module: nn.Module, image_shape: tuple
         shapes).
     """
     path = local_path("weights", path)
-    if path.suffix == ".onnx":
-        state = read_onnx(path, module, image_shape)
-    else:
-        try:
-            with path.open("rb") as file:
-                start = file.read(9)
-        except OSError as error:
-            raise UserError(f"weights: cannot read {path}: {error.strerror or error}") from None
-        # safetensors: eight bytes of length, then JSON.
-        state = read_safetensors(path) if start[8:] == b"{" else read_torch(path)
+    state = read_onnx(path, module, image_shape) if path.suffix == ".onnx" else read_tensors(path)
     return from_state_dict(state, module, image_shape, source=str(path))
+
+
+def read_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """The tensors of a file of PyTorch or safetensors, which is told by what it begins with.
+
+    Raises:
+      UserError: it cannot be read as either.
+    """
+    path = local_path("weights", path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise UserError(f"weights: cannot read {path}: {error.strerror or error}") from None
+    # safetensors: eight bytes of length, then JSON.
+    return read_safetensors(path) if start[8:] == b"{" else read_torch(path)

@@ -26,6 +26,10 @@
 | `acw_loss` | confidence moves to the modality that favors the right identity | arXiv:2403.06529 |
 | `leave_one_out_cosines` | cosines with prototypes that an image had no part in | arXiv:2403.06529 |
 | `lid_regression_loss`, `lid_targets` | how crowded the neighborhood of an image is, learned | arXiv:2103.01559 |
+| `multibox_loss`, `hard_negatives`, `max_out_background` | a face detector's anchors | arXiv:1905.00641, 1708.05237 |
+| `retinanet_loss`, `rpn_loss`, `rcnn_loss` | anchors and regions of general detectors | arXiv:1708.02002, 1506.01497 |
+| `sigmoid_focal_loss`, `smooth_l1_loss` | their parts | arXiv:1708.02002, 1504.08083 |
+| `match_sets`, `detr_match`, `detr_loss` | predictions and objects one to one | arXiv:2005.12872 |
 | `gan_discriminator_loss`, `gan_generator_loss`, `r1_penalty` | a generator of faces | arXiv:1406.2661, 1801.04406 |
 """
 
@@ -43,6 +47,21 @@ from jaxface.losses.coupleface import (
     CoupleFaceTerms,
     coupleface_loss,
     relation_aware_loss,
+)
+from jaxface.losses.detection import (
+    DetectionTerms,
+    DetrTerms,
+    detr_loss,
+    detr_match,
+    hard_negatives,
+    match_sets,
+    max_out_background,
+    multibox_loss,
+    rcnn_loss,
+    retinanet_loss,
+    rpn_loss,
+    sigmoid_focal_loss,
+    smooth_l1_loss,
 )
 from jaxface.losses.distillation import mimic_loss, soft_target_loss
 from jaxface.losses.gabn import (
@@ -74,6 +93,8 @@ __all__ = [
     "AttentionScore",
     "CosFace",
     "CoupleFaceTerms",
+    "DetectionTerms",
+    "DetrTerms",
     "Head",
     "Kernel",
     "Linear",
@@ -91,12 +112,15 @@ __all__ = [
     "coupleface_loss",
     "create_head",
     "cross_entropy",
+    "detr_loss",
+    "detr_match",
     "discriminator_loss",
     "erase",
     "gan_discriminator_loss",
     "gan_generator_loss",
     "gradient_attention",
     "group_weights",
+    "hard_negatives",
     "hardness",
     "hardness_ratios",
     "hint_loss",
@@ -106,15 +130,23 @@ __all__ = [
     "logexp_distance",
     "logexp_loss",
     "margin_logits",
+    "match_sets",
+    "max_out_background",
     "mimic_loss",
     "mined_relations",
+    "multibox_loss",
     "partial_fc_loss",
     "power_distance",
     "r1_penalty",
+    "rcnn_loss",
     "relation_aware_loss",
+    "retinanet_loss",
+    "rpn_loss",
     "sample_classes",
     "sface_loss",
     "shard_bounds",
+    "sigmoid_focal_loss",
+    "smooth_l1_loss",
     "soft_target_loss",
     "softmax_loss",
     "taylor_rbf_coeffs",

@@ -8,6 +8,7 @@ from jaxface.models.recognition.iresnet import IResNet
 from jaxface.models.recognition.mlp import MLP
 from jaxface.models.recognition.mobilefacenet import MobileFaceNet
 from jaxface.models.recognition.mobilenet import MobileNet
+from jaxface.models.recognition.mobilenet_v1 import MobileNetV1
 from jaxface.models.recognition.mobilenet_v2 import MobileNetV2
 from jaxface.models.recognition.resnet import FaceResNet, ResNet
 from jaxface.models.registry import MODELS, create, feature_size, names
@@ -22,6 +23,7 @@ __all__ = [
     "InceptionResNet",
     "MobileFaceNet",
     "MobileNet",
+    "MobileNetV1",
     "MobileNetV2",
     "ResNet",
     "ViT",

@@ -2,25 +2,62 @@
 
 | name | idea | source |
 |---|---|---|
+| `amsgrad`, `uncorrected_adam` | without a correction of the moments' bias, which optax has not | Reddi et al. 2018 |
+| `bamsprod` | AMSGrad of latent binary weights, its second moment in a closing range | arXiv:2009.13799 |
+| `bop` | binary weights that flip, without a step size | arXiv:1906.02107 |
+| `project_box` | parameters stay in [-1, 1] | |
 | `sampled_rows` | what a step did not sample stays, its momentum too | PartialFC, arXiv:2203.15565, version 1 |
 | `keep_last_gradient` | the gradient of a step is there in the next | RBONN, arXiv:2209.01542, released code |
 | `recurrent_bilinear` | filters whose scale is dense and weights are small grow by a learned factor | RBONN, arXiv:2209.01542 |
 | `train_only` | parameters of some names move, the others stay | |
 | `track_sign_flips` | counts the latent weights that change their sign | |
+
+`RULES` has the update rules by name; `simulate_online` is a problem to tell them apart on.
 """
 
+from jaxface.optimizers.bamsprod import (
+    bamsprod,
+    bamsprod_rule,
+    h_norm_quant_error,
+    h_norm_scale,
+    latent_weights,
+    range_bounds,
+    scale_by_bamsprod,
+)
+from jaxface.optimizers.bop import bop
+from jaxface.optimizers.box import project_box
+from jaxface.optimizers.online import online_regret, simulate_online
 from jaxface.optimizers.rbonn import keep_last_gradient, last_gradient, recurrent_bilinear
+from jaxface.optimizers.rules import RULES, NamedRule, Rule
 from jaxface.optimizers.sampled_rows import sampled_rows
 from jaxface.optimizers.sign_flips import flip_rate, track_sign_flips
 from jaxface.optimizers.trained_parts import name_mask, train_only
+from jaxface.optimizers.uncorrected_adam import amsgrad, scale_by_uncorrected_adam, uncorrected_adam
 
 __all__ = [
+    "RULES",
+    "NamedRule",
+    "Rule",
+    "amsgrad",
+    "bamsprod",
+    "bamsprod_rule",
+    "bop",
     "flip_rate",
+    "h_norm_quant_error",
+    "h_norm_scale",
     "keep_last_gradient",
     "last_gradient",
+    "latent_weights",
     "name_mask",
+    "online_regret",
+    "project_box",
+    "range_bounds",
     "recurrent_bilinear",
     "sampled_rows",
+    "scale_by_bamsprod",
+    "scale_by_uncorrected_adam",
+    "simulate_online",
     "track_sign_flips",
     "train_only",
+    "uncorrected_adam",
 ]

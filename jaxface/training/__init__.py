@@ -61,7 +61,9 @@ from jaxface.training.workdir import (
     give_up_workdir,
     open_workdir,
     read_config,
+    read_description,
     write_atomically,
+    write_description,
 )
 
 __all__ = [
@@ -133,6 +135,7 @@ __all__ = [
     "prototype_loss",
     "prototype_rows",
     "read_config",
+    "read_description",
     "read_records",
     "resolution_gradient_norms",
     "restore_params",
@@ -148,4 +151,5 @@ __all__ = [
     "verification_figures",
     "with_depth_noise",
     "write_atomically",
+    "write_description",
 ]

@@ -22,7 +22,7 @@ from jaxface.training.parallel import JitParallel, Parallel
 from jaxface.training.progress import Progress
 from jaxface.training.records import Records
 from jaxface.training.stages import Outcome, Stage, Stages, figures_of
-from jaxface.training.workdir import stage_folder, writing
+from jaxface.training.workdir import stage_folder, write_description, writing
 
 IN_FLIGHT = 2  # steps that may be queued on the device: enough to hide the host, too few to fill the memory
 
@@ -128,6 +128,8 @@ class _StageRun:
         self.stage, self.parallel, self.cadence = stage, parallel, cadence
         self.records, self.progress, self.offset = records, progress, offset
         self.checkpoints = None if folder is None else Checkpoints(folder, keep=cadence.keep)
+        if folder is not None and stage.description is not None and jax.process_index() == 0:
+            write_description(folder, stage.description)
         self.batches = None
         self.pending = _Pending()
         self.metrics: dict[str, float] = {}

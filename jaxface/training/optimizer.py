@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import jax
 import optax
 
+from jaxface import optimizers
 from jaxface.checks import Increasing, NonNegative, OpenFraction, Positive, ProperFraction, check_fields
 
 
@@ -23,10 +24,11 @@ def decay_mask(params):
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """SGD with momentum, Adam or AdamW, with a learning-rate schedule."""
+    """An update rule with a learning-rate schedule."""
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
-    """Update rule."""
+    name: str = "sgd"
+    """Update rule: sgd with momentum, adam, adamw; amsgrad and uncorrected_adam, without bias correction; bamsprod, for networks
+    with binary layers."""
     learning_rate: Annotated[float, Positive] = 0.1
     """Peak learning rate, > 0."""
     schedule: Literal["constant", "step", "linear", "cosine"] = "step"
@@ -36,9 +38,9 @@ class Optimizer:
     warmup: Annotated[float, ProperFraction] = 0.0
     """Fraction of the run over which the rate rises linearly from 0, in [0, 1)."""
     momentum: Annotated[float, ProperFraction] = 0.9
-    """Momentum of SGD (first-moment decay of Adam), in [0, 1)."""
+    """Momentum of SGD (first-moment decay of the others), in [0, 1)."""
     weight_decay: Annotated[float, NonNegative] = 5e-4
-    """Weight decay, ≥ 0; biases and normalization scales are exempt. SGD adds it to the gradient, AdamW to the update."""
+    """Weight decay, ≥ 0; biases and normalization scales are exempt. AdamW adds it to the update, the others to the gradient."""
     clip_norm: Annotated[float | None, Positive] = None
     """Largest global gradient norm, > 0; none by default."""
 
@@ -59,17 +61,17 @@ class Optimizer:
         rising = optax.linear_schedule(0.0, self.learning_rate, warmup)
         return optax.join_schedules([rising, after], [warmup])
 
-    def build(self, steps: int) -> optax.GradientTransformation:
-        """The optax transformation for a run of `steps` steps; UserError for a field out of its range."""
+    def build(self, steps: int, rule: optimizers.NamedRule | None = None) -> optax.GradientTransformation:
+        """The optax transformation for a run of `steps` steps; UserError for an unknown name or a field out of its range.
+
+        With `rule`, that one instead of the named one: (momentum, weight decay) -> `optimizers.Rule`.
+        """
         check_fields(self, "optimizer.")
         decay = optax.add_decayed_weights(self.weight_decay, mask=decay_mask)
-        rule = {
-            "sgd": lambda: [decay, optax.trace(self.momentum)],
-            "adam": lambda: [decay, optax.scale_by_adam(b1=self.momentum)],
-            "adamw": lambda: [optax.scale_by_adam(b1=self.momentum), decay],
-        }[self.name]()
+        links = (rule or optimizers.RULES[self.name])(self.momentum, decay)
         clip = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
-        return optax.chain(*clip, *rule, optax.scale_by_learning_rate(self.learning_rates(steps)))
+        rate = optax.scale_by_learning_rate(self.learning_rates(steps))
+        return optax.chain(*clip, *links.direction, rate, *links.last)
 
 
 def sgd(learning_rate: float = 0.1, **fields) -> Optimizer:

@@ -56,6 +56,8 @@ class Stage:
       sharding: name of a leaf or subtree -> PartitionSpec over the axes `data` and `model`. A leaf is sharded so when the name
         occurs in its path (in the optimizer's state too); everything else is replicated.
       compile_init: False for an `init` that reads files and therefore must not be traced.
+      description: JSON-like, what the state is of; written beside the stage's checkpoints for those who open the run without its
+        method (`workdir.read_description`).
       key: what its random key is derived from, its name unless given. Stages that play one part in runs that are compared, under
         whatever name and after whatever stages, have one key, and so the same initial weights.
     """
@@ -70,6 +72,7 @@ class Stage:
     best: str | None = None
     sharding: Mapping[str, PartitionSpec] = dataclasses.field(default_factory=dict)
     compile_init: bool = True
+    description: Mapping[str, Any] | None = None
     key: str | None = None
 
     def __post_init__(self):

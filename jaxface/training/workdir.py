@@ -8,7 +8,8 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from jaxface.errors import UserError
 from jaxface.paths import local_path
@@ -168,6 +169,41 @@ def stage_folders(workdir: str | os.PathLike) -> list[pathlib.Path]:
                 f"checkpoint: {root} holds two stages of one number, {first.name} and {path.name}; move one away"
             )
     return [by_number[number] for number in sorted(by_number)]
+
+
+def _description_file(folder: pathlib.Path) -> pathlib.Path:
+    return folder.with_name(f"{folder.name}.json")
+
+
+def write_description(folder: pathlib.Path, description: Mapping[str, Any]) -> None:
+    """Writes beside the checkpoints of a stage, `folder`, what their state is of; `read_description` reads it back.
+
+    Raises:
+      UserError: a disk that is full or read-only.
+    """
+    file = _description_file(folder)
+    with writing(file):
+        write_atomically(file, json.dumps(description, indent=2) + "\n")
+
+
+def read_description(workdir: str | os.PathLike) -> tuple[pathlib.Path, dict[str, Any]] | None:
+    """(folder of its checkpoints, description) of the last stage of a run that says what its state is of; None where none does.
+
+    Raises:
+      UserError: a description that is not a JSON object; or as `stage_folders`.
+    """
+    for folder in reversed(stage_folders(workdir)):
+        file = _description_file(folder)
+        try:
+            description = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            raise UserError(f"run: {file} cannot be read as JSON ({error})") from None
+        if not isinstance(description, dict):
+            raise UserError(f"run: {file} needs a JSON object")
+        return folder, description
+    return None
 
 
 def checkpoint_step(path: pathlib.Path) -> int | None:

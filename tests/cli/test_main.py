@@ -13,9 +13,10 @@ from jaxface.cli.commands.where import methods_line, root, slugs, where
 def test_help_lists_every_command_with_a_line(capsys):
     cli.main(["--help"])
     shown = capsys.readouterr().out
+    width = max(map(len, cli.commands()))
     for name, line in cli.commands().items():
-        assert f"  {name}  {line}" in shown and len(line.split()) > 3
-    assert "where" in cli.commands()
+        assert f"  {name:<{width}}  {line}" in shown and len(line.split()) > 3
+    assert {"detect", "where"} <= cli.commands().keys()
 
 
 def test_version(capsys):
@@ -26,7 +27,7 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["wehre"], "command: needs one of where, got 'wehre'; did you mean 'where'?"),
+        (["wehre"], "command: needs one of detect, where, got 'wehre'; did you mean 'where'?"),
         (["where"], "required: slug"),
         (["where", "sfce"], "got 'sfce'; did you mean 'sface'?"),
     ],
@@ -40,13 +41,21 @@ def test_mistakes_are_one_line(capsys, arguments, words):
 
 @pytest.mark.parametrize(
     "command",
-    [["jaxface.cli.main", "--help"], ["jaxface.cli.main", "where", "ida"], ["experiments.launch", "--list"]],
+    [
+        ["jaxface.cli.main", "--help"],
+        ["jaxface.cli.main", "where", "ida"],
+        ["jaxface.cli.main", "detect", "--help"],
+        ["experiments.launch", "--list"],
+    ],
 )
 def test_answers_come_without_jax(command):
     code = (
         "import runpy, sys\n"
         f"sys.argv = {command!r}\n"
-        "runpy.run_module(sys.argv[0], run_name='__main__')\n"
+        "try:\n"
+        "    runpy.run_module(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as asked:\n"
+        "    assert not asked.code\n"
         "assert 'jax' not in sys.modules, sorted(sys.modules)"
     )
     done = subprocess.run(

@@ -18,6 +18,7 @@ TEACHER = TeacherSpec(backbone="mlp_8", embedding=8, steps=4)
 STUDENT = {"data": PEOPLE, "backbone": "mlp_4", "embedding": 8, "batch_size": 16, "teacher": TEACHER}
 SMALL = {
     "acw": ("digits", {"rgb": TEACHER, "depth": TEACHER, "prototypes": "images", "leave_one_out": 1000}),
+    "bamsprod": ("heavy", {"online_steps": 20, "batch_size": 32}),
     "cckd": ("procedural", {**STUDENT, "sampler": "class"}),
     "cloak": (
         "procedural",

@@ -201,6 +201,12 @@ def recorded_graph():
     return lambda name, fold=False, epsilon=1e-5: recorded(name, fold, epsilon)[1]
 
 
+@pytest.fixture(scope="session")
+def recorder() -> type[Recorder]:
+    """Draws weights and notes the graph that they belong to, for networks that a test writes down itself."""
+    return Recorder
+
+
 def _text(value: str) -> bytes:
     return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
 

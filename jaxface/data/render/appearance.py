@@ -115,6 +115,23 @@ def background(amplitudes: jax.Array, size: int) -> jax.Array:
     return jnp.maximum(jnp.einsum("yj,cji,xi->yxc", basis_down, amplitudes, basis_across), 0.0)
 
 
+def neck_cover(offset, size):
+    """Where the neck is: (opacity [S, S], coordinate across it in [-1, 1] [S, S]).
+
+    Args:
+      offset: (angle of the head in the image plane in radians, pixels per mm, [2] pixel where the neck begins).
+      size: S, pixels.
+    """
+    angle, scale, origin = offset
+    v, u = jnp.mgrid[:size, :size].astype(jnp.float32)
+    right, down = (u - origin[0]) / scale, (v - origin[1]) / scale
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    across, along = cos * right - sin * down, sin * right + cos * down
+    return jax.nn.sigmoid((46.0 - jnp.abs(across)) * scale * 2) * (along > 0), jnp.clip(
+        across / 46.0, -1.0, 1.0
+    )
+
+
 def neck(around, skin, shade, offset, size):
     """Paints a neck into the background, so that the head does not float.
 
@@ -122,17 +139,12 @@ def neck(around, skin, shade, offset, size):
       around: [S, S, 3] linear RGB behind the head.
       skin: [3] color.
       shade: [..., 3] normals -> [...] irradiance.
-      offset: (angle of the head in the image plane in radians, pixels per mm, [2] pixel where the neck begins).
+      offset, size: see `neck_cover`.
     """
-    angle, scale, origin = offset
-    v, u = jnp.mgrid[:size, :size].astype(jnp.float32)
-    right, down = (u - origin[0]) / scale, (v - origin[1]) / scale
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    across, along = cos * right - sin * down, sin * right + cos * down
-    x = jnp.clip(across / 46.0, -1.0, 1.0)
+    cover, x = neck_cover(offset, size)
+    cos, sin = jnp.cos(offset[0]), jnp.sin(offset[0])
     normals = jnp.stack([x * cos, x * sin, jnp.sqrt(1.001 - x**2)], -1)
     light = 0.6 * jnp.maximum(shade(normals), 0.0)  # the head's own shadow
-    cover = jax.nn.sigmoid((46.0 - jnp.abs(across)) * scale * 2) * (along > 0)
     return around + cover[..., None] * (light[..., None] * skin - around)
 
 

@@ -99,7 +99,7 @@ def _render_one(face: FaceParameters, size: int, outputs: frozenset, attacks: bo
         if attacks:
             color = presentation.gloss(color, normals, face.spoof == presentation.MASK)
         around = appearance.background(face.background, size)
-        root = project(rotation @ _NECK, scale, face.translation * size, size, size)[:2]
+        root = project(rotation @ NECK, scale, face.translation * size, size, size)[:2]
         around = appearance.neck(
             around,
             appearance.skin_color(identity.tone),
@@ -132,7 +132,7 @@ def _render_one(face: FaceParameters, size: int, outputs: frozenset, attacks: bo
 # Largest distance of neighboring vertices, as a fraction of the image: up to 5 mm on the mean head, framed at 0.005 image
 # sizes per mm, and some room for stretched features.
 _SPACING = 0.033
-_NECK = np.array([0.0, -70.0, -15.0], np.float32)  # mm, where the neck leaves the head
+NECK = np.array([0.0, -70.0, -15.0], np.float32)  # mm, where the neck leaves the head
 
 
 @functools.partial(jax.jit, static_argnames=("image_size", "outputs", "attacks"))

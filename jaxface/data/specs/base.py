@@ -26,7 +26,8 @@ class Split(NamedTuple):
     Attributes:
       train: records to learn from; labels 0..K-1.
       held_out: records to evaluate on. Under "verification" its people are others than those of `train`, and
-        its labels say nothing but who is the same; under "classification" the classes are the same.
+        its labels say nothing but who is the same; under "classification" the classes are the same; under "detection" records have boxes
+        (`sources.objects.object_fields`).
       name: for tables and file names.
       protocol: how to evaluate.
     """
@@ -34,7 +35,7 @@ class Split(NamedTuple):
     train: Source
     held_out: Source
     name: str
-    protocol: Literal["verification", "classification"]
+    protocol: Literal["verification", "classification", "detection"]
 
 
 @dataclasses.dataclass(frozen=True)

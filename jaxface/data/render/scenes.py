@@ -1,0 +1,437 @@
+"""Scenes: several rendered faces of any size in one cluttered picture, for detection."""
+
+import functools
+from typing import Annotated, NamedTuple
+import dataclasses
+
+import cv2
+import numpy as np
+
+from jaxface.checks import (
+    AtLeast,
+    Fraction,
+    Integers,
+    Ordered,
+    ProperFraction,
+    Range,
+    check_fields,
+    check_number,
+)
+from jaxface.data.render import clutter
+from jaxface.data.render.face_crops import Crop, face_crops
+from jaxface.data.sources.source import Record
+from jaxface.data.sources.objects import object_fields
+from jaxface.errors import UserError
+
+_MIRRORED = [1, 0, 2, 4, 3]
+_LEAST_SIDE = 4.0  # pixels that are left of a truncated face, along its shorter side
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneVariation:
+    """How crowded, small, hidden and cluttered the faces of scenes are: the difficulty dial (design)."""
+
+    faces: Annotated[tuple[int, int], AtLeast(0), Ordered()] = (0, 5)
+    """Least and greatest number of faces; fewer where they find no place."""
+    sizes: Annotated[tuple[float, float], Range(4), Ordered()] = (10.0, 160.0)
+    """Least and greatest size of a face, the square root of its box's area in pixels; its logarithm is uniform. Faces larger than
+    0.8 of the image are shrunk to that."""
+    overlap: Annotated[float, ProperFraction] = 0.25
+    """Greatest fraction of a box that the boxes of other faces cover."""
+    truncation: Annotated[float, ProperFraction] = 0.3
+    """Greatest fraction of a face, along either axis, that lies outside the image."""
+    truncated: Annotated[float, Fraction] = 0.15
+    """Probability that a face may leave the image at all."""
+    tilt: Annotated[float, Range(0, 180)] = 12.0
+    """Standard deviation of the tilt of a face in the image plane, degrees; clipped at three of them."""
+    photographs: Annotated[float, Fraction] = 0.3
+    """Probability that a face comes with a rectangle of its own background, as a photograph on a page does."""
+    bodies: Annotated[float, Fraction] = 0.7
+    """Probability of neck and shoulders below a face that comes without a rectangle."""
+    shapes: Annotated[tuple[int, int], AtLeast(0), Ordered()] = (2, 24)
+    """Least and greatest number of shapes in the background."""
+    distractors: Annotated[tuple[int, int], AtLeast(0), Ordered()] = (0, 4)
+    """Least and greatest number of heads without a face: features blurred away or shuffled, upside down, or shoulders alone."""
+    occluders: Annotated[float, Fraction] = 0.15
+    """Probability that a few thin shapes lie before everything."""
+    gray: Annotated[float, Fraction] = 0.35
+    """Probability of a scene without colors."""
+
+    def __post_init__(self):
+        check_fields(self)
+
+    @classmethod
+    def plain(cls) -> "SceneVariation":
+        """One to three upright faces of some size, apart and whole, before little clutter."""
+        return cls(
+            faces=(1, 3), sizes=(20.0, 160.0), overlap=0.0, truncated=0.0, tilt=4.0, shapes=(0, 6), distractors=(0, 0), occluders=0.0
+        )  # fmt: skip
+
+    @classmethod
+    def crowd(cls) -> "SceneVariation":
+        """Many small faces close together."""
+        return cls(faces=(8, 32), sizes=(8.0, 48.0), overlap=0.45, photographs=0.1)
+
+
+SCENES = SceneVariation()
+
+
+class _Place(NamedTuple):
+    crop: Crop
+    matrix: np.ndarray  # [2, 3] float64, crop coordinates -> image, both continuous
+    box: np.ndarray  # (y0, x0, y1, x1), not clipped
+    mirrored: bool
+
+
+def _affine(scale_x: float, scale_y: float, degrees: float, pivot: np.ndarray) -> np.ndarray:
+    """[2, 3]: scaled and turned about `pivot`, which goes to the origin."""
+    angle = np.deg2rad(degrees)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ np.diag(
+        [scale_x, scale_y]
+    )
+    return np.concatenate([turn, -turn @ pivot[:, None]], 1)
+
+
+def _move(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    return points @ matrix[:, :2].T + matrix[:, 2]
+
+
+def _bounds(points: np.ndarray) -> np.ndarray:
+    (x0, y0), (x1, y1) = points.min(0), points.max(0)
+    return np.array([y0, x0, y1, x1])
+
+
+def _pose(
+    rng: np.random.Generator, crop: Crop, size: float, degrees: float
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """(matrix with the middle of the head at the origin, box there, mirrored); `size` is that of the box."""
+    mirrored = bool(rng.random() < 0.5)
+    stretch = np.exp(rng.uniform(-0.12, 0.12))
+    middle = (crop.outline.min(0) + crop.outline.max(0)).astype(np.float64) / 2
+    matrix = _affine(-stretch if mirrored else stretch, 1 / stretch, degrees, middle)
+    box = _bounds(_move(matrix, crop.outline))
+    scale = size / np.sqrt((box[2] - box[0]) * (box[3] - box[1]))
+    return matrix * scale, box * scale, mirrored
+
+
+def _paste(picture: np.ndarray, crop: Crop, matrix: np.ndarray, change, cover_of) -> None:
+    """Blends a crop into a picture, in place.
+
+    `cover_of(covers [h, w, 2], level)` gives its opacity [h, w], and `change(colors, covers, level)` its colors.
+    """
+    height, width = picture.shape[:2]
+    scale = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
+    level = int(np.clip(np.floor(-np.log2(max(scale, 1e-6))), 0, len(crop.colors) - 1))
+    colors, covers = crop.colors[level], crop.covers[level]
+    rows, columns = colors.shape[:2]
+    factor = 2.0**level
+    matrix = np.concatenate([matrix[:, :2] * factor, matrix[:, 2:]], 1)
+    box = _bounds(_move(matrix, np.array([(0, 0), (columns, 0), (0, rows), (columns, rows)], np.float64)))
+    y0, x0 = np.maximum(np.floor(box[:2]).astype(int), 0)
+    y1, x1 = np.minimum(np.ceil(box[2:]).astype(int), (height, width))
+    if y0 >= y1 or x0 >= x1:
+        return
+    cover = cover_of(covers, level)
+    colors = change(colors, covers, level)
+    # OpenCV has pixel centers at integers.
+    shifted = matrix.copy()
+    shifted[:, 2] += matrix[:, :2] @ (0.5, 0.5) - (x0 + 0.5, y0 + 0.5)
+    target = (int(x1 - x0), int(y1 - y0))
+    colors = cv2.warpAffine(colors, shifted, target, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    cover = cv2.warpAffine(cover, shifted, target, flags=cv2.INTER_LINEAR, borderValue=0)
+    window = picture[y0:y1, x0:x1]
+    colors -= window
+    colors *= (cover.astype(np.float32) / 255)[..., None]
+    colors += window
+    window[:] = clutter.to_bytes(colors)
+
+
+class SceneSource:
+    """Scenes of synthetic people; scene i is made when asked for.
+
+    A scene depends on (seed, number of the scene, image size, variation, the people and the images of each) alone, not on how many
+    scenes the source has: sources with disjoint ranges of scenes and people share neither. Composing one takes milliseconds; the
+    faces are rendered once in a process (`face_crops`), some 10 ms each, when first needed. Safe to read from several threads.
+    Pickles as its arguments.
+
+    Record: what `sources.objects.object_fields` describes. A box bounds the head from chin to crown, hair beyond the head, ears and
+    neck not included, what other faces hide of it included, clipped to the image. `landmark_mask` is False where a landmark lies
+    outside the image.
+
+    Attributes:
+      labels: [N] int32, zeros.
+      class_names: ("face",).
+      image_shape: (S, S, 3).
+      max_objects: M, rows of `boxes`.
+    """
+
+    class_names = ("face",)
+
+    def __init__(
+        self,
+        scenes: int,
+        image_size: int = 128,
+        seed: int = 0,
+        variation: SceneVariation = SCENES,
+        *,
+        people: int = 256,
+        per_person: int = 2,
+        max_objects: int | None = None,
+        first_scene: int = 0,
+        first_identity: int = 0,
+    ):
+        """Describes the source; nothing is rendered yet.
+
+        Args:
+          scenes: N >= 1.
+          image_size: S, height and width, pixels, >= 32.
+          seed: of the people and of the scenes.
+          variation: how crowded and cluttered they are.
+          people: number of people in all scenes, >= 1.
+          per_person: rendered images of each, >= 1; in scenes they differ further, by what a photograph can do to them.
+          max_objects: M; as many as `variation.faces` allows unless given.
+          first_scene: number of the first scene, to take scenes that another source does not have.
+          first_identity: number of the first person, likewise.
+
+        Raises:
+          UserError: a number out of range.
+        """
+        max_objects = max(variation.faces[1], 1) if max_objects is None else max_objects
+        for name, value, least in (
+            ("scenes", scenes, 1),
+            ("image_size", image_size, 32),
+            ("people", people, 1),
+            ("per_person", per_person, 1),
+            ("first_scene", first_scene, 0),
+            ("first_identity", first_identity, 0),
+        ):
+            check_number(name, value, AtLeast(least))
+        if max_objects < variation.faces[1]:
+            raise UserError(
+                f"max_objects: needs at least the {variation.faces[1]} faces of a scene, got {max_objects}"
+            )
+        self._arguments = dict(
+            scenes=scenes, image_size=image_size, seed=seed, variation=variation, people=people, per_person=per_person,
+            max_objects=max_objects, first_scene=first_scene, first_identity=first_identity,
+        )  # fmt: skip
+        self.labels = np.zeros(scenes, np.int32)
+        self.image_shape = (image_size, image_size, 3)
+        self.max_objects = max_objects
+        self._size, self._variation, self._seed, self._first = (
+            image_size,
+            variation,
+            seed % 2**32,
+            first_scene,
+        )
+        self._crops = face_crops(people, per_person, self._seed, first_identity)
+
+    def __reduce__(self):
+        return functools.partial(SceneSource, **self._arguments), ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Record:
+        index = int(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of a source of {len(self)}")
+        number = index + self._first
+        rng = np.random.default_rng([self._seed, number])
+        places = self._arrange(rng)
+        image = self._compose(rng, places)
+        size = self._size
+        boxes = np.array([place.box for place in places], np.float32).reshape(-1, 4)
+        landmarks = np.array(
+            [
+                _move(place.matrix, place.crop.landmarks)[_MIRRORED if place.mirrored else slice(None)]
+                for place in places
+            ],
+            np.float32,
+        ).reshape(-1, 5, 2)
+        return {
+            "image": image,
+            "label": self.labels[index],
+            **object_fields(
+                np.clip(boxes, 0, size),
+                image_size=(size, size),
+                max_objects=self.max_objects,
+                landmarks=landmarks,
+                landmark_mask=((landmarks >= 0) & (landmarks < size)).all((1, 2)),
+            ),
+        }
+
+    def _crop(self, rng: np.random.Generator) -> Crop:
+        return self._crops[int(rng.integers(len(self._crops)))]
+
+    def _arrange(self, rng: np.random.Generator) -> list[_Place]:
+        """Where the faces are, the largest first."""
+        dial, side = self._variation, self._size
+        count = int(rng.integers(dial.faces[0], dial.faces[1] + 1))
+        low, high = (min(size, 0.8 * side) for size in dial.sizes)
+        sizes = np.sort(np.exp(rng.uniform(np.log(low), np.log(high), count)))[::-1]
+        places: list[_Place] = []
+        areas: list[float] = []  # what of each box others cover
+        for size in sizes:
+            crop = self._crop(rng)
+            tilt = float(np.clip(rng.normal(0, 1), -3, 3)) * dial.tilt
+            matrix, box, mirrored = _pose(rng, crop, size, tilt)
+            extent = box[2:] - box[:2]
+            outside = dial.truncation * extent if rng.random() < dial.truncated else np.zeros(2)
+            low_corner, high_corner = -outside, side - extent + outside
+            if (high_corner < low_corner).any():
+                continue
+            for _ in range(12):
+                corner = rng.uniform(low_corner, high_corner)
+                moved = box + np.tile(corner - box[:2], 2)
+                seen = np.clip(moved, 0, side)
+                if (seen[2:] - seen[:2]).min() < min(_LEAST_SIDE, extent.min()):
+                    continue
+                others = np.array([np.clip(place.box, 0, side) for place in places]).reshape(-1, 4)
+                both = np.clip(
+                    np.minimum(others[:, 2:], seen[2:]) - np.maximum(others[:, :2], seen[:2]), 0, None
+                )
+                shared = both.prod(1)
+                totals = np.append(np.array(areas) + shared, shared.sum())
+                of = np.append((others[:, 2:] - others[:, :2]).prod(1), (seen[2:] - seen[:2]).prod())
+                if (totals > dial.overlap * of).any():
+                    continue
+                areas = list(totals)
+                matrix = matrix.copy()
+                matrix[:, 2] += (corner - box[:2])[::-1]
+                places.append(_Place(crop, matrix, moved, mirrored))
+                break
+        return places
+
+    def _compose(self, rng: np.random.Generator, places: list[_Place]) -> np.ndarray:
+        dial, side = self._variation, self._size
+        picture = clutter.background(rng, side, side)
+        clutter.shapes(rng, picture, int(rng.integers(dial.shapes[0], dial.shapes[1] + 1)))
+        if rng.random() < 0.25:
+            picture = cv2.GaussianBlur(picture, (0, 0), float(rng.uniform(0.5, 3.0)))
+        for _ in range(int(rng.integers(dial.distractors[0], dial.distractors[1] + 1))):
+            self._distract(rng, picture)
+        for number, place in enumerate(places):
+            self._show(rng, picture, place, [other.box for k, other in enumerate(places) if k != number])
+        if rng.random() < dial.occluders:
+            self._occlude(rng, picture)
+        return clutter.camera(rng, picture, gray=dial.gray)
+
+    def _show(
+        self, rng: np.random.Generator, picture: np.ndarray, place: _Place, others: list[np.ndarray]
+    ) -> None:
+        """Pastes a face with its head, body or photograph; a body or photograph that would hide another face is left out."""
+        dial = self._variation
+        light = _lighting(rng)
+        (framed, clothed), margins = rng.random(2), rng.uniform(0.0, 0.5, 4)
+        photograph = bool(framed < dial.photographs)
+        body = not photograph and bool(clothed < dial.bodies)
+        behind = np.random.default_rng(int(rng.integers(1 << 62)))
+        height, width = place.crop.colors[0].shape[:2]
+        y0, x0, y1, x1 = _bounds(place.crop.outline)
+        around = np.array([0.0, 0.0, height, width])
+        if photograph:  # margins in heights of the head, the least below as the chin has a neck
+            margin = (y1 - y0) * margins
+            around = np.clip(
+                [y0 - margin[0], x0 - margin[1], y1 + margin[2], x1 + margin[3]],
+                0,
+                around[2:].repeat(2)[[0, 2, 0, 2]],
+            )
+        if photograph or body:
+            corners = np.array(
+                [
+                    (around[1], around[0]),
+                    (around[3], around[0]),
+                    (around[1], around[2]),
+                    (around[3], around[2]),
+                ]
+            )
+            reach = _bounds(_move(place.matrix, corners))
+            hidden = any(
+                np.clip(np.minimum(other[2:], reach[2:]) - np.maximum(other[:2], reach[:2]), 0, None).prod()
+                > dial.overlap * (other[2:] - other[:2]).prod()
+                for other in others
+            )
+            photograph, body = photograph and not hidden, body and not hidden
+
+        def cover_of(covers, level):
+            if photograph:
+                cover = np.zeros(covers.shape[:2], np.uint8)
+                top, left, bottom, right = np.rint(around / 2**level).astype(int)
+                cover[top:bottom, left:right] = 255
+                return cover
+            return np.ascontiguousarray(covers[..., 1 if body else 0])
+
+        def change(colors, covers, level):
+            lit = light(colors)
+            if photograph:
+                scenery = clutter.background(behind, *colors.shape[:2])
+                lit = scenery + (covers[..., 1:] / np.float32(255)) * (lit - scenery)
+            return lit
+
+        _paste(picture, place.crop, place.matrix, change, cover_of)
+
+    def _distract(self, rng: np.random.Generator, picture: np.ndarray) -> None:
+        """A head without a face, or shoulders without a head, anywhere."""
+        dial, side = self._variation, self._size
+        low, high = (min(size, 0.8 * side) for size in dial.sizes)
+        crop = self._crop(rng)
+        size = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+        kind = int(rng.integers(4))
+        matrix, _, _ = _pose(rng, crop, size, 180.0 * (kind == 2) + float(rng.normal(0, 15)))
+        matrix[:, 2] += rng.uniform(0, side, 2)
+        light = _lighting(rng)
+        seed = int(rng.integers(1 << 62))
+
+        def cover_of(covers, level):
+            if kind == 3:
+                return cv2.subtract(covers[..., 1], covers[..., 0])
+            return np.ascontiguousarray(covers[..., int(seed % 2)])
+
+        def change(colors, covers, level):
+            y0, x0, y1, x1 = _bounds(crop.outline) / 2**level
+            if kind == 0:
+                colors = cv2.GaussianBlur(colors, (0, 0), max((x1 - x0) / 5, 0.5))
+            elif kind == 1:  # thirds of the head change places
+                colors = colors.copy()
+                rows, columns = (np.linspace(a, b, 4).astype(int) for a, b in ((y0, y1), (x0, x1)))
+                h, w = np.diff(rows).min(), np.diff(columns).min()
+                tiles = [colors[r : r + h, c : c + w].copy() for r in rows[:3] for c in columns[:3]]
+                for place, tile in enumerate(np.random.default_rng(seed).permutation(9)):
+                    r, c = rows[place // 3], columns[place % 3]
+                    colors[r : r + h, c : c + w] = tiles[tile]
+            return light(colors)
+
+        _paste(picture, crop, matrix, change, cover_of)
+
+    def _occlude(self, rng: np.random.Generator, picture: np.ndarray) -> None:
+        """Branches, ropes, rails: thin lines before everything."""
+        side = self._size
+        for _ in range(int(rng.integers(1, 4))):
+            ends = rng.uniform(-0.1, 1.1, (2, 2)) * side
+            (a, b), (c, d) = np.rint(ends).astype(int).tolist()
+            cv2.line(
+                picture,
+                (a, b),
+                (c, d),
+                tuple(map(float, clutter.color(rng))),
+                int(rng.integers(1, max(side // 40, 2))),
+                cv2.LINE_AA,
+            )
+
+
+def _lighting(rng: np.random.Generator):
+    """A change of the light on one face: uint8 [h, w, 3] -> float32."""
+    gains = np.float32(np.exp(rng.normal(0, 0.2)) * (1 + rng.normal(0, 0.06, 3)))
+    contrast, saturation = np.float32(rng.uniform(0.75, 1.4)), np.float32(rng.uniform(0.5, 1.2))
+    slope = rng.normal(0, 0.2, 2)
+
+    def change(colors: np.ndarray) -> np.ndarray:
+        height, width = colors.shape[:2]
+        mix = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) / 3
+        matrix = np.concatenate([contrast * gains[:, None] * mix, (110 * (1 - contrast) * gains)[:, None]], 1)
+        lit = cv2.transform(colors.astype(np.float32), matrix)
+        across = np.linspace(-1, 1, width, dtype=np.float32)[None] * np.float32(slope[0])
+        down = np.linspace(-1, 1, height, dtype=np.float32)[:, None] * np.float32(slope[1])
+        return lit * np.maximum(1 + across + down, 0.3)[..., None]
+
+    return change
