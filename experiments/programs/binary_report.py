@@ -25,6 +25,7 @@ from jaxface.models.binary import NetworkCost, network_cost, to_packed
 def table(cost: NetworkCost) -> Table:
     """One row per layer and a last one of sums."""
     made = Table("layer", "weights", "MMAC", "M operations", "float32 kB", "packed kB", "input kB", "packed")
+    made.columns[0].no_wrap = True
     for column in made.columns[2:]:
         column.justify = "right"
     for layer in cost.layers:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import configs, methods
+from experiments.recipes.heads import HeadSpec
 from experiments.recipes.teachers import TeacherSpec
 from jaxface import attacks, data, training
 
@@ -49,6 +50,14 @@ SMALL = {
         },
     ),
     "lrfr": ("digits", {}),
+    "rbonn": (
+        None,
+        {
+            "loss": "distribution",
+            "real_weight_steps": 2,
+            "teacher": TeacherSpec(backbone="mlp_8", embedding=None, head=HeadSpec(loss="linear"), steps=2),
+        },
+    ),
     "rco": (
         None,
         {**STUDENT, "augment": data.Augment(flip=0.0), "recorded": 2, "anchors": 2, "validation": 0.2},

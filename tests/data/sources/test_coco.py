@@ -55,18 +55,19 @@ def test_some_categories_in_the_order_asked_for(folder):
 
 
 def test_splits(folder):
-    paths = str(folder / "images"), str(folder / "a.json")
+    paths = str(folder / "a.json"), str(folder / "images")
     split = data.load(data.Coco(*paths, held_out=0.5), image_size=60)
     assert {*split.train.record_names, *split.held_out.record_names} == {"a.jpg", "sub/b.jpg"}
-    split = data.load(data.Coco(*paths, held_out_annotations=paths[1]), image_size=60)
+    split = data.load(data.Coco(*paths, evaluation_annotations=paths[0]), image_size=60)
     assert len(split.train) == len(split.held_out) == 2 and split.protocol == "detection"
     other = content()
     other["categories"][0]["name"] = "cat"
     (folder / "b.json").write_text(json.dumps(other))
     with pytest.raises(
-        UserError, match=r"^held_out_annotations: needs the categories of annotations, got person, kite, cat"
+        UserError,
+        match=r"^evaluation_annotations: needs the categories of annotations, got person, kite, cat",
     ):
-        data.load(data.Coco(*paths, held_out_annotations=str(folder / "b.json")), image_size=60)
+        data.load(data.Coco(*paths, evaluation_annotations=str(folder / "b.json")), image_size=60)
 
 
 def test_the_metric_of_coco_takes_it(folder):

@@ -8,8 +8,9 @@ import pytest
 
 from experiments import configs, launch
 from experiments.methods import cassod
+from experiments.recipes import detection
 from experiments.studies.cassod import STUDIES
-from jaxface import data, losses, training
+from jaxface import data, losses, models, training
 from jaxface.models.detection import context_weights
 
 SMALL = cassod.Config(data=data.Ellipses(images=24, held_out_images=8), width=4, batch_size=8, steps=3)
@@ -80,3 +81,61 @@ def test_the_arms_of_the_study_have_the_weights_that_they_are_named_for():
     assert (default.data.images, default.data.held_out_images, default.data.noise) == (4000, 600, 0.25)
     assert (default.batch_size, default.positive_weight, default.dilation, default.width) == (32, 11.0, 2, 16)
     assert default.optimizer == training.adam(3e-3) and default.optimizer.schedule == "cosine"
+
+
+def test_the_detector_is_the_recipes_with_cascaded_context_modules():
+    laptop = detection.DetectionRecipe()
+    config = cassod.Config.detector()
+    for field in dataclasses.fields(laptop):
+        if field.name != "context":
+            assert getattr(config, field.name) == getattr(laptop, field.name)
+    (stage,) = cassod.build(dataclasses.replace(config, data=data.Scenes(scenes=32, held_out_scenes=2)))
+    assert (stage.name, stage.best) == ("detector", "detection/ap50")
+    state = jax.eval_shape(stage.init, jax.random.key(0), None)
+    module = state.params["detector"]["context1"]
+    assert module["middle"]["b"].shape == (2, 2, 64, 16) and module["near"]["conv"]["kernel"].shape == (
+        3,
+        3,
+        64,
+        32,
+    )
+
+
+def test_the_configuration_of_the_paper():
+    """The host's recipe, of its most-used public implementation: the paper's own could not be read."""
+    paper = cassod.Config.paper()
+    written = json.loads(json.dumps(configs.to_dict("cassod", paper, configs.Run())))
+    assert configs.from_dict(written)[1] == paper
+    assert (paper.backbone, paper.context, paper.image_size, paper.batch_size) == (
+        "mobilenet_025",
+        "cassod",
+        1024,
+        32,
+    )
+    augment = paper.augment
+    assert (augment.side, augment.crop, augment.scales, augment.tries) == (
+        640,
+        "square",
+        (0.3, 0.45, 0.6, 0.8, 1.0),
+        250,
+    )
+    assert (augment.keep, augment.flip, augment.distortion, augment.brightness) == ("center", 0.5, 0.5, 32.0)
+    assert (augment.contrast, augment.saturation, augment.hue) == ((0.5, 1.5), (0.5, 1.5), 18.0)
+    assert (paper.match_iou, paper.negative_ratio) == (0.35, 7.0)
+    assert (paper.optimizer.name, paper.optimizer.momentum, paper.optimizer.weight_decay) == (
+        "sgd",
+        0.9,
+        5e-4,
+    )
+    epoch = 12_880 // 32
+    assert paper.steps == 250 * epoch
+    rates = paper.optimizer.learning_rates(paper.steps)
+    np.testing.assert_allclose(
+        [float(rates(e * epoch)) for e in (0, 189, 191, 221)], [1e-3, 1e-3, 1e-4, 1e-5], rtol=1e-5
+    )
+    detector = detection.retinaface(paper)
+    assert detector.anchors((640, 640)).shape == (16_800, 4)
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    shapes = jax.eval_shape(detector.module.init, jax.random.key(0), image)
+    # Of the published 426,608 the convolutions of its context modules, and 64 scales and shifts of each, are other ones.
+    assert models.parameter_count(shapes) == 426_608 - 419_824 + 397_552 - 3 * 64
