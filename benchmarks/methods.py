@@ -24,7 +24,20 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import common
-from experiments.methods import acw, bamsprod, cckd, cloak, condensation_net, coupleface, ddc, gabn, ida, lrfr, rbonn, rco
+from experiments.methods import (
+    acw,
+    bamsprod,
+    cckd,
+    cloak,
+    condensation_net,
+    coupleface,
+    ddc,
+    gabn,
+    ida,
+    lrfr,
+    rbonn,
+    rco,
+)
 from experiments.recipes.recognition import Recipe
 from experiments.recipes.teachers import TeacherSpec
 from experiments.studies import gabn as gabn_study
@@ -134,7 +147,7 @@ CASES = (
          stage(gabn.build, "recognition"), gabn_study.BASELINE),
     Case("ida, images", ida.Config(), "cosines", ida_scores, COSINE),
     Case("ida, embeddings", ida.Config(), "cosines", functools.partial(ida_scores, embedded=True), COSINE),
-    Case("rbonn", rbonn.Config(backbone="binary_resnet_pico", image_size=16), "plain estimator", stage(rbonn.build, "binary"),
+    Case("rbonn", rbonn.Config(backbone="binary_resnet_pico"), "plain estimator", stage(rbonn.build, "binary"),
          {"weights": "straight_through"}),
     Case("bamsprod", bamsprod.Config(online_steps=0), "Adam", stage(bamsprod.build, "network"),
          {"optimizer": training.Optimizer(name="adam", learning_rate=0.3, schedule="linear", weight_decay=0.0)}),
@@ -166,7 +179,7 @@ def shortened(config: Recipe, *, quick: bool) -> Recipe:
         return value
 
     fields = {field.name: cut(getattr(config, field.name)) for field in dataclasses.fields(config)}
-    if quick and getattr(config, "embedding", None) is None:  # classifiers are tiny, some with networks of their own
+    if quick and getattr(config, "embedding", None) is None:  # tiny already, some with networks of their own
         fields["batch_size"] = 16
     elif quick:
         fields |= {**tiny, "image_size": 16, "batch_size": 16}

@@ -1,6 +1,6 @@
 """The margin softmax of a configuration.
 
-Methods: cckd, coupleface, lrfr, rco, gabn, ida, acw, cloak, condensation_net, ddc
+Methods: cckd, coupleface, lrfr, rco, gabn, ida, acw, cloak, condensation_net, ddc, rbonn
 """
 
 import dataclasses

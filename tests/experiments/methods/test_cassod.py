@@ -109,9 +109,18 @@ def test_the_configuration_of_the_paper():
     assert (paper.backbone, paper.context, paper.image_size, paper.batch_size) == (
         "mobilenet_025",
         "cassod",
-        640,
+        1024,
         32,
     )
+    augment = paper.augment
+    assert (augment.side, augment.crop, augment.scales, augment.tries) == (
+        640,
+        "square",
+        (0.3, 0.45, 0.6, 0.8, 1.0),
+        250,
+    )
+    assert (augment.keep, augment.flip, augment.distortion, augment.brightness) == ("center", 0.5, 0.5, 32.0)
+    assert (augment.contrast, augment.saturation, augment.hue) == ((0.5, 1.5), (0.5, 1.5), 18.0)
     assert (paper.match_iou, paper.negative_ratio) == (0.35, 7.0)
     assert (paper.optimizer.name, paper.optimizer.momentum, paper.optimizer.weight_decay) == (
         "sgd",

@@ -119,7 +119,10 @@ def test_trained_digits_are_predicted_the_same_on_packed_bits():
     packed = to_packed(model, variables)
     wanted, got = (
         training.class_scores(state.params, features, 10)
-        for features in (model.apply(variables, images, train=False), packed(images))
+        for features in (
+            jax.jit(functools.partial(model.apply, train=False))(variables, images),
+            jax.jit(lambda network, images: network(images))(packed, images),
+        )
     )
     np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3)
     assert (got.argmax(1) == wanted.argmax(1)).all()
@@ -130,9 +133,9 @@ def test_trained_digits_are_predicted_the_same_on_packed_bits():
 def test_arms_start_from_the_same_weights():
     study = studies.STUDIES["digits"]
     starts = []
-    for overrides in study.arms.values():
-        (stage,) = configs.build("rbonn", dataclasses.replace(study.base, **overrides))
-        starts.append(stage.init(jax.random.key(1), None))
+    for arm in ("rbonn", "straight-through", "as printed"):  # the kinds of layers
+        (stage,) = configs.build("rbonn", dataclasses.replace(study.base, **study.arms[arm]))
+        starts.append(jax.jit(lambda rng, stage=stage: stage.init(rng, None))(jax.random.key(1)))
     for state in starts[1:]:
         for ours, first in zip(layers(state).values(), layers(starts[0]).values(), strict=True):
             np.testing.assert_array_equal(ours["kernel"], first["kernel"])
