@@ -24,7 +24,20 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import common
-from experiments.methods import acw, cckd, cloak, coupleface, gabn, ida, lrfr, rco
+from experiments.methods import (
+    acw,
+    bamsprod,
+    cckd,
+    cloak,
+    condensation_net,
+    coupleface,
+    ddc,
+    gabn,
+    ida,
+    lrfr,
+    rbonn,
+    rco,
+)
 from experiments.recipes.recognition import Recipe
 from experiments.recipes.teachers import TeacherSpec
 from experiments.studies import gabn as gabn_study
@@ -134,9 +147,18 @@ CASES = (
          stage(gabn.build, "recognition"), gabn_study.BASELINE),
     Case("ida, images", ida.Config(), "cosines", ida_scores, COSINE),
     Case("ida, embeddings", ida.Config(), "cosines", functools.partial(ida_scores, embedded=True), COSINE),
+    Case("rbonn", rbonn.Config(backbone="binary_resnet_pico"), "plain estimator", stage(rbonn.build, "binary"),
+         {"weights": "straight_through"}),
+    Case("bamsprod", bamsprod.Config(online_steps=0), "Adam", stage(bamsprod.build, "network"),
+         {"optimizer": training.Optimizer(name="adam", learning_rate=0.3, schedule="linear", weight_decay=0.0)}),
     Case("cloak", CLOAK, "FI-UAP, equal steps", stage(cloak.build, "cloak"), {"cloak": MASKS["fi_uap"]}),
     Case("cloak, equal gradients", CLOAK, "OPOM, equal gradients", stage(cloak.build, "cloak"),
          {"cloak": MASKS["opom_equal_gradients"]}),
+    Case("ddc", ddc.Config(), "plain 3x3 filters", stage(ddc.build, "classifier"), {"dilations": (1, 1, 1)}),
+    Case("ddc, 5x5 filters", ddc.Config(depthwise_kernel=5, dilations=(1, 1, 1)), "plain 3x3 filters",
+         stage(ddc.build, "classifier"), {"depthwise_kernel": 3}),
+    Case("condensation_net", condensation_net.Config(), "one filter per map",
+         stage(condensation_net.build, "classifier"), {"groups": 1}),
 )  # fmt: skip
 
 
@@ -157,7 +179,9 @@ def shortened(config: Recipe, *, quick: bool) -> Recipe:
         return value
 
     fields = {field.name: cut(getattr(config, field.name)) for field in dataclasses.fields(config)}
-    if quick:
+    if quick and getattr(config, "embedding", None) is None:  # tiny already, some with networks of their own
+        fields["batch_size"] = 16
+    elif quick:
         fields |= {**tiny, "image_size": 16, "batch_size": 16}
     if isinstance(config, cloak.Config):
         fields["steps"] = EARLIER

@@ -13,7 +13,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 
 import jax
 import numpy as np
@@ -121,18 +121,25 @@ def sharing(stages: Stages, count: int, done: list[training.Outcome]) -> Stages:
 
 
 def run_once(
-    method: str, config, path: pathlib.Path, *, shared: int = 0, done: list[training.Outcome] | None = None
+    method: str,
+    config,
+    path: pathlib.Path,
+    *,
+    beside: Iterable[pathlib.Path] = (),
+    shared: int = 0,
+    done: list[training.Outcome] | None = None,
 ) -> dict[str, float]:
-    """Metrics of one run; read from `path` where it was made before with the same configuration.
+    """Metrics of one run; read from `path`, or a file `beside` it, where it was made before with the same configuration.
 
     With `shared`, its first stages are taken from `done` where they are, and added to it otherwise.
     """
     written = configs.to_dict(method, config, configs.Run())
     written = json.loads(json.dumps(written))
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        saved = json.loads(path.read_text())
-        if saved["config"] == written:
-            return saved["metrics"]
+    for earlier in (path, *beside):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            saved = json.loads(earlier.read_text())
+            if saved["config"] == written:
+                return saved["metrics"]
     started = time.monotonic()
     stages = sharing(configs.build(method, config), shared, [] if done is None else done)
     outcome = training.run(stages, seed=config.seed, cadence=training.Cadence())
@@ -163,7 +170,12 @@ def measure(method: str, name: str, study: Study, seeds: int, workdir: pathlib.P
                 metrics = next((metrics for ran, metrics in runs if ran == config), None)
                 if metrics is None:
                     metrics = run_once(
-                        method, config, folder / f"seed-{seed}.json", shared=study.shared, done=first_stages
+                        method,
+                        config,
+                        folder / f"seed-{seed}.json",
+                        beside=workdir.glob(f"*/*/*/seed-{seed}.json"),  # of the other studies
+                        shared=study.shared,
+                        done=first_stages,
                     )
                     runs.append((config, metrics))
                 metric = study.arm_metrics.get(arm, study.metric)

@@ -61,14 +61,14 @@ class PartialRule:
     recipe: BinaryRecipe
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        """The optax transformation; UserError for a name in `train_only` that occurs nowhere."""
+        """The optax transformation; its `init` raises UserError for a name in `train_only` that occurs nowhere."""
         built = self.rule.build(steps)
         if self.recipe.train_only is not None:
             built = optimizers.train_only(built, self.recipe.train_only)
-        return optax.chain(built, optimizers.track_sign_flips(_binary_kernels, self.recipe.flip_window))
+        return optax.chain(built, optimizers.track_sign_flips(binary_kernels, self.recipe.flip_window))
 
 
-def _binary_kernels(params):
+def binary_kernels(params):
     """True for the latent weights: the leaves `kernel` of the layers called `binary`."""
     masks = (optimizers.name_mask((name,))(params) for name in ("binary", "kernel"))
     return jax.tree.map(lambda inside, kernel: inside and kernel, *masks)

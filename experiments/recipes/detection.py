@@ -7,7 +7,7 @@ import jax
 
 from jaxface import data as inputs
 from jaxface import inference, training
-from jaxface.checks import AtLeast, Positive, ProperFraction
+from jaxface.checks import AtLeast, NonNegative, Positive, ProperFraction
 from jaxface.errors import UserError
 from jaxface.interop.state_dict import check_variables
 from jaxface.models.detection import Detector, RetinaFace, init_variables
@@ -18,12 +18,12 @@ from jaxface.training.recognition import statistics
 class DetectionRecipe:
     """Data, detector, optimizer and length of a run that trains a RetinaFace.
 
-    The defaults are the laptop's: rendered scenes of 160 x 160, a MobileNetV1-0.25 from random weights.
+    The defaults are the laptop's: rendered scenes of 128 x 128, a MobileNetV1-0.25 from random weights.
     """
 
     data: inputs.DataSpec = inputs.Scenes(scenes=20_000)
     """Images with objects to learn from; others are kept to evaluate on."""
-    image_size: Annotated[int, AtLeast(32)] = 160
+    image_size: Annotated[int, AtLeast(32)] = 128
     """Side of the images, pixels."""
     augment: inputs.ObjectAugment = inputs.ObjectAugment.none()
     """Random changes of the training images; rendered scenes need none, photographs RetinaFace's."""
@@ -33,12 +33,14 @@ class DetectionRecipe:
     """Kind of the context modules; `jaxface.layers.CONTEXTS` has them."""
     features: Annotated[int | None, AtLeast(4)] = None
     """Channels of pyramid and context modules, a multiple of 4; the published number of the backbone unless given."""
-    anchor_sizes: Annotated[tuple[float, ...], Positive] = (10, 18, 30, 48, 76, 120)
+    anchor_sizes: Annotated[tuple[float, ...], Positive] = (10, 16, 26, 42, 66, 104)
     """Sides of the anchors, pixels: a third of them at each of the strides 8, 16 and 32."""
     match_iou: Annotated[float, Positive] = 0.35
     """Overlap from which an anchor is to find a face."""
     negative_ratio: Annotated[float, Positive] = 7.0
     """Negatives in the loss per positive anchor, the hardest of an image."""
+    point_weight: Annotated[float, NonNegative] = 0.25
+    """Weight of the landmarks in the loss; 1 is published, and leaves a short run little for the rest."""
     bfloat16: bool = False
     """Compute in bfloat16 (parameters, statistics, outputs and the loss stay float32)."""
     init_from: str | None = None
@@ -51,7 +53,7 @@ class DetectionRecipe:
     """Decay per step of a moving average of the parameters, which is then evaluated; none by default."""
     batch_size: Annotated[int, AtLeast(1)] = 16
     """Images per step over all devices."""
-    steps: Annotated[int, AtLeast(0)] = 800
+    steps: Annotated[int, AtLeast(0)] = 900
     """Training steps."""
     workers: Annotated[int, AtLeast(0)] = 0
     """Processes that make or decode images; 0 uses threads."""
@@ -70,6 +72,7 @@ def retinaface(recipe: DetectionRecipe, **changes) -> RetinaFace:
         anchor_sizes=recipe.anchor_sizes,
         match_iou=recipe.match_iou,
         negative_ratio=recipe.negative_ratio,
+        point_weight=recipe.point_weight,
         bfloat16=recipe.bfloat16,
     )
     return RetinaFace(**{**settings, **changes})

@@ -1,6 +1,6 @@
 """The margin softmax of a configuration.
 
-Methods: cckd, coupleface, lrfr, rco, gabn, ida, acw, cloak
+Methods: cckd, coupleface, lrfr, rco, gabn, ida, acw, cloak, rbonn
 """
 
 import dataclasses

@@ -3,7 +3,7 @@
 A method's `Config` inherits `Recipe`; its `build` takes from here what is not the method. `Recognition` is how class prototypes
 are trained, whatever else a method's loss has: spread over devices, sampled, in micro-batches, averaged, from a finished run.
 
-Methods: sface, cckd, coupleface, lrfr, rco, gabn, ida, acw, cloak
+Methods: sface, cckd, coupleface, lrfr, rco, gabn, ida, acw, cloak, bamsprod, rbonn
 """
 
 import dataclasses
@@ -103,7 +103,10 @@ def load(recipe: Recipe) -> inputs.Split:
     """
     if recipe.unsampled == "stay" and recipe.sample_rate == 1:
         raise UserError("unsampled: 'stay' needs sample_rate below 1; got 1, which samples every class")
-    return inputs.load(recipe.data, image_size=recipe.image_size, seed=recipe.data_seed)
+    split = inputs.load(recipe.data, image_size=recipe.image_size, seed=recipe.data_seed)
+    if split.protocol == "detection":
+        raise UserError(f"data: needs one person or class per image, {split.name} is for detectors")
+    return split
 
 
 def training_batches(recipe: Recipe, source: inputs.Source, **changes) -> Callable[[], inputs.Batches]:

@@ -7,7 +7,7 @@ Methods: rbonn, bamsprod
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -139,6 +139,7 @@ class BinaryConv(nn.Module):
       estimator: of the gradient of sgn(x).
       weight_estimator: of the gradient of sgn(w).
       kernel_init: of the latent weights; normal with variance 1 / fan_in unless given.
+      real_weights: y = Σ sgn(x) · w instead, the first of two stages of training, which binarizes activations alone.
 
     x [B, H, W, C] -> [B, Ho, Wo, O]; the parameter `kernel` is [kh, kw, C, O].
 
@@ -154,6 +155,7 @@ class BinaryConv(nn.Module):
     estimator: Estimator = "approx_sign"
     weight_estimator: Estimator = "clip"
     kernel_init: Callable = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+    real_weights: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -165,14 +167,31 @@ class BinaryConv(nn.Module):
         x = x.astype(self.dtype)
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        weights = sign(kernel, self.weight_estimator).astype(self.dtype)
         padding = half_padding(self.kernel_size) if self.padding is None else self.padding
+        if self.real_weights:
+            return convolve(sign(x, self.estimator), kernel.astype(self.dtype), self.strides, padding)
+        weights = sign(kernel, self.weight_estimator).astype(self.dtype)
         y = convolve(sign(x, self.estimator), weights, self.strides, padding)
         if self.scale == "xnor":
             taps = self.kernel_size[0] * self.kernel_size[1]
             box = jnp.full((*self.kernel_size, 1, 1), 1 / taps, self.dtype)
             y = y * convolve(jnp.mean(jnp.abs(x), axis=-1, keepdims=True), box, self.strides, padding)
         return y * _scale_of(self, kernel).astype(self.dtype)
+
+    def deployed(self, params: Mapping) -> tuple[jax.Array, jax.Array]:
+        """Latent weights and scales α [O] of this layer's parameters, for packing.
+
+        Raises:
+          UserError: real weights, or a scale that depends on the input ("xnor").
+        """
+        if self.real_weights or self.scale == "xnor":
+            given = "real_weights" if self.real_weights else "scale='xnor'"
+            raise UserError(f"conv: needs weights of signs and a scale per channel to pack, got {given}")
+        kernel = params["kernel"]
+        if self.scale == "learned":
+            return kernel, params["scale"]
+        ones = jnp.ones(self.features, kernel.dtype)
+        return kernel, mean_abs_scale(kernel) if self.scale == "mean_abs" else ones
 
 
 class BinaryDense(nn.Module):

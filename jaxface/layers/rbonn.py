@@ -14,7 +14,7 @@ Methods: rbonn
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -277,8 +277,8 @@ class RBOConv(nn.Module):
       weight: λ ≥ 0 of the bilinear term, in the backward pass.
       beta: β > 0 of the effective kernel.
       recurrence_init: U at the start, ≥ 0; 0.2, and 1e-3 in the paper's variant, where U multiplies w, unless given.
-      scale_init: of α = |s|: "mean_abs", so that dense A means small w and q starts as sgn(w)·mean|w|, or "normal", N(0, 1), as
-        released. By the variant unless given.
+      scale_init: of α = |s| = 1 / A: "mean_abs", so that dense A means small w and the effective kernel starts as
+        sgn(w)·mean|w|; or "normal", N(0, 1), as released. By the variant unless given.
 
     x [B, H, W, C] -> [B, Ho, Wo, O]. Parameters: `kernel` [kh, kw, C, O], `recurrence` [O], and `scale` [O], or in the paper's
     variant `density` [O], A.
@@ -320,7 +320,7 @@ class RBOConv(nn.Module):
             y = convolve(signs, sign(kernel, "clip").astype(self.dtype), self.strides, padding)
             return y / density.astype(self.dtype)
 
-        scale = self.param("scale", lambda key: self._alpha(key, kernel) / self._unit())
+        scale = self.param("scale", lambda key: self._alpha(key, kernel))
         alpha = jnp.abs(scale)
         if train and self.has_variable(LAST_GRADIENT, "kernel"):
             mask = density_mask(alpha, kernel, self.tau, self.variant)
@@ -329,16 +329,25 @@ class RBOConv(nn.Module):
         weights = bilinear_binarize(kernel, alpha, self.weight, self.beta)
         return convolve(signs, weights.astype(self.dtype), self.strides, padding)
 
-    def _unit(self) -> float:
-        # With "mean_abs" the effective kernel starts at sgn(w)·mean|w|; "normal" is of α itself.
-        return self.beta if self._scale_init() == "mean_abs" else 1.0
+    def deployed(self, params: Mapping) -> tuple[jax.Array, jax.Array]:
+        """Latent weights and scales α [O] of this layer's parameters, for packing.
+
+        Raises:
+          UserError: a latent weight of exactly 0, which trains as 0 and has no sign.
+        """
+        kernel = params["kernel"]
+        if self.variant == "paper":
+            return kernel, 1 / params["density"]
+        if zeros := int(jnp.sum(kernel == 0)):
+            raise UserError(f"kernel: needs latent weights other than 0 to pack, got {zeros} zeros")
+        return kernel, self.beta * jnp.abs(params["scale"])
 
     def _scale_init(self) -> str:
         return self.scale_init or ("normal" if self.variant == "released" else "mean_abs")
 
     def _alpha(self, key, kernel):
         if self._scale_init() == "mean_abs":
-            return mean_abs_scale(kernel)
+            return mean_abs_scale(kernel) / (1.0 if self.variant == "paper" else self.beta)
         return jax.random.normal(key, (self.features,), self.param_dtype)
 
     def _check(self, x):

@@ -46,11 +46,7 @@ from jaxface.losses.cckd import (
 )
 from jaxface.losses.cells import cell_loss
 from jaxface.losses.class_features import mined_relations
-from jaxface.losses.coupleface import (
-    CoupleFaceTerms,
-    coupleface_loss,
-    relation_aware_loss,
-)
+from jaxface.losses.coupleface import CoupleFaceTerms, coupleface_loss, relation_aware_loss
 from jaxface.losses.detection import (
     DetectionTerms,
     DetrTerms,

@@ -21,34 +21,64 @@ def convolution_specs(
     Args:
       module: a network of `jaxface.models`: (image [B, H, W, C], train=) -> anything.
       image_shape: (H, W, C).
-      products: whether matrix products count too: [N, C] x [C, O] as 1 x 1 convolutions on N places, those of B examples or heads
-        at a time as B groups.
+      products: whether matrix products count too: [N, C] x [C, O] as 1 x 1 convolutions on N places, those of several examples or
+        heads at a time as groups.
 
     Returns:
       Shapes, named by the modules that they are in. Depthwise filters, whose form on a CPU is a sum of shifted images, are the
-      convolutions that they are elsewhere; all other operations are left out.
-
-    Raises:
-      ValueError: an image of a shape that the network does not take.
+      convolutions that they are elsewhere; other operations are left out. A module that computes its convolutions in another form
+      says what they are by a method `conv_specs(input_shape) -> list[ConvSpec]`, which then stands for all inside it.
     """
+    declared: dict[str, list[ConvSpec]] = {}
+
+    def declare(call, arguments, keywords, context):
+        describe = getattr(context.module, "conv_specs", None)
+        if context.method_name == "__call__" and describe is not None:
+            declared["/".join(context.module.path)] = describe(arguments[0].shape)
+        return call(*arguments, **keywords)
+
+    def forward(variables, image):
+        with nn.intercept_methods(declare):
+            return module.apply(variables, image, train=False)
+
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(lambda image: module.init(jax.random.key(0), image, train=False), image)
-    return traced_layers(
-        lambda variables, image: module.apply(variables, image, train=False), variables, image, products=products
-    )
+    traced = traced_layers(forward, variables, image, products=products)
+    return _with_declared(traced, declared)
 
 
 def traced_layers(function: Callable, *arguments: Any, products: bool = True) -> list[ConvSpec]:
-    """`convolution_specs` of any function of arrays or their shapes [1, ...]."""
-    traced = jax.make_jaxpr(function)(*arguments)
-    layers = _layers(traced.jaxpr, "", products)
+    """The layers of any function of arrays or their shapes [1, ...]; those of one name are numbered."""
+    layers = _layers(jax.make_jaxpr(function)(*arguments).jaxpr, "", products)
     counts: dict[str, int] = {}
-    named = []
-    for layer in layers:
+    for index, layer in enumerate(layers):
         counts[layer.name] = counts.get(layer.name, 0) + 1
-        again = counts[layer.name]
-        named.append(dataclasses.replace(layer, name=f"{layer.name}#{again}") if again > 1 else layer)
-    return named
+        if counts[layer.name] > 1:
+            layers[index] = dataclasses.replace(layer, name=f"{layer.name}#{counts[layer.name]}")
+    return layers
+
+
+def _with_declared(layers: list[ConvSpec], declared: dict[str, list[ConvSpec]]) -> list[ConvSpec]:
+    """The layers, of which those inside a module that declares its own are exchanged for these."""
+    rest, result = dict(declared), []
+
+    def taken(path):
+        return [
+            dataclasses.replace(spec, name="/".join(filter(None, (path, spec.name))))
+            for spec in rest.pop(path)
+        ]
+
+    for layer in layers:
+        # The first part of a traced name is the class of the network.
+        place = layer.name.partition("/")[2]
+        owner = next((path for path in declared if f"{place}/".startswith(f"{path}/")), None)
+        if owner is None:
+            result.append(layer)
+        elif owner in rest:
+            result += taken(owner)
+    for path in list(rest):  # those of which nothing was traced
+        result += taken(path)
+    return result
 
 
 def _layers(jaxpr: core.Jaxpr, scope: str, products: bool) -> list[ConvSpec]:
@@ -73,61 +103,41 @@ def _layers(jaxpr: core.Jaxpr, scope: str, products: bool) -> list[ConvSpec]:
 
 
 def _convolution(equation, name: str) -> ConvSpec:
-    parameters = equation.params
-    numbers = parameters["dimension_numbers"]
-    lhs, rhs = (variable.aval for variable in equation.invars[:2])
-    out = equation.outvars[0].aval
+    parameters, numbers = equation.params, equation.params["dimension_numbers"]
+    left, right, out = (variable.aval for variable in (*equation.invars[:2], equation.outvars[0]))
 
-    def size(shape, spec):
-        places = [shape[axis] for axis in spec[2:]]
-        return (*places, 1, 1)[:2] if len(places) < 3 else (places[0], math.prod(places[1:]))
+    def places(aval, axes):
+        return (*(aval.shape[axis] for axis in axes[2:]), 1, 1)[:2]
 
-    def pair(values):
-        return (*values, 1, 1)[:2]
-
-    (height, width), kernel, (rows, columns) = (
-        size(aval.shape, spec)
-        for aval, spec in zip((lhs, rhs, out), (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec), strict=True)
-    )  # fmt: skip
+    height, width = places(left, numbers.lhs_spec)
+    rows, columns = places(out, numbers.out_spec)
     return ConvSpec(
         height,
         width,
-        lhs.shape[numbers.lhs_spec[1]],
+        left.shape[numbers.lhs_spec[1]],
         out.shape[numbers.out_spec[1]],
-        kernel,
-        stride=pair(parameters["window_strides"]),
-        dilation=pair(parameters["rhs_dilation"]),
+        places(right, numbers.rhs_spec),
+        stride=(*parameters["window_strides"], 1, 1)[:2],
+        dilation=(*parameters["rhs_dilation"], 1, 1)[:2],
         groups=parameters["feature_group_count"],
-        bits_in=_bits(lhs),
-        bits_weight=_bits(rhs),
-        bits_out=_bits(out),
-        out_height=rows * out.shape[numbers.out_spec[0]],
+        out_height=rows,
         out_width=columns,
         name=name,
+        **_bits(left, right, out),
     )
 
 
 def _product(equation, name: str) -> ConvSpec:
     (contracted, _), (batched, _) = equation.params["dimension_numbers"]
-    lhs, rhs = (variable.aval for variable in equation.invars[:2])
-    out = equation.outvars[0].aval
-    groups = math.prod(lhs.shape[axis] for axis in batched)
-    inner = math.prod(lhs.shape[axis] for axis in contracted)
-    places = math.prod(lhs.shape) // (groups * inner)
-    columns = math.prod(rhs.shape) // (groups * inner)
+    left, right, out = (variable.aval for variable in (*equation.invars[:2], equation.outvars[0]))
+    groups = math.prod(left.shape[axis] for axis in batched)
+    inner = math.prod(left.shape[axis] for axis in contracted)
+    rows, columns = (math.prod(aval.shape) // (groups * inner) for aval in (left, right))
     return ConvSpec(
-        places,
-        1,
-        groups * inner,
-        groups * columns,
-        1,
-        groups=groups,
-        bits_in=_bits(lhs),
-        bits_weight=_bits(rhs),
-        bits_out=_bits(out),
-        name=name,
+        rows, 1, groups * inner, groups * columns, 1, groups=groups, name=name, **_bits(left, right, out)
     )
 
 
-def _bits(aval) -> int:
-    return 8 * aval.dtype.itemsize
+def _bits(left, right, out) -> dict[str, int]:
+    names = ("bits_in", "bits_weight", "bits_out")
+    return {name: 8 * aval.dtype.itemsize for name, aval in zip(names, (left, right, out), strict=True)}

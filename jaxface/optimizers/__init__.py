@@ -27,7 +27,7 @@ from jaxface.optimizers.bamsprod import (
 from jaxface.optimizers.bop import bop
 from jaxface.optimizers.box import project_box
 from jaxface.optimizers.online import online_regret, simulate_online
-from jaxface.optimizers.rbonn import keep_last_gradient, recurrent_bilinear
+from jaxface.optimizers.rbonn import keep_last_gradient, last_gradient, recurrent_bilinear
 from jaxface.optimizers.rules import RULES, NamedRule, Rule
 from jaxface.optimizers.sampled_rows import sampled_rows
 from jaxface.optimizers.sign_flips import flip_rate, track_sign_flips
@@ -46,6 +46,7 @@ __all__ = [
     "h_norm_quant_error",
     "h_norm_scale",
     "keep_last_gradient",
+    "last_gradient",
     "latent_weights",
     "name_mask",
     "online_regret",

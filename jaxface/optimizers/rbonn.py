@@ -46,6 +46,26 @@ def keep_last_gradient(leaves: Callable[[Any], Any]) -> optax.GradientTransforma
     return optax.GradientTransformation(init, update)
 
 
+def last_gradient(state: Any) -> dict:
+    """What `keep_last_gradient` kept, from any state that holds one of it, as nested dicts without the leaves it did not keep.
+
+    Args:
+      state: of an optimizer.
+
+    Returns:
+      The gradients by the names of their parameters.
+    """
+    kept = optax.tree.get(state, "last_gradient")
+
+    def prune(node):
+        if not isinstance(node, dict):
+            return None if isinstance(node, optax.MaskedNode) else node
+        children = {name: prune(child) for name, child in node.items()}
+        return {name: child for name, child in children.items() if child is not None} or None
+
+    return prune(kept) or {}
+
+
 def _only(wanted, tree):
     return jax.tree.map(lambda on, leaf: leaf if on else optax.MaskedNode(), wanted, tree)
 

@@ -19,24 +19,20 @@ def name_mask(names: Sequence[str]) -> Callable[[Any], Any]:
       names: of modules or parameters, such as `("binary",)`; none gives false everywhere.
 
     Returns:
-      The function. It raises UserError for a name that occurs nowhere.
+      The function.
+
+    Example:
+      >>> name_mask(("binary",))({"binary": {"kernel": 0}, "norm": {"scale": 0}})
+      {'binary': {'kernel': True}, 'norm': {'scale': False}}
     """
     wanted = frozenset(names)
+    return lambda params: jax.tree_util.tree_map_with_path(
+        lambda path, _: not wanted.isdisjoint(_keys(path)), params
+    )
 
-    def mask(params):
-        seen = set()
 
-        def selects(path, _):
-            here = {str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path} & wanted
-            seen.update(here)
-            return bool(here)
-
-        tree = jax.tree_util.tree_map_with_path(selects, params)
-        if missing := sorted(wanted - seen):
-            raise UserError(f"train_only: needs names of layers or parameters, got {', '.join(missing)}")
-        return tree
-
-    return mask
+def _keys(path):
+    return {str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path}
 
 
 def train_only(
@@ -49,10 +45,18 @@ def train_only(
       names: of modules or parameters; none holds everything at its start, which is a control.
 
     Returns:
-      An optax transformation; `init` and `update` raise UserError for a name that occurs nowhere.
+      An optax transformation; `init` raises UserError for a name that occurs nowhere.
     """
     mask = name_mask(names)
-    return optax.chain(
+    chain = optax.chain(
         optax.masked(inner, mask),
         optax.masked(optax.set_to_zero(), lambda params: jax.tree.map(lambda on: not on, mask(params))),
     )
+
+    def init(params):
+        known = set().union(*(_keys(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)))
+        if missing := sorted(set(names) - known):
+            raise UserError(f"train_only: needs names of layers or parameters, got {', '.join(missing)}")
+        return chain.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, chain.update)

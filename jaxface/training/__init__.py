@@ -11,6 +11,7 @@ from jaxface.training.evaluations.cell_precision import CellPrecision
 from jaxface.training.evaluations.cloak_protection import CloakProtection, CloakTrial, FrozenNetwork
 from jaxface.training.evaluations.combined import Evaluations
 from jaxface.training.evaluations.cross_resolution import CrossResolution, resolution_gradient_norms
+from jaxface.training.evaluations.density_gate import DensityGate
 from jaxface.training.evaluations.group_attention import AttentiveRecognizer, GroupAttention
 from jaxface.training.evaluations.group_fairness import GroupFairness, PackFairness, source_groups
 from jaxface.training.evaluations.nearest_prototype import NearestPrototype
@@ -77,6 +78,7 @@ __all__ = [
     "CloakProtection",
     "CloakTrial",
     "CrossResolution",
+    "DensityGate",
     "Diverged",
     "Evaluations",
     "Figures",

@@ -243,6 +243,49 @@ def save_bars(
     return _write(figure, path)
 
 
+def save_layers(
+    panels: Mapping[str, Mapping[str, np.ndarray]], path: str | os.PathLike, *, title: str = ""
+) -> Path:
+    """Quantities of a network layer by layer, from the first at the left, one above the other.
+
+    Args:
+      panels: quantity -> series -> [L] ≥ 0, one series per machine or form; the quantities may have other series, of one length.
+      path: file to write. title: above all.
+
+    Raises:
+      UserError: nothing to draw, or a value below 0. ValueError: series that differ in length.
+    """
+    _some("panels", panels)
+    lengths = set()
+    for quantity, series in panels.items():
+        _some(quantity, series)
+        for values in series.values():
+            values = _values(quantity, values)
+            lengths.add(values.size)
+            if (values < 0).any():
+                raise UserError(f"panels: {quantity!r} needs values from 0")
+    if len(lengths) > 1:
+        raise ValueError(f"panels: need one number of layers, got {sorted(lengths)}")
+    figure = Figure(figsize=(7.5, 2.2 * len(panels) + 0.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title)
+    edges = np.arange(lengths.pop() + 1) + 0.5
+    every = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for axes, (quantity, series) in zip(every, panels.items(), strict=True):
+        for name, values in series.items():
+            axes.stairs(
+                np.asarray(values, np.float64), edges, label=name, fill=len(series) == 1, linewidth=1.5
+            )
+        axes.set_ylabel(quantity)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        if len(series) > 1:
+            axes.legend()
+    every[-1].set_xlabel("layer")
+    return _write(figure, path)
+
+
 def _axes(title: str, xlabel: str, ylabel: str, *, height: float = 4.0) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.0, height), layout="constrained")
     FigureCanvasAgg(figure)

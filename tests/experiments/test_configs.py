@@ -26,6 +26,12 @@ DATA = [
     data.Digits(),
     data.DigitHalves(),
     data.LfwSubset(),
+    data.LfwPatches(held_out=0.2),
+    data.Scenes(scenes=7, variation=data.SceneVariation(faces=(1, 3))),
+    data.WiderFace(root="wider", max_objects=9, aspects=(1.0, 0.5)),
+    data.Fddb(root="fddb", held_out_folds=(1, 2)),
+    data.Coco(annotations="instances.json", categories=("person",)),
+    data.Voc(root="VOC2007"),
     data.Procedural(identities=7),
     data.ProceduralImages(identities=7),
     data.TonedFaces(identities=(7, 3)),
@@ -42,6 +48,10 @@ REQUIRED = {
     "bin": "path",
     "groups": "root",
     "embeddings": "embeddings",
+    "wider_face": "root",
+    "fddb": "root",
+    "coco": "annotations",
+    "voc": "root",
 }
 PRESETS = [sface.Config, *(getattr(sface.Config, name) for name in configs.presets(sface.Config))]
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import configs, methods
+from experiments.recipes.heads import HeadSpec
 from experiments.recipes.teachers import TeacherSpec
 from jaxface import attacks, data, training
 
@@ -18,6 +19,7 @@ STUDENT = {"data": PEOPLE, "backbone": "mlp_4", "embedding": 8, "batch_size": 16
 SMALL = {
     "acw": ("digits", {"rgb": TEACHER, "depth": TEACHER, "prototypes": "images", "leave_one_out": 1000}),
     "cassod": (None, {"data": data.Ellipses(images=20, held_out_images=4), "width": 2, "batch_size": 8}),
+    "bamsprod": ("heavy", {"online_steps": 20, "batch_size": 32}),
     "cckd": ("procedural", {**STUDENT, "sampler": "class"}),
     "cloak": (
         "procedural",
@@ -48,6 +50,14 @@ SMALL = {
         },
     ),
     "lrfr": ("digits", {}),
+    "rbonn": (
+        None,
+        {
+            "loss": "distribution",
+            "real_weight_steps": 2,
+            "teacher": TeacherSpec(backbone="mlp_8", embedding=None, head=HeadSpec(loss="linear"), steps=2),
+        },
+    ),
     "rco": (
         None,
         {**STUDENT, "augment": data.Augment(flip=0.0), "recorded": 2, "anchors": 2, "validation": 0.2},

@@ -196,6 +196,18 @@ def test_arms_of_one_configuration_are_one_run(small, monkeypatch, tmp_path):
         reproduce.measure("sface", "two", missing, 2, tmp_path, say=lambda line: None)
 
 
+def test_studies_of_the_same_runs_share_them(small, runs, tmp_path):
+    def quiet(line):
+        del line
+
+    first = reproduce.measure("sface", "first", small, 2, tmp_path, quiet)
+    ran = len(runs)
+    other = dataclasses.replace(small, claim="The same runs, told another way.")
+    assert reproduce.measure("sface", "second", other, 2, tmp_path, quiet) == first and len(runs) == ran
+    longer = dataclasses.replace(other, base=dataclasses.replace(small.base, steps=2))
+    assert reproduce.measure("sface", "third", longer, 2, tmp_path, quiet) != first and len(runs) == 2 * ran
+
+
 def test_a_changed_configuration_is_run_again(small, runs, tmp_path):
     config = small.base
     first = reproduce.run_once("sface", config, tmp_path / "one.json")

@@ -1,5 +1,8 @@
 """What is in a picture besides faces: backgrounds, shapes, and the camera that takes it; on the host, with OpenCV."""
 
+import functools
+import math
+
 import cv2
 import numpy as np
 
@@ -117,6 +120,20 @@ def shapes(rng: np.random.Generator, picture: np.ndarray, count: int) -> None:
                 piece[:] = to_bytes(piece + np.float32(rng.uniform(10, 60)) * rough)
 
 
+@functools.cache
+def _normal_numbers() -> np.ndarray:
+    """[2^20] float32 of N(0, 1), always the same: to draw anew for every pixel would take longer than all else."""
+    return np.random.default_rng(0).standard_normal(1 << 20, np.float32)
+
+
+def _grain(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Noise of a camera: a stretch of `_normal_numbers` from a drawn place on, repeated where it ends."""
+    count = math.prod(shape)
+    numbers = _normal_numbers()
+    start = int(rng.integers(max(len(numbers) - count, 0) + 1))
+    return np.resize(numbers[start : start + count], shape)
+
+
 def camera(rng: np.random.Generator, picture: np.ndarray, *, gray: float) -> np.ndarray:
     """Exposure, color cast, gray with that probability, blur, noise and JPEG: [H, W, 3] uint8 -> uint8."""
     height, width = picture.shape[:2]
@@ -137,8 +154,7 @@ def camera(rng: np.random.Generator, picture: np.ndarray, *, gray: float) -> np.
         shrunk = max(round(width * factor), 4), max(round(height * factor), 4)
         picture = cv2.resize(cv2.resize(picture, shrunk, interpolation=cv2.INTER_AREA), (width, height))
     noise = rng.uniform(0, 9) if rng.random() < 0.8 else rng.uniform(9, 20)
-    grain = rng.standard_normal(picture.shape, np.float32)
-    grain *= np.float32(noise)
+    grain = _grain(rng, picture.shape) * np.float32(noise)
     grain += picture
     grain += 0.5
     picture = to_bytes(grain).reshape(height, width, -1)

@@ -109,173 +109,217 @@ class FaceCrops:
         ]
 
 
+# Black, brown, fair, red and gray hair, and how often.
+_HAIR = np.float32([(20, 16, 14), (48, 34, 24), (90, 64, 40), (150, 118, 78), (150, 148, 145)])
+_HAIR_SHARES = (0.34, 0.26, 0.18, 0.1, 0.12)
+
+
 def _crop(shown: dict[str, np.ndarray], rng: np.random.Generator) -> Crop:
-    def wider(values):
-        return cv2.copyMakeBorder(values, _TOP, _BOTTOM, _SIDES, _SIDES, cv2.BORDER_REPLICATE)
+    """A rendered head, dressed up: `_shoot` of one face -> Crop."""
+    painter = _Painter(shown, rng)
+    painter.skin()
+    hair = painter.hair_behind()
+    ears = painter.ears()
+    painter.fringe()
+    painter.beard()
+    painter.glasses()
+    head = cv2.GaussianBlur(np.maximum(np.maximum(painter.mask, hair), ears), (0, 0), 0.7)
+    body = np.maximum(np.maximum(head, painter.shoulders()), cv2.GaussianBlur(painter.neck, (0, 0), 0.7))
 
-    mask = cv2.copyMakeBorder(
-        shown["mask"].astype(np.uint8) * 255, _TOP, _BOTTOM, _SIDES, _SIDES, cv2.BORDER_CONSTANT
-    )
-    neck = wider((shown["neck"] * 255).astype(np.uint8))
-    color = wider(shown["image"]).astype(np.float32)
-    offset = np.float32([_SIDES + 0.5, _TOP + 0.5])  # the renderer has pixel centers at integers
-    landmarks = shown["landmarks"] + offset
-    rows, columns = np.nonzero(mask)
-    corners = np.concatenate([np.stack([columns + dx, rows + dy], -1) for dx in (0, 1) for dy in (0, 1)])
-    outline = cv2.convexHull(corners.astype(np.float32))[:, 0]
-    (left, top), (right, bottom) = outline.min(0), outline.max(0)
-    height, width = bottom - top, right - left
-    center = (left + right) / 2
-    skin = color[mask > 0].mean(0)
+    # Beside the silhouette its own colors go on, so that a soft edge shows nothing of the renderer's background.
+    weight = (body > 200).astype(np.float32)
+    around = cv2.GaussianBlur(painter.color * weight[..., None], (0, 0), 3)
+    around /= cv2.GaussianBlur(weight, (0, 0), 3)[..., None] + 1e-3
+    color = np.where(weight[..., None] > 0, painter.color, around)
+    colors, covers = [np.clip(color, 0, 255).astype(np.uint8)], [np.stack([head, body], -1)]
+    for _ in range(_LEVELS - 1):
+        size = tuple(side // 2 for side in colors[-1].shape[1::-1])
+        for levels in (colors, covers):
+            levels.append(cv2.resize(levels[-1], size, interpolation=cv2.INTER_AREA))
+    return Crop(tuple(colors), tuple(covers), painter.outline, painter.landmarks)
 
-    def texture(strength, cells):
-        rough = rng.normal(0, strength, (cells, cells, 1)).astype(np.float32)
-        return cv2.resize(rough, mask.shape[::-1], interpolation=cv2.INTER_CUBIC)[..., None]
 
-    def drawn(draw, soft=0.8):
-        cover = np.zeros_like(mask)
+class _Painter:
+    """Paints over a rendered head and around it; places are in pixels of the crop, sizes follow those of the head."""
+
+    def __init__(self, shown: dict[str, np.ndarray], rng: np.random.Generator):
+        borders = _TOP, _BOTTOM, _SIDES, _SIDES
+        self._rng = rng
+        self.mask = cv2.copyMakeBorder(shown["mask"].astype(np.uint8) * 255, *borders, cv2.BORDER_CONSTANT)
+        self.neck = cv2.copyMakeBorder(np.uint8(shown["neck"] * 255), *borders, cv2.BORDER_REPLICATE)
+        self.color = cv2.copyMakeBorder(shown["image"], *borders, cv2.BORDER_REPLICATE).astype(np.float32)
+        # The renderer has pixel centers at integers.
+        self.landmarks = (shown["landmarks"] + (_SIDES + 0.5, _TOP + 0.5)).astype(np.float32)
+        rows, columns = np.nonzero(self.mask)
+        corners = np.concatenate([np.stack([columns + x, rows + y], -1) for x in (0, 1) for y in (0, 1)])
+        self.outline = cv2.convexHull(corners.astype(np.float32))[:, 0]
+        (self._left, self._top), (self._right, self._bottom) = self.outline.min(0), self.outline.max(0)
+        self._height, self._width = self._bottom - self._top, self._right - self._left
+        self._center = (self._left + self._right) / 2
+        self._skin = self.color[self.mask > 0].mean(0)
+        # Hair and clothes have no geometry: their light is that of the face.
+        self._bright = float(np.clip(self._skin.max() / 200, 0.3, 1.2))
+        shade = _HAIR[rng.choice(len(_HAIR), p=_HAIR_SHARES)] * (self._bright * rng.uniform(0.7, 1.2))
+        self._strands = shade * (1 + self._texture(0.18, 24) + self._texture(0.15, 6))
+
+    def _texture(self, strength: float, cells: int) -> np.ndarray:
+        """[h, w, 1] smooth noise of that deviation."""
+        rough = self._rng.normal(0, strength, (cells, cells)).astype(np.float32)
+        return cv2.resize(rough, self.mask.shape[::-1], interpolation=cv2.INTER_CUBIC)[..., None]
+
+    def _cover(self, draw, soft: float = 0.8) -> np.ndarray:
+        """[h, w] uint8: what `draw` draws on black, with soft edges."""
+        cover = np.zeros_like(self.mask)
         draw(cover)
         return cv2.GaussianBlur(cover, (0, 0), soft)
 
-    def ellipse(cover, x, y, half_width, half_height, thickness=-1, value=255):
-        cv2.ellipse(
-            cover,
-            (round(16 * x), round(16 * y)),
-            (max(round(16 * half_width), 1), max(round(16 * half_height), 1)),
-            0, 0, 360, value, thickness, cv2.LINE_AA, 4,
-        )  # fmt: skip
+    def _inside(self, cover: np.ndarray, strength: float = 1.0) -> np.ndarray:
+        return np.minimum((cover * strength).astype(np.uint8), self.mask)
 
-    def paint(cover, shade):
-        nonlocal color
-        color += (cover[..., None] / np.float32(255)) * (shade - color)
+    def _paint(self, cover: np.ndarray, color) -> None:
+        self.color += (cover[..., None] / np.float32(255)) * (color - self.color)
 
-    # Light of the photograph on hair and clothes, which have no geometry.
-    bright = np.clip(skin.max() / 200, 0.3, 1.2)
-    hair_color = np.float32(
-        [(20, 16, 14), (48, 34, 24), (90, 64, 40), (150, 118, 78), (150, 148, 145)][
-            rng.choice(5, p=(0.34, 0.26, 0.18, 0.1, 0.12))
-        ]
-    ) * (bright * rng.uniform(0.7, 1.2))
-    strands = hair_color * (1 + texture(0.18, 24) + texture(0.15, 6))
-    behind = np.zeros_like(mask)  # hair and ears beside the head
-    if rng.random() < 0.7:
-        lift = rng.uniform(0.0, 0.12) * height
-        long = rng.random() < 0.3
-        spread = rng.uniform(1.0, 1.16 if not long else 1.35) * width / 2
+    def _paint_behind(self, cover: np.ndarray, color) -> None:
+        self._paint(np.where(self.mask > 0, 0, cover).astype(np.uint8), color)
 
-        def draw_hair(cover):
-            middle = top + 0.36 * height
-            ellipse(cover, center, middle, spread, middle - top + lift)
-            if long:
-                end = top + rng.uniform(0.8, 1.25) * height
-                cv2.rectangle(
-                    cover,
-                    (round(center - spread), round(middle)),
-                    (round(center + spread), round(end)),
-                    255,
-                    -1,
-                )
-            else:
-                cover[round(top + rng.uniform(0.35, 0.6) * height) :] = 0
+    def skin(self) -> None:
+        """Pores and shadows; dark eyes, as of lashes and sockets; a mouth that is open, or shows teeth."""
+        rng, apart = self._rng, float(np.linalg.norm(self.landmarks[1] - self.landmarks[0]))
+        rough = (
+            1 + rng.uniform(0, 0.06) * self._texture(1.0, 48) + rng.uniform(0, 0.08) * self._texture(1.0, 5)
+        )
+        self._paint(self.mask, self.color * rough)
+        if rng.random() < 0.7:
+            wide, high = rng.uniform(0.2, 0.32) * apart, rng.uniform(0.1, 0.2) * apart
 
-        behind = drawn(draw_hair, 1.5)
-        paint(np.where(mask > 0, 0, behind).astype(np.uint8), strands)
-    if rng.random() < 0.6:
-        nose, eyes = landmarks[2], landmarks[:2].mean(0)
-        turn = np.clip((nose[0] - eyes[0]) / width, -0.3, 0.3)
+            def eyes(cover):
+                for x, y in self.landmarks[:2]:
+                    _ellipse(cover, x, y, wide, high)
 
-        def draw_ears(cover):
-            for side, edge in ((-1, left), (1, right)):
-                if side * turn < 0.08:
-                    ellipse(
-                        cover,
-                        edge - side * 0.02 * width,
-                        eyes[1] + 0.08 * height,
-                        0.06 * width,
-                        0.11 * height,
-                    )
-
-        ears = drawn(draw_ears)
-        paint(np.where(mask > 0, 0, ears).astype(np.uint8), skin * rng.uniform(0.7, 1.0))
-        behind = np.maximum(behind, ears)
-
-    inside = lambda cover: np.minimum(cover, mask)  # noqa: E731
-    eye_line, mouth_line = landmarks[:2, 1].mean(), landmarks[3:, 1].mean()
-    if rng.random() < 0.55:  # a fringe
-        line = top + rng.uniform(0.35, 0.85) * (eye_line - 0.1 * height - top)
-        slant = rng.uniform(-0.15, 0.15) * height
-
-        def draw_fringe(cover):
-            polygon = np.float32(
-                [
-                    (left - 2, 0),
-                    (right + 2, 0),
-                    (right + 2, line + slant + 0.1 * height),
-                    (center, line - 0.04 * height),
-                    (left - 2, line - slant + 0.1 * height),
-                ]
+            self._paint(
+                self._inside(self._cover(eyes, 0.06 * apart + 0.3), rng.uniform(0.2, 0.85)),
+                self._skin * rng.uniform(0.05, 0.5),
             )
-            cv2.fillPoly(cover, [np.int32(polygon)], 255)
+        opened = rng.random()
+        if opened < 0.3:
+            x, y = self.landmarks[3:].mean(0)
+            wide = 0.42 * float(np.linalg.norm(self.landmarks[4] - self.landmarks[3]))
+            high = rng.uniform(0.1, 0.35) * wide
+            mouth = self._inside(self._cover(lambda cover: _ellipse(cover, x, y, wide, high)))
+            self._paint(mouth, self._skin * 0.25 if opened < 0.15 else np.float32(215 * self._bright))
 
-        paint(inside(drawn(draw_fringe, 1.5)), strands)
-    if rng.random() < 0.22:  # a beard
-        amount = rng.uniform(0.3, 0.95)
+    def hair_behind(self) -> np.ndarray:
+        """Hair beside and above the head, short or long: its opacity, zeros where there is none."""
+        rng = self._rng
+        if rng.random() > 0.7:
+            return np.zeros_like(self.mask)
+        lift, long = rng.uniform(0.0, 0.12) * self._height, rng.random() < 0.3
+        spread = rng.uniform(1.0, 1.35 if long else 1.16) * self._width / 2
+        middle = self._top + 0.36 * self._height
+        end = round(self._top + self._height * (rng.uniform(0.8, 1.25) if long else rng.uniform(0.35, 0.6)))
 
-        def draw_beard(cover):
-            x = landmarks[3:, 0].mean()
-            ellipse(cover, x, mouth_line + 0.12 * height, 0.42 * width, 0.22 * height)
-            ellipse(cover, x, mouth_line, 0.15 * width, 0.035 * height, value=60)
+        def hair(cover):
+            _ellipse(cover, self._center, middle, spread, middle - self._top + lift)
+            if long:
+                corners = (round(self._center - spread), round(middle)), (round(self._center + spread), end)
+                cv2.rectangle(cover, *corners, 255, -1)
+            else:
+                cover[end:] = 0
 
-        paint(inside((drawn(draw_beard, 2.0) * amount).astype(np.uint8)), strands)
-    if rng.random() < 0.25:  # glasses
-        apart = np.linalg.norm(landmarks[1] - landmarks[0])
-        half_width, half_height = rng.uniform(0.3, 0.42) * apart, rng.uniform(0.2, 0.34) * apart
+        cover = self._cover(hair, 1.5)
+        self._paint_behind(cover, self._strands)
+        return cover
 
-        def draw_glasses(cover):
-            for x, y in landmarks[:2]:
-                ellipse(cover, x, y + 0.08 * apart, half_width, half_height, thickness=rng.integers(1, 3))
-            ends = [
-                tuple(np.int32(16 * p))
-                for p in (landmarks[0] + (half_width, 0), landmarks[1] - (half_width, 0))
-            ]
-            cv2.line(cover, tuple(map(int, ends[0])), tuple(map(int, ends[1])), 255, 1, cv2.LINE_AA, 4)
+    def ears(self) -> np.ndarray:
+        """Those that the turn of the head shows: their opacity."""
+        rng = self._rng
+        if rng.random() > 0.6:
+            return np.zeros_like(self.mask)
+        eyes = self.landmarks[:2].mean(0)
+        turn = (self.landmarks[2, 0] - eyes[0]) / self._width
 
-        paint(inside(drawn(draw_glasses, 0.5)), np.float32(rng.uniform(0, 120)))
+        def ears(cover):
+            for side, edge in ((-1, self._left), (1, self._right)):
+                if side * turn < 0.08:
+                    x, y = edge - side * 0.02 * self._width, eyes[1] + 0.08 * self._height
+                    _ellipse(cover, x, y, 0.06 * self._width, 0.11 * self._height)
 
-    head = cv2.GaussianBlur(np.maximum(mask, behind), (0, 0), 0.7)
-    clothes = rng.uniform(10, 230, 3).astype(np.float32) * bright
-    if rng.random() < 0.5:
-        clothes = np.full(3, clothes.mean(), np.float32)
-    collar = bottom + rng.uniform(-0.02, 0.1) * height
+        cover = self._cover(ears)
+        self._paint_behind(cover, self._skin * rng.uniform(0.7, 1.0))
+        return cover
 
-    def draw_shoulders(cover):
+    def fringe(self) -> None:
+        """Hair over the forehead."""
+        rng, height = self._rng, self._height
+        if rng.random() > 0.55:
+            return
+        forehead = self.landmarks[:2, 1].mean() - 0.1 * height - self._top
+        line, slant = self._top + rng.uniform(0.35, 0.85) * forehead, rng.uniform(-0.15, 0.15) * height
+        left, right = self._left - 2, self._right + 2
+        low = line + 0.1 * height
+        corners = [
+            (left, 0),
+            (right, 0),
+            (right, low + slant),
+            (self._center, line - 0.04 * height),
+            (left, low - slant),
+        ]
+        cover = self._cover(lambda cover: cv2.fillPoly(cover, [np.int32(corners)], 255), 1.5)
+        self._paint(self._inside(cover), self._strands)
+
+    def beard(self) -> None:
+        """Hair around the mouth, stubble to full."""
+        rng, (x, y) = self._rng, self.landmarks[3:].mean(0)
+        if rng.random() > 0.22:
+            return
+
+        def beard(cover):
+            _ellipse(cover, x, y + 0.12 * self._height, 0.42 * self._width, 0.22 * self._height)
+            _ellipse(cover, x, y, 0.15 * self._width, 0.035 * self._height, level=60)
+
+        self._paint(self._inside(self._cover(beard, 2.0), rng.uniform(0.3, 0.95)), self._strands)
+
+    def glasses(self) -> None:
+        """Two rims and a bridge."""
+        rng, apart = self._rng, float(np.linalg.norm(self.landmarks[1] - self.landmarks[0]))
+        if rng.random() > 0.25:
+            return
+        wide, high, thickness = (
+            rng.uniform(0.3, 0.42) * apart,
+            rng.uniform(0.2, 0.34) * apart,
+            int(rng.integers(1, 3)),
+        )
+
+        def rims(cover):
+            for x, y in self.landmarks[:2]:
+                _ellipse(cover, x, y + 0.08 * apart, wide, high, thickness=thickness)
+            bridge = np.rint(self.landmarks[:2] + ((wide, 0), (-wide, 0))).astype(int).tolist()
+            cv2.line(cover, *bridge, 255, 1, cv2.LINE_AA)
+
+        self._paint(self._inside(self._cover(rims, 0.5)), np.float32(rng.uniform(0, 120)))
+
+    def shoulders(self) -> np.ndarray:
+        """Shoulders in clothes: their opacity."""
+        rng, height, width = self._rng, self._height, self._width
+        clothes = rng.uniform(10, 230, 3).astype(np.float32) * self._bright
+        if rng.random() < 0.5:
+            clothes = np.full(3, clothes.mean(), np.float32)
+        collar = self._bottom + rng.uniform(-0.02, 0.1) * height
         reach, drop = rng.uniform(0.85, 1.3) * width, rng.uniform(0.12, 0.3) * height
-        polygon = np.float32([
-            (center - 0.3 * width, collar), (center + 0.3 * width, collar), (center + reach, collar + drop),
-            (center + 1.1 * reach, collar + height), (center - 1.1 * reach, collar + height), (center - reach, collar + drop),
-        ])  # fmt: skip
-        cv2.fillPoly(cover, [np.int32(16 * polygon)], 255, cv2.LINE_AA, 4)
+        half = [(0.3 * width, collar), (reach, collar + drop), (1.1 * reach, collar + height)]
+        corners = [(self._center + x, y) for x, y in half] + [(self._center - x, y) for x, y in half[::-1]]
+        cover = self._cover(lambda cover: cv2.fillPoly(cover, [np.int32(corners)], 255), 1.5)
+        self._paint_behind(cover, clothes * (1 + self._texture(0.06, 40) + self._texture(0.1, 5)))
+        return cover
 
-    shoulders = drawn(draw_shoulders, 1.5)
-    paint(
-        np.where(mask > 0, 0, shoulders).astype(np.uint8), clothes * (1 + texture(0.06, 40) + texture(0.1, 5))
-    )
-    body = np.maximum(np.maximum(head, shoulders), cv2.GaussianBlur(neck, (0, 0), 0.7))
-    covers = np.stack([head, body], -1)
 
-    # Beside the silhouette its own colors go on, so that a soft edge shows nothing of the renderer's background.
-    weight = (body > 200).astype(np.float32)[..., None]
-    near = cv2.GaussianBlur(color * weight, (0, 0), 3) / (
-        cv2.GaussianBlur(weight, (0, 0), 3)[..., None] + 1e-3
+def _ellipse(cover, x, y, half_width, half_height, *, thickness: int = -1, level: int = 255) -> None:
+    """An upright ellipse in sixteenths of a pixel."""
+    center, axes = (
+        (round(16 * float(x)), round(16 * float(y))),
+        (round(16 * half_width), round(16 * half_height)),
     )
-    color = np.where(weight > 0, color, near)
-    colors = [np.clip(color, 0, 255).astype(np.uint8)]
-    all_covers = [covers]
-    for _ in range(_LEVELS - 1):
-        size = tuple(-(-side // 2) for side in colors[-1].shape[1::-1])
-        colors.append(cv2.resize(colors[-1], size, interpolation=cv2.INTER_AREA))
-        all_covers.append(cv2.resize(all_covers[-1], size, interpolation=cv2.INTER_AREA))
-    return Crop(tuple(colors), tuple(all_covers), outline, landmarks.astype(np.float32))
+    cv2.ellipse(cover, center, tuple(max(a, 1) for a in axes), 0, 0, 360, level, thickness, cv2.LINE_AA, 4)
 
 
 @functools.lru_cache(maxsize=8)

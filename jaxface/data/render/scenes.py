@@ -23,6 +23,7 @@ from jaxface.data.sources.source import Record
 from jaxface.errors import UserError
 
 _MIRRORED = [1, 0, 2, 4, 3]
+_TRIES = 12  # places at which a face may find room
 _LEAST_SIDE = 4.0  # pixels that are left of a truncated face, along its shorter side
 
 
@@ -284,7 +285,7 @@ class SceneSource:
         low, high = (min(size, 0.8 * side) for size in dial.sizes)
         sizes = np.sort(np.exp(rng.uniform(np.log(low), np.log(high), count)))[::-1]
         places: list[_Place] = []
-        areas: list[float] = []  # what of each box others cover
+        others, covered = np.zeros((0, 4)), np.zeros(0)  # boxes so far, and what of each others cover
         for size in sizes:
             crop = self._crop(rng)
             tilt = float(np.clip(rng.normal(0, 1), -3, 3)) * dial.tilt
@@ -294,26 +295,24 @@ class SceneSource:
             low_corner, high_corner = -outside, side - extent + outside
             if (high_corner < low_corner).any():
                 continue
-            for _ in range(12):
-                corner = rng.uniform(low_corner, high_corner)
-                moved = box + np.tile(corner - box[:2], 2)
-                seen = np.clip(moved, 0, side)
-                if (seen[2:] - seen[:2]).min() < min(_LEAST_SIDE, extent.min()):
-                    continue
-                others = np.array([np.clip(place.box, 0, side) for place in places]).reshape(-1, 4)
-                both = np.clip(
-                    np.minimum(others[:, 2:], seen[2:]) - np.maximum(others[:, :2], seen[:2]), 0, None
-                )
-                shared = both.prod(1)
-                totals = np.append(np.array(areas) + shared, shared.sum())
-                of = np.append((others[:, 2:] - others[:, :2]).prod(1), (seen[2:] - seen[:2]).prod())
-                if (totals > dial.overlap * of).any():
-                    continue
-                areas = list(totals)
-                matrix = matrix.copy()
-                matrix[:, 2] += (corner - box[:2])[::-1]
-                places.append(_Place(crop, matrix, moved, mirrored))
-                break
+            corners = rng.uniform(low_corner, high_corner, (_TRIES, 2))
+            seen = np.clip(np.concatenate([corners, corners + extent], 1), 0, side)
+            sides = seen[:, 2:] - seen[:, :2]
+            shared = np.minimum(others[:, 2:], seen[:, None, 2:]) - np.maximum(
+                others[:, :2], seen[:, None, :2]
+            )
+            shared = np.clip(shared, 0, None).prod(-1)  # [tries, boxes so far]
+            free = (
+                (sides.min(1) >= min(_LEAST_SIDE, extent.min()))
+                & (shared.sum(1) <= dial.overlap * sides.prod(1))
+                & (covered + shared <= dial.overlap * (others[:, 2:] - others[:, :2]).prod(1)).all(1)
+            )
+            if free.any():
+                row = int(free.argmax())
+                matrix[:, 2] += (corners[row] - box[:2])[::-1]
+                places.append(_Place(crop, matrix, box + np.tile(corners[row] - box[:2], 2), mirrored))
+                others = np.concatenate([others, seen[row : row + 1]])
+                covered = np.append(covered + shared[row], shared[row].sum())
         return places
 
     def _compose(self, rng: np.random.Generator, places: list[_Place]) -> np.ndarray:
@@ -403,8 +402,9 @@ class SceneSource:
 
         def change(colors, covers, level):
             y0, x0, y1, x1 = _bounds(crop.outline) / 2**level
-            if kind == 0:
-                colors = cv2.GaussianBlur(colors, (0, 0), max((x1 - x0) / 5, 0.5))
+            if kind == 0:  # so few pixels that no feature is left
+                coarse = crop.colors[-1]
+                colors = cv2.resize(coarse, colors.shape[1::-1], interpolation=cv2.INTER_CUBIC)
             elif kind == 1:  # thirds of the head change places
                 colors = colors.copy()
                 rows, columns = (np.linspace(a, b, 4).astype(int) for a, b in ((y0, y1), (x0, x1)))

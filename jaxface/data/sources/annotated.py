@@ -236,7 +236,9 @@ def _header_size(path: pathlib.Path) -> tuple[int, int] | None:
     try:
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
-            turned = image.format != "PPM" and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            # Pillow would decode a PNG to look for an orientation behind its pixels.
+            plain = image.format == "PPM" or (image.format == "PNG" and "exif" not in image.info)
+            turned = not plain and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             return (width, height) if turned else (height, width)
     except Exception:  # whatever is wrong with it, reading the image says so
         return None

@@ -21,7 +21,7 @@ from jaxface.paths import local_path, name_text
 
 SUBSETS = ("easy", "medium", "hard")
 _FLAGS = ("blur", "expression", "illumination", "invalid", "occlusion", "pose")
-_MAT = 1 << 28  # bytes of a list, unpacked; the published ones have some million
+MOST_UNPACKED = 1 << 28  # bytes of a list, unpacked; the published ones have some million
 
 
 def _files(lines: Sequence[tuple[int, str]], path: pathlib.Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
@@ -83,10 +83,10 @@ def _landmark_files(
 
 
 def _check_mat(name: str, data: bytes, path: pathlib.Path) -> None:
-    """Refuses what is no MATLAB 5 file, or unpacks to more than `_MAT` bytes."""
+    """Refuses what is no MATLAB 5 file, or unpacks to more than `MOST_UNPACKED` bytes."""
     if len(data) < 136 or data[126:128] != b"IM":
         raise UserError(f"{name}: needs a MATLAB 5 file, {name_text(path)} is none")
-    at, left = 128, _MAT
+    at, left = 128, MOST_UNPACKED
     while at + 8 <= len(data):
         kind, length = struct.unpack_from("<II", data, at)
         if kind == 15:  # compressed
@@ -96,7 +96,7 @@ def _check_mat(name: str, data: bytes, path: pathlib.Path) -> None:
                 rest = unpacker.unconsumed_tail
         if left <= 0:
             raise UserError(
-                f"{name}: needs a list of at most {_MAT} bytes, {name_text(path)} unpacks to more"
+                f"{name}: needs a list of at most {MOST_UNPACKED} bytes, {name_text(path)} unpacks to more"
             )
         at += 8 + length
 
@@ -109,7 +109,7 @@ def kept_faces(path: pathlib.Path) -> dict[str, np.ndarray]:
     """
     from scipy.io import loadmat
 
-    data = read_text("lists", path, limit=_MAT)
+    data = read_text("lists", path, limit=MOST_UNPACKED)
     try:
         _check_mat("lists", data, path)
         table = loadmat(path, variable_names=("event_list", "file_list", "gt_list"))

@@ -159,13 +159,13 @@ class Fddb(_Annotated):
 class Coco(_Annotated):
     """A folder of images with a COCO JSON file of their objects."""
 
-    images: str
-    """The folder."""
     annotations: str
     """The JSON."""
-    held_out_images: str | None = None
+    images: str | None = None
+    """Folder of the images; that of the JSON unless given."""
+    evaluation_images: str | None = None
     """Folder of the images to evaluate on; `images` unless given."""
-    held_out_annotations: str | None = None
+    evaluation_annotations: str | None = None
     """JSON of what to evaluate on; a fraction of the images unless given."""
     held_out: Annotated[float, OpenFraction] = 0.2
     """That fraction."""
@@ -176,7 +176,8 @@ class Coco(_Annotated):
     def title(self) -> str:
         return f"coco {name_text(local_path('annotations', self.annotations).stem)}"
 
-    def _open(self, images: str, annotations: str, image_size: int) -> AnnotatedSource:
+    def _open(self, images: str | None, annotations: str, image_size: int) -> AnnotatedSource:
+        images = images or local_path("annotations", annotations).parent
         return coco(images, annotations, categories=self.categories, image_size=image_size, **self._options)
 
     def source(self, *, image_size: int, seed: int) -> AnnotatedSource:
@@ -184,18 +185,18 @@ class Coco(_Annotated):
 
     def evaluation_source(self, *, image_size: int, seed: int) -> AnnotatedSource:
         return self._open(
-            self.held_out_images or self.images, self.held_out_annotations or self.annotations, image_size
+            self.evaluation_images or self.images, self.evaluation_annotations or self.annotations, image_size
         )
 
     def divide(self, *, image_size: int, seed: int) -> Split:
         arguments = dict(image_size=image_size, seed=seed)
         train = self.source(**arguments)
-        if self.held_out_annotations is None:
+        if self.evaluation_annotations is None:
             return _split_images(train, self.held_out, self.title, seed)
         held_out = self.evaluation_source(**arguments)
         if held_out.class_names != train.class_names:
             raise UserError(
-                "held_out_annotations: needs the categories of annotations, "
+                "evaluation_annotations: needs the categories of annotations, "
                 f"got {', '.join(held_out.class_names)[:120]}"
             )
         return Split(train, held_out, self.title, "detection")

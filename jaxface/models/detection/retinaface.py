@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxface import boxes
-from jaxface.checks import AtLeast, Positive
+from jaxface.checks import AtLeast, NonNegative, Positive
 from jaxface.errors import UserError
 from jaxface.layers.context import CONTEXTS
 from jaxface.losses.detection import multibox_loss
@@ -86,6 +86,8 @@ class RetinaFace:
     """Overlap from which an anchor is to find a face."""
     negative_ratio: Annotated[float, Positive] = 7.0
     """Negatives in the loss per positive anchor, the hardest of an image."""
+    point_weight: Annotated[float, NonNegative] = 1.0
+    """Weight of the landmarks' term in the loss."""
     pixels: Pixels = "rgb"
     """What the stem sees: rgb in [-1, 1], or bgr in [0, 255] less a mean, as the published weights do."""
     bfloat16: bool = False
@@ -157,6 +159,7 @@ class RetinaFace:
             points,
             points_known,
             negatives_per_positive=self.negative_ratio,
+            point_weight=self.point_weight,
         )
         return terms.total, {
             "class_loss": terms.classification,

@@ -64,8 +64,8 @@ class ObjectDetection:
     def detections(
         self, state: TrainState
     ) -> tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]]:
-        """(what is detected, what is there) in every image, as `jaxface.metrics.detection` takes them; detections have `landmarks`
-        besides, None of a detector without them.
+        """(what is detected, what is there) in every image, as `jaxface.metrics.detection` takes them; what is detected has
+        `landmarks` besides, None of a detector without them.
 
         Places are in pixels of the image as it was annotated, where the source knows it (`ground_truth`), else of the record's.
         """

@@ -96,6 +96,15 @@ def test_digits_are_split_by_sample():
     assert (data.load(data.Digits(), seed=6).train.labels != split.train.labels).any()
 
 
+def test_lfw_patches_are_split_evenly():
+    split = data.load(data.LfwPatches(held_out=0.2), image_size=32)
+    assert split.protocol == "classification" and split.train.class_names == ["background", "face"]
+    assert np.bincount(split.train.labels).tolist() == [80, 80]
+    assert np.bincount(split.held_out.labels).tolist() == [20, 20]
+    trained = {split.train[i]["image"].tobytes() for i in range(160)}
+    assert not any(split.held_out[i]["image"].tobytes() in trained for i in range(40))
+
+
 def test_lfw_subset_is_split_by_sample():
     split = data.load(data.LfwSubset(), image_size=32)
     assert (len(split.train), len(split.held_out), split.protocol) == (140, 60, "classification")

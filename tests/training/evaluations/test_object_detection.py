@@ -45,9 +45,9 @@ def test_three_of_four_are_found_and_one_is_false(annotated, tmp_path):
     report = evaluate(STATE)
     assert report["detection/recall"] == 0.75 and report["detection/precision"] == 0.75
     assert report["detection/false_positives"] == 0.2
-    # Scores fall with the width, so that the false one is the second: 14 wide, after none and before 16.
+    # Scores rise with the width, so that the false one, 14 wide, comes last: 76 of the 101 recalls are reached before it.
     assert report["detection/ap50"] == pytest.approx(report["detection/ap75"])
-    assert 0.5 < report["detection/ap50"] < 0.75
+    assert report["detection/ap50"] == pytest.approx(76 / 101)
     missed, hit = ("16_to_32", "32_to_64") if annotated else ("below_16", "16_to_32")
     assert report[f"detection/recall_{missed}"] == 0 and report[f"detection/recall_{hit}"] == 1
     found, truth = evaluate.detections(STATE)
