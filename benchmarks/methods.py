@@ -2,11 +2,11 @@
 
     python -m benchmarks.methods [--methods gabn lrfr ...] [--repeats 20] [--quick] [--out DIR]
 
-Every method stands at its default configuration (images, networks, batch; CASSOD as a detector) and is built twice, as itself and as what it is
-compared with. The stages before, such as a teacher's, are cut to a few steps on a few people: they matter for shapes alone. The
-step is the one that `training.run` takes: compiled by the library's own parallelism for one device, the state donated, the batch
-on the host. Both steps are timed in turns. Memory is the compiler's word: arguments (state and batch), temporaries and what of
-the outputs is not written where the state was, together the peak.
+Every method stands at its default configuration (images, networks, batch; CASSOD as a detector) and is built twice, as itself and
+as what it is compared with. The stages before, such as a teacher's, are cut to a few steps on a few people: they matter for
+shapes alone. The step is the one that `training.run` takes: compiled by the library's own parallelism for one device, the state
+donated, the batch on the host. Both steps are timed in turns. Memory is the compiler's word: arguments (state and batch),
+temporaries and what of the outputs is not written where the state was, together the peak.
 
 IDA trains nothing that a pair of faces waits for, so its scores are timed instead: those of all pairs of a batch of images, and
 those of embeddings alone. Where a baseline still reports the method's term as a metric (CCKD at weight 0), it pays for its value.
