@@ -84,8 +84,12 @@ class RetinaFace:
     """Sides of the anchors, pixels: a third of them at each of the strides 8, 16 and 32."""
     match_iou: Annotated[float, Positive] = 0.35
     """Overlap from which an anchor is to find a face."""
+    ignore_iou: Annotated[float, Positive] = 0.35
+    """Overlap from which an anchor that is to find no face is not background either; from `match_iou` on there are none."""
     negative_ratio: Annotated[float, Positive] = 7.0
     """Negatives in the loss per positive anchor, the hardest of an image."""
+    box_weight: Annotated[float, NonNegative] = 2.0
+    """Weight of the boxes' term in the loss."""
     point_weight: Annotated[float, NonNegative] = 1.0
     """Weight of the landmarks' term in the loss."""
     pixels: Pixels = "rgb"
@@ -131,8 +135,8 @@ class RetinaFace:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The multibox loss of a batch (`jaxface.losses.multibox_loss`) and its terms.
 
-        Anchors go to faces by RetinaFace's matching. Those in what an image was padded with, and background in regions to
-        ignore, count neither way.
+        Anchors go to faces by RetinaFace's matching. Those in what an image was padded with, background in regions to ignore
+        and background near a face (`ignore_iou`) count neither way.
         """
         height, width = batch["image"].shape[1:3]
         anchors = jnp.asarray(self.anchors((height, width)))
@@ -141,7 +145,11 @@ class RetinaFace:
         def targets(face_boxes, mask, labels, crowd, points, points_known, size):
             assigned = boxes.face_assign(anchors, face_boxes, mask, positive=self.match_iou, crowd=crowd)
             inside = boxes.valid_anchors(shapes, STRIDES, self.per_place, size)
-            labels = jnp.where(inside, boxes.assigned_labels(assigned, labels), -1)
+            labels = boxes.assigned_labels(assigned, labels)
+            near = (
+                jnp.max(jnp.where(mask, boxes.box_iou(anchors, face_boxes), 0.0), axis=1) >= self.ignore_iou
+            )
+            labels = jnp.where(inside & ~(near & (labels == 0)), labels, -1)
             deltas = boxes.encode_boxes(anchors, boxes.assigned_rows(assigned, face_boxes), stds=STDS)
             points = boxes.encode_points(anchors, boxes.assigned_rows(assigned, points), std=STDS[0])
             return labels, deltas, points, boxes.assigned_rows(assigned, points_known)
@@ -159,6 +167,7 @@ class RetinaFace:
             points,
             points_known,
             negatives_per_positive=self.negative_ratio,
+            box_weight=self.box_weight,
             point_weight=self.point_weight,
         )
         return terms.total, {
