@@ -2,11 +2,11 @@
 
     python -m benchmarks.methods [--methods gabn lrfr ...] [--repeats 20] [--quick] [--out DIR]
 
-Every method stands at its default configuration (images, networks, batch) and is built twice, as itself and as what it is
-compared with. The stages before, such as a teacher's, are cut to a few steps on a few people: they matter for shapes alone. The
-step is the one that `training.run` takes: compiled by the library's own parallelism for one device, the state donated, the batch
-on the host. Both steps are timed in turns. Memory is the compiler's word: arguments (state and batch), temporaries and what of
-the outputs is not written where the state was, together the peak.
+Every method stands at its default configuration (images, networks, batch; CASSOD as a detector) and is built twice, as itself and
+as what it is compared with. The stages before, such as a teacher's, are cut to a few steps on a few people: they matter for
+shapes alone. The step is the one that `training.run` takes: compiled by the library's own parallelism for one device, the state
+donated, the batch on the host. Both steps are timed in turns. Memory is the compiler's word: arguments (state and batch),
+temporaries and what of the outputs is not written where the state was, together the peak.
 
 IDA trains nothing that a pair of faces waits for, so its scores are timed instead: those of all pairs of a batch of images, and
 those of embeddings alone. Where a baseline still reports the method's term as a metric (CCKD at weight 0), it pays for its value.
@@ -24,7 +24,21 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import common
-from experiments.methods import acw, cckd, cloak, coupleface, gabn, ida, lrfr, rco
+from experiments.methods import (
+    acw,
+    bamsprod,
+    cassod,
+    cckd,
+    cloak,
+    condensation_net,
+    coupleface,
+    ddc,
+    gabn,
+    ida,
+    lrfr,
+    rbonn,
+    rco,
+)
 from experiments.recipes.recognition import Recipe
 from experiments.recipes.teachers import TeacherSpec
 from experiments.studies import gabn as gabn_study
@@ -134,9 +148,19 @@ CASES = (
          stage(gabn.build, "recognition"), gabn_study.BASELINE),
     Case("ida, images", ida.Config(), "cosines", ida_scores, COSINE),
     Case("ida, embeddings", ida.Config(), "cosines", functools.partial(ida_scores, embedded=True), COSINE),
+    Case("rbonn", rbonn.Config(backbone="binary_resnet_pico"), "plain estimator", stage(rbonn.build, "binary"),
+         {"weights": "straight_through"}),
+    Case("bamsprod", bamsprod.Config(online_steps=0), "Adam", stage(bamsprod.build, "network"),
+         {"optimizer": training.Optimizer(name="adam", learning_rate=0.3, schedule="linear", weight_decay=0.0)}),
+    Case("cassod", cassod.Config.detector(), "dilated 3x3 context", stage(cassod.build, "detector"), {"context": "dilated"}),
     Case("cloak", CLOAK, "FI-UAP, equal steps", stage(cloak.build, "cloak"), {"cloak": MASKS["fi_uap"]}),
     Case("cloak, equal gradients", CLOAK, "OPOM, equal gradients", stage(cloak.build, "cloak"),
          {"cloak": MASKS["opom_equal_gradients"]}),
+    Case("ddc", ddc.Config(), "plain 3x3 filters", stage(ddc.build, "classifier"), {"dilations": (1, 1, 1)}),
+    Case("ddc, 5x5 filters", ddc.Config(depthwise_kernel=5, dilations=(1, 1, 1)), "plain 3x3 filters",
+         stage(ddc.build, "classifier"), {"depthwise_kernel": 3}),
+    Case("condensation_net", condensation_net.Config(), "one filter per map",
+         stage(condensation_net.build, "classifier"), {"groups": 1}),
 )  # fmt: skip
 
 
@@ -152,12 +176,16 @@ def shortened(config: Recipe, *, quick: bool) -> Recipe:
                 return dataclasses.replace(value, identities=32, held_out_identities=8)
             case data.TonedFaces():
                 return dataclasses.replace(value, identities=(16, 16), held_out_identities=8)
+            case data.Scenes():
+                return dataclasses.replace(value, people=8, held_out_people=4)
             case tuple():
                 return tuple(map(cut, value))
         return value
 
     fields = {field.name: cut(getattr(config, field.name)) for field in dataclasses.fields(config)}
-    if quick:
+    if quick and getattr(config, "embedding", None) is None:  # tiny already, some with networks of their own
+        fields["batch_size"] = 16
+    elif quick:
         fields |= {**tiny, "image_size": 16, "batch_size": 16}
     if isinstance(config, cloak.Config):
         fields["steps"] = EARLIER

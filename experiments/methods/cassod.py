@@ -58,7 +58,8 @@ class Config(detection.DetectionRecipe):
         """WIDER FACE by the recipe of the host: RetinaFace with MobileNet-0.25, the dilated filters of its context cascaded."""
         return cls(
             data=inputs.WiderFace(root="wider_face"),
-            image_size=640,
+            image_size=1024,  # of which training sees squares, at 640
+            augment=inputs.ObjectAugment(side=640),
             anchor_sizes=(16, 32, 64, 128, 256, 512),
             optimizer=training.sgd(1e-3, decay_at=(190 / 250, 220 / 250)),
             batch_size=32,

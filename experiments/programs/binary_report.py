@@ -25,6 +25,7 @@ from jaxface.models.binary import NetworkCost, network_cost, to_packed
 def table(cost: NetworkCost) -> Table:
     """One row per layer and a last one of sums."""
     made = Table("layer", "weights", "MMAC", "M operations", "float32 kB", "packed kB", "input kB", "packed")
+    made.columns[0].no_wrap = True
     for column in made.columns[2:]:
         column.justify = "right"
     for layer in cost.layers:
@@ -84,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     flags = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     if (flags.network is None) == (flags.run is None):
         raise UserError("network: needs a name or --run, one of them")
-    shown = Console()
+    shown = Console(width=max(Console().width, 118))  # rather long lines than numbers cut
     if flags.run is not None:
         cost, difference, same = compare_packed(flags.run)
         shown.print(table(cost))

@@ -207,7 +207,8 @@ def show(written: Mapping, most: int) -> None:
     table.add_row(
         "multipliers in use", "", "", "", *(f"{total['utilization'][name]:.1%}" for name in compared)
     )
-    Console().print(table)
+    screen = Console()
+    Console(width=max(screen.width, 110)).print(table)
 
 
 @console.exit_on_user_error

@@ -2,6 +2,9 @@
 
 python -m experiments.programs.weights import --backbone iresnet50 FILE --out RUN
 python -m experiments.programs.weights export --run RUN --format onnx --out FILE
+
+A run of a detector is exported as safetensors or as a bundle; published RetinaFace weights need no import: `jaxface detect
+--weights FILE` and `--init-from FILE` of the launcher read them.
 """
 
 import contextlib
@@ -15,13 +18,14 @@ import tempfile
 import numpy as np
 
 from experiments import configs
-from jaxface import interop, models, training
+from jaxface import inference, interop, models, training
 from jaxface.cli import console
 from jaxface.cli.console import use_compilation_cache
 from jaxface.errors import UserError
 from jaxface.paths import local_path, run_path
 
-FORMATS = ("safetensors", "stablehlo", "onnx")
+FORMATS = ("safetensors", "stablehlo", "onnx", "bundle")
+_DETECTORS = ("safetensors", "bundle")
 
 
 def import_weights(
@@ -89,7 +93,7 @@ def export_weights(
 
     Args:
       run: work directory of a finished or imported run.
-      out: the file.
+      out: the file; for a bundle the folder.
       kind: one of `FORMATS`.
       best: the checkpoint with the best metric instead of the newest.
       pixels: a stablehlo program of uint8 pixels instead of floats in [-1, 1].
@@ -99,6 +103,15 @@ def export_weights(
     """
     if pixels and kind != "stablehlo":
         raise UserError(f"pixels: only stablehlo takes them; {kind} was asked for")
+    described = training.read_description(run)
+    if described is not None and "network" in described[1]:
+        if kind not in _DETECTORS:
+            raise UserError(f"format: needs {' or '.join(_DETECTORS)} for a detector; got {kind}")
+        bundle = inference.open_run(run, best=best)
+        (inference.save_weights if kind == "safetensors" else inference.save_bundle)(out, bundle)
+        return
+    if kind == "bundle":
+        raise UserError(f"format: a bundle is of a detector, which {run} has not trained")
     model, backbone, extra, config = configs.load_network(run, best=best)
     variables, shape = {"params": backbone, **extra}, (config.image_size, config.image_size, 3)
     if kind == "safetensors":
@@ -145,7 +158,8 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         out = local_path("out", flags.out)
         export_weights(flags.run, out, kind=flags.format, best=flags.best, pixels=flags.pixels)
-        console.say(f"{flags.format}, {out.stat().st_size:,} bytes: {out}")
+        files = [out] if out.is_file() else [path for path in out.iterdir() if path.is_file()]
+        console.say(f"{flags.format}, {sum(path.stat().st_size for path in files):,} bytes: {out}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""What the experiments on detection share: their common fields, and the training of any detector on any kind of scenes."""
+"""What the experiments on detection share: their common fields, and the training of any detector on any kind of scenes.
+
+Methods: cassod, condensation_net, ddc
+"""
 
 import dataclasses
 from typing import Annotated
@@ -7,36 +10,58 @@ import jax
 
 from jaxface import data as inputs
 from jaxface import inference, training
-from jaxface.checks import AtLeast, Positive, ProperFraction
+from jaxface.checks import AtLeast, NonNegative, Positive, ProperFraction
 from jaxface.errors import UserError
 from jaxface.interop.state_dict import check_variables
 from jaxface.models.detection import Detector, RetinaFace, init_variables
 from jaxface.training.recognition import statistics
+
+LAPTOP_SCENES = inputs.SceneVariation(
+    faces=(0, 3),
+    sizes=(20.0, 120.0),
+    overlap=0.1,
+    truncated=0.05,
+    tilt=8.0,
+    photographs=0.4,
+    shapes=(0, 16),
+    distractors=(0, 1),
+    occluders=0.0,
+)
+"""Scenes that a small detector learns in minutes: few faces, none below 20 pixels, some clutter."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DetectionRecipe:
     """Data, detector, optimizer and length of a run that trains a RetinaFace.
 
-    The defaults are the laptop's: rendered scenes of 160 x 160, a MobileNetV1-0.25 from random weights.
+    The defaults are the laptop's: rendered scenes of 128 x 128, a MobileNetV1-0.25 from random weights.
     """
 
-    data: inputs.DataSpec = inputs.Scenes(scenes=20_000)
+    data: inputs.DataSpec = inputs.Scenes(scenes=20_000, people=128, variation=LAPTOP_SCENES)
     """Images with objects to learn from; others are kept to evaluate on."""
-    image_size: Annotated[int, AtLeast(32)] = 160
+    image_size: Annotated[int, AtLeast(32)] = 128
     """Side of the images, pixels."""
+    augment: inputs.ObjectAugment = inputs.ObjectAugment.none()
+    """Random changes of the training images; rendered scenes need none, photographs RetinaFace's."""
     backbone: str = "mobilenet_025"
     """Feature maps at strides 8, 16 and 32: mobilenet_025 or resnet50."""
     context: str = "ssh"
     """Kind of the context modules; `jaxface.layers.CONTEXTS` has them."""
     features: Annotated[int | None, AtLeast(4)] = None
     """Channels of pyramid and context modules, a multiple of 4; the published number of the backbone unless given."""
-    anchor_sizes: Annotated[tuple[float, ...], Positive] = (10, 18, 30, 48, 76, 120)
+    anchor_sizes: Annotated[tuple[float, ...], Positive] = (16, 23, 33, 47, 67, 96)
     """Sides of the anchors, pixels: a third of them at each of the strides 8, 16 and 32."""
     match_iou: Annotated[float, Positive] = 0.35
     """Overlap from which an anchor is to find a face."""
+    ignore_iou: Annotated[float, Positive] = 0.2
+    """Overlap from which an anchor that is to find no face is not background either; published is `match_iou`, where the hardest
+    negatives are those beside the faces."""
     negative_ratio: Annotated[float, Positive] = 7.0
     """Negatives in the loss per positive anchor, the hardest of an image."""
+    box_weight: Annotated[float, NonNegative] = 1.0
+    """Weight of the boxes in the loss; 2 is published."""
+    point_weight: Annotated[float, NonNegative] = 0.1
+    """Weight of the landmarks in the loss; 1 is published, and leaves a short run little for the rest."""
     bfloat16: bool = False
     """Compute in bfloat16 (parameters, statistics, outputs and the loss stay float32)."""
     init_from: str | None = None
@@ -47,9 +72,9 @@ class DetectionRecipe:
     """Micro-batches in which a step is computed; saves memory."""
     ema_decay: Annotated[float | None, ProperFraction] = None
     """Decay per step of a moving average of the parameters, which is then evaluated; none by default."""
-    batch_size: Annotated[int, AtLeast(1)] = 16
+    batch_size: Annotated[int, AtLeast(1)] = 8
     """Images per step over all devices."""
-    steps: Annotated[int, AtLeast(0)] = 800
+    steps: Annotated[int, AtLeast(0)] = 1500
     """Training steps."""
     workers: Annotated[int, AtLeast(0)] = 0
     """Processes that make or decode images; 0 uses threads."""
@@ -67,7 +92,10 @@ def retinaface(recipe: DetectionRecipe, **changes) -> RetinaFace:
         features=recipe.features,
         anchor_sizes=recipe.anchor_sizes,
         match_iou=recipe.match_iou,
+        ignore_iou=recipe.ignore_iou,
         negative_ratio=recipe.negative_ratio,
+        box_weight=recipe.box_weight,
+        point_weight=recipe.point_weight,
         bfloat16=recipe.bfloat16,
     )
     return RetinaFace(**{**settings, **changes})
@@ -137,8 +165,11 @@ def detection_stage(
             split.train,
             batch_size=recipe.batch_size,
             seed=recipe.seed,
+            augment=recipe.augment,
             shard=(jax.process_index(), jax.process_count()),
             workers=recipe.workers,
+            # Augmented images are squares; others are of one shape in a batch.
+            order=None if recipe.augment.active else inputs.bucket_order(split.train),
         )
 
     open_batches()  # reads nothing yet, but refuses what cannot be used

@@ -17,7 +17,7 @@ def _rate(learning_rate: float) -> training.Optimizer:
 
 _digits = Study(
     claim="Test accuracy on digits of a network of which three binary layers alone train, the rest held at its random start",
-    metric="binary/classification/accuracy",
+    metric="classification/accuracy",
     method="rbonn",
     arms={
         "rbonn": {},
@@ -35,7 +35,7 @@ STUDIES = {
     "digits-flips": dataclasses.replace(
         _digits,
         claim="Share of binary weights that change their sign in a step, over the last 100 of 400",
-        metric="binary/signs/flip_rate",
+        metric="signs/flip_rate",
         larger_is_better=False,
     ),
 }

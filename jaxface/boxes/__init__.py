@@ -10,6 +10,7 @@
 | and what belongs to that box? | `assigned_rows`, `assigned_labels` |
 | what to train on? | `sample_rois`, `sample_mask` |
 | which detections stay? | `nms` |
+| what are the features of a region? | `roi_levels`, `roi_align` |
 """
 
 from jaxface.boxes.anchors import (
@@ -39,6 +40,7 @@ from jaxface.boxes.coding import (
 from jaxface.boxes.geometry import box_area, clip_boxes
 from jaxface.boxes.iou import box_giou, box_iof, box_iou, paired_giou, paired_iou
 from jaxface.boxes.nms import nms
+from jaxface.boxes.roi_align import roi_align, roi_levels
 from jaxface.boxes.sampling import Sample, sample_mask, sample_rois
 
 __all__ = [
@@ -65,6 +67,8 @@ __all__ = [
     "normalized_boxes",
     "paired_giou",
     "paired_iou",
+    "roi_align",
+    "roi_levels",
     "s3fd_assign",
     "sample_mask",
     "sample_rois",

@@ -3,8 +3,6 @@
 Its units take one tap of a filter at a time for many places of the output (arXiv:2104.14125), so that a filter of any size costs
 as many cycles as it has taps, and a dilated one is read by address. Beside it stand the machines that it is compared with: those
 that multiply a whole window of taps at once, and those that have a dilated filter with zeros between its taps.
-
-Methods: cassod, ddc, condensation_net
 """
 
 import dataclasses

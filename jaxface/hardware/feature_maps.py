@@ -2,8 +2,6 @@
 
 A layer that computes R·M maps and keeps the best of every R has maps that exist block by block only, "virtual" ones
 (arXiv:2104.14124). These functions compare it with a machine that stores all R·M.
-
-Methods: condensation_net
 """
 
 from collections.abc import Sequence

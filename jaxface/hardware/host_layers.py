@@ -1,7 +1,4 @@
-"""Layer tables of the networks that the accelerator papers count, written out and independent of any module.
-
-Methods: cassod, ddc, condensation_net
-"""
+"""Layer tables of the networks that the accelerator papers count, written out and independent of any module."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal

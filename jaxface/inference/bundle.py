@@ -148,7 +148,7 @@ def save_bundle(folder: str | pathlib.Path, bundle: DetectorBundle) -> None:
     safetensors = optional("safetensors.numpy")
     folder = local_path("out", folder)
     flat = flax.traverse_util.flatten_dict(jax.device_get(dict(bundle.variables)), sep="/")
-    tensors = {name: np.ascontiguousarray(leaf, np.float32) for name, leaf in flat.items()}
+    tensors = {name: np.array(leaf, np.float32, order="C") for name, leaf in flat.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / WEIGHTS) as temporary:

@@ -42,7 +42,7 @@ class Leaf(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
-    """`shape` is (out, in per group, height, width)."""
+    """`shape` is (out, in per group, height, width); `matrix` says that ours is a linear layer [in, out] at every place."""
 
     name: str
     path: Path
@@ -51,6 +51,7 @@ class Convolution:
     padding: int = 0
     groups: int = 1
     biased: bool = False
+    matrix: bool = False
 
     def leaves(self) -> list[Leaf]:
         weight = Leaf(f"{self.name}.weight", self.shape, ("params", *self.path, "kernel"))
@@ -192,11 +193,14 @@ class _Builder:
         return functools.reduce(lambda tree, key: tree[key], path, self.params).shape
 
     def convolution(self, name: str, *path: str, stride: int = 1, groups: int = 1) -> Convolution:
-        height, width, inputs, outputs = self._shape(*path, "kernel")
+        kernel = self._shape(*path, "kernel")
+        height, width, inputs, outputs = kernel if len(kernel) == 4 else (1, 1, *kernel)
         shape = (outputs, inputs, height, width)
         # Every 3x3 kernel is padded; 1x1 and the one over the whole plane are not.
         biased = "bias" in functools.reduce(lambda tree, key: tree[key], path, self.params)
-        return Convolution(name, path, shape, stride, int(height == width == 3), groups, biased)
+        return Convolution(
+            name, path, shape, stride, int(height == width == 3), groups, biased, len(kernel) == 2
+        )
 
     def norm(self, name: str, *path: str) -> Norm:
         scaled = "scale" in functools.reduce(lambda tree, key: tree[key], path, self.params)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxface.errors import UserError
-from jaxface.interop.architecture import EPSILON, Dense, Norm, abstract_variables, tensor_layers
+from jaxface.interop.architecture import EPSILON, Convolution, Dense, Norm, abstract_variables, tensor_layers
 from jaxface.interop.files import optional, replacing
 from jaxface.paths import local_path
 
@@ -184,6 +184,8 @@ def _to_flax(array: np.ndarray, layer) -> np.ndarray:
     if isinstance(layer, Dense) and array.ndim == 2:
         plane = array.reshape(array.shape[0], *layer.plane)
         return np.ascontiguousarray(plane.transpose(2, 3, 1, 0)).reshape(-1, array.shape[0])
+    if isinstance(layer, Convolution) and layer.matrix and array.ndim == 4:
+        return np.ascontiguousarray(array[:, :, 0, 0].T)
     return np.ascontiguousarray(array.transpose(2, 3, 1, 0)) if array.ndim == 4 else array
 
 
@@ -192,4 +194,6 @@ def _to_torch(array: np.ndarray, layer) -> np.ndarray:
         channels, height, width = layer.plane
         plane = array.reshape(height, width, channels, -1)
         return plane.transpose(3, 2, 0, 1).reshape(array.shape[1], -1)
+    if isinstance(layer, Convolution) and layer.matrix and array.ndim == 2:
+        return array.T[:, :, None, None]
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array

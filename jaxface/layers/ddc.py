@@ -50,12 +50,13 @@ def depthwise_dilated(x: jax.Array, w: jax.Array, *, dilation: int = 1, stride: 
         raise UserError(f"w: needs [k, k, C], got {list(w.shape)}")
     if x.ndim != 4 or x.shape[-1] != w.shape[-1]:
         raise UserError(f"x: needs [N, H, W, {w.shape[-1]}] for these filters, got {list(x.shape)}")
-    _check_filter(w.shape[0], dilation, stride)
+    check_filter(w.shape[0], dilation, stride)
     padding = w.shape[0] // 2 * dilation
     return depthwise_conv(x, w[:, :, None], stride=stride, padding=padding, dilation=dilation)
 
 
-def _check_filter(kernel_size: int, dilation: int, stride: int) -> None:
+def check_filter(kernel_size: int, dilation: int = 1, stride: int = 1) -> None:
+    """Raises UserError for an even filter, a dilation below 1, or a stride together with a dilation."""
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise UserError(
             f"kernel_size: needs an odd number, so that the filter has a center; got {kernel_size}"
@@ -104,7 +105,7 @@ class DDCLayer(nn.Module):
     param_dtype: Any = jnp.float32
 
     def __post_init__(self):
-        _check_filter(self.kernel_size, self.dilation, self.stride)
+        check_filter(self.kernel_size, self.dilation, self.stride)
         super().__post_init__()
 
     @nn.compact

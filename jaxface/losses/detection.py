@@ -64,7 +64,7 @@ def smooth_l1_loss(predictions: jax.Array, targets: jax.Array, *, beta: float = 
     )
     check_number("beta", beta, NonNegative)
     error = predictions.astype(jnp.float32) - targets.astype(jnp.float32)
-    size = jnp.abs(error)
+    size = jnp.where(error != 0, jnp.abs(error), 0.0)  # JAX's slope of |x| at 0 is 1
     if not isinstance(beta, jax.core.Tracer) and beta == 0:
         return size
     # The square sees a size below beta alone: that of a large one would overflow, and its gradient be NaN.

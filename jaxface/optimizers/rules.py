@@ -1,4 +1,7 @@
-"""Update rules by the name that a configuration gives, each registered beside its definition."""
+"""Update rules by the name that a configuration gives, each registered beside its definition.
+
+Methods: bamsprod
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import configs, methods
+from experiments.recipes.heads import HeadSpec
 from experiments.recipes.teachers import TeacherSpec
 from jaxface import attacks, data, training
 
@@ -35,6 +36,8 @@ SMALL = {
         },
     ),
     "coupleface": ("vectors", {**STUDENT, "neighbors": 5}),
+    "condensation_net": (None, {"data": data.DigitCanvas(copies=1), "channels": 2, "batch_size": 8}),
+    "ddc": (None, {"data": data.DigitCanvas(copies=1), "channels": 2, "batch_size": 8}),
     "gabn": ("digits", {"batch_size": 32}),
     "ida": (
         None,
@@ -49,6 +52,14 @@ SMALL = {
         },
     ),
     "lrfr": ("digits", {}),
+    "rbonn": (
+        None,
+        {
+            "loss": "distribution",
+            "real_weight_steps": 2,
+            "teacher": TeacherSpec(backbone="mlp_8", embedding=None, head=HeadSpec(loss="linear"), steps=2),
+        },
+    ),
     "rco": (
         None,
         {**STUDENT, "augment": data.Augment(flip=0.0), "recorded": 2, "anchors": 2, "validation": 0.2},

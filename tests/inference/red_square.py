@@ -42,7 +42,7 @@ class RedSquare:
             red = redness > 0.6
             (y0, y1), (x0, x1) = extent(red.any(axis=1)), extent(red.any(axis=0))
             box = jnp.array([y0, x0, y1, x1], jnp.float32)
-            score = jnp.where(red.any() & (x1 - x0 <= self.widest), 1 - (x1 - x0) / 1e4, 0.0)
+            score = jnp.where(red.any() & (x1 - x0 <= self.widest), 0.9 + (x1 - x0) / 1e5, 0.0)
             points = jnp.tile(jnp.stack([x0, y0]).astype(jnp.float32), (5, 1))
             rows = jnp.arange(max_outputs) == 0
             zeros = jnp.zeros(max_outputs)

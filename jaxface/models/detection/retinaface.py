@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxface import boxes
-from jaxface.checks import AtLeast, Positive
+from jaxface.checks import AtLeast, NonNegative, Positive
 from jaxface.errors import UserError
 from jaxface.layers.context import CONTEXTS
 from jaxface.losses.detection import multibox_loss
@@ -84,8 +84,14 @@ class RetinaFace:
     """Sides of the anchors, pixels: a third of them at each of the strides 8, 16 and 32."""
     match_iou: Annotated[float, Positive] = 0.35
     """Overlap from which an anchor is to find a face."""
+    ignore_iou: Annotated[float, Positive] = 0.35
+    """Overlap from which an anchor that is to find no face is not background either; from `match_iou` on there are none."""
     negative_ratio: Annotated[float, Positive] = 7.0
     """Negatives in the loss per positive anchor, the hardest of an image."""
+    box_weight: Annotated[float, NonNegative] = 2.0
+    """Weight of the boxes' term in the loss."""
+    point_weight: Annotated[float, NonNegative] = 1.0
+    """Weight of the landmarks' term in the loss."""
     pixels: Pixels = "rgb"
     """What the stem sees: rgb in [-1, 1], or bgr in [0, 255] less a mean, as the published weights do."""
     bfloat16: bool = False
@@ -129,8 +135,8 @@ class RetinaFace:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The multibox loss of a batch (`jaxface.losses.multibox_loss`) and its terms.
 
-        Anchors go to faces by RetinaFace's matching. Those in what an image was padded with, and background in regions to
-        ignore, count neither way.
+        Anchors go to faces by RetinaFace's matching. Those in what an image was padded with, background in regions to ignore
+        and background near a face (`ignore_iou`) count neither way.
         """
         height, width = batch["image"].shape[1:3]
         anchors = jnp.asarray(self.anchors((height, width)))
@@ -139,7 +145,11 @@ class RetinaFace:
         def targets(face_boxes, mask, labels, crowd, points, points_known, size):
             assigned = boxes.face_assign(anchors, face_boxes, mask, positive=self.match_iou, crowd=crowd)
             inside = boxes.valid_anchors(shapes, STRIDES, self.per_place, size)
-            labels = jnp.where(inside, boxes.assigned_labels(assigned, labels), -1)
+            labels = boxes.assigned_labels(assigned, labels)
+            near = (
+                jnp.max(jnp.where(mask, boxes.box_iou(anchors, face_boxes), 0.0), axis=1) >= self.ignore_iou
+            )
+            labels = jnp.where(inside & ~(near & (labels == 0)), labels, -1)
             deltas = boxes.encode_boxes(anchors, boxes.assigned_rows(assigned, face_boxes), stds=STDS)
             points = boxes.encode_points(anchors, boxes.assigned_rows(assigned, points), std=STDS[0])
             return labels, deltas, points, boxes.assigned_rows(assigned, points_known)
@@ -157,6 +167,8 @@ class RetinaFace:
             points,
             points_known,
             negatives_per_positive=self.negative_ratio,
+            box_weight=self.box_weight,
+            point_weight=self.point_weight,
         )
         return terms.total, {
             "class_loss": terms.classification,

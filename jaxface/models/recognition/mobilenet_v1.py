@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxface.errors import UserError
 from jaxface.layers import BatchNorm
-from jaxface.layers.ddc import DDCLayer
+from jaxface.layers.ddc import DDCLayer, check_filter
 from jaxface.models.registry import MODELS
 
 # channels at width 1, stride
@@ -58,6 +58,7 @@ class MobileNetV1(nn.Module):
     def __post_init__(self):
         if int(32 * self.width) < 1:
             raise UserError(f"width: needs at least 1/32, got {self.width}")
+        check_filter(self.depthwise_kernel)
         super().__post_init__()
 
     def setup(self):

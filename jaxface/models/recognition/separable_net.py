@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxface.errors import UserError
-from jaxface.layers.ddc import DDCLayer
+from jaxface.layers.ddc import DDCLayer, check_filter
 from jaxface.models.registry import MODELS
 
 
@@ -41,6 +41,8 @@ class SeparableNet(nn.Module):
     def __post_init__(self):
         if self.channels < 1:
             raise UserError(f"channels: needs at least 1, got {self.channels}")
+        for dilation in self.dilations:
+            check_filter(self.depthwise_kernel, dilation)
         super().__post_init__()
 
     @nn.compact

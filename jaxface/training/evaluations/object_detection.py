@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from jaxface import metrics
-from jaxface.data.sources.source import Source
+from jaxface.data.sources.source import Source, Subset
 from jaxface.data.transforms.drawing import draw_boxes
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.metrics.detection.recall_by_size import recall_by_size
-from jaxface.models.detection import Detector
+from jaxface.models.detection import Detections, Detector
 from jaxface.training import figures
 from jaxface.training.evaluations.needs import check_not_empty
 from jaxface.training.map_source import map_source
@@ -20,6 +20,8 @@ from jaxface.training.recognition import statistics
 from jaxface.training.stages import Figures
 from jaxface.training.step import TrainState
 
+_ANNOTATED = ("image", "image_size", "original_size")
+_RECORDED = ("image", "image_size", "boxes", "box_mask", "box_label", "box_crowd")
 _TRUE = (64, 220, 96)  # color of what is there, in figures
 
 
@@ -53,65 +55,77 @@ class ObjectDetection:
         self.detector, self.source = detector, source
         self.score_threshold, self.batch_size = score_threshold, batch_size
         self.max_outputs, self.drawn = max_outputs, drawn
+        try:
+            source.ground_truth(0)
+            self._annotated = True
+        except AttributeError:
+            self._annotated = False
 
-    def detections(self, state: TrainState) -> list[dict[str, np.ndarray]]:
-        """What is detected in every image: `boxes`, `scores`, `classes`, and `landmarks`, None of a detector without them.
+    def detections(
+        self, state: TrainState
+    ) -> tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]]:
+        """(what is detected, what is there) in every image, as `jaxface.metrics.detection` takes them; what is detected has
+        `landmarks` besides, None of a detector without them.
 
         Places are in pixels of the image as it was annotated, where the source knows it (`ground_truth`), else of the record's.
         """
         variables = {"params": state.averaged_params["detector"], **statistics(state.extra)}
         detect = functools.partial(_detect, detector=self.detector, max_outputs=self.max_outputs)
-        fields = ("image", "image_size", "original_size") if self._has_originals else ("image", "image_size")
-        found, sizes = map_source(detect, self.source, variables, batch_size=self.batch_size, fields=fields)
-        results = []
-        for i, valid in enumerate(found.valid):
-            scale = np.ones(2)
-            if self._has_originals:
-                scale = sizes["original_size"][i] / np.maximum(sizes["image_size"][i], 1)
-            results.append(
-                {
-                    "boxes": found.boxes[i][valid] * np.tile(scale, 2),
-                    "scores": found.scores[i][valid],
-                    "classes": found.classes[i][valid],
-                    "landmarks": None if found.landmarks is None else found.landmarks[i][valid] * scale[::-1],
-                }
+        buckets = getattr(self.source, "buckets", np.zeros(len(self.source), np.int32))
+        results: list[tuple] = [()] * len(self.source)
+        for bucket in np.unique(buckets):
+            numbers = np.flatnonzero(buckets == bucket)
+            found, record = map_source(
+                detect,
+                Subset(self.source, numbers),
+                variables,
+                batch_size=self.batch_size,
+                fields=_ANNOTATED if self._annotated else _RECORDED,
             )
-        return results
+            for i, number in enumerate(numbers):
+                results[number] = self._result(number, *jax.tree.map(lambda x, i=i: x[i], (found, record)))
+        found, truth = zip(*results, strict=True)
+        return list(found), list(truth)
+
+    def _result(self, number: int, found: Detections, record: dict) -> tuple[dict, dict]:
+        valid, landmarks = found.valid, found.landmarks
+        if self._annotated:
+            scale = record["original_size"] / np.maximum(record["image_size"], 1)
+            truth = self.source.ground_truth(int(number))
+        else:
+            scale, real = np.ones(2), record["box_mask"]
+            names = {"boxes": "boxes", "labels": "box_label", "crowd": "box_crowd"}
+            truth = {name: record[field][real] for name, field in names.items()}
+        predicted = {
+            "boxes": found.boxes[valid] * np.tile(scale, 2),
+            "scores": found.scores[valid],
+            "classes": found.classes[valid],
+            "landmarks": None if landmarks is None else landmarks[valid] * scale[::-1],
+        }
+        return predicted, truth
 
     def __call__(self, state: TrainState) -> dict[str, float]:
-        self._last = self.detections(state)
-        truth = [self._truth(i) for i in range(len(self.source))]
+        self._last, truth = self.detections(state)
         classes = self.detector.num_classes
         coco = metrics.coco_evaluate(self._last, truth, num_classes=classes)
         report = {"ap": coco["AP"], "ap50": coco["AP50"], "ap75": coco["AP75"]}
         report |= recall_by_size(self._last, truth, score_threshold=self.score_threshold, num_classes=classes)
+        if all("hard" in image for image in truth):
+            report |= metrics.wider_face_evaluate(self._last, truth)
         return {f"detection/{name}": value for name, value in report.items() if not math.isnan(value)}
 
     def figures(self, state: TrainState) -> Figures:
         """Some images with what was detected in the state evaluated last, and what is there in green."""
         return {"detections": self._draw}
 
-    @property
-    def _has_originals(self) -> bool:
-        return hasattr(self.source, "ground_truth")
-
-    def _truth(self, index: int) -> dict[str, np.ndarray]:
-        if self._has_originals:
-            return self.source.ground_truth(index)
-        record = self.source[index]
-        real = record["box_mask"]
-        return {
-            "boxes": record["boxes"][real],
-            "labels": record["box_label"][real],
-            "crowd": record["box_crowd"][real],
-        }
-
     def _draw(self, path: pathlib.Path) -> pathlib.Path:
+        buckets = getattr(self.source, "buckets", np.zeros(len(self.source), np.int32))
+        alike = np.flatnonzero(buckets == buckets[0])
         images = []
-        for index in np.linspace(0, len(self.source) - 1, min(self.drawn, len(self.source))).astype(int):
-            record, found = self.source[int(index)], self._last[index]
+        for index in alike[np.linspace(0, len(alike) - 1, min(self.drawn, len(alike))).astype(int)].tolist():
+            record, found = self.source[index], self._last[index]
             scale = np.ones(2)
-            if self._has_originals:
+            if self._annotated:
                 scale = record["image_size"] / np.maximum(record["original_size"], 1)
             good = found["scores"] >= self.score_threshold
             landmarks = None if found["landmarks"] is None else found["landmarks"][good] * scale[::-1]
@@ -136,8 +150,10 @@ class ObjectDetection:
 def _detect(variables, batch, *, detector: Detector, max_outputs: int):
     image = normalize_pixels(batch["image"])
     outputs = detector.module.apply(variables, image, train=False)
-    sizes = {name: batch[name] for name in ("image_size", "original_size") if name in batch}
+    record = {
+        name: value for name, value in batch.items() if name in _ANNOTATED + _RECORDED and name != "image"
+    }
     detections = detector.detect(
         outputs, image.shape[1:3], valid_size=batch["image_size"], max_outputs=max_outputs
     )
-    return detections, sizes
+    return detections, record

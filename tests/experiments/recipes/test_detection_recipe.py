@@ -1,0 +1,139 @@
+"""Training of a detector through the standing loop: resumed, replicated, in micro-batches; and what it leaves behind."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny_detector
+
+from experiments.recipes import detection
+from jaxface import data, inference, training
+from jaxface.errors import UserError
+
+SCENES = data.Scenes(
+    scenes=64,
+    held_out_scenes=8,
+    people=4,
+    held_out_people=2,
+    per_person=1,
+    variation=data.SceneVariation.plain(),
+)
+TINY = detection.DetectionRecipe(
+    data=SCENES, image_size=64, batch_size=8, steps=4, optimizer=training.adam(1e-3), **tiny_detector.FIELDS
+)
+
+
+@pytest.fixture(scope="module")
+def split():
+    return detection.load(TINY)
+
+
+def on_one_device():
+    return training.make_parallel(devices=jax.devices()[:1])
+
+
+def run(split, recipe=TINY, parallel=None):
+    stage = detection.detection_stage("detector", recipe, split, detection.retinaface(recipe), evaluate=False)
+    return training.run([stage], parallel=parallel or on_one_device()).state
+
+
+@pytest.fixture(scope="module")
+def finished(split):
+    return run(split)
+
+
+def check_equal(first, second, **tolerance):
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_allclose(a, b, **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+def test_a_resumed_run_ends_where_the_whole_one_does_and_says_what_it_trained(split, finished, tmp_path):
+    stage = detection.detection_stage("detector", TINY, split, detection.retinaface(TINY), evaluate=False)
+    every = training.Cadence(checkpoint_every=2)
+
+    class Stop(Exception):
+        pass
+
+    def stops(state):
+        batches = stage.batches(state)
+        take = type(batches).__next__
+        taken = []
+
+        class Interrupted(type(batches)):
+            def __next__(self):
+                if len(taken) == 3:
+                    raise Stop
+                taken.append(1)
+                return take(self)
+
+        batches.__class__ = Interrupted
+        return batches
+
+    with pytest.raises(Stop):
+        training.run(
+            [dataclasses.replace(stage, batches=stops)],
+            parallel=on_one_device(),
+            cadence=every,
+            workdir=tmp_path,
+        )
+    resumed = training.run([stage], parallel=on_one_device(), cadence=every, workdir=tmp_path).state
+    check_equal(resumed.params, finished.params)
+    check_equal(resumed.extra, finished.extra)
+
+    bundle = inference.open_run(tmp_path)
+    assert bundle.detector == detection.retinaface(TINY) and bundle.image_size == 64
+    check_equal(bundle.variables["params"], finished.params["detector"])
+    described = json.loads((tmp_path / "checkpoints" / "00-detector.json").read_text())
+    assert described["network"]["detector"] == "retinaface" and described["class_names"] == ["face"]
+    # Fine-tuning starts from there.
+    tuned = run(split, dataclasses.replace(TINY, init_from=str(tmp_path), steps=0))
+    check_equal(tuned.params, finished.params)
+
+
+@pytest.mark.slow
+def test_micro_batches_and_replicas_train_alike(split, finished):
+    replicated = run(split, parallel=training.make_parallel("pmap"))
+    check_equal(replicated.params, finished.params, rtol=2e-2, atol=2e-3)
+    halves = run(split, dataclasses.replace(TINY, accumulate=2, ema_decay=0.5))
+    assert halves.ema is not None and int(halves.step) == 4
+    # Statistics are of four images instead of eight: near, not equal.
+    for a, b in zip(jax.tree.leaves(halves.params), jax.tree.leaves(finished.params), strict=True):
+        assert np.isfinite(a).all() and np.abs(np.subtract(a, b)).max() < 0.1
+    assert all(
+        np.isfinite(leaf).all()
+        for leaf in jax.tree.leaves(run(split, dataclasses.replace(TINY, bfloat16=True)).params)
+    )
+
+
+@pytest.mark.slow
+def test_it_learns_to_find_large_faces(split):
+    recipe = dataclasses.replace(
+        TINY,
+        data=dataclasses.replace(SCENES, scenes=2000, people=16, held_out_scenes=32, held_out_people=8),
+        batch_size=16,
+        steps=250,
+        optimizer=training.adam(1e-2),
+    )
+    split = detection.load(recipe)
+    stage = detection.detection_stage("detector", recipe, split, detection.retinaface(recipe))
+    metrics = training.run([stage], parallel=on_one_device()).metrics
+    assert metrics["detection/ap50"] > 0.4
+
+
+def test_other_data_and_other_detectors_are_refused(split, tmp_path):
+    with pytest.raises(
+        UserError, match=r"data: needs images with boxes, such as scenes; .* is for classification"
+    ):
+        detection.load(dataclasses.replace(TINY, data=data.Digits()))
+    other = dataclasses.replace(TINY, features=16)
+    params, extra = jax.jit(lambda rng: detection.init_variables(detection.retinaface(other), rng, (64, 64)))(
+        jax.random.key(0)
+    )
+    bundle = inference.DetectorBundle(detection.retinaface(other), {"params": params, **extra}, 64)
+    inference.save_bundle(tmp_path, bundle)
+    with pytest.raises(UserError, match="another architecture"):
+        run(split, dataclasses.replace(TINY, init_from=str(tmp_path)))
+    with pytest.raises(UserError, match="batch_size: needs at most the 64 records"):
+        run(split, dataclasses.replace(TINY, batch_size=65))
