@@ -14,6 +14,7 @@ from jaxface.checks import AtLeast, NonNegative, Positive, ProperFraction
 from jaxface.errors import UserError
 from jaxface.interop.state_dict import check_variables
 from jaxface.models.detection import Detector, RetinaFace, init_variables
+from jaxface.models.detection.retinaface import Pixels
 from jaxface.training.recognition import statistics
 
 LAPTOP_SCENES = inputs.SceneVariation(
@@ -62,6 +63,8 @@ class DetectionRecipe:
     """Weight of the boxes in the loss; 2 is published."""
     point_weight: Annotated[float, NonNegative] = 0.1
     """Weight of the landmarks in the loss; 1 is published, and leaves a short run little for the rest."""
+    pixels: Pixels = "rgb"
+    """What the stem sees: rgb in [-1, 1], or bgr in [0, 255] less a mean, as published weights to start from need it."""
     bfloat16: bool = False
     """Compute in bfloat16 (parameters, statistics, outputs and the loss stay float32)."""
     init_from: str | None = None
@@ -96,6 +99,7 @@ def retinaface(recipe: DetectionRecipe, **changes) -> RetinaFace:
         negative_ratio=recipe.negative_ratio,
         box_weight=recipe.box_weight,
         point_weight=recipe.point_weight,
+        pixels=recipe.pixels,
         bfloat16=recipe.bfloat16,
     )
     return RetinaFace(**{**settings, **changes})
@@ -137,8 +141,14 @@ def detection_stage(
     size = split.train.image_shape[:2]
     start = None
     if recipe.init_from is not None:
-        start = inference.open_detector(recipe.init_from).variables
+        pretrained = inference.open_detector(recipe.init_from)
+        start = pretrained.variables
         check_variables(start, detector.module, split.train.image_shape)
+        trained, given = (getattr(d, "pixels", None) for d in (pretrained.detector, detector))
+        if trained != given:
+            raise UserError(
+                f"pixels: needs {trained!r}, which {recipe.init_from} was trained on; got {given!r}"
+            )
 
     def loss_fn(params, extra, batch, rng):
         variables = {"params": params["detector"], **statistics(extra)}
