@@ -49,7 +49,7 @@ class Config(recipe.Recipe):
     groups: Annotated[int, Integers(1, 127)] = 2
     """R, filters of each stored map; 1 for plain convolutions."""
     reduce: Literal["max", "mean"] = "max"
-    """condensed_net: what is kept of R maps, the maximum, or their mean before the activation (a control, which is one filter)."""
+    """condensed_net: what is kept of R maps, the maximum, or their mean before the activation (a control: one filter)."""
     corrected: bool = True
     """condensed_net: start with the variance that keeps the signal's power under the maximum; else with He's."""
     quantized: bool = False
@@ -62,6 +62,8 @@ class Config(recipe.Recipe):
     """tiny_yolo: layers, counted from 1, of R filters per map."""
     anchor_sizes: tuple[tuple[float, float], ...] = ()
     """tiny_yolo: (height, width) of the anchors, pixels; five that suit the boxes of some of the training images unless given."""
+    object_augment: inputs.ObjectAugment = inputs.ObjectAugment.none()
+    """Detector: random changes of the training images; photographs need those of YOLO."""
     prototype_std: Annotated[float, Positive] = 0.2
     """Standard deviation of the linear classifier's weights at the start, > 0."""
     optimizer: training.Optimizer = training.Optimizer(
@@ -78,6 +80,7 @@ class Config(recipe.Recipe):
         return cls(
             data=inputs.WiderFace(root="wider-face"),
             image_size=416,
+            object_augment=inputs.ObjectAugment.yolo(side=416),
             backbone="tiny_yolo",
             batch_size=64,
             optimizer=training.sgd(1e-3, decay_at=(20_000 / steps, 30_000 / steps), warmup=1000 / steps),
@@ -181,7 +184,8 @@ def detection_recipe(config: Config) -> DetectionRecipe:
     names = {field.name for field in dataclasses.fields(DetectionRecipe)}
     shared = [field.name for field in dataclasses.fields(config) if field.name in names]
     others = {"augment", "backbone", "anchor_sizes"}  # of another meaning there
-    return DetectionRecipe(**{name: getattr(config, name) for name in shared if name not in others})
+    fields = {name: getattr(config, name) for name in shared if name not in others}
+    return DetectionRecipe(augment=config.object_augment, **fields)
 
 
 def build(config: Config) -> list[training.Stage]:

@@ -16,7 +16,7 @@ from experiments.recipes.detection import DetectionRecipe, detection_stage, reti
 from experiments.recipes.heads import HeadSpec
 from jaxface import data as inputs
 from jaxface import training
-from jaxface.checks import AtLeast, Positive
+from jaxface.checks import AtLeast, NonNegative, Positive
 from jaxface.errors import UserError
 
 _LAPTOP = DetectionRecipe()
@@ -51,6 +51,10 @@ class Config(recipe.Recipe):
     """Detector: kind of the context modules; ssh is RetinaFace's, dilated has dense filters where ddc has DDC layers."""
     anchor_sizes: Annotated[tuple[float, ...], Positive] = _LAPTOP.anchor_sizes
     """Detector: sides of the anchors, pixels: a third of them at each of the strides 8, 16 and 32."""
+    point_weight: Annotated[float, NonNegative] = _LAPTOP.point_weight
+    """Detector: weight of the landmarks in the loss; 1 is published."""
+    object_augment: inputs.ObjectAugment = inputs.ObjectAugment.none()
+    """Detector: random changes of the training images; photographs need RetinaFace's."""
     prototype_std: Annotated[float, Positive] = 0.2
     """Standard deviation of the linear classifier's weights at the start, > 0."""
     optimizer: training.Optimizer = training.Optimizer(
@@ -84,9 +88,11 @@ class Config(recipe.Recipe):
         batch = 32
         return cls(
             data=inputs.WiderFace(root="wider-face"),
-            image_size=640,
+            image_size=1024,
+            object_augment=inputs.ObjectAugment(side=640),
             backbone="mobilenet_025",
             anchor_sizes=(16, 32, 64, 128, 256, 512),
+            point_weight=1.0,
             batch_size=batch,
             optimizer=training.sgd(1e-3, decay_at=(190 / 250, 220 / 250)),
             steps=250 * 12_880 // batch,
@@ -124,7 +130,7 @@ def detection_recipe(config: Config) -> DetectionRecipe:
     """What the configuration says of a detector."""
     names = {field.name for field in dataclasses.fields(DetectionRecipe)} - {"augment"}
     shared = [field.name for field in dataclasses.fields(config) if field.name in names]
-    return DetectionRecipe(**{name: getattr(config, name) for name in shared})
+    return DetectionRecipe(augment=config.object_augment, **{name: getattr(config, name) for name in shared})
 
 
 def build(config: Config) -> list[training.Stage]:

@@ -1,4 +1,7 @@
-"""What the experiments on detection share: their common fields, and the training of any detector on any kind of scenes."""
+"""What the experiments on detection share: their common fields, and the training of any detector on any kind of scenes.
+
+Methods: cassod, condensation_net, ddc
+"""
 
 import dataclasses
 from typing import Annotated

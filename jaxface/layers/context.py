@@ -1,6 +1,8 @@
 """Context modules of detectors: three branches over one level of a pyramid that see 3, 5 and 7 pixels around each place.
 
 A detector takes one by its kind; kinds register themselves where they are defined.
+
+Methods: cassod, ddc
 """
 
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""Depthwise convolution that is fast on a CPU too."""
+"""Depthwise convolution that is fast on a CPU too.
+
+Methods: ddc
+"""
 
 from functools import partial
 from typing import Any

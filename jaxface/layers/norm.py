@@ -1,4 +1,7 @@
-"""Batch normalization whose statistics span the whole global batch, however the step is parallelized."""
+"""Batch normalization whose statistics span the whole global batch, however the step is parallelized.
+
+Methods: cassod, ddc
+"""
 
 import math
 from typing import Any

@@ -36,6 +36,8 @@ SMALL = {
         },
     ),
     "coupleface": ("vectors", {**STUDENT, "neighbors": 5}),
+    "condensation_net": (None, {"data": data.DigitCanvas(copies=1), "channels": 2, "batch_size": 8}),
+    "ddc": (None, {"data": data.DigitCanvas(copies=1), "channels": 2, "batch_size": 8}),
     "gabn": ("digits", {"batch_size": 32}),
     "ida": (
         None,

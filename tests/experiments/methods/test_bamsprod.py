@@ -167,6 +167,7 @@ def test_the_online_problems_are_measured_and_drawn(tmp_path):
     for name, value in expected.items():
         np.testing.assert_allclose(regret[f"rare_large/{name}/regret"], value, atol=2e-6)
     assert regret["rare_large/bop/regret"] < 0.1
+    assert {len(state[f"{problem}/adam"]["regret"]) for problem in bamsprod.ONLINE} == {999, 1998}
     figures = stage.figures(state)
     assert len(figures) == 6
     assert figures["outlier_weights"](tmp_path / "weights.png").stat().st_size > 1000

@@ -94,19 +94,20 @@ def built(config, monkeypatch, size):
 def test_detectors(monkeypatch, preset, context, count):
     """With SSH's context modules RetinaFace's 426,608 parameters; with DDC's 19.98 % fewer."""
     config = dataclasses.replace(getattr(ddc.Config, preset)(), context=context, workers=0, batch_size=4)
-    stage, state = built(config, monkeypatch, config.image_size)
+    stage, state = built(config, monkeypatch, 64)
     assert stage.name == "detector" and models.parameter_count(state.params) == count
     np.testing.assert_allclose(85_248 / 426_608, 0.1998, atol=5e-5)
 
 
 def test_the_recipe_of_wider_face():
     wider = ddc.Config.wider()
-    assert wider.steps == 250 * 12_880 // 32 and wider.image_size == 640
+    assert wider.steps == 250 * 12_880 // 32 and wider.object_augment.side == 640
     rates = wider.optimizer.learning_rates(wider.steps)
     epoch = 12_880 / 32
     given = [float(rates(int(e * epoch))) for e in (0, 189, 191, 221)]
     np.testing.assert_allclose(given, [1e-3, 1e-3, 1e-4, 1e-5], rtol=1e-5)
     faces = ddc.detection_recipe(wider)
+    assert faces.augment == wider.object_augment and faces.point_weight == 1
     assert faces.context == "ddc" and faces.anchor_sizes == (16, 32, 64, 128, 256, 512)
     assert (faces.seed, faces.data_seed, faces.steps) == (wider.seed, wider.data_seed, wider.steps)
 
