@@ -11,8 +11,10 @@ from tiny_detector import TINY
 
 from jaxface import boxes
 from jaxface.errors import UserError
+from jaxface.hardware import network_cycles
 from jaxface.layers import CONTEXTS
 from jaxface.models import multiply_accumulates, parameter_count
+from jaxface.models.convolutions import convolution_specs
 from jaxface.models.detection import RetinaFace, create_detector, init_variables, select_detections
 from jaxface.models.detection.retinaface import STDS
 
