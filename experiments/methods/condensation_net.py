@@ -190,7 +190,7 @@ def detection_recipe(config: Config) -> DetectionRecipe:
 
 def build(config: Config) -> list[training.Stage]:
     """One stage: the classifier, tested on images of the same classes, or the detector, tested on images it never saw."""
-    split = recipe.load(config)
+    split = inputs.load(config.data, image_size=config.image_size, seed=config.data_seed)
     if split.protocol == "detection":
         yolo = detector(config, split.train)
         return [detection_stage("detector", detection_recipe(config), split, yolo)]

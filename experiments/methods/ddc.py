@@ -135,7 +135,7 @@ def detection_recipe(config: Config) -> DetectionRecipe:
 
 def build(config: Config) -> list[training.Stage]:
     """One stage: the classifier, tested on images of the same classes; or the detector, tested on images it never saw."""
-    split = recipe.load(config)
+    split = inputs.load(config.data, image_size=config.image_size, seed=config.data_seed)
     if split.protocol == "detection":
         faces = detection_recipe(config)
         return [detection_stage("detector", faces, split, retinaface(faces))]
