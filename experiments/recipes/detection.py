@@ -24,8 +24,8 @@ LAPTOP_SCENES = inputs.SceneVariation(
     truncated=0.05,
     tilt=8.0,
     photographs=0.4,
-    shapes=(1, 24),
-    distractors=(0, 2),
+    shapes=(0, 16),
+    distractors=(0, 1),
     occluders=0.0,
 )
 """Scenes that a small detector learns in minutes: few faces, none below 16 pixels, some clutter."""
@@ -77,7 +77,7 @@ class DetectionRecipe:
     """Decay per step of a moving average of the parameters, which is then evaluated; none by default."""
     batch_size: Annotated[int, AtLeast(1)] = 8
     """Images per step over all devices."""
-    steps: Annotated[int, AtLeast(0)] = 2800
+    steps: Annotated[int, AtLeast(0)] = 2400
     """Training steps."""
     workers: Annotated[int, AtLeast(0)] = 0
     """Processes that make or decode images; 0 uses threads."""
