@@ -19,11 +19,4 @@ STUDIES = {
         base=Config(),
         baseline="M=6 R=1",
     ),
-    "quantized": Study(
-        claim="The same with binary weights and 2-bit activations behind batch normalization",
-        metric="classification/accuracy",
-        method="M=6 R=2",
-        arms={"M=6 R=2": {}, "M=6 R=1": {"groups": 1}},
-        base=Config(quantized=True),
-    ),
 }
