@@ -22,13 +22,13 @@ def test_weights_at_64_features(kind, weights):
     assert parameter_count(variables) == weights + norms
 
 
-@pytest.mark.parametrize("module", [SSHContext(8), DilatedContext(8)])
+@pytest.mark.parametrize("module", [SSHContext(16), DilatedContext(16)])
 def test_branches_see_three_five_and_seven_pixels(module):
     point = jnp.zeros((1, 11, 11, 4)).at[0, 5, 5].set(1.0)
     variables = module.init(jax.random.key(0), point, train=False)
     apply = jax.jit(lambda x: module.apply(variables, x, train=False))
     seen = np.asarray((apply(point) != 0) | (apply(-point) != 0))[0]
-    for channels, radius in ((slice(0, 4), 1), (slice(4, 6), 2), (slice(6, 8), 3)):
+    for channels, radius in ((slice(0, 8), 1), (slice(8, 12), 2), (slice(12, 16), 3)):
         rows, columns = np.nonzero(seen[..., channels].any(axis=-1))
         assert (rows.min(), rows.max()) == (columns.min(), columns.max()) == (5 - radius, 5 + radius)
         dense = isinstance(module, SSHContext) or radius == 1

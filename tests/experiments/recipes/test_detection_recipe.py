@@ -44,9 +44,8 @@ def finished(split):
     return run(split)
 
 
-def check_equal(first, second, **tolerance):
-    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
-        np.testing.assert_allclose(a, b, **(tolerance or {"rtol": 0, "atol": 0}))
+def check_equal(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
 def test_a_resumed_run_ends_where_the_whole_one_does_and_says_what_it_trained(split, finished, tmp_path):
@@ -92,34 +91,26 @@ def test_a_resumed_run_ends_where_the_whole_one_does_and_says_what_it_trained(sp
     check_equal(tuned.params, finished.params)
 
 
+def distance(first, second):
+    """Of all parameters together."""
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    return sum(float(np.square(np.subtract(a, b)).sum()) for a, b in pairs) ** 0.5
+
+
 @pytest.mark.slow
-def test_micro_batches_and_replicas_train_alike(split, finished):
-    replicated = run(split, parallel=training.make_parallel("pmap"))
-    check_equal(replicated.params, finished.params, rtol=2e-2, atol=2e-3)
-    halves = run(split, dataclasses.replace(TINY, accumulate=2, ema_decay=0.5))
-    assert halves.ema is not None and int(halves.step) == 4
+def test_micro_batches_replicas_and_half_precision_train_alike(split):
+    recipe = dataclasses.replace(TINY, optimizer=training.sgd(1e-3, decay_at=()))
+    start = run(split, dataclasses.replace(recipe, steps=0)).params
+    alone = run(split, recipe).params
+    moved = distance(alone, start)
+    assert moved > 1e-3
+    for parallel in (training.make_parallel("pmap"), training.make_parallel("jit")):
+        assert distance(run(split, recipe, parallel).params, alone) < 0.05 * moved
+    halves = run(split, dataclasses.replace(recipe, accumulate=2, ema_decay=0.5))
     # Statistics are of four images instead of eight: near, not equal.
-    for a, b in zip(jax.tree.leaves(halves.params), jax.tree.leaves(finished.params), strict=True):
-        assert np.isfinite(a).all() and np.abs(np.subtract(a, b)).max() < 0.1
-    assert all(
-        np.isfinite(leaf).all()
-        for leaf in jax.tree.leaves(run(split, dataclasses.replace(TINY, bfloat16=True)).params)
-    )
-
-
-@pytest.mark.slow
-def test_it_learns_to_find_large_faces(split):
-    recipe = dataclasses.replace(
-        TINY,
-        data=dataclasses.replace(SCENES, scenes=2000, people=16, held_out_scenes=32, held_out_people=8),
-        batch_size=16,
-        steps=250,
-        optimizer=training.adam(1e-2),
-    )
-    split = detection.load(recipe)
-    stage = detection.detection_stage("detector", recipe, split, detection.retinaface(recipe))
-    metrics = training.run([stage], parallel=on_one_device()).metrics
-    assert metrics["detection/ap50"] > 0.4
+    assert distance(halves.params, alone) < 0.5 * moved
+    assert 0 < distance(halves.ema, start) < distance(halves.params, start)
+    assert distance(run(split, dataclasses.replace(recipe, bfloat16=True)).params, alone) < 0.5 * moved
 
 
 def test_other_data_and_other_detectors_are_refused(split, tmp_path):
