@@ -56,15 +56,22 @@ def network(size: int, name: str, *, repeats: int, budget: float) -> dict:
     error = float(jnp.abs(got - wanted).max() / jnp.abs(wanted).max())
     if error > 1e-4 or int(got.argmax()) != int(wanted.argmax()):
         raise RuntimeError(f"packed outputs differ by {error:.1e} of the largest")
-    report = common.compare(
-        variants,
-        arguments,
-        ours="packed, float32",
-        peer="float32 network",
-        repeats=repeats,
-        budget=budget,
-    )
-    return {"network": name, "size": size, "relative_error": error} | report
+    calls = {form: functools.partial(jax.jit(call), *arguments[form]) for form, call in variants.items()}
+    times = common.in_turns(calls, repeats=repeats, budget=budget)
+    report = {
+        form: common.summary(values) | {"seconds_least": float(values.min())}
+        for form, values in times.items()
+    }
+    ours, peer = report["packed, float32"], report["float32 network"]
+    return {
+        "network": name,
+        "size": size,
+        "relative_error": error,
+        "seconds": report,
+        # Of least times too: whatever else the machine does slows the longer call more.
+        "speedup": peer["seconds_median"] / ours["seconds_median"],
+        "speedup_of_least": peer["seconds_least"] / ours["seconds_least"],
+    }
 
 
 def layers(size: int, name: str, *, repeats: int, budget: float) -> dict:
@@ -93,7 +100,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=common.folder_argument, help="folder of the JSON file")
     arguments = parser.parse_args()
-    options = {"repeats": 5, "budget": 5.0} if arguments.quick else {"repeats": 60, "budget": 60.0}
+    options = {"repeats": 5, "budget": 5.0} if arguments.quick else {"repeats": 60, "budget": 40.0}
     size, name = (32, "binary_resnet_pico") if arguments.quick else (224, "binary_resnet18")
     if arguments.layers:
         for label, times in layers(size, name, **options).items():
@@ -101,8 +108,13 @@ def main() -> None:
         return
     row = network(size, name, **options)
     for form, times in row["seconds"].items():
-        print(f"{form:<18} {1e3 * times['seconds_median']:8.2f} ms")
-    print(f"packed, float32: {row['speedup']:.2f} x as fast as the same network in float32")
+        print(
+            f"{form:<18} {1e3 * times['seconds_median']:8.2f} ms, least {1e3 * times['seconds_least']:8.2f} ms"
+        )
+    print(
+        f"packed, float32: {row['speedup']:.2f} x as fast as the same network in float32, "
+        f"{row['speedup_of_least']:.2f} x by the least times"
+    )
     if arguments.out or not arguments.quick:
         print(
             common.write(

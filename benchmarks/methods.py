@@ -2,11 +2,11 @@
 
     python -m benchmarks.methods [--methods gabn lrfr ...] [--repeats 20] [--quick] [--out DIR]
 
-Every method stands at its default configuration (images, networks, batch) and is built twice, as itself and as what it is
-compared with. The stages before, such as a teacher's, are cut to a few steps on a few people: they matter for shapes alone. The
-step is the one that `training.run` takes: compiled by the library's own parallelism for one device, the state donated, the batch
-on the host. Both steps are timed in turns. Memory is the compiler's word: arguments (state and batch), temporaries and what of
-the outputs is not written where the state was, together the peak.
+Every method stands at its default configuration (images, networks, batch; CASSOD as a detector) and is built twice, as itself and
+as what it is compared with. The stages before, such as a teacher's, are cut to a few steps on a few people: they matter for
+shapes alone. The step is the one that `training.run` takes: compiled by the library's own parallelism for one device, the state
+donated, the batch on the host. Both steps are timed in turns. Memory is the compiler's word: arguments (state and batch),
+temporaries and what of the outputs is not written where the state was, together the peak.
 
 IDA trains nothing that a pair of faces waits for, so its scores are timed instead: those of all pairs of a batch of images, and
 those of embeddings alone. Where a baseline still reports the method's term as a metric (CCKD at weight 0), it pays for its value.
@@ -27,6 +27,7 @@ from benchmarks import common
 from experiments.methods import (
     acw,
     bamsprod,
+    cassod,
     cckd,
     cloak,
     condensation_net,
@@ -151,6 +152,7 @@ CASES = (
          {"weights": "straight_through"}),
     Case("bamsprod", bamsprod.Config(online_steps=0), "Adam", stage(bamsprod.build, "network"),
          {"optimizer": training.Optimizer(name="adam", learning_rate=0.3, schedule="linear", weight_decay=0.0)}),
+    Case("cassod", cassod.Config.detector(), "dilated 3x3 context", stage(cassod.build, "detector"), {"context": "dilated"}),
     Case("cloak", CLOAK, "FI-UAP, equal steps", stage(cloak.build, "cloak"), {"cloak": MASKS["fi_uap"]}),
     Case("cloak, equal gradients", CLOAK, "OPOM, equal gradients", stage(cloak.build, "cloak"),
          {"cloak": MASKS["opom_equal_gradients"]}),
@@ -174,6 +176,8 @@ def shortened(config: Recipe, *, quick: bool) -> Recipe:
                 return dataclasses.replace(value, identities=32, held_out_identities=8)
             case data.TonedFaces():
                 return dataclasses.replace(value, identities=(16, 16), held_out_identities=8)
+            case data.Scenes():
+                return dataclasses.replace(value, people=8, held_out_people=4)
             case tuple():
                 return tuple(map(cut, value))
         return value

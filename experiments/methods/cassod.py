@@ -61,6 +61,9 @@ class Config(detection.DetectionRecipe):
             image_size=1024,  # of which training sees squares, at 640
             augment=inputs.ObjectAugment(side=640),
             anchor_sizes=(16, 32, 64, 128, 256, 512),
+            ignore_iou=0.35,
+            box_weight=2.0,
+            point_weight=1.0,
             optimizer=training.sgd(1e-3, decay_at=(190 / 250, 220 / 250)),
             batch_size=32,
             steps=250 * (12_880 // 32),
@@ -69,7 +72,7 @@ class Config(detection.DetectionRecipe):
 
     @classmethod
     def detector(cls) -> "Config":
-        """The same detector on rendered scenes of 160 × 160 by the laptop's recipe."""
+        """The same detector on rendered scenes of 96 × 96 by the laptop's recipe."""
         laptop = detection.DetectionRecipe()
         fields = {field.name: getattr(laptop, field.name) for field in dataclasses.fields(laptop)}
         return cls(**{**fields, "context": "cassod"})

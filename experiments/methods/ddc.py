@@ -51,6 +51,10 @@ class Config(recipe.Recipe):
     """Detector: kind of the context modules; ssh is RetinaFace's, dilated has dense filters where ddc has DDC layers."""
     anchor_sizes: Annotated[tuple[float, ...], Positive] = _LAPTOP.anchor_sizes
     """Detector: sides of the anchors, pixels: a third of them at each of the strides 8, 16 and 32."""
+    ignore_iou: Annotated[float, Positive] = _LAPTOP.ignore_iou
+    """Detector: overlap from which an anchor that is to find no face is not background either; 0.35 is published."""
+    box_weight: Annotated[float, NonNegative] = _LAPTOP.box_weight
+    """Detector: weight of the boxes in the loss; 2 is published."""
     point_weight: Annotated[float, NonNegative] = _LAPTOP.point_weight
     """Detector: weight of the landmarks in the loss; 1 is published."""
     object_augment: inputs.ObjectAugment = inputs.ObjectAugment.none()
@@ -92,6 +96,8 @@ class Config(recipe.Recipe):
             object_augment=inputs.ObjectAugment(side=640),
             backbone="mobilenet_025",
             anchor_sizes=(16, 32, 64, 128, 256, 512),
+            ignore_iou=0.35,
+            box_weight=2.0,
             point_weight=1.0,
             batch_size=batch,
             optimizer=training.sgd(1e-3, decay_at=(190 / 250, 220 / 250)),

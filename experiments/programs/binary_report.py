@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     flags = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     if (flags.network is None) == (flags.run is None):
         raise UserError("network: needs a name or --run, one of them")
-    shown = Console()
+    shown = Console(width=max(Console().width, 118))  # rather long lines than numbers cut
     if flags.run is not None:
         cost, difference, same = compare_packed(flags.run)
         shown.print(table(cost))

@@ -111,37 +111,53 @@ def contact_sheets(
     photographs: list[np.ndarray],
     out: pathlib.Path,
     *,
+    thresholds: tuple[float, ...],
     sheets: int = 10,
     per_sheet: int = 12,
     seed: int = 0,
 ) -> dict[str, float]:
     """Makes sheets, looks for the faces, and writes both.
 
+    Args:
+      detector: at the lowest threshold. photographs: to choose from.
+      out: folder for the sheets, with what is detected at the first threshold and, in green, what is not.
+      thresholds: of the score.
+      sheets, per_sheet, seed: how many sheets, of how many photographs, drawn how.
+
     Returns:
-      `faces` in all sheets, `recall` of them, recall of photographs by their height, and `false_positives_per_sheet`.
+      `faces` in all sheets; at each threshold the recall of them, and the false positives of a sheet; at the first one the recall
+      of photographs by their height.
     """
     rng = np.random.default_rng(seed)
-    found, heights, false = [], [], 0
+    found, heights, false = {t: [] for t in thresholds}, [], dict.fromkeys(thresholds, 0)
     for number in range(sheets):
         chosen = rng.choice(len(photographs), min(per_sheet, len(photographs)), replace=False)
         sheet = make_sheet(rng, [photographs[i] for i in chosen])
         (detections,) = detector([sheet.image])
-        hit, wrong = judge(detections.boxes, sheet.places)
-        found.append(hit)
         heights.append(sheet.places[:, 2] - sheet.places[:, 0])
-        false += wrong
+        for threshold in thresholds:
+            hit, wrong = judge(detections.boxes[detections.scores >= threshold], sheet.places)
+            found[threshold].append(hit)
+            false[threshold] += wrong
+        good = detections.scores >= thresholds[0]
         drawn = draw_boxes(
-            sheet.image, detections.boxes, scores=detections.scores, landmarks=detections.landmarks
+            sheet.image,
+            detections.boxes[good],
+            scores=detections.scores[good],
+            landmarks=None if detections.landmarks is None else detections.landmarks[good],
         )
-        drawn = draw_boxes(drawn, sheet.places[~hit], color=(64, 220, 96))
+        drawn = draw_boxes(drawn, sheet.places[~found[thresholds[0]][-1]], color=(64, 220, 96))
         write_atomically(out / f"sheet-{number:02d}.png", encode_image(drawn))
-    hits, height = np.concatenate(found), np.concatenate(heights)
-    report = {"faces": len(hits), "recall": float(hits.mean())}
+    hits, height = {t: np.concatenate(of_sheets) for t, of_sheets in found.items()}, np.concatenate(heights)
+    report = {"faces": float(len(height))}
+    for threshold in thresholds:
+        report[f"recall at {threshold:g}"] = float(hits[threshold].mean())
+        report[f"false positives at {threshold:g}"] = false[threshold] / sheets
     for low, high in ((0, 40), (40, 80), (80, 1000)):
-        those = hits[(height >= low) & (height < high)]
+        those = hits[thresholds[0]][(height >= low) & (height < high)]
         if len(those):
-            report[f"recall_height_{low}_to_{high}"] = float(those.mean())
-    return report | {"false_positives_per_sheet": false / sheets}
+            report[f"recall of heights {low} to {high}"] = float(those.mean())
+    return report
 
 
 @console.exit_on_user_error
@@ -152,7 +168,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", default="contact_sheets", help="folder for the sheets and results.json")
     parser.add_argument("--sheets", type=int, default=10, help="how many")
     parser.add_argument("--per-sheet", type=int, default=12, help="photographs on each")
-    parser.add_argument("--threshold", type=float, default=0.5, help="smallest score")
+    parser.add_argument(
+        "--thresholds",
+        type=float,
+        nargs="+",
+        default=[0.8, 0.5, 0.9, 0.95],
+        help="smallest scores to report; the first one's detections are drawn",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the sheets")
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     for name in ("sheets", "per_sheet"):
@@ -160,12 +182,19 @@ def main(arguments: list[str] | None = None) -> None:
     console.use_compilation_cache()
     photographs = read_photographs(local_path("folder", options.folder))
     bundle = inference.open_detector(options.detector)
-    detector = inference.PhotoDetector(bundle, threshold=options.threshold)
+    thresholds = tuple(options.thresholds)
+    detector = inference.PhotoDetector(bundle, threshold=min(thresholds))
     out = local_path("out", options.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         report = contact_sheets(
-            detector, photographs, out, sheets=options.sheets, per_sheet=options.per_sheet, seed=options.seed
+            detector,
+            photographs,
+            out,
+            thresholds=thresholds,
+            sheets=options.sheets,
+            per_sheet=options.per_sheet,
+            seed=options.seed,
         )
         results = {"detector": bundle.source, "options": vars(options), "metrics": report}
         write_atomically(out / "results.json", json.dumps(results, indent=2) + "\n")

@@ -14,11 +14,12 @@ from jaxface.checks import AtLeast, NonNegative, Positive, ProperFraction
 from jaxface.errors import UserError
 from jaxface.interop.state_dict import check_variables
 from jaxface.models.detection import Detector, RetinaFace, init_variables
+from jaxface.models.detection.retinaface import Pixels
 from jaxface.training.recognition import statistics
 
 LAPTOP_SCENES = inputs.SceneVariation(
     faces=(0, 3),
-    sizes=(20.0, 120.0),
+    sizes=(16.0, 96.0),
     overlap=0.1,
     truncated=0.05,
     tilt=8.0,
@@ -27,19 +28,19 @@ LAPTOP_SCENES = inputs.SceneVariation(
     distractors=(0, 1),
     occluders=0.0,
 )
-"""Scenes that a small detector learns in minutes: few faces, none below 20 pixels, some clutter."""
+"""Scenes that a small detector learns in minutes: few faces, none below 16 pixels, some clutter."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DetectionRecipe:
     """Data, detector, optimizer and length of a run that trains a RetinaFace.
 
-    The defaults are the laptop's: rendered scenes of 128 x 128, a MobileNetV1-0.25 from random weights.
+    The defaults are the laptop's: rendered scenes of 96 x 96, a MobileNetV1-0.25 from random weights.
     """
 
     data: inputs.DataSpec = inputs.Scenes(scenes=20_000, people=128, variation=LAPTOP_SCENES)
     """Images with objects to learn from; others are kept to evaluate on."""
-    image_size: Annotated[int, AtLeast(32)] = 128
+    image_size: Annotated[int, AtLeast(32)] = 96
     """Side of the images, pixels."""
     augment: inputs.ObjectAugment = inputs.ObjectAugment.none()
     """Random changes of the training images; rendered scenes need none, photographs RetinaFace's."""
@@ -49,7 +50,7 @@ class DetectionRecipe:
     """Kind of the context modules; `jaxface.layers.CONTEXTS` has them."""
     features: Annotated[int | None, AtLeast(4)] = None
     """Channels of pyramid and context modules, a multiple of 4; the published number of the backbone unless given."""
-    anchor_sizes: Annotated[tuple[float, ...], Positive] = (16, 23, 33, 47, 67, 96)
+    anchor_sizes: Annotated[tuple[float, ...], Positive] = (13, 19, 27, 38, 54, 76)
     """Sides of the anchors, pixels: a third of them at each of the strides 8, 16 and 32."""
     match_iou: Annotated[float, Positive] = 0.35
     """Overlap from which an anchor is to find a face."""
@@ -62,19 +63,21 @@ class DetectionRecipe:
     """Weight of the boxes in the loss; 2 is published."""
     point_weight: Annotated[float, NonNegative] = 0.1
     """Weight of the landmarks in the loss; 1 is published, and leaves a short run little for the rest."""
+    pixels: Pixels = "rgb"
+    """What the stem sees: rgb in [-1, 1], or bgr in [0, 255] less a mean, as published weights to start from need it."""
     bfloat16: bool = False
     """Compute in bfloat16 (parameters, statistics, outputs and the loss stay float32)."""
     init_from: str | None = None
     """What to start from: a run of the same detector, a bundle, or published weights."""
-    optimizer: training.Optimizer = training.adam(3e-3, warmup=0.05)
-    """Optimizer and learning-rate schedule."""
+    optimizer: training.Optimizer = training.adam(0.02, warmup=0.02)
+    """Optimizer and learning-rate schedule; small batches and large steps learn most in minutes."""
     accumulate: Annotated[int, AtLeast(1)] = 1
     """Micro-batches in which a step is computed; saves memory."""
     ema_decay: Annotated[float | None, ProperFraction] = None
     """Decay per step of a moving average of the parameters, which is then evaluated; none by default."""
     batch_size: Annotated[int, AtLeast(1)] = 8
     """Images per step over all devices."""
-    steps: Annotated[int, AtLeast(0)] = 1500
+    steps: Annotated[int, AtLeast(0)] = 2400
     """Training steps."""
     workers: Annotated[int, AtLeast(0)] = 0
     """Processes that make or decode images; 0 uses threads."""
@@ -96,6 +99,7 @@ def retinaface(recipe: DetectionRecipe, **changes) -> RetinaFace:
         negative_ratio=recipe.negative_ratio,
         box_weight=recipe.box_weight,
         point_weight=recipe.point_weight,
+        pixels=recipe.pixels,
         bfloat16=recipe.bfloat16,
     )
     return RetinaFace(**{**settings, **changes})
@@ -137,8 +141,14 @@ def detection_stage(
     size = split.train.image_shape[:2]
     start = None
     if recipe.init_from is not None:
-        start = inference.open_detector(recipe.init_from).variables
+        pretrained = inference.open_detector(recipe.init_from)
+        start = pretrained.variables
         check_variables(start, detector.module, split.train.image_shape)
+        trained, given = (getattr(d, "pixels", None) for d in (pretrained.detector, detector))
+        if trained != given:
+            raise UserError(
+                f"pixels: needs {trained!r}, which {recipe.init_from} was trained on; got {given!r}"
+            )
 
     def loss_fn(params, extra, batch, rng):
         variables = {"params": params["detector"], **statistics(extra)}

@@ -1,6 +1,6 @@
 """The margin softmax of a configuration.
 
-Methods: cckd, coupleface, lrfr, rco, gabn, ida, acw, cloak, condensation_net, ddc, rbonn
+Methods: acw, cckd, cloak, condensation_net, coupleface, ddc, gabn, ida, lrfr, rbonn, rco
 """
 
 import dataclasses

@@ -32,6 +32,19 @@ _digits = Study(
 
 STUDIES = {
     "digits": _digits,
+    "digits-all-layers": Study(
+        claim="Test accuracy on digits where the real layers train too: what cannot tell binary layers apart",
+        metric="classification/accuracy",
+        method="rbonn",
+        arms={
+            "rbonn": {},
+            "straight-through": {"weights": "straight_through"},
+            "signs held at random": {
+                "train_only": ("input_dense", "threshold", "norm", "prototypes", "bias")
+            },
+        },
+        base=dataclasses.replace(Config(), train_only=None, optimizer=_rate(3e-3)),
+    ),
     "digits-flips": dataclasses.replace(
         _digits,
         claim="Share of binary weights that change their sign in a step, over the last 100 of 400",

@@ -38,7 +38,8 @@ class PhotoDetector:
 
     A photograph is shrunk until its longer side is at most `longest`, and padded to one of a few sizes, so that few programs are
     compiled. While it is larger than the images that the detector was trained on, it is looked at again at half the size, where
-    objects that were too large come into the range of the anchors; of detections that overlap the best one stays.
+    objects that were too large come into the range of the anchors. Of detections that overlap the best one stays, and what lies
+    inside of a larger object that a coarser look has found about as surely, such as an eye that passes for a face, goes.
 
     Args:
       bundle: the detector.
@@ -114,6 +115,7 @@ class PhotoDetector:
         """Those of all scales without the worse ones of each overlap."""
         if len(at_scales) == 1:
             return at_scales[0]
+        coarseness = np.repeat(np.arange(len(at_scales)), [len(found.scores) for found in at_scales])
         joined = PhotoDetections(
             *(None if parts[0] is None else np.concatenate(parts) for parts in zip(*at_scales, strict=True))
         )
@@ -127,7 +129,27 @@ class PhotoDetector:
             max_outputs=self.max_objects,
         )
         stay = np.asarray(indices)[np.asarray(valid)]
+        stay = stay[~_inside(joined, coarseness)[np.ix_(stay, stay)].any(axis=1)]
         return PhotoDetections(*(None if part is None else part[stay] for part in joined))
+
+
+def _inside(detections: PhotoDetections, coarseness: np.ndarray) -> np.ndarray:
+    """[N, N] bool: i lies inside of j, of the same class and a coarser look, 2 to 12 times as large and as sure but for 0.1.
+
+    What is smaller still may well be an object before or on another.
+    """
+    low = np.maximum(detections.boxes[:, None, :2], detections.boxes[:, :2])
+    high = np.minimum(detections.boxes[:, None, 2:], detections.boxes[:, 2:])
+    area = np.prod(detections.boxes[:, 2:] - detections.boxes[:, :2], axis=1)
+    covered = np.prod(np.maximum(high - low, 0), axis=2) >= 0.6 * area[:, None]
+    return (
+        covered
+        & (area >= 2 * area[:, None])
+        & (area <= 12 * area[:, None])
+        & (detections.scores >= detections.scores[:, None] - 0.1)
+        & (detections.classes == detections.classes[:, None])
+        & (coarseness > coarseness[:, None])
+    )
 
 
 _suppress = jax.jit(boxes.nms, static_argnames=("iou_threshold", "max_outputs"))

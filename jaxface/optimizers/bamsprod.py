@@ -285,21 +285,13 @@ def bamsprod(
 
 
 def latent_weights(params: Any) -> Any:
-    """Tree of bool: true for `kernel` in a layer whose name begins with `binary`, the latent weights of our binary networks.
-
-    Raises:
-      UserError: there is none among some parameters.
-    """
+    """Tree of bool: true for `kernel` in a layer whose name begins with `binary`, the latent weights of our binary networks."""
 
     def is_latent(path, _):
         names = [str(getattr(entry, "key", "")) for entry in path]
         return names[-1:] == ["kernel"] and any(name.startswith("binary") for name in names[:-1])
 
-    mask = jax.tree_util.tree_map_with_path(is_latent, params)
-    leaves = jax.tree.leaves(mask)
-    if leaves and not any(leaves):
-        raise UserError("optimizer: needs a network with binary layers, got one without")
-    return mask
+    return jax.tree_util.tree_map_with_path(is_latent, params)
 
 
 @RULES.register("bamsprod")
@@ -310,9 +302,20 @@ def bamsprod_rule(momentum: float, decay: optax.GradientTransformation, **option
       momentum: b1.
       decay: of the other parameters.
       **options: others of `scale_by_bamsprod`.
+
+    Returns:
+      The rule, whose `init` raises UserError for parameters without latent weights among them.
     """
+
+    def latent(params):
+        mask = latent_weights(params)
+        leaves = jax.tree.leaves(mask)
+        if leaves and not any(leaves):
+            raise UserError("optimizer.name: bamsprod needs binary layers among those that train, got none")
+        return mask
+
     spared = optax.masked(decay, lambda params: jax.tree.map(lambda on: not on, latent_weights(params)))
-    rule = scale_by_bamsprod(b1=momentum, binary_mask=latent_weights, **options)
+    rule = scale_by_bamsprod(b1=momentum, binary_mask=latent, **options)
     return Rule([spared, rule], [project_box(latent_weights)])
 
 

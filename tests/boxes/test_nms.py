@@ -15,16 +15,14 @@ CHAIN = jnp.array([[0.0, 0, 10, 10], [0, 3, 10, 13], [0, 6, 10, 16]])  # IoU 7 /
 def greedy(boxes, scores, classes, threshold):
     """Indices that stay, best first; all in float32, as what is tested, so that ties are equal."""
     order = [int(i) for i in np.argsort(-scores, kind="stable") if scores[i] > -np.inf]
-    stays = []
     area = np.maximum(boxes[:, 2] - boxes[:, 0], 0) * np.maximum(boxes[:, 3] - boxes[:, 1], 0)
+    stays = []
     for i in order:
-        for j in stays:
-            height = max(min(boxes[i, 2], boxes[j, 2]) - max(boxes[i, 0], boxes[j, 0]), np.float32(0))
-            width = max(min(boxes[i, 3], boxes[j, 3]) - max(boxes[i, 1], boxes[j, 1]), np.float32(0))
-            union = area[i] + area[j] - height * width
-            if classes[i] == classes[j] and union > 1e-6 and height * width / union > threshold:
-                break
-        else:
+        sides = np.minimum(boxes[i, 2:], boxes[stays, 2:]) - np.maximum(boxes[i, :2], boxes[stays, :2])
+        common = np.maximum(sides, 0).prod(axis=1)
+        union = area[i] + area[stays] - common
+        overlapping = (common > 0) & (common / np.maximum(union, 1e-6) > threshold)
+        if not (overlapping & (classes[stays] == classes[i])).any():
             stays.append(i)
     return stays
 

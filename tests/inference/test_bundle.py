@@ -81,6 +81,19 @@ def test_what_is_no_detector_is_refused_in_a_line(tmp_path):
         inference.open_weights(tmp_path / "other.safetensors")
 
 
+def test_a_damaged_description_of_a_run_is_named(tmp_path):
+    (tmp_path / "checkpoints" / "00-detector").mkdir(parents=True)
+    file = tmp_path / "checkpoints" / "00-detector.json"
+    for text, words in (
+        ("{", "cannot be read as JSON"),
+        ("[]", "needs a JSON object"),
+        ("{}", "holds no run of a detector"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=words):
+            inference.open_run(tmp_path)
+
+
 @pytest.mark.parametrize("fields", [{}, {"context": "dilated", "features": 32, "bfloat16": True}])
 def test_a_description_survives_json(fields):
     from jaxface.models.detection import describe

@@ -60,6 +60,20 @@ def test_what_is_too_large_for_the_detector_is_found_in_a_smaller_copy():
     assert nothing.boxes.shape == (0, 4) and nothing.landmarks.shape == (0, 5, 2)
 
 
+def test_what_lies_inside_of_a_larger_object_goes_unless_it_is_much_surer():
+    rows = np.float32([[20, 20, 50, 50], [20, 60, 50, 90], [0, 0, 100, 100], [90, 90, 120, 120]])
+    found = inference.PhotoDetections(rows, np.float32([0.95, 0.99, 0.9, 0.9]), np.array([0, 0, 0, 1]), None)
+    inside = photo_detector._inside(found, np.array([0, 0, 1, 0]))
+    assert np.argwhere(inside).tolist() == [[0, 2], [1, 2]]
+    assert not photo_detector._inside(found, np.array([1, 1, 1, 1])).any(), "one look knows no eyes for faces"
+    small = found._replace(
+        boxes=rows * np.float32([[0.9], [1], [1], [1]]) + np.float32([[9, 9, 0, 0], *[[0] * 4] * 3])
+    )
+    assert np.argwhere(photo_detector._inside(small, np.array([0, 0, 1, 0]))).tolist() == [[1, 2]]
+    unsure = found._replace(scores=np.float32([0.95, 0.99, 0.87, 0.9]))
+    assert np.argwhere(photo_detector._inside(unsure, np.array([0, 0, 1, 0]))).tolist() == [[0, 2]]
+
+
 def test_batches_change_nothing_and_compile_few_programs():
     rng = np.random.default_rng(0)
     photographs = []

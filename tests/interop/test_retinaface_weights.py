@@ -118,8 +118,7 @@ def published(recorder, backbone, features):
 CASES = [("mobilenet_025", 64), ("resnet_of_tests", 16)]
 
 
-@pytest.mark.parametrize(("backbone", "features"), CASES)
-@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+@pytest.mark.parametrize(("backbone", "features", "kind"), [(*CASES[0], "pth"), (*CASES[1], "safetensors")])
 def test_published_weights_compute_what_their_graph_does(
     recorder, write, torch_layout, tmp_path, backbone, features, kind
 ):

@@ -416,7 +416,7 @@ def test_a_configuration_names_it():
     real, _ = walk(decayed, START, g)
     np.testing.assert_allclose(moved["block1"]["binary"]["kernel"][:, 0, 0], binary, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(moved["head"]["kernel"], real, rtol=1e-5, atol=1e-6)
-    with pytest.raises(UserError, match="optimizer: needs a network with binary layers"):
+    with pytest.raises(UserError, match="bamsprod needs binary layers among those that train"):
         chosen.init({"head": {"kernel": START}})
 
 

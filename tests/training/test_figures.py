@@ -226,4 +226,24 @@ def test_rows_and_bars_refuse_what_they_cannot_show(tmp_path):
         figures.save_bars({"a": {"x": 1.2}}, path)
     with pytest.raises(ValueError, match="b: needs"):
         figures.save_bars({"a": {"x": 0.2}, "b": {"y": 0.2}}, path)
+    with pytest.raises(UserError, match="panels: nothing to draw"):
+        figures.save_layers({}, path)
+    with pytest.raises(UserError, match="panels: 'cycles' needs values from 0"):
+        figures.save_layers({"cycles": {"a": np.array([1.0, -1.0])}}, path)
+    with pytest.raises(ValueError, match="panels: need one number of layers"):
+        figures.save_layers({"cycles": {"a": np.ones(2), "b": np.ones(3)}}, path)
     assert not path.exists()
+
+
+def test_layers_stand_side_by_side_in_panels(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(figures, "_write", lambda figure, path: drawn.append(figure) or path)
+    panels = {
+        "cycles": {"a": np.array([3, 1]), "b": np.array([2, 2])},
+        "weights": {"weights": np.array([5, 0])},
+    }
+    figures.save_layers(panels, tmp_path / "layers.png")
+    cycles, weights = drawn[0].axes
+    assert [patch.get_data().values.tolist() for patch in cycles.patches] == [[3, 1], [2, 2]]
+    assert cycles.patches[0].get_data().edges.tolist() == [0.5, 1.5, 2.5]
+    assert (cycles.get_ylabel(), weights.get_ylabel(), weights.get_xlabel()) == ("cycles", "weights", "layer")

@@ -35,7 +35,7 @@ def _arguments(arguments: list[str]):
     )
     parser.add_argument("--best", action="store_true", help="of a run: the best checkpoint, not the newest")
     parser.add_argument("--out", default="detections", help="folder for detections.json and the drawings")
-    parser.add_argument("--threshold", type=float, default=0.5, help="smallest score, 0 to 1; default 0.5")
+    parser.add_argument("--threshold", type=float, default=0.8, help="smallest score, 0 to 1; default 0.8")
     parser.add_argument(
         "--size",
         type=int,

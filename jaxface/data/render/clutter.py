@@ -18,12 +18,12 @@ def to_bytes(picture: np.ndarray) -> np.ndarray:
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
-def color(rng: np.random.Generator) -> np.ndarray:
-    """[3] float32 in [0, 255]: mostly dull, as walls and clothes are; a fifth the colors of skin."""
-    if rng.random() < 0.2:
-        return SKIN[rng.integers(len(SKIN))] * np.float32(rng.uniform(0.6, 1.1))
-    gray = rng.uniform(0, 255)
-    return np.clip(gray + rng.normal(0, 40, 3) * (rng.random() < 0.7), 0, 255).astype(np.float32)
+def colors(rng: np.random.Generator, count: int) -> np.ndarray:
+    """[count, 3] float32 in [0, 255]: mostly dull, as walls and clothes are; a fifth the colors of skin."""
+    gray = rng.uniform(0, 255, (count, 1)) + rng.normal(0, 40, (count, 3)) * (rng.random((count, 1)) < 0.7)
+    skin = SKIN[rng.integers(len(SKIN), size=count)] * rng.uniform(0.6, 1.1, (count, 1))
+    mixed = np.where(rng.random((count, 1)) < 0.2, skin, gray)
+    return np.clip(mixed, 0, 255).astype(np.float32)
 
 
 def _waves(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -53,7 +53,7 @@ def _clouds(rng: np.random.Generator, height: int, width: int, cells: int, chann
 
 def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A wall, an interior, foliage, a pattern: [H, W, 3] uint8."""
-    picture = np.broadcast_to(color(rng), (height, width, 3)).copy()
+    picture = np.full((height, width, 3), colors(rng, 1))
     if rng.random() < 0.6:  # light that falls off
         picture += rng.uniform(10, 60) * _clouds(rng, height, width, 2, 1)
     if rng.random() < 0.7:
@@ -72,18 +72,21 @@ def shapes(rng: np.random.Generator, picture: np.ndarray, count: int) -> None:
     """Draws discs, ellipses, boxes, polygons, lines, grids and letters over a picture [H, W, 3] uint8, in place."""
     height, width = picture.shape[:2]
     side = min(height, width)
-    for kind in rng.integers(0, 8, count):
-        size = side * np.exp(rng.uniform(np.log(0.03), np.log(0.5)))
-        x, y = rng.uniform(-0.1, 1.1, 2) * (width, height)
-        shade = color(rng)
-        ink = tuple(map(float, shade))
+    shades = colors(rng, count)
+    sizes = side * np.exp(rng.uniform(np.log(0.03), np.log(0.5), count))
+    places = rng.uniform(-0.1, 1.1, (count, 2)) * (width, height)
+    kinds = rng.integers(0, 8, count)
+    for kind, shade, size, (x, y) in zip(
+        kinds.tolist(), shades, sizes.tolist(), places.tolist(), strict=True
+    ):
+        ink = tuple(shade.tolist())
         thickness = -1 if rng.random() < 0.7 else int(rng.integers(1, max(side // 40, 2) + 1))
-        at = round(float(x)), round(float(y))
+        at = round(x), round(y)
         if kind in (0, 1):  # half of them about as an oval face is
             axes = (round(size * 0.4), round(size * 0.4 * (1.0 if kind == 0 else rng.uniform(0.5, 1.6))))
             cv2.ellipse(picture, at, axes, float(rng.uniform(-30, 30)), 0, 360, ink, thickness, cv2.LINE_AA)
             if rng.random() < 0.4:  # with two marks and a third, as in sockets, cars and buttons
-                dark = tuple(map(float, shade * rng.uniform(0, 0.6)))
+                dark = tuple((shade * rng.uniform(0, 0.6)).tolist())
                 mark = max(round(size * 0.05), 1)
                 for dx, dy in ((-0.15, -0.1), (0.15, -0.1), (0.0, 0.2))[: int(rng.integers(1, 4))]:
                     cv2.circle(

@@ -22,7 +22,7 @@ RESOLUTION = 128  # pixels of the rendered square; the head is about three quart
 VARIATION = Variation(
     yaw=42.0, pitch=16.0, roll=0.0, expression=0.8, shift=0.0, noise=(0.0, 0.01), blur=(0.0, 0.4)
 )
-_CHUNK = 32  # faces per compiled call
+_CHUNK = 8  # faces per compiled call
 _SIDES, _TOP, _BOTTOM = (
     32,
     12,
@@ -186,7 +186,7 @@ class _Painter:
         """Pores and shadows; dark eyes, as of lashes and sockets; a mouth that is open, or shows teeth."""
         rng, apart = self._rng, float(np.linalg.norm(self.landmarks[1] - self.landmarks[0]))
         rough = (
-            1 + rng.uniform(0, 0.06) * self._texture(1.0, 48) + rng.uniform(0, 0.08) * self._texture(1.0, 5)
+            1 + rng.uniform(0, 0.03) * self._texture(1.0, 48) + rng.uniform(0, 0.06) * self._texture(1.0, 5)
         )
         self._paint(self.mask, self.color * rough)
         if rng.random() < 0.7:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Annotated, NamedTuple
 
 import cv2
@@ -23,6 +24,7 @@ from jaxface.data.sources.source import Record
 from jaxface.errors import UserError
 
 _MIRRORED = [1, 0, 2, 4, 3]
+_MOST_KEPT = 1 << 29  # bytes of images; of a source with more, none is kept
 _TRIES = 12  # places at which a face may find room
 _LEAST_SIDE = 4.0  # pixels that are left of a truncated face, along its shorter side
 
@@ -115,36 +117,68 @@ def _pose(
     return matrix * scale, box * scale, mirrored
 
 
-def paste(picture: np.ndarray, crop: Crop, matrix: np.ndarray, change, cover_of) -> None:
-    """Blends a crop into a picture, in place.
+def paste(
+    picture: np.ndarray,
+    colors: np.ndarray,
+    cover: np.ndarray,
+    matrix: np.ndarray,
+    light: "_Light | None" = None,
+) -> None:
+    """Blends one size of a crop into a picture, in place.
 
-    `cover_of(covers [h, w, 2], level)` gives its opacity [h, w], and `change(colors, covers, level)` its colors.
+    Args:
+      picture: [H, W, 3] uint8.
+      colors, cover: [h, w, 3] and [h, w] uint8.
+      matrix: [2, 3], coordinates of these -> picture.
+      light: that falls on it.
     """
     height, width = picture.shape[:2]
-    scale = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
-    level = int(np.clip(np.floor(-np.log2(max(scale, 1e-6))), 0, len(crop.colors) - 1))
-    colors, covers = crop.colors[level], crop.covers[level]
-    rows, columns = colors.shape[:2]
-    factor = 2.0**level
-    matrix = np.concatenate([matrix[:, :2] * factor, matrix[:, 2:]], 1)
+    rows, columns = cover.shape
     box = _bounds(_move(matrix, np.array([(0, 0), (columns, 0), (0, rows), (columns, rows)], np.float64)))
-    y0, x0 = np.maximum(np.floor(box[:2]).astype(int), 0)
-    y1, x1 = np.minimum(np.ceil(box[2:]).astype(int), (height, width))
+    y0, x0 = np.maximum(np.floor(box[:2]).astype(int), 0).tolist()
+    y1, x1 = np.minimum(np.ceil(box[2:]).astype(int), (height, width)).tolist()
     if y0 >= y1 or x0 >= x1:
         return
-    cover = cover_of(covers, level)
-    colors = change(colors, covers, level)
     # OpenCV has pixel centers at integers.
     shifted = matrix.copy()
     shifted[:, 2] += matrix[:, :2] @ (0.5, 0.5) - (x0 + 0.5, y0 + 0.5)
-    target = (int(x1 - x0), int(y1 - y0))
+    target = x1 - x0, y1 - y0
     colors = cv2.warpAffine(colors, shifted, target, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    cover = cv2.warpAffine(cover, shifted, target, flags=cv2.INTER_LINEAR, borderValue=0)
+    opacity = cv2.warpAffine(cover, shifted, target, flags=cv2.INTER_LINEAR).astype(np.float32) / 255
+    if light is None:
+        lit, gain = colors, np.float32(1)
+    else:
+        lit, gain = light.on(colors)
     window = picture[y0:y1, x0:x1]
-    colors -= window
-    colors *= (cover.astype(np.float32) / 255)[..., None]
-    colors += window
-    window[:] = clutter.to_bytes(colors)
+    blended = lit * (gain * opacity)[..., None]
+    blended += window * (1 - opacity)[..., None]
+    window[:] = clutter.to_bytes(blended + np.float32(0.5))
+
+
+def _level(crop: Crop, matrix: np.ndarray) -> tuple[int, np.ndarray]:
+    """The size of a crop that is shrunk by at most a half, and the matrix from its coordinates."""
+    scale = math.sqrt(abs(float(np.linalg.det(matrix[:, :2]))))
+    level = min(max(math.floor(-math.log2(max(scale, 1e-6))), 0), len(crop.colors) - 1)
+    return level, np.concatenate([matrix[:, :2] * 2.0**level, matrix[:, 2:]], 1)
+
+
+class _Light:
+    """A change of the light on one face: its color, contrast and saturation, and where it falls off."""
+
+    def __init__(self, rng: np.random.Generator):
+        gains = np.exp(rng.normal(0, 0.2)) * (1 + rng.normal(0, 0.06, 3))
+        contrast, saturation = rng.uniform(0.75, 1.4), rng.uniform(0.5, 1.2)
+        mix = saturation * np.eye(3) + (1 - saturation) / 3
+        offset = 110 * (1 - contrast) * gains
+        self._matrix = np.concatenate([contrast * gains[:, None] * mix, offset[:, None]], 1)
+        self._slope = rng.normal(0, 0.2, 2).astype(np.float32)
+
+    def on(self, colors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """([h, w, 3] uint8 of other colors, [h, w] float32 by which to multiply them)."""
+        height, width = colors.shape[:2]
+        across = np.linspace(-self._slope[0], self._slope[0], width, dtype=np.float32)
+        down = np.linspace(1 - self._slope[1], 1 + self._slope[1], height, dtype=np.float32)
+        return cv2.transform(colors, self._matrix), np.maximum(down[:, None] + across, np.float32(0.3))
 
 
 class SceneSource:
@@ -152,8 +186,9 @@ class SceneSource:
 
     A scene depends on (seed, number of the scene, image size, variation, the people and the images of each) alone, not on how
     many scenes the source has: sources with disjoint ranges of scenes and people share neither. Composing one takes milliseconds;
-    the faces are rendered once in a process (`face_crops`), some 10 ms each, when first needed. Safe to read from several
-    threads. Pickles as its arguments.
+    the faces are rendered once in a process (`face_crops`), some 10 ms each, when first needed. Scenes are kept, unless all would
+    take more than half a gigabyte (10,000 of 128 x 128 do not). Arrays are read-only. Safe to read from several threads.
+    Pickles as its arguments.
 
     Record: what `sources.objects.object_fields` describes. A box bounds the head from chin to crown, clipped to the image; hair
     beyond the head, ears and neck are not included, what other faces hide of it is. `landmark_mask` is False where a landmark
@@ -224,6 +259,7 @@ class SceneSource:
             seed % 2**32,
             first_scene,
         )
+        self._kept: dict[int, Record] = {}
         self._crops = face_crops(people, per_person, self._seed, first_identity)
 
     def __reduce__(self):
@@ -233,6 +269,9 @@ class SceneSource:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Record:
+        kept = self._kept.get(int(index))
+        if kept is not None:
+            return dict(kept)
         rng, places = self._places(index)
         image = self._compose(rng, places)
         size = self._size
@@ -244,7 +283,7 @@ class SceneSource:
             ],
             np.float32,
         ).reshape(-1, 5, 2)
-        return {
+        record = {
             "image": image,
             "label": self.labels[index],
             **object_fields(
@@ -255,6 +294,12 @@ class SceneSource:
                 landmark_mask=((landmarks >= 0) & (landmarks < size)).all((1, 2)),
             ),
         }
+        if image.size * len(self) <= _MOST_KEPT:
+            for value in record.values():
+                if isinstance(value, np.ndarray):
+                    value.flags.writeable = False
+            self._kept[int(index)] = record
+        return dict(record)
 
     def _places(self, index: int) -> tuple[np.random.Generator, list[_Place]]:
         """Where the faces of a scene are, and the numbers from which the rest of it is drawn."""
@@ -333,55 +378,38 @@ class SceneSource:
         self, rng: np.random.Generator, picture: np.ndarray, place: _Place, others: list[np.ndarray]
     ) -> None:
         """Pastes a face with its head, body or photograph; a body or photograph that would hide another face is left out."""
-        dial = self._variation
-        light = _lighting(rng)
+        dial, crop = self._variation, place.crop
+        light = _Light(rng)
         (framed, clothed), margins = rng.random(2), rng.uniform(0.0, 0.5, 4)
         photograph = bool(framed < dial.photographs)
         body = not photograph and bool(clothed < dial.bodies)
         behind = np.random.default_rng(int(rng.integers(1 << 62)))
-        height, width = place.crop.colors[0].shape[:2]
-        y0, x0, y1, x1 = _bounds(place.crop.outline)
-        around = np.array([0.0, 0.0, height, width])
-        if photograph:  # margins in heights of the head, the least below as the chin has a neck
-            margin = (y1 - y0) * margins
-            around = np.clip(
-                [y0 - margin[0], x0 - margin[1], y1 + margin[2], x1 + margin[3]],
-                0,
-                around[2:].repeat(2)[[0, 2, 0, 2]],
-            )
-        if photograph or body:
-            corners = np.array(
-                [
-                    (around[1], around[0]),
-                    (around[3], around[0]),
-                    (around[1], around[2]),
-                    (around[3], around[2]),
-                ]
-            )
-            reach = _bounds(_move(place.matrix, corners))
-            hidden = any(
-                np.clip(np.minimum(other[2:], reach[2:]) - np.maximum(other[:2], reach[:2]), 0, None).prod()
-                > dial.overlap * (other[2:] - other[:2]).prod()
-                for other in others
-            )
-            photograph, body = photograph and not hidden, body and not hidden
-
-        def cover_of(covers, level):
-            if photograph:
-                cover = np.zeros(covers.shape[:2], np.uint8)
-                top, left, bottom, right = np.rint(around / 2**level).astype(int)
-                cover[top:bottom, left:right] = 255
-                return cover
-            return np.ascontiguousarray(covers[..., 1 if body else 0])
-
-        def change(colors, covers, level):
-            lit = light(colors)
-            if photograph:
-                scenery = clutter.background(behind, *colors.shape[:2])
-                lit = scenery + (covers[..., 1:] / np.float32(255)) * (lit - scenery)
-            return lit
-
-        paste(picture, place.crop, place.matrix, change, cover_of)
+        height, width = crop.covers[0].shape[:2]
+        frame = np.array([0.0, 0.0, height, width])
+        if photograph:  # margins in heights of the head
+            y0, x0, y1, x1 = _bounds(crop.outline)
+            top, left, bottom, right = (y1 - y0) * margins
+            frame = np.array([y0 - top, x0 - left, y1 + bottom, x1 + right])
+            frame = np.clip(frame, 0, (height, width, height, width))
+        if (photograph or body) and others:
+            top, left, bottom, right = frame
+            corners = np.array([(left, top), (right, top), (left, bottom), (right, bottom)])
+            reach, boxes = _bounds(_move(place.matrix, corners)), np.array(others)
+            shared = np.minimum(boxes[:, 2:], reach[2:]) - np.maximum(boxes[:, :2], reach[:2])
+            shared = np.clip(shared, 0, None).prod(1)
+            if (shared > dial.overlap * (boxes[:, 2:] - boxes[:, :2]).prod(1)).any():
+                photograph = body = False
+        level, matrix = _level(crop, place.matrix)
+        colors, covers = crop.colors[level], crop.covers[level]
+        cover = np.ascontiguousarray(covers[..., int(body)])
+        if photograph:
+            scenery = clutter.background(behind, *colors.shape[:2])
+            opacity = covers[..., 1:] / np.float32(255)
+            colors = clutter.to_bytes(scenery + opacity * (colors.astype(np.float32) - scenery))
+            cover = np.zeros_like(cover)
+            top, left, bottom, right = np.rint(frame / 2**level).astype(int)
+            cover[top:bottom, left:right] = 255
+        paste(picture, colors, cover, matrix, light)
 
     def _distract(self, rng: np.random.Generator, picture: np.ndarray) -> None:
         """A head without a face, or shoulders without a head, anywhere."""
@@ -392,30 +420,25 @@ class SceneSource:
         kind = int(rng.integers(4))
         matrix, _, _ = _pose(rng, crop, size, 180.0 * (kind == 2) + float(rng.normal(0, 15)))
         matrix[:, 2] += rng.uniform(0, side, 2)
-        light = _lighting(rng)
-        seed = int(rng.integers(1 << 62))
-
-        def cover_of(covers, level):
-            if kind == 3:
-                return cv2.subtract(covers[..., 1], covers[..., 0])
-            return np.ascontiguousarray(covers[..., int(seed % 2)])
-
-        def change(colors, covers, level):
+        light = _Light(rng)
+        body, order = int(rng.integers(2)), rng.permutation(9)
+        level, matrix = _level(crop, matrix)
+        colors, covers = crop.colors[level], crop.covers[level]
+        cover = np.ascontiguousarray(covers[..., body])
+        if kind == 0:  # so few pixels that no feature is left
+            colors = cv2.resize(crop.colors[-1], colors.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+        elif kind == 1:  # thirds of the head change places
             y0, x0, y1, x1 = _bounds(crop.outline) / 2**level
-            if kind == 0:  # so few pixels that no feature is left
-                coarse = crop.colors[-1]
-                colors = cv2.resize(coarse, colors.shape[1::-1], interpolation=cv2.INTER_CUBIC)
-            elif kind == 1:  # thirds of the head change places
-                colors = colors.copy()
-                rows, columns = (np.linspace(a, b, 4).astype(int) for a, b in ((y0, y1), (x0, x1)))
-                h, w = np.diff(rows).min(), np.diff(columns).min()
-                tiles = [colors[r : r + h, c : c + w].copy() for r in rows[:3] for c in columns[:3]]
-                for place, tile in enumerate(np.random.default_rng(seed).permutation(9)):
-                    r, c = rows[place // 3], columns[place % 3]
-                    colors[r : r + h, c : c + w] = tiles[tile]
-            return light(colors)
-
-        paste(picture, crop, matrix, change, cover_of)
+            rows, columns = (np.linspace(low, high, 4).astype(int) for low, high in ((y0, y1), (x0, x1)))
+            h, w = np.diff(rows).min(), np.diff(columns).min()
+            corners = [(row, column) for row in rows[:3] for column in columns[:3]]
+            tiles = [colors[row : row + h, column : column + w] for row, column in corners]
+            colors = colors.copy()
+            for (row, column), tile in zip(corners, order, strict=True):
+                colors[row : row + h, column : column + w] = tiles[tile]
+        elif kind == 3:
+            cover = cv2.subtract(covers[..., 1], covers[..., 0])
+        paste(picture, colors, cover, matrix, light)
 
     def _occlude(self, rng: np.random.Generator, picture: np.ndarray) -> None:
         """Branches, ropes, rails: thin lines before everything."""
@@ -427,25 +450,7 @@ class SceneSource:
                 picture,
                 (a, b),
                 (c, d),
-                tuple(map(float, clutter.color(rng))),
+                tuple(clutter.colors(rng, 1)[0].tolist()),
                 int(rng.integers(1, max(side // 40, 2))),
                 cv2.LINE_AA,
             )
-
-
-def _lighting(rng: np.random.Generator):
-    """A change of the light on one face: uint8 [h, w, 3] -> float32."""
-    gains = np.float32(np.exp(rng.normal(0, 0.2)) * (1 + rng.normal(0, 0.06, 3)))
-    contrast, saturation = np.float32(rng.uniform(0.75, 1.4)), np.float32(rng.uniform(0.5, 1.2))
-    slope = rng.normal(0, 0.2, 2)
-
-    def change(colors: np.ndarray) -> np.ndarray:
-        height, width = colors.shape[:2]
-        mix = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) / 3
-        matrix = np.concatenate([contrast * gains[:, None] * mix, (110 * (1 - contrast) * gains)[:, None]], 1)
-        lit = cv2.transform(colors.astype(np.float32), matrix)
-        across = np.linspace(-1, 1, width, dtype=np.float32)[None] * np.float32(slope[0])
-        down = np.linspace(-1, 1, height, dtype=np.float32)[:, None] * np.float32(slope[1])
-        return lit * np.maximum(1 + across + down, 0.3)[..., None]
-
-    return change

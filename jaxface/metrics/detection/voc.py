@@ -71,12 +71,14 @@ def voc_evaluate(
         recalls.append(true / max(total, 1))
         precisions.append(true / np.maximum(true + false, 1))
         if total:
-            scores[kind] = average_precision(recalls[-1], precisions[-1], eleven_points=eleven_points)
+            scores[kind] = interpolated_precision(recalls[-1], precisions[-1], eleven_points=eleven_points)
     mean = float(np.nanmean(scores)) if np.isfinite(scores).any() else float("nan")
     return VocScores(mean, scores, recalls, precisions)
 
 
-def average_precision(recall: np.ndarray, precision: np.ndarray, *, eleven_points: bool = False) -> float:
+def interpolated_precision(
+    recall: np.ndarray, precision: np.ndarray, *, eleven_points: bool = False
+) -> float:
     """Area under the falling envelope of precision over recall, or its mean at recall 0, 0.1, …, 1.
 
     Args:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxface.checks import AtLeast, OpenFraction, check_number
 from jaxface.errors import UserError
 from jaxface.metrics.detection.images import Regions, pair_iou, predicted_regions, true_regions
-from jaxface.metrics.detection.voc import average_precision
+from jaxface.metrics.detection.voc import interpolated_precision
 
 SUBSETS = ("easy", "medium", "hard")
 
@@ -81,7 +81,7 @@ def wider_face_evaluate(
             for rows in (counted, recalled)
         )
         precision = np.divide(recalls, detections, out=np.zeros(thresholds), where=detections > 0)
-        result[subset] = average_precision(recalls / total, precision)
+        result[subset] = interpolated_precision(recalls / total, precision)
     return result
 
 

@@ -2,7 +2,6 @@
 
 import pickle
 
-import cv2
 import numpy as np
 import pytest
 
@@ -97,20 +96,7 @@ def test_boxes_bound_the_heads():
         rng, (place,) = scene._places(index)
         head = inside_hull(place.crop.outline, place.crop.colors[0].shape[:2])
         picture = np.zeros((128, 128, 3), np.uint8)
-        white = tuple(np.full_like(level, 255) for level in place.crop.colors)
-        covers = [np.repeat(head[..., None], 2, -1)]
-        while len(covers) < len(white):
-            covers.append(
-                cv2.resize(covers[-1], white[len(covers)].shape[1::-1], interpolation=cv2.INTER_AREA)
-            )
-        crop = place.crop._replace(colors=white, covers=tuple(covers))
-        scenes.paste(
-            picture,
-            crop,
-            place.matrix,
-            lambda colors, _, __: colors.astype(np.float32),
-            lambda cover, _: cover[..., 0].copy(),
-        )
+        scenes.paste(picture, np.full((*head.shape, 3), 255, np.uint8), head, place.matrix)
         rows, columns = np.nonzero(picture[..., 0] > 127)
         extent = [rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]
         np.testing.assert_allclose(extent, faces(scene[index])[0], atol=1.0)

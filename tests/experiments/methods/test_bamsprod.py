@@ -104,6 +104,15 @@ def test_optimizers_of_a_configuration(fields, expected):
     np.testing.assert_allclose(walked(built), walked(expected), rtol=1e-5, atol=1e-6)
 
 
+def test_real_layers_may_train_alone():
+    params = {"head": {"kernel": jnp.ones(2)}}
+    built = bamsprod.LatentRule(dataclasses.replace(SHORT, optimizer=rule("sgd"))).build(8)
+    updates, _ = built.update(params, built.init(params), params)
+    np.testing.assert_allclose(updates["head"]["kernel"], -0.1, rtol=1e-6)
+    with pytest.raises(UserError, match="bamsprod needs binary layers among those that train"):
+        bamsprod.LatentRule(SHORT).build(8).init(params)
+
+
 def test_bop_leaves_the_other_parameters_to_another_rule():
     config = dataclasses.replace(
         SHORT, bop_threshold=0.0, optimizer=rule("sgd"), others=training.adam(0.5, schedule="constant")
@@ -167,6 +176,7 @@ def test_the_online_problems_are_measured_and_drawn(tmp_path):
     for name, value in expected.items():
         np.testing.assert_allclose(regret[f"rare_large/{name}/regret"], value, atol=2e-6)
     assert regret["rare_large/bop/regret"] < 0.1
+    assert {len(state[f"{problem}/adam"]["regret"]) for problem in bamsprod.ONLINE} == {999, 1998}
     figures = stage.figures(state)
     assert len(figures) == 6
     assert figures["outlier_weights"](tmp_path / "weights.png").stat().st_size > 1000

@@ -49,7 +49,8 @@ def test_the_program_reports_what_it_measures(red, tmp_path, capsys):
     out = tmp_path / "out"
     contact_sheet.main(f"{red} --detector {tmp_path / 'bundle'} --out {out} --sheets 2".split())
     report = json.loads((out / "results.json").read_text())["metrics"]
-    assert report["faces"] == 2 and report["recall"] == 1
+    assert report["faces"] == 2 and report["recall at 0.8"] == report["recall at 0.5"] == 1
+    assert report["recall at 0.95"] == 0
     assert (out / "sheet-01.png").is_file()
     assert "skipped" in capsys.readouterr().err
 
@@ -58,7 +59,7 @@ def test_the_program_reports_what_it_measures(red, tmp_path, capsys):
     ("flags", "words"),
     [
         ("--sheets 0", "sheets: needs an integer from 1"),
-        ("--threshold 2", "threshold: needs a number from 0 to 1"),
+        ("--thresholds 2", "threshold: needs a number from 0 to 1"),
     ],
 )
 def test_mistakes_are_one_line(red, tmp_path, capsys, flags, words):

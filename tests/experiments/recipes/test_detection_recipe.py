@@ -135,5 +135,10 @@ def test_other_data_and_other_detectors_are_refused(split, tmp_path):
     inference.save_bundle(tmp_path, bundle)
     with pytest.raises(UserError, match="another architecture"):
         run(split, dataclasses.replace(TINY, init_from=str(tmp_path)))
+    inference.save_bundle(
+        tmp_path, dataclasses.replace(bundle, detector=dataclasses.replace(bundle.detector, pixels="bgr"))
+    )
+    with pytest.raises(UserError, match="pixels: needs 'bgr'"):
+        run(split, dataclasses.replace(other, init_from=str(tmp_path)))
     with pytest.raises(UserError, match="batch_size: needs at most the 64 records"):
         run(split, dataclasses.replace(TINY, batch_size=65))

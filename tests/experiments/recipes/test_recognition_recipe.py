@@ -35,6 +35,14 @@ def test_a_head_is_the_loss_of_its_name(loss):
     np.testing.assert_array_equal(HeadSpec(loss, 20.0, 0.25).build().loss(cosines, labels), expected)
 
 
+def test_images_with_boxes_are_for_detectors():
+    scenes = data.Scenes(scenes=2, held_out_scenes=2, people=1, held_out_people=1, per_person=1)
+    with pytest.raises(
+        UserError, match=r"^data: needs one person or class per image, scenes 2 is for detectors$"
+    ):
+        recipe.load(dataclasses.replace(TINY, data=scenes))
+
+
 def test_the_plain_stage_learns_and_is_evaluated():
     split = recipe.load(TINY)
     stage = recipe.recognition_stage(

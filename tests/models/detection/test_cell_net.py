@@ -30,12 +30,13 @@ def test_weights_and_shapes(structure):
 
 @pytest.mark.parametrize(
     ("structure", "view"),
-    [("pointwise", 3), ("dense", 11), ("separable", 11), ("dc", 11), ("bottleneck", 11)],
+    [("pointwise", 3), ("dc", 11), ("separable", 11)],
 )
 def test_fields_of_view(structure, view):
     """Pixels that a logit depends on: 3 of the first layer, and 2 · 2d more by a filter of dilation d after its stride of 2."""
     model, image = CellNet(structure, width=2, narrow=1), jnp.ones((1, 24, 24, 1))
-    params = jax.tree.map(jnp.abs, model.init(jax.random.key(1), image))  # so that no rectifier is off
+    init = jax.jit(lambda: jax.tree.map(jnp.abs, model.init(jax.random.key(1), image)))
+    params = init()  # positive, so that no rectifier is off
 
     def logit(image):
         return model.apply(params, image)[0, 6, 6]
