@@ -106,7 +106,7 @@ class Config(recipe.Recipe):
                 (120.5, 93.3),
             ),  # of `face_anchors`
             batch_size=_LAPTOP.batch_size,
-            optimizer=_LAPTOP.optimizer,
+            optimizer=training.adam(3e-3, warmup=0.05),
             steps=_LAPTOP.steps,
         )
 
