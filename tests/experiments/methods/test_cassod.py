@@ -77,7 +77,8 @@ def test_refusals_before_anything_is_compiled(refusal, tmp_path, flags, words):
 
 def test_the_arms_of_the_study_have_the_weights_that_they_are_named_for():
     study = STUDIES["ellipses"]
-    for name, changes in study.arms.items():
+    assert STUDIES["structures"].base == study.base
+    for name, changes in {**study.arms, **STUDIES["structures"].arms}.items():
         config = dataclasses.replace(study.base, **changes)
         assert WEIGHTS[config.structure] == int(name.rpartition(" ")[2])
         written = json.loads(json.dumps(configs.to_dict("cassod", config, configs.Run())))
