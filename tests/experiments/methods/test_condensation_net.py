@@ -122,7 +122,7 @@ def test_anchors_suit_the_faces():
 def test_a_run_detects():
     config = dataclasses.replace(
         method.Config.detector(), data=SCENES, image_size=64, batch_size=4, steps=2, widths=(4, 4, 4), ccp_layers=(2, 3),
-        quantized=True,
+        quantized=True, anchor_sizes=((20.0, 16.0), (40.0, 32.0)),
     )  # fmt: skip
     outcome = training.run(method.build(config), parallel=training.make_parallel(devices=jax.devices()[:1]))
     assert "detection/ap50" in outcome.metrics
