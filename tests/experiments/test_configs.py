@@ -40,6 +40,7 @@ DATA = [
     data.Crowd(identities=7),
     data.EmbeddingFile(embeddings="faces.npz"),
     data.Ellipses(images=7),
+    data.DigitCanvas(),
 ]
 REQUIRED = {
     "folder": "root",
