@@ -1,9 +1,9 @@
 """CASSOD: a dilated 3×3 filter as two cascaded 2×2 filters, one of them depthwise (arXiv:2104.14126).
 
-    python -m experiments.launch cassod --workdir runs/cassod                      # faces among ellipses
+    python -m experiments.launch cassod --workdir runs/cassod                      # ellipses, half a minute of a core: 0.69
     python -m experiments.launch cassod --preset detector --workdir runs/cassod    # RetinaFace on rendered scenes
     python -m experiments.launch cassod --preset paper --data.root …               # WIDER FACE; built and typed, not trained here
-    python -m experiments.reproduce cassod --study ellipses
+    python -m experiments.reproduce cassod --study ellipses                        # 0.758, dense filter 0.774, bottleneck 0.754
 
 Differs from the paper in: its structures and its recipe could not be read (docs/methods/cassod.md#choices-of-ours).
 """
