@@ -53,7 +53,6 @@ STUDIES = {
         arms={
             "mixed sizes": {},
             "full size only": FULL,
-            "16 px": single(16),
             "6 px": single(6),
         },
         base=Config(

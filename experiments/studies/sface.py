@@ -12,20 +12,27 @@ BASELINES = {
     "arcface, s 64, m 0.5": {"loss": "arcface"},
 }
 
-STUDIES = {
-    "rendered": Study(
+
+def _rendered(noise: str) -> Study:
+    """ArcFace at its published scale and at the best one for so short a run, at one level of noise."""
+    return Study(
         claim="Verification of unseen rendered people after training on wrong labels",
         metric="verification/accuracy",
         method="sface",
-        arms={"sface": {}, **BASELINES},
+        arms={"sface": {}} | {arm: BASELINES[arm] for arm in BASELINES if arm.startswith("arcface")},
         base=Config(
             data=inputs.RenderedFaces(identities=128, per_identity=64),
             sharpness=10.0,
             inter_angle=1.2,
             steps=600,
         ),
-        conditions={noise: NOISE[noise] for noise in ("0 % noise", "40 % noise")},
-    ),
+        conditions={noise: NOISE[noise]},
+    )
+
+
+STUDIES = {
+    "rendered": _rendered("40 % noise"),
+    "rendered-clean": _rendered("0 % noise"),
     "digits": Study(
         claim="Clean test accuracy on digits by the nearest prototype after training on wrong labels",
         metric="classification/accuracy",
