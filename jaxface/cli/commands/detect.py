@@ -86,7 +86,8 @@ def _drawing_names(paths: list[pathlib.Path]) -> list[str]:
 
 def _faces(detections, class_names: tuple[str, ...]) -> list[dict]:
     faces = []
-    for i, (y0, x0, y1, x1) in enumerate(detections.boxes.round(2).tolist()):
+    for i, box in enumerate(detections.boxes.tolist()):
+        y0, x0, y1, x1 = (round(edge, 2) for edge in box)
         face = {
             "class": class_names[int(detections.classes[i])],
             "score": round(float(detections.scores[i]), 4),
