@@ -16,7 +16,7 @@ BASELINES = {
 def _rendered(noise: str) -> Study:
     """ArcFace at its published scale and at the best one for so short a run, at one level of noise."""
     return Study(
-        claim="Verification of unseen rendered people after training on wrong labels",
+        claim=f"Verification of unseen rendered people after training on {noise.partition(' noise')[0]} wrong labels",
         metric="verification/accuracy",
         method="sface",
         arms={"sface": {}} | {arm: BASELINES[arm] for arm in BASELINES if arm.startswith("arcface")},
