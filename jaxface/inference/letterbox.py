@@ -6,9 +6,7 @@ import cv2
 import numpy as np
 
 from jaxface.checks import AtLeast, check_number
-
-GRAY = 127
-"""Of the padding: 0 for a network whose pixels are in [-1, 1]."""
+from jaxface.data.transforms.letterboxing import padded
 
 
 class Letterboxed(NamedTuple):
@@ -61,6 +59,5 @@ def letterbox(image: np.ndarray, longest: int, *, stride: int = 32) -> Letterbox
     size = max(round(height * factor), 1), max(round(width * factor), 1)
     if size != (height, width):
         image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
-    canvas = np.full((*(bucket_side(side, stride=stride) for side in size), 3), GRAY, np.uint8)
-    canvas[: size[0], : size[1]] = image
-    return Letterboxed(canvas, size, (height / size[0], width / size[1]))
+    bucket = tuple(bucket_side(side, stride=stride) for side in size)
+    return Letterboxed(padded(image, bucket), size, (height / size[0], width / size[1]))

@@ -47,9 +47,14 @@ def place(pixels: np.ndarray, shape: Sequence[int]) -> tuple[np.ndarray, tuple[i
     if size != pixels.shape[:2]:
         shrinks = size[0] < pixels.shape[0]
         pixels = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return padded(pixels, shape), size
+
+
+def padded(pixels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """An image [H, W, 3] uint8 at the top left of a gray one of `shape`."""
     canvas = np.full((*shape, 3), PADDING, np.uint8)
-    canvas[: size[0], : size[1]] = pixels
-    return canvas, size
+    canvas[: pixels.shape[0], : pixels.shape[1]] = pixels
+    return canvas
 
 
 def to_original(boxes: np.ndarray, image_size: Sequence[int], original_size: Sequence[int]) -> np.ndarray:
