@@ -12,7 +12,7 @@ import shutil
 import threading
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -465,6 +465,39 @@ def checkpoint_steps(directory: str | os.PathLike) -> list[int]:
         return sorted(step for step in steps if step is not None)
 
 
+@contextlib.contextmanager
+def _opened(
+    directory: str | os.PathLike, best: bool, step: int | None, name: str = ""
+) -> Iterator[tuple[pathlib.Path, os.PathLike]]:
+    """(folder on this machine, folder) of the newest checkpoint, of the best one, or of that of a step; of one elsewhere only
+    the part `name` is brought here. Refusals of `restore_params`."""
+    directory = absolute(user_path("checkpoint", directory))
+    steps = checkpoint_steps(directory)
+    if not steps:
+        raise UserError(f"checkpoint: no checkpoint in {directory}")
+    if step not in (None, *steps):
+        raise UserError(f"checkpoint: {directory} has steps {', '.join(map(str, steps))}, got {step}")
+    if step is None and best:
+        step = _best({s: _score(directory / str(s)) for s in steps})
+    chosen = str(steps[-1] if step is None else step)
+    with contextlib.closing(Mirror(directory)) as mirror:
+        with reaching(directory):
+            mirror.pull(f"{chosen}/{name}" if name else chosen)
+        yield mirror.local / chosen, directory / chosen
+
+
+def restore_metrics(directory: str | os.PathLike, *, best: bool = False) -> dict[str, float]:
+    """What the evaluation of a checkpoint has found: nothing where there was none, or none yet.
+
+    Arguments and refusals are those of `restore_params`.
+    """
+    with _opened(directory, best, None, POSITION) as (folder, shown):
+        try:
+            return dict(_read_position(folder).get("metrics") or {})
+        except (ValueError, OSError, KeyError, TypeError) as error:
+            raise UserError(f"checkpoint: {shown} is damaged ({reason_of(error)})") from error
+
+
 def restore_params(directory: str | os.PathLike, *, best: bool = False, step: int | None = None) -> dict:
     """Parameters and statistics of a checkpoint, whatever method wrote it: for teachers, fine-tuning and evaluation.
 
@@ -480,22 +513,11 @@ def restore_params(directory: str | os.PathLike, *, best: bool = False, step: in
       UserError: no checkpoint there, none of that step, or it is damaged.
     """
     _quiet_orbax()
-    directory = absolute(user_path("checkpoint", directory))
-    steps = checkpoint_steps(directory)
-    if not steps:
-        raise UserError(f"checkpoint: no checkpoint in {directory}")
-    if step not in (None, *steps):
-        raise UserError(f"checkpoint: {directory} has steps {', '.join(map(str, steps))}, got {step}")
-    if step is None and best:
-        step = _best({s: _score(directory / str(s)) for s in steps})
-    step = steps[-1] if step is None else step
-    with contextlib.closing(Mirror(directory)) as mirror:
-        with reaching(directory):
-            mirror.pull(str(step))
-        return _read_params(mirror.local / str(step), directory / str(step))
+    with _opened(directory, best, step) as (folder, shown):
+        return _read_params(folder, shown)
 
 
-def _read_params(folder: pathlib.Path, shown) -> dict:
+def _read_params(folder: pathlib.Path, shown: os.PathLike) -> dict:
     try:
         position = _read_position(folder)
         reader = ocp.PyTreeCheckpointer()

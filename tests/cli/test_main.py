@@ -27,7 +27,7 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["wehre"], "command: needs one of detect, where, got 'wehre'; did you mean 'where'?"),
+        (["wehre"], f"command: needs one of {', '.join(cli.commands())}, got 'wehre'; did you mean 'where'?"),
         (["where"], "required: slug"),
         (["where", "sfce"], "got 'sfce'; did you mean 'sface'?"),
     ],
