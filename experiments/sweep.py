@@ -10,6 +10,7 @@ DIR/sweep.json hold the table, best first: `--metric` names what is compared, th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -17,7 +18,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,29 +111,50 @@ def _value_at(defaults: Sequence[Any], field: str) -> Any:
     return None
 
 
+def _parse(method: str, combination: Combination, flags: list[str]) -> tuple[Any, configs.Run]:
+    """Config and Run of a combination; a refusal says which."""
+    from experiments import configs
+
+    try:  # what the other flags make of the fields tells switches and lists, unless they need the combination's
+        known = configs.parse(method, flags)
+    except UserError:
+        known = configs.method_module(method).Config(), configs.Run()
+    with _said_of(combination):
+        return configs.parse(method, [*flags, *_flags(combination, known)])
+
+
+@contextlib.contextmanager
+def _said_of(combination: Combination) -> Iterator[None]:
+    from pallas_kernels.common import KernelError
+
+    try:
+        yield
+    except (UserError, KernelError) as error:
+        if str(error).startswith("grid:"):
+            raise
+        said = " ".join(f"{field}={value}" for field, value in combination.items())
+        raise UserError(f"grid: {said}: {error}") from None
+
+
 def plan(method: str, combinations: Sequence[Combination], workdir, flags: list[str]) -> list[SweepRun]:
     """The runs, each checked in everything that `launch` checks before it compiles.
 
     Raises:
       UserError: an unknown field, a value of the wrong type or out of range, data that cannot be had …, for any of them.
     """
-    from experiments import configs, launch
-    from pallas_kernels.common import KernelError
+    from experiments import launch
+    from jaxface.training.workdir import CONFIG
 
-    default = (configs.method_module(method).Config(), configs.Run())
+    if (workdir / CONFIG).is_file():
+        raise UserError(f"workdir: {workdir} holds a run; choose another folder for the sweep")
     runs = []
     for combination in combinations:
-        said = " ".join(f"{field}={value}" for field, value in combination.items())
         name = folder_name(combination)
-        try:
-            config, run = configs.parse(method, [*flags, *_flags(combination, default)])
-            run = dataclasses.replace(run, workdir=str(workdir / name))
+        config, run = _parse(method, combination, flags)
+        run = dataclasses.replace(run, workdir=str(workdir / name))
+        with _said_of(combination):
             if finished(method, config, run) is None:
                 launch.prepare(method, config, run)
-        except (UserError, KernelError) as error:
-            raise UserError(
-                str(error) if str(error).startswith("grid:") else f"grid: {said}: {error}"
-            ) from None
         runs.append(SweepRun(combination, name, config, run))
     return runs
 
@@ -310,7 +332,7 @@ def main(arguments: list[str] | None = None) -> None:
     method = arguments[0].replace("-", "_")
     configs.method_module(method)
     console.use_compilation_cache()
-    _, run = configs.parse(method, flags)
+    _, run = _parse(method, combinations[0], flags)
     training.start_processes(run.coordinator, run.processes, run.process)
     with training.together():
         compared = sweep(
