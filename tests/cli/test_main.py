@@ -54,7 +54,7 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["wehre"], ", where, got 'wehre'; did you mean 'where'?"),
+        (["wehre"], f"command: needs one of {', '.join(cli.commands())}, got 'wehre'; did you mean 'where'?"),
         (["where"], "required: slug"),
         (["where", "sfce"], "got 'sfce'; did you mean 'sface'?"),
     ],

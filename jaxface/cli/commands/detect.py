@@ -77,10 +77,7 @@ def main(arguments: list[str]) -> None:
     from jaxface.data.transforms.drawing import draw_boxes
     from jaxface.training import write_atomically
 
-    if options.run is not None:
-        bundle = inference.open_run(options.run, best=options.best)
-    else:
-        bundle = inference.open_detector(options.weights)
+    bundle = inference.open_detector(options.run or options.weights, best=options.best)
     detect = inference.PhotoDetector(
         bundle, threshold=options.threshold, longest=options.size, batch_size=options.batch_size
     )
