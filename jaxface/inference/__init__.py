@@ -2,7 +2,7 @@
 
 A bundle is a network with its weights and all that its images need before it: `open_recognizer` and `open_detector` make one of a
 run, of a folder that `save_bundle` wrote, or of published weights. `PhotoDetector` finds what it was trained on in images of any
-size.
+size. A `Gallery` says who of the people in it, if anybody, an embedding is of.
 """
 
 from jaxface.inference.bundle import (
@@ -19,12 +19,15 @@ from jaxface.inference.bundle import (
     save_bundle,
     save_weights,
 )
+from jaxface.inference.gallery import Gallery, Matches
 from jaxface.inference.letterbox import bucket_side, letterbox
 from jaxface.inference.photo_detector import PhotoDetections, PhotoDetector
 
 __all__ = [
     "DetectorBundle",
     "EmbeddingNetwork",
+    "Gallery",
+    "Matches",
     "PhotoDetections",
     "PhotoDetector",
     "RecognizerBundle",
