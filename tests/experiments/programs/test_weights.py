@@ -103,7 +103,7 @@ def test_export_in_every_format(file, imported, tmp_path, capsys):
         ("export --run {run} --format keras --out {tmp}/x", "invalid choice: 'keras'"),
         ("export --run {run} --format onnx --pixels --out {tmp}/x", "pixels: only stablehlo takes them"),
         ("export --run {run} --format onnx --out {tmp}/a/b", "out: cannot write"),
-        ("export --run {finished} --format onnx --out {tmp}/x", "got MLP, which has no PyTorch names"),
+        ("export --run {finished} --format safetensors --out {tmp}/x", "got MLP, which has no PyTorch names"),
     ],
 )  # fmt: skip
 def test_refusals_are_one_line_and_leave_nothing(
