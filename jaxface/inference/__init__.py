@@ -22,14 +22,17 @@ from jaxface.inference.bundle import (
 from jaxface.inference.gallery import Gallery, Matches
 from jaxface.inference.letterbox import bucket_side, letterbox
 from jaxface.inference.photo_detector import PhotoDetections, PhotoDetector
+from jaxface.inference.pipeline import Faces, Pipeline
 
 __all__ = [
     "DetectorBundle",
     "EmbeddingNetwork",
+    "Faces",
     "Gallery",
     "Matches",
     "PhotoDetections",
     "PhotoDetector",
+    "Pipeline",
     "RecognizerBundle",
     "Threshold",
     "bucket_side",

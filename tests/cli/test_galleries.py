@@ -29,6 +29,9 @@ class FakePipeline:
     def __call__(self, images):
         return [self._faces(image) for image in images]
 
+    def notes(self, image, faces):
+        return []
+
     def _faces(self, image):
         starts = range(0, image.shape[1], SIDE)
         means = np.array([image[:, x : x + SIDE].mean((0, 1)) for x in starts])
@@ -328,4 +331,6 @@ def test_without_a_detector_it_must_be_said_that_faces_are_aligned(folder, capsy
     monkeypatch.chdir(folder)
     with pytest.raises(SystemExit):
         cli.main(["enroll", "people", "--gallery", "g", "--bundle", "none"])
-    assert capsys.readouterr().err.startswith("error: detector: needs --detector DETECTOR, or --aligned")
+    assert capsys.readouterr().err.startswith(
+        "error: detector: needs --detector DETECTOR, --landmarks FILE, or --aligned"
+    )

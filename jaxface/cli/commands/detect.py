@@ -11,11 +11,10 @@ import json
 import sys
 
 from jaxface.cli.console import Arguments, exit_on_user_error, one_line, say, use_compilation_cache
-from jaxface.cli.photos import drawing_names, listed_photographs, reason
+from jaxface.cli.photos import POINTS, drawing_names, listed_photographs, reason
 from jaxface.errors import UserError
 from jaxface.paths import local_path, name_text
 
-_POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
 _AT_ONCE = 32  # photographs in memory
 
 
@@ -59,7 +58,7 @@ def _faces(detections, class_names: tuple[str, ...]) -> list[dict]:
         }
         if detections.landmarks is not None:
             points = [[round(x, 2), round(y, 2)] for x, y in detections.landmarks[i].tolist()]
-            face["points"] = dict(zip(_POINTS, points, strict=True))
+            face["points"] = dict(zip(POINTS, points, strict=True))
         faces.append(face)
     return faces
 

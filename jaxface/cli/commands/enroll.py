@@ -15,7 +15,7 @@ import pathlib
 import sys
 
 from jaxface.cli.console import Arguments, exit_on_user_error, one_line, say, use_compilation_cache
-from jaxface.cli.photos import open_pipeline, photograph_arguments, read_photographs
+from jaxface.cli.photos import open_landmarks, open_pipeline, photograph_arguments, read_photographs
 from jaxface.errors import UserError
 from jaxface.paths import local_path, name_text
 
@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> None:
     owners = {photo: name for name, photos in people.items() for photo in photos}
     embeddings: dict[str, list[np.ndarray]] = {}
     skipped = []
-    for photo, image, faces in read_photographs(list(owners), pipeline):
+    for photo, image, faces in read_photographs(list(owners), pipeline, open_landmarks(options)):
         if image is None:
             reason = faces
         elif len(faces.boxes) != 1:

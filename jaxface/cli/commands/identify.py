@@ -18,6 +18,7 @@ from jaxface.cli.console import Arguments, exit_on_user_error, one_line, say, us
 from jaxface.cli.photos import (
     drawing_names,
     listed_photographs,
+    open_landmarks,
     open_pipeline,
     photograph_arguments,
     read_photographs,
@@ -158,7 +159,7 @@ def _look(options, paths, pipeline, identifier: _Identifier, out) -> list[dict]:
     """Who is in photographs."""
     names = dict(zip(paths, drawing_names(paths), strict=True))
     photographs = []
-    for path, image, faces in read_photographs(paths, pipeline):
+    for path, image, faces in read_photographs(paths, pipeline, open_landmarks(options)):
         row = {"photo": name_text(path)}
         photographs.append(row)
         if image is None:
