@@ -63,8 +63,8 @@ class Gallery:
       >>> matches = gallery.search(np.array([[0.8, 0.6, 0.0], [0.0, 0.1, 1.0]]), k=2, threshold=0.5)
       >>> matches.identities
       ['Ada', None]
-      >>> matches.names[0], matches.scores[0].round(2).tolist()
-      (['Ada', 'Grace'], [0.800000011920929, 0.6000000238418579])
+      >>> matches.names[0], [f"{score:.2f}" for score in matches.scores[0]]
+      (['Ada', 'Grace'], ['0.80', '0.60'])
     """
 
     def __init__(

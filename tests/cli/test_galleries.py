@@ -23,7 +23,7 @@ class FakePipeline:
             identity=identity,
             dim=3,
             source="runs/fake",
-            threshold=None if threshold is None else SimpleNamespace(value=threshold),
+            threshold=None if threshold is None else inference.Threshold(threshold, 1e-3, "pairs"),
         )
 
     def __call__(self, images):
@@ -38,10 +38,13 @@ class FakePipeline:
         seen = [i for i, mean in enumerate(means) if mean.max() > 100]
         boxes = [(4, i * SIDE + 4, SIDE - 4, (i + 1) * SIDE - 4) for i in seen]
         embeddings = means[seen] / np.maximum(np.linalg.norm(means[seen], axis=1, keepdims=True), 1e-9)
-        return SimpleNamespace(
+        return inference.Faces(
             boxes=np.array(boxes, np.float32).reshape(-1, 4),
             scores=np.full(len(seen), 0.9, np.float32),
+            landmarks=None,
             embeddings=embeddings.astype(np.float32).reshape(-1, 3),
+            crops=np.zeros((len(seen), 8, 8, 3), np.uint8),
+            scales=np.ones(len(seen), np.float32),
         )
 
 
@@ -119,6 +122,14 @@ def test_people_are_enrolled_and_what_cannot_be_used_is_told(folder, capsys):
     assert matches.names == [["Ada"]] and matches.scores[0, 0] == pytest.approx(1, abs=1e-6)
 
 
+def test_the_largest_face_counts_when_asked_for(folder, capsys):
+    said, _ = run(capsys, "enroll", "people", "--gallery", "g", "--templates", "all", "--largest")
+    assert said.startswith("2 people of 4 photographs, 2 left out\n")
+    gallery = inference.Gallery.load("g")
+    assert gallery.people == {"Ada": 3, "Bob": 1}  # both squares are of one size, and the first is taken
+    assert gallery.search(np.eye(3)[:1]).names == [["Ada"]]
+
+
 def test_all_templates_stay_when_asked_for(folder, capsys):
     assert enrolled(capsys, "--templates", "all").people == {"Ada": 2, "Bob": 1}
 
@@ -146,7 +157,7 @@ def test_who_it_is_in_photographs(folder, capsys):
     write(folder / "photos" / "a.png", GREEN, (0, 0, 9), RED, WHITE)
     write(folder / "photos" / "b.png", (0, 0, 9))
     (folder / "photos" / "c.png").write_text("no image")
-    said, complaints = run(capsys, "identify", "photos", "--gallery", "g", "--out", "drawn", "--k", "2")
+    said, complaints = run(capsys, "identify", "photos", "--gallery", "g", "--drawings", "drawn", "--k", "2")
     lines = said.splitlines()
     assert len(lines) == 4 and complaints.startswith("skipped photos/c.png: ")
     assert lines[0].startswith("photos/a.png: Bob 1.00 (then Ada 0.")
@@ -165,7 +176,8 @@ def test_json_is_all_that_is_printed(folder, capsys):
     said, complaints = run(capsys, "identify", "a.png", "--gallery", "g", "--json")
     document = json.loads(said)
     assert complaints == "" and not (folder / "drawn").exists()
-    assert (document["people"], document["threshold"], document["network"]) == (2, 0.9, "a" * 32)
+    assert (document["people"], document["network"], document["bundle"]) == (2, "a" * 32, "runs/fake")
+    assert document["threshold"] == {"value": 0.9, "far": 1e-3, "set": "pairs"}
     (photo,) = document["photographs"]
     assert (photo["photo"], photo["width"], photo["height"]) == ("a.png", 64, 32)
     first, second = photo["faces"]
@@ -213,7 +225,7 @@ def test_who_is_before_a_camera(folder, capsys, monkeypatch):
     enrolled(capsys)
     monkeypatch.setattr(cv2, "VideoCapture", FakeCamera)
     monkeypatch.setattr(FakeCamera, "released", 0)
-    said, _ = run(capsys, "identify", "--camera", "--gallery", "g", "--out", "frames")
+    said, _ = run(capsys, "identify", "--camera", "--gallery", "g", "--drawings", "frames")
     lines = [line.partition(" s: ")[2] for line in said.splitlines()]
     assert lines == ["nobody", "Ada 1.00", "Ada 1.00, unknown"] and FakeCamera.released == 1
     assert sorted(path.name for path in (folder / "frames").iterdir()) == [
@@ -324,6 +336,12 @@ def test_none_of_the_photographs_can_be_read(folder, capsys):
         "skipped missing.png: no such file",
         "error: photo: none of 2 can be read",
     ]
+
+
+def test_landmarks_of_a_file_are_not_a_camera_s(folder, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["identify", "--camera", "--gallery", "g", "--bundle", "none", "--landmarks", "x.csv"])
+    assert capsys.readouterr().err.startswith("error: landmarks: needs photographs, of which they are")
 
 
 def test_without_a_detector_it_must_be_said_that_faces_are_aligned(folder, capsys, monkeypatch):

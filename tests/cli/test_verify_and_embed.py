@@ -181,3 +181,21 @@ def test_embed_refuses_in_a_line_and_writes_nothing(places, capsys, arguments, w
     assert run(places, "embed", arguments) == 2
     assert words in capsys.readouterr().err.splitlines()[-1]
     assert not list(places.glob("x*"))
+
+
+def test_people_of_a_gallery_are_named(places, capsys, tmp_path):
+    gallery = str(tmp_path / "people.gallery")
+    for name in ("a.png", "b.png", "none.png"):
+        path = tmp_path / "people" / name.removesuffix(".png") / "1.png"
+        path.parent.mkdir(parents=True)
+        path.write_bytes((places / name).read_bytes())
+    assert run(places, "enroll", str(tmp_path / "people"), "--gallery", gallery) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"2 people, 2 templates: {gallery}"
+    assert inference.Gallery.load(gallery).identity == inference.open_recognizer(places / "r").identity
+    photographs = ["{b_png}", "{lying_jpg}", "{none_png}"]
+    assert run(places, "identify", *photographs, "--gallery", gallery, "--json") == 0
+    written = json.loads(capsys.readouterr().out)["photographs"]
+    assert [[face["identity"] for face in row["faces"]] for row in written] == [["b"], ["a"], []]
+    (face,) = written[0]["faces"]
+    np.testing.assert_allclose(list(face["box"].values()), [8, 20, 48, 60], atol=1)
+    assert face["matches"][0]["similarity"] == pytest.approx(1, abs=1e-3)

@@ -114,8 +114,8 @@ def _rows(images, findings, looked_at, options) -> list:
                 tiles.append(tile(finding.other, images.names[finding.other]))
             if len(tiles) >= options.per_problem:
                 break
-        more = "" if len(tiles) >= len(those) else ", the first are"
-        rows.append((f"{problem}: {len(those)} {PROBLEMS[problem]}{more}", tiles))
+        more = "" if len(tiles) >= len(those) else ", of which these are the first"
+        rows.append((f"{problem} ({len(those)}): {PROBLEMS[problem]}{more}", tiles))
     wrong = {finding.image for finding in findings if finding.problem != "few"}
     labels = images.labels[looked_at]
     classes = np.unique(labels)

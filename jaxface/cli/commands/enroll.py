@@ -1,11 +1,12 @@
 """Puts people into a gallery: a sub-folder of photographs per person, or one photograph named for each.
 
-    jaxface enroll --gallery people.gallery PHOTOS --bundle BUNDLE
+    jaxface enroll --gallery people.gallery PHOTOS --bundle RECOGNIZER --detector DETECTOR
 
-PHOTOS/Ada/1.jpg, PHOTOS/Ada/2.jpg and PHOTOS/Grace.jpg enroll Ada with two photographs and Grace with one. A photograph needs one
-face; one with none or with several is reported and left out. Of several photographs of a person the gallery keeps the mean of the
-embeddings, or each with --templates all. A person who is there already is replaced by what the folder holds, so that the same
-command twice makes the same gallery; --keep adds to it instead. The gallery is written at the end, whole or not at all.
+PHOTOS/Ada/1.jpg, PHOTOS/Ada/2.jpg and PHOTOS/Grace.jpg enroll Ada with two photographs and Grace with one. A photograph needs
+one face; one with none or with several is reported and left out, unless --largest takes the largest of several. Of several
+photographs of a person the gallery keeps the mean of the embeddings, or each with --templates all. A person who is there already
+is replaced by what the folder holds, so that the same command twice makes the same gallery; --keep adds to it instead. The
+gallery is written at the end, whole or not at all.
 """
 
 import argparse
@@ -37,6 +38,9 @@ def _arguments(arguments: list[str]):
     )
     parser.add_argument(
         "--keep", action="store_true", help="keep the templates that people of these names have already"
+    )
+    parser.add_argument(
+        "--largest", action="store_true", help="of several faces in a photograph take the largest"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     photograph_arguments(parser)
@@ -98,12 +102,12 @@ def main(arguments: list[str]) -> None:
     for photo, image, faces in read_photographs(list(owners), pipeline, open_landmarks(options)):
         if image is None:
             reason = faces
-        elif len(faces.boxes) != 1:
+        elif len(faces.boxes) == 0 or (len(faces.boxes) > 1 and not options.largest):
             reason = (
                 "no face in it" if not len(faces.boxes) else f"{len(faces.boxes)} faces in it, one is meant"
             )
         else:
-            embeddings.setdefault(owners[photo], []).append(faces.embeddings[0])
+            embeddings.setdefault(owners[photo], []).append(faces.embeddings[faces.largest()])
             continue
         skipped.append({"photo": name_text(photo), "person": owners[photo], "reason": reason})
         sys.stderr.write(one_line(f"skipped {photo}: {reason}") + "\n")
@@ -120,6 +124,7 @@ def main(arguments: list[str]) -> None:
     if options.json:
         document = {
             "gallery": str(path),
+            "bundle": name_text(recognizer.source),
             "network": gallery.identity,
             "enrolled": [
                 {"name": name, "photographs": len(rows), "templates": gallery.people[name]}

@@ -1,7 +1,7 @@
 """Says who is in photographs, of the people in a gallery: names with their similarity, or somebody unknown.
 
-    jaxface identify --gallery people.gallery PHOTO… --bundle BUNDLE --out drawn      copies with names go to drawn/
-    jaxface identify --gallery people.gallery --camera --bundle BUNDLE                a camera, until Ctrl-C or q
+    jaxface identify --gallery people.gallery PHOTO… --bundle RECOGNIZER --detector DETECTOR
+    jaxface identify --gallery people.gallery --camera --bundle RECOGNIZER --detector DETECTOR      until Ctrl-C, or q
 
 A face is of the most similar person where their cosine is above the threshold: that of the bundle, or --threshold. A bundle's is
 for two faces; with a gallery of N people a stranger is taken for one of them up to N times as often.
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from jaxface.cli.console import Arguments, exit_on_user_error, one_line, say, use_compilation_cache
 from jaxface.cli.photos import (
     drawing_names,
+    face_row,
     listed_photographs,
     open_landmarks,
     open_pipeline,
@@ -40,7 +41,7 @@ def _arguments(arguments: list[str]):
     parser.add_argument("--gallery", required=True, metavar="FILE", help="that jaxface enroll made")
     parser.add_argument("--k", type=int, default=3, help="people that are named for each face; default 3")
     parser.add_argument("--threshold", type=float, help="cosine above which it is that person, -1 to 1")
-    parser.add_argument("--out", metavar="DIR", help="folder for copies with names drawn")
+    parser.add_argument("--drawings", metavar="DIR", help="folder for copies with the names on the faces")
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     parser.add_argument(
         "--camera", type=int, nargs="?", const=0, metavar="N", help="number of a camera; default 0"
@@ -52,6 +53,8 @@ def _arguments(arguments: list[str]):
         raise UserError("photo: needs photographs or --camera, one of both")
     if options.frames and options.camera is None:
         raise UserError("frames: needs --camera, whose they are")
+    if options.camera is not None and options.landmarks is not None:
+        raise UserError("landmarks: needs photographs, of which they are; a camera needs --detector")
     if options.frames < 0:
         raise UserError(f"frames: needs an integer from 0, got {options.frames}")
     return options
@@ -70,18 +73,11 @@ class _Identifier:
         matches = self.gallery.search(faces.embeddings, self.k, self.threshold)
         rows = []
         for i, identity in enumerate(matches.identities):
-            y0, x0, y1, x1 = (round(edge, 2) for edge in faces.boxes[i].tolist())
-            rows.append(
-                {
-                    "identity": identity,
-                    "box": {"left": x0, "top": y0, "right": x1, "bottom": y1},
-                    "score": round(float(faces.scores[i]), 4),
-                    "matches": [
-                        {"name": name, "similarity": round(float(similarity), 4)}
-                        for name, similarity in zip(matches.names[i], matches.scores[i], strict=True)
-                    ],
-                }
-            )
+            similar = [
+                {"name": name, "similarity": round(float(similarity), 4)}
+                for name, similarity in zip(matches.names[i], matches.scores[i], strict=True)
+            ]
+            rows.append({"identity": identity, "matches": similar, **face_row(faces, i)})
         return rows
 
 
@@ -106,15 +102,15 @@ def _drawn(image, faces, rows: list[dict]):
     )
 
 
-def _write_drawing(out: pathlib.Path, name: str, drawing) -> None:
+def _write_drawing(folder: pathlib.Path, name: str, drawing) -> None:
     from jaxface.data.sources.images import encode_image
     from jaxface.training import write_atomically
 
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / name, encode_image(drawing))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / name, encode_image(drawing))
     except OSError as error:
-        raise UserError(f"out: cannot write to {out}: {error.strerror or error}") from None
+        raise UserError(f"drawings: cannot write to {folder}: {error.strerror or error}") from None
 
 
 @exit_on_user_error
@@ -122,7 +118,7 @@ def main(arguments: list[str]) -> None:
     """Detects, embeds, searches and says who it is."""
     options = _arguments(arguments)
     paths = listed_photographs(options.photos)
-    out = None if options.out is None else local_path("out", options.out)
+    drawings = None if options.drawings is None else local_path("drawings", options.drawings)
     use_compilation_cache()
     from jaxface.checks import AtLeast, Cosine, check_number
     from jaxface.inference import Gallery
@@ -135,27 +131,28 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"gallery: nobody is in {options.gallery}; jaxface enroll puts people into it")
     pipeline = open_pipeline(options)
     gallery.check_network(pipeline.recognizer.identity)
-    threshold = options.threshold
-    if threshold is None:
-        if pipeline.recognizer.threshold is None:
+    threshold = {"value": options.threshold}
+    if options.threshold is None:
+        if (recommended := pipeline.recognizer.threshold) is None:
             raise UserError("threshold: the bundle recommends none; needs --threshold, a cosine from -1 to 1")
-        threshold = pipeline.recognizer.threshold.value
-    identifier = _Identifier(gallery, options.k, threshold)
+        threshold = {"value": recommended.value, "far": recommended.far, "set": recommended.set}
+    identifier = _Identifier(gallery, options.k, threshold["value"])
     document = {
         "gallery": options.gallery,
+        "bundle": name_text(pipeline.recognizer.source),
         "network": gallery.identity,
         "people": len(gallery.people),
         "threshold": threshold,
     }
     if options.camera is not None:
-        document |= {"camera": options.camera, "changes": _watch(options, pipeline, identifier, out)}
+        document |= {"camera": options.camera, "changes": _watch(options, pipeline, identifier, drawings)}
     else:
-        document["photographs"] = _look(options, paths, pipeline, identifier, out)
+        document["photographs"] = _look(options, paths, pipeline, identifier, drawings)
     if options.json:
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 
-def _look(options, paths, pipeline, identifier: _Identifier, out) -> list[dict]:
+def _look(options, paths, pipeline, identifier: _Identifier, drawings) -> list[dict]:
     """Who is in photographs."""
     names = dict(zip(paths, drawing_names(paths), strict=True))
     photographs = []
@@ -167,8 +164,8 @@ def _look(options, paths, pipeline, identifier: _Identifier, out) -> list[dict]:
             sys.stderr.write(one_line(f"skipped {path}: {faces}") + "\n")
             continue
         row |= {"width": image.shape[1], "height": image.shape[0], "faces": identifier.rows(faces)}
-        if out is not None:
-            _write_drawing(out, names[path], _drawn(image, faces, row["faces"]))
+        if drawings is not None:
+            _write_drawing(drawings, names[path], _drawn(image, faces, row["faces"]))
             row["drawing"] = names[path]
         if not options.json:
             for face in row["faces"]:
@@ -180,7 +177,7 @@ def _look(options, paths, pipeline, identifier: _Identifier, out) -> list[dict]:
     return photographs
 
 
-def _watch(options, pipeline, identifier: _Identifier, out) -> list[dict]:
+def _watch(options, pipeline, identifier: _Identifier, drawings) -> list[dict]:
     """Who is before a camera: a row whenever it is somebody else than in the frame before."""
     import cv2
 
@@ -198,9 +195,9 @@ def _watch(options, pipeline, identifier: _Identifier, out) -> list[dict]:
                 changes.append({"frame": frame, "seconds": round(seconds, 2), "faces": rows})
                 if not options.json:
                     say(f"{seconds:.1f} s: {', '.join(map(_label, rows)) or 'nobody'}")
-                if out is not None:
+                if drawings is not None:
                     changes[-1]["drawing"] = f"frame-{frame:06d}.png"
-                    _write_drawing(out, changes[-1]["drawing"], _drawn(image, faces, rows))
+                    _write_drawing(drawings, changes[-1]["drawing"], _drawn(image, faces, rows))
             if window:
                 cv2.imshow("jaxface", _drawn(image, faces, rows)[..., ::-1])
                 if cv2.waitKey(1) & 0xFF in (ord("q"), 27):

@@ -294,6 +294,16 @@ def inspect(
 
     Raises:
       UserError: a number out of its range.
+
+    Example:
+      >>> import numpy as np
+      >>> photographs = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8)[[0, 1, 2, 1]]
+      >>> images = RawImages(
+      ...     kind="array", title="four", names=["a", "b", "c", "d"], labels=np.array([0, 0, 1, 1]),
+      ...     class_names=["Ada", "Bob"], read=photographs.__getitem__,
+      ... )
+      >>> [(finding.problem, images.names[finding.image], finding.detail) for finding in inspect(images)]
+      [('two names', 'd', 'as b')]
     """
     check_number("smallest", smallest, AtLeast(1))
     check_number("few", few, AtLeast(0))

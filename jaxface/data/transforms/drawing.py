@@ -94,6 +94,12 @@ def contact_sheet(
 
     Raises:
       UserError: no row, or a number out of its range.
+
+    Example:
+      >>> import numpy as np
+      >>> tiles = [Tile(np.full((20, 20, 3), level, np.uint8), f"level {level}") for level in (0, 128)]
+      >>> contact_sheet([("two levels of gray", tiles)], side=64, columns=4).shape
+      (120, 286, 3)
     """
     check_number("side", side, AtLeast(16))
     check_number("columns", columns, AtLeast(1))
