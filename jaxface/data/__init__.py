@@ -30,7 +30,7 @@ from jaxface.data.sources.images import CorruptImage, decode_image, encode_image
 from jaxface.data.sources.low_resolution_faces import ScfaceSource, TinyFaceSource
 from jaxface.data.sources.megaface import MegaFaceSource
 from jaxface.data.sources.objects import object_fields
-from jaxface.data.sources.packs import PackSource, read_bin, write_bin
+from jaxface.data.sources.packs import PackSource, open_packs, read_bin, write_bin
 from jaxface.data.sources.recordio import IRHeader, RecordFile, RecordIOFaces, RecordWriter, write_record
 from jaxface.data.sources.source import Record, Source, Subset, WithFields, split_identities
 from jaxface.data.sources.tfds_source import TfdsSource
@@ -184,6 +184,7 @@ __all__ = [
     "nose_depth",
     "object_fields",
     "olivetti",
+    "open_packs",
     "procedural_images",
     "procedural_vectors",
     "read_bin",
