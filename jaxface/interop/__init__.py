@@ -6,6 +6,7 @@ from jaxface.interop.state_dict import (
     from_state_dict,
     read_safetensors,
     save_safetensors,
+    tensor_shapes,
     to_state_dict,
     unwrapped,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "save_onnx",
     "save_safetensors",
     "save_stablehlo",
+    "tensor_shapes",
     "to_state_dict",
     "unwrapped",
 ]

@@ -58,7 +58,9 @@ class RedSquare:
 
 
 def bundle(**fields) -> DetectorBundle:
-    return DetectorBundle(RedSquare(**fields), {"params": {"gain": np.ones((), np.float32)}}, 128)
+    return DetectorBundle(
+        detector=RedSquare(**fields), variables={"params": {"gain": np.ones((), np.float32)}}, image_size=128
+    )
 
 
 def photograph(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarray:
