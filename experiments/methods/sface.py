@@ -13,7 +13,14 @@ from typing import Annotated
 
 import numpy as np
 
-from experiments.recipes.recognition import Recipe, load, network, plain_stage, training_batches
+from experiments.recipes.recognition import (
+    Recipe,
+    load,
+    network,
+    plain_stage,
+    training_batches,
+    with_packs,
+)
 from jaxface import data as inputs
 from jaxface import losses, metrics, training
 from jaxface.checks import Angle, Fraction, NonNegative, Positive
@@ -169,7 +176,7 @@ def build(config: Config) -> list[training.Stage]:
 
     model = network(config)
     protocol = training.Verification if split.protocol == "verification" else training.NearestPrototype
-    evaluations = [protocol(model, split.held_out)]
+    evaluations = [with_packs(config, model, split, protocol(model, split.held_out))]
     if 0 < flipped.sum() < len(flipped):
         evaluations.append(WrongLabels(model, split.train, labels, flipped))
     evaluate = training.Evaluations(*evaluations)

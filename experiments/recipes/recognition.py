@@ -68,6 +68,8 @@ class Recipe:
     """Images per step over all devices."""
     steps: Annotated[int, AtLeast(0)] = 1000
     """Training steps."""
+    validate_packs: str | None = None
+    """Folder of verification packs (.bin) to evaluate the network on besides, whenever it is evaluated."""
     workers: Annotated[int, AtLeast(0)] = 0
     """Processes that decode and augment; 0 uses threads, best for rendered faces."""
     seed: Annotated[int, AtLeast(0)] = 0
@@ -139,8 +141,35 @@ def evaluation(recipe: Recipe, model, split: inputs.Split, *, identify: bool = F
     With `identify`, unseen people are identified in an open set besides.
     """
     if split.protocol == "verification":
-        return training.Verification(model, split.held_out, flip=recipe.augment.flip > 0, identify=identify)
-    return training.NearestPrototype(model, split.held_out)
+        flip = recipe.augment.flip > 0
+        judged = training.Verification(model, split.held_out, flip=flip, identify=identify)
+    else:
+        judged = training.NearestPrototype(model, split.held_out)
+    return with_packs(recipe, model, split, judged)
+
+
+def with_packs(recipe: Recipe, model, split: inputs.Split, judged):
+    """An evaluation, and that of the packs of `validate_packs` besides, where the recipe has some.
+
+    Raises:
+      UserError: packs that cannot be read, or a network of other images.
+    """
+    if recipe.validate_packs is None:
+        return judged
+    height, width, channels = split.train.image_shape
+    if channels != 3 or height != width:
+        raise UserError(
+            f"validate_packs: needs a network of square color images, got {height}x{width} of {channels} channels"
+        )
+    packs = inputs.open_packs(recipe.validate_packs, image_size=height, argument="validate_packs")
+    packed = training.PackVerification(model, packs, flip=recipe.augment.flip > 0)
+    return training.Evaluations(judged, packed)
+
+
+def check_no_packs(recipe: Recipe, purpose: str) -> None:
+    """Raises UserError where packs are to be evaluated by a run that trains no network for them."""
+    if recipe.validate_packs is not None:
+        raise UserError(f"validate_packs: needs a network that the run trains on photographs; {purpose}")
 
 
 def check_together(recipe: Recipe, purpose: str) -> None:

@@ -62,7 +62,7 @@ def teacher_stage(
         model = network(recipe, backbone=teacher.backbone, embedding=teacher.embedding)
         stage = recognition_stage(
             "teacher",
-            dataclasses.replace(recipe, init_from=None),  # which is the student's
+            dataclasses.replace(recipe, init_from=None, validate_packs=None),  # which are the student's
             split,
             model,
             teacher.head.build(),

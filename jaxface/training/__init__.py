@@ -17,6 +17,7 @@ from jaxface.training.evaluations.group_fairness import GroupFairness, PackFairn
 from jaxface.training.evaluations.nearest_prototype import NearestPrototype
 from jaxface.training.evaluations.object_detection import ObjectDetection
 from jaxface.training.evaluations.pair_verification import Verification, verification_figures
+from jaxface.training.evaluations.protocols import PackVerification, check_source, evaluate_source
 from jaxface.training.evaluations.rgbd_identification import RgbdIdentification, projected
 from jaxface.training.evaluations.route_hardness import RouteHardness
 from jaxface.training.evaluations.sign_flips import sign_flips
@@ -94,6 +95,7 @@ __all__ = [
     "Optimizer",
     "Outcome",
     "PackFairness",
+    "PackVerification",
     "PmapParallel",
     "Recognizer",
     "Records",
@@ -115,6 +117,7 @@ __all__ = [
     "check_backbone",
     "check_batch_size",
     "check_same_network",
+    "check_source",
     "check_steps",
     "check_workdir",
     "checkpoint_steps",
@@ -125,6 +128,7 @@ __all__ = [
     "embed_source",
     "embed_templates",
     "equal_epoch_anchors",
+    "evaluate_source",
     "example_keys",
     "fitted_support",
     "give_up_workdir",
