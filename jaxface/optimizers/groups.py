@@ -22,7 +22,7 @@ def selects(name: str, path: str) -> bool:
       >>> selects("stage1", "backbone/stage1_block2/conv1/kernel"), selects("stage1", "backbone/stage10_block1/conv1/kernel")
       (True, False)
     """
-    return any(f"{tail}/".startswith((f"{name}/", f"{name}_")) for tail in (path, path.partition("/")[2]))
+    return _reach(name, path) > 0
 
 
 def check_groups(argument: str, names: Iterable[str], params: Any) -> None:
@@ -50,10 +50,10 @@ def scale_groups(
 ) -> optax.GradientTransformation:
     """Updates times a factor by group; it goes behind the learning rate.
 
-        factor = rate of the longest name that selects the parameter (1 without one) · layer_decay^(n - i)
+        factor = rate · layer_decay^(n - i)
 
-    for the parameters of group i = 0 … n - 1 of `depth_order`, the factor of depth being 1 for what is in no group: the head
-    (arXiv:2106.08254).
+    with the rate of the name that reaches farthest into the parameter's path, 1 where none selects it, and i = 0 … n - 1 its
+    group in `depth_order`; what is in no group, as the head, has the power 0 (arXiv:2106.08254).
 
     Args:
       rates: name -> factor.
@@ -66,8 +66,7 @@ def scale_groups(
     depths = {name: len(depth_order) - i for i, names in enumerate(depth_order) for name in names}
 
     def factor(path):
-        rate = rates.get(_longest(rates, path), 1.0)
-        return rate * layer_decay ** depths.get(_longest(depths, path), 0)
+        return rates.get(_nearest(rates, path), 1.0) * layer_decay ** depths.get(_nearest(depths, path), 0)
 
     def init(params):
         check_groups("rates", rates, params)
@@ -120,8 +119,18 @@ def _paths(tree: Any) -> list[str]:
     return jax.tree.leaves(_map_paths(lambda path: path, tree))
 
 
-def _longest(names: Iterable[str], path: str) -> str | None:
-    return max((name for name in names if selects(name, path)), key=len, default=None)
+def _reach(name: str, path: str) -> int:
+    """Where in the path the name ends; 0 where it does not select it."""
+    starts = (0, len(path.partition("/")[0]) + 1)
+    return max(
+        (i + len(name) for i in starts if f"{path[i:]}/".startswith((f"{name}/", f"{name}_"))), default=0
+    )
+
+
+def _nearest(names: Iterable[str], path: str) -> str | None:
+    """The name that says most of the path."""
+    name = max(names, key=lambda name: _reach(name, path), default=None)
+    return name if name is not None and _reach(name, path) else None
 
 
 def _parts(paths: Iterable[str]) -> set[str]:

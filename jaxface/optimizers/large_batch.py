@@ -4,6 +4,8 @@
 Muon, Adafactor: "decoupled", times the learning rate) or to the gradient (LARS), as published.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -33,17 +35,17 @@ def _lamb(momentum, decay):
 
 @RULES.register("muon")
 def _muon(momentum, decay):
-    """Orthogonalized momentum of the hidden layers' kernels (Jordan 2024), with the size of an Adam step; Adam for the rest.
+    """Orthogonalized momentum of the hidden layers' kernels (Jordan 2024), with the size of an Adam step; NAdam for the rest.
 
     The steps of a kernel are scaled to a root mean square of 0.2 (arXiv:2502.16982), so that Adam's rates and weight decays serve
     both. Convolutions are matrices [k k channels in, channels out]. Prototypes, tokens, positions, heads, depthwise filters and
-    what has one axis take Adam.
+    what has one axis are the rest.
     """
     hidden = optax.chain(
         contrib.scale_by_muon(beta=momentum, weight_dimension_numbers=_muon_axes),
-        contrib.scale_by_shape(weight_dimension_numbers=_muon_axes, consistent_rms=0.2),
+        optax.stateless(lambda updates, params: jax.tree.map(_like_adam, updates)),
     )
-    rest = optax.scale_by_adam(b1=momentum)
+    rest = optax.scale_by_adam(b1=momentum, nesterov=True)
     return Rule([optax.partition({"hidden": hidden, "rest": rest}, _muon_labels), decay])
 
 
@@ -54,6 +56,12 @@ def _adafactor(momentum, decay):
     if momentum:
         links.append(optax.ema(momentum, debias=False, accumulator_dtype=jnp.bfloat16))
     return Rule([*links, decay])
+
+
+def _like_adam(update: jax.Array) -> jax.Array:
+    """An orthogonal n x m matrix, whose root mean square is 1 / sqrt(max(n, m)), with one of 0.2."""
+    inputs, outputs = math.prod(update.shape[:-1]), update.shape[-1]
+    return 0.2 * math.sqrt(max(inputs, outputs)) * update
 
 
 def _matrices(params):

@@ -58,8 +58,9 @@ class Optimizer:
     clip_norm: Annotated[float | None, Positive] = None
     """Largest global gradient norm, > 0; none by default."""
     rates: tuple[str, ...] = ()
-    """Factors on the learning rate by part, as head=10 backbone=0.1; of names that fit a parameter the longest counts. A name is
-    a path, such as backbone/stage1_block1, or its beginning up to a / or _; its first part may be left out."""
+    """Factors on the learning rate by part, as head=10 backbone=0.1; of several names for a parameter the one that reaches
+    farthest into its path counts. A name is a path, such as backbone/stage1_block1, or its beginning up to a / or _; its first
+    part may be left out."""
     layer_decay: Annotated[float, Range(0, 1, above=True)] = 1.0
     """Factor on the learning rate from each part of the network to the one before it, in (0, 1]; the head has the whole rate."""
     frozen: tuple[str, ...] = ()
