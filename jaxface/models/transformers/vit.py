@@ -94,7 +94,7 @@ class ViT(nn.Module):
       dropout: rate after the positions and in each block's two branches, in [0, 1).
       drop_path: rate at which an example skips a branch in the last block; it grows linearly from 0 in the first
         (stochastic depth, arXiv:1603.09382).
-      block: makes a block of (heads, layer_scale=, dropout=, drop_path=, dtype=, param_dtype=, name=): `Block`, or with other
+      unit: makes a block of (heads, layer_scale=, dropout=, drop_path=, dtype=, param_dtype=, name=): `Block`, or with other
         fields, `functools.partial(Block, attention=functools.partial(Attention, mix=…))`.
       conv: makes the layer of the patches, as `flax.linen.Conv`.
       dense: makes the heads, as `flax.linen.Dense`.
@@ -117,7 +117,7 @@ class ViT(nn.Module):
     param_dtype: Any = jnp.float32
     distilled: bool = False
     layer_scale: float | None = None
-    block: Callable[..., nn.Module] = Block
+    unit: Callable[..., nn.Module] = Block
     conv: Callable[..., nn.Module] = nn.Conv
     dense: Callable[..., nn.Module] = nn.Dense
     remat: Remat = "none"
@@ -158,7 +158,7 @@ class ViT(nn.Module):
         x = x + positions.astype(x.dtype)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         for i in range(self.depth):
-            block = self.block(
+            block = self.unit(
                 self.heads,
                 layer_scale=self.layer_scale,
                 dropout=self.dropout,
