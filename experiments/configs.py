@@ -36,6 +36,8 @@ class Run:
     """jit over a mesh of all devices, or pmap."""
     model_shards: Annotated[int, AtLeast(1)] = 1
     """With jit: over how many devices the class prototypes are sharded; the others share the batch."""
+    shard: training.Shard = "none"
+    """With jit: fsdp spreads every large parameter and the optimizer's state over the devices that share the batch."""
     cadence: training.Cadence = training.Cadence()
     """How often to log, evaluate and save."""
     quiet: bool = False
@@ -97,6 +99,7 @@ def to_dict(method: str, config: Any, run: Run) -> dict:
     written = _converter().unstructure(run, Run)
     for name in (
         "workdir",
+        "shard",
         "quiet",
         "coordinator",
         "processes",

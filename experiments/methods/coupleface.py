@@ -286,7 +286,7 @@ def student_stage(config: Config, split: inputs.Split, teacher: training.Teacher
             reported |= {"classification": classification.loss, **classification.report()}
         return loss, (extra, reported)
 
-    objective = training.Objective(loss_fn, recognition.optimizer())
+    objective = training.Objective(loss_fn, recognition.optimizer(parts=("projection",)))
     open_batches = training_batches(config, split.train)
 
     def init(rng, previous):

@@ -21,10 +21,11 @@ from jaxface.training.evaluations.protocols import PackVerification, check_sourc
 from jaxface.training.evaluations.rgbd_identification import RgbdIdentification, projected
 from jaxface.training.evaluations.route_hardness import RouteHardness
 from jaxface.training.evaluations.sign_flips import sign_flips
+from jaxface.training.frozen import Frozen
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
 from jaxface.training.map_source import map_source
 from jaxface.training.optimizer import Optimizer, adam, decay_mask, sgd
-from jaxface.training.parallel import JitParallel, Mode, PmapParallel, check_batch_size, make_parallel
+from jaxface.training.parallel import JitParallel, Mode, PmapParallel, Shard, check_batch_size, make_parallel
 from jaxface.training.prototypes import prototype_loss, prototype_rows
 from jaxface.training.recognition import (
     Recognizer,
@@ -83,6 +84,7 @@ __all__ = [
     "Diverged",
     "Evaluations",
     "Figures",
+    "Frozen",
     "FrozenNetwork",
     "GroupAttention",
     "GroupFairness",
@@ -106,6 +108,7 @@ __all__ = [
     "RgbdPairs",
     "Route",
     "RouteHardness",
+    "Shard",
     "Stage",
     "SupportSet",
     "Teacher",
