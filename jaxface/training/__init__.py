@@ -60,6 +60,7 @@ from jaxface.training.route import (
 from jaxface.training.stages import Figures, Outcome, Stage, no_figures
 from jaxface.training.step import Objective, TrainState, create_state, example_keys, gradient_step
 from jaxface.training.teachers import Teacher
+from jaxface.training.trace import ProfiledSteps
 from jaxface.training.workdir import (
     check_workdir,
     give_up_workdir,
@@ -69,6 +70,7 @@ from jaxface.training.workdir import (
     write_atomically,
     write_description,
 )
+from jaxface.training.writers import Tracking
 
 __all__ = [
     "AlignedVerification",
@@ -99,6 +101,7 @@ __all__ = [
     "PackFairness",
     "PackVerification",
     "PmapParallel",
+    "ProfiledSteps",
     "Recognizer",
     "Records",
     "RgbdClasses",
@@ -112,6 +115,7 @@ __all__ = [
     "Stage",
     "SupportSet",
     "Teacher",
+    "Tracking",
     "TrainState",
     "Verification",
     "adam",
