@@ -98,7 +98,7 @@ def _reference() -> dict[str, str]:
     pages = {}
     overview = ["# Reference", "", "Everything public, from the docstrings. The search finds every name.", ""]
     overview += ["| package | what |", "|---|---|"]
-    for package, names in inventory.packages().items():
+    for package, names in sorted(inventory.packages().items()):
         folder = "reference/" + package
         modules: dict[str, list[inventory.PublicName]] = {}
         for name in names:
@@ -115,7 +115,7 @@ def _reference() -> dict[str, str]:
             index += [f"## [{label}]({posixpath.basename(page)})", "", "| name | |", "|---|---|"]
             index += [f"| [`{n.path.rpartition('.')[2]}`][{n.path}] | {_cell(n.summary)} |" for n in members]
             index.append("")
-            text = [f"# {label} {{ #{module} }}", "", to_markdown(inventory.module_doc(module)), ""]
+            text = [f"# {package.rpartition('.')[2]}.{label} {{ #{module} }}", "", to_markdown(inventory.module_doc(module)), ""]
             pages[page] = "\n".join(text + [f"::: {name.path}\n" for name in members])
         pages[f"{folder}/index.md" if not whole else f"{folder}.md"] = "\n".join(index)
         overview.append(f"| [`{package}`][{package}] | {_cell(_first_sentence(doc))} |")
@@ -277,7 +277,7 @@ def _navigation(files, made: dict[str, str]) -> list:
         pages = [{page.stem: f"studies/{folder.name}/{page.name}"} for page in sorted(folder.glob("*.md"))]
         studies.append({folder.name: pages})
     reference: list = ["reference/index.md", {"Commands": "reference/commands.md"}]
-    for package in inventory.packages():
+    for package in sorted(inventory.packages()):
         whole = f"reference/{package}.md"
         if whole in made:
             reference.append({package: whole})
@@ -311,6 +311,8 @@ def _navigation(files, made: dict[str, str]) -> list:
 
 def on_page_markdown(markdown, page, config, files):
     address = page.file.src_uri
+    if address == "index.md":
+        page.meta["hide"] = ["navigation"]
     study = re.fullmatch(r"studies/(\w+)/([\w-]+)\.md", address)
     if study:
         markdown = _study(markdown, *study.groups())
