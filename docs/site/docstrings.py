@@ -17,7 +17,9 @@ _LIST = re.compile(r"^\s*([-*]|\d+\.) ")
 def escape(line: str) -> str:
     """A line of prose whose brackets are brackets, as in [B, C]; code spans and links stay."""
     parts = re.split(r"(`+[^`]*`+|!?\[[^\]]*\]\([^)\s]+\))", line)
-    parts[::2] = [re.sub(r"<(?=[A-Za-z/])", "&lt;", re.sub(r"[\[\]]", r"\\\g<0>", part)) for part in parts[::2]]
+    parts[::2] = [
+        re.sub(r"<(?=[A-Za-z/])", "&lt;", re.sub(r"[\[\]]", r"\\\g<0>", part)) for part in parts[::2]
+    ]
     return "".join(parts)
 
 
@@ -37,7 +39,13 @@ def _prose(lines: list[str]) -> list[str]:
             while end + 1 < len(lines) and (lines[end + 1].strip() if example else _goes_on(lines, end)):
                 end += 1
             block = textwrap.dedent("\n".join(lines[number : end + 1])).splitlines()
-            made += [*([] if blank_before else [""]), "```pycon" if example else "```{ .text .equation }", *block, "```", ""]
+            made += [
+                *([] if blank_before else [""]),
+                "```pycon" if example else "```{ .text .equation }",
+                *block,
+                "```",
+                "",
+            ]
         else:
             if _LIST.match(line) and not blank_before and not any(map(_LIST.match, made[-8:])):
                 made.append("")
@@ -91,7 +99,9 @@ def to_markdown(docstring: str) -> str:
             block = textwrap.dedent("\n".join(lines[number + 1 : end])).strip("\n").splitlines()
             made += _section(header[1], block)
         else:
-            while end < len(lines) and not re.fullmatch(r"(" + "|".join((*_SECTIONS, "Example")) + r"):", lines[end]):
+            while end < len(lines) and not re.fullmatch(
+                r"(" + "|".join((*_SECTIONS, "Example")) + r"):", lines[end]
+            ):
                 end += 1
             made += _prose(lines[number:end])
         number = end
@@ -106,13 +116,19 @@ class Docstrings(griffe.Extension):
         bases = {str(base).rpartition(".")[2].partition("[")[0] for base in cls.bases}
         if "__init__" in cls.members or not bases & {"NamedTuple", "Module"}:
             return
-        fields = [m for m in cls.members.values() if isinstance(m, griffe.Attribute) and m.annotation is not None]
+        fields = [
+            m for m in cls.members.values() if isinstance(m, griffe.Attribute) and m.annotation is not None
+        ]
         if not fields:
             return
         kind = griffe.ParameterKind.positional_or_keyword
         parameters = [griffe.Parameter("self", kind=kind)]
-        parameters += [griffe.Parameter(f.name, annotation=f.annotation, kind=kind, default=f.value) for f in fields]
-        cls.set_member("__init__", griffe.Function("__init__", parameters=griffe.Parameters(*parameters), parent=cls))
+        parameters += [
+            griffe.Parameter(f.name, annotation=f.annotation, kind=kind, default=f.value) for f in fields
+        ]
+        cls.set_member(
+            "__init__", griffe.Function("__init__", parameters=griffe.Parameters(*parameters), parent=cls)
+        )
 
     def on_package(self, *, pkg: griffe.Module, **_) -> None:
         self._walk(pkg)
@@ -131,7 +147,9 @@ class Docstrings(griffe.Extension):
     def _add_fields(self, cls: griffe.Class) -> None:
         """Appends the fields that have a comment or a string of their own, where the docstring has no list of them."""
         text = cls.docstring.value if cls.docstring else ""
-        attributes = [m for m in cls.members.values() if isinstance(m, griffe.Attribute) and m.annotation is not None]
+        attributes = [
+            m for m in cls.members.values() if isinstance(m, griffe.Attribute) and m.annotation is not None
+        ]
         if re.search(r"^(Attributes|Args):$", inspect.cleandoc(text), re.MULTILINE) or not attributes:
             return
         fields = []

@@ -19,7 +19,15 @@ from mkdocs.structure.files import File
 
 ROOT = inventory.ROOT
 DOCS = ROOT / "docs"
-_TEXT = {".py": "python", ".sh": "bash", ".yml": "yaml", ".yaml": "yaml", ".toml": "toml", ".json": "json", ".cff": "yaml"}
+_TEXT = {
+    ".py": "python",
+    ".sh": "bash",
+    ".yml": "yaml",
+    ".yaml": "yaml",
+    ".toml": "toml",
+    ".json": "json",
+    ".cff": "yaml",
+}
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 _ASSETS = {"stylesheets/site.css": "site.css", "assets/favicon.svg": "favicon.svg"}
 _HEADING = re.compile(r"^# +(.+?) *$", re.MULTILINE)
@@ -115,7 +123,12 @@ def _reference() -> dict[str, str]:
             index += [f"## [{label}]({posixpath.basename(page)})", "", "| name | |", "|---|---|"]
             index += [f"| [`{n.path.rpartition('.')[2]}`][{n.path}] | {_cell(n.summary)} |" for n in members]
             index.append("")
-            text = [f"# {package.rpartition('.')[2]}.{label} {{ #{module} }}", "", to_markdown(inventory.module_doc(module)), ""]
+            text = [
+                f"# {package.rpartition('.')[2]}.{label} {{ #{module} }}",
+                "",
+                to_markdown(inventory.module_doc(module)),
+                "",
+            ]
             pages[page] = "\n".join(text + [f"::: {name.path}\n" for name in members])
         pages[f"{folder}/index.md" if not whole else f"{folder}.md"] = "\n".join(index)
         overview.append(f"| [`{package}`][{package}] | {_cell(_first_sentence(doc))} |")
@@ -137,7 +150,9 @@ def _commands() -> str:
         "What each command says of itself; `--help` adds its flags.",
         "",
     ]
-    modules = {f"jaxface {file.stem}": file for file in sorted((ROOT / "jaxface/cli/commands").glob("[!_]*.py"))}
+    modules = {
+        f"jaxface {file.stem}": file for file in sorted((ROOT / "jaxface/cli/commands").glob("[!_]*.py"))
+    }
     modules |= {
         f"python -m experiments.{file.stem}": file
         for file in sorted((ROOT / "experiments").glob("[!_]*.py"))
@@ -154,7 +169,14 @@ def _commands() -> str:
 
 
 def _method_index() -> str:
-    text = ["# Methods", "", "[Which one for which problem?](../guides/choosing.md)", "", "| method | idea |", "|---|---|"]
+    text = [
+        "# Methods",
+        "",
+        "[Which one for which problem?](../guides/choosing.md)",
+        "",
+        "| method | idea |",
+        "|---|---|",
+    ]
     for method in _methods():
         page = DOCS / "methods" / f"{method}.md"
         title, _, idea = _title(page).partition(": ")
@@ -167,7 +189,9 @@ def _study_index() -> str:
     for folder in sorted(path for path in (DOCS / "studies").iterdir() if path.is_dir()):
         text += [f"## {folder.name}", "", f"[The method](../methods/{folder.name}.md)", ""]
         for page in sorted(folder.glob("*.md")):
-            text.append(f"- [{page.stem}]({folder.name}/{page.name}): {_cell(page.read_text('utf-8').partition(chr(10))[0])}")
+            text.append(
+                f"- [{page.stem}]({folder.name}/{page.name}): {_cell(page.read_text('utf-8').partition(chr(10))[0])}"
+            )
         text.append("")
     return "\n".join(text)
 
@@ -215,7 +239,11 @@ def _address(path: pathlib.Path) -> str:
     if name == "README.md":
         return "index.md"
     if path.suffix in (".md", ".ipynb"):
-        return f"{name.removesuffix(path.suffix).lower()}.md" if "/" not in name else f"{name.removesuffix(path.suffix)}.md"
+        return (
+            f"{name.removesuffix(path.suffix).lower()}.md"
+            if "/" not in name
+            else f"{name.removesuffix(path.suffix)}.md"
+        )
     return f"repository/{name}.md"
 
 
@@ -259,7 +287,9 @@ def on_files(files, config):
         files.append(File.generated(config, f"notebooks/{path.name}", abs_src_path=str(path)))
     if notebooks:
         listed = [f"- [{_HEADING.search(made[_address(path)])[1]}]({path.stem}.md)" for path in notebooks]
-        made["notebooks/index.md"] = "\n".join(["# Notebooks", "", "The tests execute them.", "", *listed, ""])
+        made["notebooks/index.md"] = "\n".join(
+            ["# Notebooks", "", "The tests execute them.", "", *listed, ""]
+        )
     for address, text in made.items():
         files.append(File.generated(config, address, content=text))
     for address, name in _ASSETS.items():
@@ -282,7 +312,9 @@ def _navigation(files, made: dict[str, str]) -> list:
         if whole in made:
             reference.append({package: whole})
             continue
-        inside = sorted(a for a in made if a.startswith(f"reference/{package}/") and not a.endswith("index.md"))
+        inside = sorted(
+            a for a in made if a.startswith(f"reference/{package}/") and not a.endswith("index.md")
+        )
         pages = [{posixpath.basename(a).removesuffix(".md"): a} for a in inside]
         reference.append({package: [f"reference/{package}/index.md", *pages]})
     methods = [{m: f"methods/{m}.md"} for m in _methods()]
@@ -302,7 +334,11 @@ def _navigation(files, made: dict[str, str]) -> list:
                 {"Changes": "changelog.md"},
                 {"Contributing": "contributing.md"},
                 {"Experiments, as written": [{m: f"source/{m}.md"} for m in _methods()]},
-                *([{"Files": [{a.removeprefix("repository/").removesuffix(".md"): a} for a in others]}] if others else []),
+                *(
+                    [{"Files": [{a.removeprefix("repository/").removesuffix(".md"): a} for a in others]}]
+                    if others
+                    else []
+                ),
             ]
         },
     ]
@@ -347,7 +383,9 @@ def _rewrite(markdown: str, origin: pathlib.Path, address: str) -> str:
             return match[0]
         if path.suffix in (".sh",) and path.is_relative_to(DOCS):
             goal = path.relative_to(DOCS).as_posix()
-        return f"{match[1]}{posixpath.relpath(goal, posixpath.dirname(address) or '.')}{sharp}{anchor}{match[3]}"
+        return (
+            f"{match[1]}{posixpath.relpath(goal, posixpath.dirname(address) or '.')}{sharp}{anchor}{match[3]}"
+        )
 
     blocks = re.split(r"(^```.*?^```)", markdown, flags=re.DOTALL | re.MULTILINE)
     blocks[::2] = [_LINK.sub(replaced, block) for block in blocks[::2]]

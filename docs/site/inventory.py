@@ -82,7 +82,9 @@ def find(module: str, name: str) -> tuple[str, ast.stmt, str] | None:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name == name:
             return module, node, ast.get_docstring(node) or ""
         if _assigned(node) == name:
-            text = following.value.value if isinstance(getattr(following, "value", None), ast.Constant) else ""
+            text = (
+                following.value.value if isinstance(getattr(following, "value", None), ast.Constant) else ""
+            )
             return module, node, text if isinstance(text, str) and isinstance(following, ast.Expr) else ""
         if isinstance(node, ast.ImportFrom):
             for imported in node.names:
@@ -95,7 +97,11 @@ def _members(module: str, node: ast.ClassDef) -> dict[str, bool]:
     """Methods and properties of a class and of those of ours that it derives from, and whether each is documented."""
     members: dict[str, bool] = {}
     for base in reversed(node.bases):
-        if isinstance(base, ast.Name) and (found := find(module, base.id)) and isinstance(found[1], ast.ClassDef):
+        if (
+            isinstance(base, ast.Name)
+            and (found := find(module, base.id))
+            and isinstance(found[1], ast.ClassDef)
+        ):
             members |= _members(found[0], found[1])
     for method in node.body:
         if isinstance(method, ast.FunctionDef) and not method.name.startswith("_") and method.name != "setup":
@@ -125,7 +131,9 @@ def packages() -> dict[str, tuple[PublicName, ...]]:
     modules = []
     for top in PACKAGES:
         files = sorted((ROOT / top).rglob("__init__.py"), key=lambda file: (len(file.parts), file))
-        modules += [".".join(file.parent.relative_to(ROOT).parts) for file in files if file.parent.name != top]
+        modules += [
+            ".".join(file.parent.relative_to(ROOT).parts) for file in files if file.parent.name != top
+        ]
     modules += [f"jaxface.{file.stem}" for file in sorted((ROOT / "jaxface").glob("[!_]*.py"))]
     for module in modules:
         exported = _exports(module)

@@ -129,6 +129,10 @@ def valid_anchors(
 
     Raises:
       UserError: another number of levels than of strides.
+
+    Example:
+      >>> valid_anchors([(2, 2)], [8], 1, jnp.array([8, 16])).tolist()  # the second row of cells is padding
+      [True, True, False, False]
     """
     _check_levels(level_shapes, strides)
     counts = [per_cell] * len(strides) if isinstance(per_cell, int) else per_cell

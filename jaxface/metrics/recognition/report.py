@@ -121,6 +121,12 @@ def report_scores(scores, pairs: Pairs, groups=None) -> dict[str, float]:
 
     Raises:
       ValueError, UserError: as `tar_at_far` and `group_false_accepts`.
+
+    Example:
+      >>> from jaxface.metrics import all_pairs
+      >>> pairs = all_pairs(np.arange(60) // 2)
+      >>> report_scores(np.where(pairs.same, 0.9, 0.1), pairs)["eer"]
+      0.0
     """
     scores = np.asarray(scores)
     genuine, impostor = np.sort(scores[pairs.same]), np.sort(scores[~pairs.same])
