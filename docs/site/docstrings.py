@@ -1,4 +1,4 @@
-"""Docstrings as Markdown: sections as definition lists, equations and examples as blocks, fields of data classes from their sources."""
+"""Docstrings as Markdown: sections are definition lists, equations and examples blocks; fields come from the sources."""
 
 import ast
 import inspect

@@ -1,4 +1,4 @@
-"""What the site adds to the pages of this folder: reference, studies, commands, notebooks, navigation, and links that leave docs/.
+"""What the site adds to the pages of docs/: reference, studies, commands, notebooks, navigation, links that leave the folder.
 
 Everything is found, nothing is listed: pages and public names by their files, the order of the guides by docs/index.md.
 """
@@ -51,7 +51,7 @@ def _targets() -> dict[str, str]:
         for start in range(len(parts) - 1):
             targets[".".join(parts[start:])] = name.path
         last = parts[-1]
-        if "_" in last or re.search(r"[a-z][A-Z]|[A-Z][a-z]+[A-Z]", last):
+        if "_" in last or re.fullmatch(r"[A-Z]\w{3,}", last):
             targets[last] = None if last in targets else name.path
         targets[name.module.replace(".", "/") + ".py"] = name.module
     for method in _methods():
@@ -388,5 +388,15 @@ def _rewrite(markdown: str, origin: pathlib.Path, address: str) -> str:
         )
 
     blocks = re.split(r"(^```.*?^```)", markdown, flags=re.DOTALL | re.MULTILINE)
-    blocks[::2] = [_LINK.sub(replaced, block) for block in blocks[::2]]
+    blocks[::2] = [_LINK.sub(replaced, _together(block)) for block in blocks[::2]]
     return "".join(blocks)
+
+
+def _together(text: str) -> str:
+    """Numbers of a table do not break before their deviation, or inside their interval."""
+    return re.sub(
+        r"^\|.*$",
+        lambda row: re.sub(r" ([±…]) (?=[+-]?\d)", "\u00a0\\1\u00a0", row[0]),
+        text,
+        flags=re.MULTILINE,
+    )

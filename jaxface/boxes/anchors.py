@@ -13,7 +13,9 @@ from jaxface.checks import AtLeast, Positive, check_fields
 from jaxface.errors import UserError
 
 S3FD_STRIDES = (4, 8, 16, 32, 64, 128)
+"""Pixels between neighboring cells of each of S3FD's levels (arXiv:1708.05237)."""
 S3FD_SIZES = ((16,), (32,), (64,), (128,), (256,), (512,))
+"""Sides of the anchors on each of those levels, pixels: four times the stride."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,7 @@ class AnchorSpec:
 
     @property
     def per_cell(self) -> int:
+        """Anchors of a cell: one for each scale and ratio."""
         return len(self.scales) * len(self.ratios)
 
 

@@ -92,6 +92,13 @@ def fuse_joint_pyramid(
 
     Returns:
       [B, H, W, len(dilations)·width].
+
+    Example:
+      >>> layer, levels = JointPyramidUpsample(width=2), [jnp.ones((1, side, side, 2)) for side in (8, 4, 2)]
+      >>> variables = layer.init(jax.random.key(0), levels, train=False)
+      >>> fused = fuse_joint_pyramid(layer, variables, levels)
+      >>> bool(jnp.allclose(fused, layer.apply(variables, levels, train=False), atol=1e-4))
+      True
     """
     params, statistics = variables["params"], variables["batch_stats"]
 

@@ -12,6 +12,7 @@ from jaxface.layers.prototypes import l2_normalize
 from jaxface.losses.distillation import check_pair
 
 Kernel = Literal["rbf_taylor", "rbf", "bilinear", "mmd"]
+"""Kernels of `correlation_matrix`."""
 KERNELS = ("rbf_taylor", "rbf", "bilinear", "mmd")
 _SMALLEST_SQUARE = 1e-8  # under the root of the MMD kernel, where its derivative would be infinite
 

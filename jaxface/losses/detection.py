@@ -479,6 +479,13 @@ def detr_loss(
 
     Raises:
       AssertionError: shapes. ValueError: labels or a weight out of range.
+
+    Example:
+      >>> logits, boxes = jnp.array([[[9.0, -9.0], [-9.0, 9.0]]]), jnp.full((1, 2, 4), 0.5)
+      >>> objects = jnp.array([[[25.0, 25.0, 75.0, 75.0]]])  # what the first prediction says
+      >>> mask, size, matches = jnp.array([[True]]), jnp.array([[100, 100]]), jnp.array([[0]])
+      >>> float(detr_loss(logits, boxes, objects, jnp.array([[0]]), mask, size, matches).total) < 1e-6
+      True
     """
     check_number("no_object_weight", no_object_weight, Positive)
     for name, value in (

@@ -15,7 +15,9 @@ from jaxface.errors import UserError
 from jaxface.layers.prototypes import l2_normalize
 
 AttentionKind = Literal["gradcam", "elementwise", "input"]
+"""How a gradient becomes a map: see `gradient_attention`."""
 AttentionScore = Literal["projection", "cosine"]
+"""What is differentiated: see `attention_score`."""
 _FLOOR = 1e-6
 _SMALLEST_SQUARE = 1e-12  # of the length of an embedding, as in `l2_normalize`
 
@@ -348,7 +350,8 @@ def adversarial_uniform(
       AssertionError: logits without two axes. UserError: R < 2.
 
     Example:
-      >>> [round(x, 3) for x in adversarial_uniform(jnp.array([[0.0, 0.0], [0.0, 4.0]])).tolist()]  # log 2 where the group cannot be told
+      >>> losses = adversarial_uniform(jnp.array([[0.0, 0.0], [0.0, 4.0]]))
+      >>> [round(x, 3) for x in losses.tolist()]  # log 2 where the group cannot be told
       [0.693, 2.018]
     """
     _group_count(logits)

@@ -42,7 +42,8 @@ def lid_targets(
 
     Example:
       >>> centers = jnp.array([[1.0, 0.0], [0.0, 1.0], [3.0, 4.0]])
-      >>> [round(x, 2) for x in lid_targets(centers[:2], jnp.array([0, 1]), centers, k=1).tolist()]  # the third class is nearest to both
+      >>> targets = lid_targets(centers[:2], jnp.array([0, 1]), centers, k=1)
+      >>> [round(x, 2) for x in targets.tolist()]  # the third class is nearest to both
       [0.6, 0.8]
     """
     labels = int32_labels("labels", labels, len(centers))

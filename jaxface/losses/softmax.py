@@ -83,7 +83,8 @@ def margin_logits(
       AssertionError, ValueError: as `cross_entropy`; an unknown `gradient`.
 
     Example:
-      >>> [round(x, 2) for x in margin_logits(jnp.array([[0.9, 0.1]]), jnp.array([0]), scale=10.0, cosine_margin=0.35)[0].tolist()]
+      >>> logits = margin_logits(jnp.array([[0.9, 0.1]]), jnp.array([0]), scale=10.0, cosine_margin=0.35)
+      >>> [round(x, 2) for x in logits[0].tolist()]
       [5.5, 1.0]
     """
     labels = scored_labels(cosines, labels)

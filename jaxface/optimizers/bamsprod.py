@@ -316,6 +316,14 @@ def bamsprod_rule(momentum: float, decay: optax.GradientTransformation, **option
 
     Returns:
       The rule, whose `init` raises UserError for parameters without latent weights among them.
+
+    Example:
+      >>> rule = bamsprod_rule(momentum=0.9, decay=optax.identity())
+      >>> optimizer = optax.chain(*rule.direction, optax.scale_by_learning_rate(0.5), *rule.last)
+      >>> params = {"binary_0": {"kernel": jnp.array([0.9, -0.9])}}
+      >>> updates, _ = optimizer.update({"binary_0": {"kernel": jnp.array([-1.0, 1.0])}}, optimizer.init(params), params)
+      >>> float(abs(params["binary_0"]["kernel"] + updates["binary_0"]["kernel"]).max()) <= 1
+      True
     """
 
     def latent(params):

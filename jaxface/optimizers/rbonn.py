@@ -115,6 +115,14 @@ def recurrent_bilinear(
 
     Raises:
       UserError: λ or τ out of range; in `init`, a kernel that is not [kh, kw, I, O].
+
+    Example:
+      >>> import optax
+      >>> params = {"layer": {"kernel": jnp.ones((1, 1, 2, 2)), "density": jnp.ones(2), "recurrence": jnp.ones(2)}}
+      >>> optimizer = recurrent_bilinear(optax.sgd(0.1))
+      >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+      >>> sorted(updates["layer"])
+      ['density', 'kernel', 'recurrence']
     """
     check_number("weight", weight, NonNegative)
     check_number("tau", tau, Fraction)

@@ -22,6 +22,7 @@ from jaxface.training.distributed import connect
 from jaxface.training.stages import HostBatch, Metrics, State
 
 Mode = Literal["jit", "pmap"]
+"""How a step runs on several devices: over a mesh, or replicated."""
 Step = Callable[[State, HostBatch], tuple[State, Metrics]]
 
 

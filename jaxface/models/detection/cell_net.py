@@ -14,7 +14,9 @@ from jaxface.layers.cassod import CASCADE_KINDS, CascadedDilatedConv
 from jaxface.layers.depthwise import DepthwiseConv
 
 Structure = Literal["pointwise", "dense", "separable", "bottleneck", "ddp", "dc", "cc", "cd"]
+"""How the 3×3 convolution of a `CellNet` is made."""
 STRUCTURES = ("pointwise", "dense", "separable", "bottleneck", *CASCADE_KINDS)
+"""All of them."""
 
 _unit = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 _he = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
