@@ -28,6 +28,7 @@ _TEXT = {
     ".json": "json",
     ".cff": "yaml",
 }
+_PICTURES = (".png", ".jpg", ".svg")
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 _ASSETS = {"stylesheets/site.css": "site.css", "assets/favicon.svg": "favicon.svg"}
 _HEADING = re.compile(r"^# +(.+?) *$", re.MULTILINE)
@@ -226,18 +227,21 @@ def _outside(files) -> dict[str, pathlib.Path]:
             target = match[2].partition("#")[0]
             if target and "://" not in target:
                 path = (page.parent / target).resolve()
-                if path.is_file() and path.is_relative_to(ROOT) and not path.is_relative_to(DOCS):
+                if path.exists() and path.is_relative_to(ROOT) and not path.is_relative_to(DOCS):
                     found[_address(path)] = path
     return found
 
 
 def _address(path: pathlib.Path) -> str:
     """The address on the site of a file of the repository."""
-    if path.is_relative_to(DOCS):
-        return path.relative_to(DOCS).as_posix()
+    inside = path.relative_to(DOCS) if path.is_relative_to(DOCS) else None
+    if inside is not None:
+        return (inside / "index.md" if path.is_dir() else inside).as_posix()
     name = path.relative_to(ROOT).as_posix()
-    if name == "README.md":
-        return "index.md"
+    if name in ("notebooks", "README.md"):
+        return "notebooks/index.md" if name == "notebooks" else "index.md"
+    if path.suffix in _PICTURES:
+        return f"repository/{name}"
     if path.suffix in (".md", ".ipynb"):
         return (
             f"{name.removesuffix(path.suffix).lower()}.md"
@@ -248,6 +252,9 @@ def _address(path: pathlib.Path) -> str:
 
 
 def _as_page(path: pathlib.Path) -> str:
+    if path.is_dir():
+        names = sorted(f"- `{entry.name}`" for entry in path.iterdir() if entry.name[0] not in "._")
+        return "\n".join([f"# {path.relative_to(ROOT)}/", "", *names, ""])
     if path.suffix == ".md":
         return path.read_text("utf-8")
     return f"# {path.relative_to(ROOT)}\n\n````{_TEXT.get(path.suffix, 'text')}\n{path.read_text('utf-8').rstrip()}\n````\n"
@@ -274,7 +281,9 @@ def on_files(files, config):
     }
     _origins.clear()
     for address, path in _outside(files).items():
-        if address != "index.md" and path.suffix != ".ipynb":
+        if path.suffix in _PICTURES:
+            files.append(File.generated(config, address, abs_src_path=str(path)))
+        elif address not in ("index.md", "notebooks/index.md") and path.suffix != ".ipynb":
             made[address] = _as_page(path)
             _origins[address] = path
     for name in ("CONTRIBUTING.md", "CHANGELOG.md"):
@@ -372,17 +381,11 @@ def _rewrite(markdown: str, origin: pathlib.Path, address: str) -> str:
         if not target or "://" in target or target.startswith("mailto:"):
             return match[0]
         path = (origin.parent / target).resolve()
-        if path.is_dir():
-            place = path.relative_to(DOCS).as_posix() if path.is_relative_to(DOCS) else path.name
-            goal = f"{place}/index.md"
-        elif path.is_file() and path.is_relative_to(ROOT):
-            goal = _address(path)
-            if goal == "index.md":
-                sharp = anchor = ""
-        else:
+        if not path.exists() or not path.is_relative_to(ROOT):
             return match[0]
-        if path.suffix in (".sh",) and path.is_relative_to(DOCS):
-            goal = path.relative_to(DOCS).as_posix()
+        goal = _address(path)
+        if goal == "index.md":
+            sharp = anchor = ""
         return (
             f"{match[1]}{posixpath.relpath(goal, posixpath.dirname(address) or '.')}{sharp}{anchor}{match[3]}"
         )

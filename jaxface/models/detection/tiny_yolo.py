@@ -166,6 +166,7 @@ class TinyYolo:
 
     @property
     def module(self) -> TinyYoloNet:
+        """The network of this description."""
         return TinyYoloNet(
             self.widths,
             self.pools,
