@@ -9,8 +9,8 @@ pytest.importorskip("griffe")
 pytest.importorskip("mkdocs")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "docs" / "site"))
 
-import docstrings  # noqa: E402
-import hooks  # noqa: E402
+import docstrings
+import hooks
 
 DOCSTRING = """A loss of [B, C] cosines.
 

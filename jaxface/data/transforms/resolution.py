@@ -59,7 +59,7 @@ def low_resolution(images: jax.Array, size: int, *, round_levels: bool = True) -
       UserError: a size out of its range.
 
     Example:
-      >>> low_resolution(jnp.zeros((1, 8, 8, 3)), 2).shape
+      >>> jax.eval_shape(lambda images: low_resolution(images, 2), jnp.zeros((1, 8, 8, 3))).shape
       (1, 8, 8, 3)
     """
     if images.ndim != 4:
@@ -102,8 +102,10 @@ def degrade_resolution(
       ValueError: not a batch of images. UserError: no size or one out of its range, or probabilities that do not fit.
 
     Example:
+      >>> import functools
       >>> images = jnp.zeros((4, 8, 8, 3))
-      >>> small, index = degrade_resolution(jax.random.key(0), images, sizes=(2, 8), probabilities=(0.5, 0.5))
+      >>> degrade = functools.partial(degrade_resolution, sizes=(2, 8), probabilities=(0.5, 0.5))
+      >>> small, index = jax.eval_shape(degrade, jax.random.key(0), images)
       >>> small.shape, index.shape
       ((4, 8, 8, 3), (4,))
     """
