@@ -132,6 +132,24 @@ def test_studies_are_those_of_the_page(page):
     assert {slug for slug, _ in linked} == {page.stem} and {study for _, study in linked} == tables
 
 
+def snippets(page: pathlib.Path) -> list[str]:
+    """The Python of a page, but for what needs a run, weights or photographs that a reader has."""
+    code = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    return [
+        text
+        for text in code
+        if not re.search(r"runs/|\.(?:jpg|png|pth|npz|safetensors|onnx)\b|\bdefine\b", text)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=name)
+def test_snippets_run(page):
+    """Each on its own, as somebody who copies it would run it."""
+    for code in snippets(page):
+        exec(compile(code, name(page), "exec"), {"__name__": "snippet"})
+
+
 def test_the_citation_parses():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     assert citation["cff-version"] == "1.2.0" and citation["title"] == "jaxface"

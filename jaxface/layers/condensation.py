@@ -68,7 +68,12 @@ def cross_channel_pool(z: jax.Array, groups: int, reduce: Reduce = "max") -> jax
 
 
 def cross_channel_argmax(z: jax.Array, groups: int) -> jax.Array:
-    """Which of every R neighboring maps `cross_channel_pool` takes, the first of equals: [..., M·R] -> int8 [..., M] below R."""
+    """Which of every R neighboring maps `cross_channel_pool` takes, the first of equals: [..., M·R] -> int8 [..., M] below R.
+
+    Example:
+      >>> cross_channel_argmax(jnp.array([1.0, -2.0, 0.5, 3.0, 0.0, 0.0, -1.0, -1.0]), 2).tolist()
+      [0, 1, 0, 0]
+    """
     return jnp.argmax(_members(z, groups), axis=-1).astype(jnp.int8)
 
 
@@ -114,6 +119,10 @@ def condense(
 
     Raises:
       UserError: as `cross_channel_pool`; or f after a mean or a sum, or after a maximum with a slope below 0.
+
+    Example:
+      >>> condense(jnp.array([1.0, -2.0, -3.0, -4.0]), 2, negative_slope=0.5).tolist()
+      [1.0, -1.5]
     """
     if activate_after and negative_slope != 1:
         if reduce in ("mean", "sum"):
@@ -233,6 +242,11 @@ class CondensationConv(nn.Module):
 
     Raises:
       UserError: an even filter, R out of its range, or what `condense` refuses.
+
+    Example:
+      >>> layer, x = CondensationConv(8, groups=2), jnp.zeros((1, 6, 6, 4))  # 16 filters, 8 maps that are stored
+      >>> jax.eval_shape(layer.init_with_output, jax.random.key(0), x)[0].shape
+      (1, 6, 6, 8)
     """
 
     features: int
@@ -420,6 +434,13 @@ def fuse_condensation(layer: CondensationConv, variables: Mapping) -> FusedConde
 
     Raises:
       UserError: another reduction.
+
+    Example:
+      >>> layer, x = CondensationConv(4, groups=2), jnp.ones((1, 4, 4, 2))
+      >>> variables = layer.init(jax.random.key(0), x)
+      >>> fused = fuse_condensation(layer, variables)
+      >>> bool(jnp.allclose(fused(x), layer.apply(variables, x), atol=1e-5))
+      True
     """
     if layer.reduce != "max":
         raise UserError(f"reduce: needs 'max', of which there is a fused form; got {layer.reduce!r}")

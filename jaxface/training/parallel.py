@@ -22,7 +22,9 @@ from jaxface.training.distributed import connect
 from jaxface.training.stages import HostBatch, Metrics, State
 
 Mode = Literal["jit", "pmap"]
+"""How a step runs on several devices: over a mesh, or replicated."""
 Shard = Literal["none", "fsdp"]
+"""What of the state is spread over the devices: class prototypes alone, or every large parameter."""
 Step = Callable[[State, HostBatch], tuple[State, Metrics]]
 
 

@@ -157,6 +157,7 @@ class RenderedSource:
 
     @functools.cached_property
     def groups(self) -> np.ndarray:
+        """[N] int32, the skin-tone group of each record."""
         people = np.arange(len(self.class_names), dtype=np.int32) + self._first
         return np.asarray(_groups(self._seed, people, self._tone))[self.labels]
 

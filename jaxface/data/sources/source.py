@@ -15,6 +15,7 @@ from jaxface.checks import OpenFraction, check_number, integer_array
 from jaxface.errors import UserError
 
 Record = dict[str, np.ndarray]
+"""One example: a flat dict of arrays, `image` and `label` and what else the source has."""
 
 
 @runtime_checkable

@@ -28,6 +28,10 @@ def labeled_ranks(probes, probe_labels, gallery, gallery_labels) -> np.ndarray:
 
     Raises:
       ValueError: shapes disagree. UserError: empty or not finite, or a probe whose person is not in the gallery.
+
+    Example:
+      >>> labeled_ranks(np.array([[1.0, 0.0]]), [7], np.array([[0.8, 0.6], [1.0, 0.1], [0.0, 1.0]]), [7, 8, 7]).tolist()
+      [2]
     """
     probes, probe_labels, gallery, gallery_labels = _prepared(probes, probe_labels, gallery, gallery_labels)
     best = np.full(len(probes), -np.inf, np.float32)
@@ -121,6 +125,11 @@ def rank1_by_distance(probes, probe_labels, distances, gallery, gallery_labels) 
 
     Raises:
       ValueError, UserError: as `labeled_ranks`.
+
+    Example:
+      >>> probes = np.array([[1.0, 0.1], [1.0, 0.2]])
+      >>> rank1_by_distance(probes, [0, 1], ["near", "far"], np.eye(2), [0, 1])
+      {'rank1@far': 0.0, 'rank1@near': 1.0, 'rank1': 0.5}
     """
     distances = np.asarray(distances)
     if distances.shape != np.shape(probe_labels):

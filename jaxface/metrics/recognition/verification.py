@@ -52,7 +52,12 @@ class ValAtFar(NamedTuple):
 
 
 def normalize(x: jax.Array) -> jax.Array:
-    """Rows of `x` [..., D] scaled to unit length, in float32; a zero row stays zero."""
+    """Rows of `x` [..., D] scaled to unit length, in float32; a zero row stays zero.
+
+    Example:
+      >>> normalize(jnp.array([[0.0, 4.0], [0.0, 0.0]])).tolist()
+      [[0.0, 1.0], [0.0, 0.0]]
+    """
     x = jnp.asarray(x, jnp.float32)
     squared = jnp.sum(x * x, axis=-1, keepdims=True)
     return x * jnp.where(squared > 0, jax.lax.rsqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)
@@ -80,6 +85,11 @@ def flip_embeddings(
 
     Raises:
       ValueError: `images` does not have four axes. UserError: another `flip`.
+
+    Example:
+      >>> images = jnp.arange(2.0).reshape(1, 1, 2, 1)
+      >>> [round(x, 3) for x in flip_embeddings(lambda x: x.reshape(1, 2), images)[0].tolist()]  # (0, 1) + (1, 0), of length 1
+      [0.707, 0.707]
     """
     if images.ndim != 4:
         raise ValueError(f"images: needs shape [B, H, W, C], got {images.shape}")
@@ -102,17 +112,32 @@ def check_flip(flip: str) -> None:
 
 
 def mean_norm(*views: jax.Array) -> jax.Array:
-    """Mean length of un-normalized embeddings [B, D] over the views given ("XNorm" of public evaluations)."""
+    """Mean length of un-normalized embeddings [B, D] over the views given ("XNorm" of public evaluations).
+
+    Example:
+      >>> float(mean_norm(jnp.array([[3.0, 4.0]]), jnp.array([[0.0, 1.0]])))
+      3.0
+    """
     return jnp.mean(jnp.linalg.norm(jnp.stack(views).astype(jnp.float32), axis=-1))
 
 
 def cosine_to_squared_l2(cosine):
-    """d = 2 - 2c, the squared distance of unit vectors at cosine c; any shape."""
+    """d = 2 - 2c, the squared distance of unit vectors at cosine c; any shape.
+
+    Example:
+      >>> cosine_to_squared_l2(np.array([1.0, 0.0, -1.0])).tolist()
+      [0.0, 2.0, 4.0]
+    """
     return 2 - 2 * cosine
 
 
 def squared_l2_to_cosine(distance):
-    """c = 1 - d / 2, the cosine of unit vectors at squared distance d; any shape."""
+    """c = 1 - d / 2, the cosine of unit vectors at squared distance d; any shape.
+
+    Example:
+      >>> squared_l2_to_cosine(np.array([0.0, 2.0, 4.0])).tolist()
+      [1.0, 0.0, -1.0]
+    """
     return 1 - distance / 2
 
 
@@ -130,6 +155,10 @@ def convert_threshold(value: float, *, source: Measure, target: Measure) -> floa
 
     Raises:
       UserError: an unknown measure, or a value outside the range of its measure.
+
+    Example:
+      >>> round(convert_threshold(0.5, source="cosine", target="squared_l2"), 3)
+      1.0
     """
     ranges = {"cosine": (-1.0, 1.0), "squared_l2": (0.0, 4.0), "l2": (0.0, 2.0), "angle": (0.0, float(np.pi))}
     for name, measure in (("source", source), ("target", target)):
@@ -172,6 +201,12 @@ def ten_fold_accuracy(distances, same, *, folds: int = 10, thresholds=None) -> T
       ValueError: shapes disagree, or `thresholds` do not increase.
       UserError: no pairs, fewer pairs than folds, a distance that is not finite or beyond 4 without `thresholds`, or pairs of
         one kind only (any threshold at the end of the range would then score 1).
+
+    Example:
+      >>> distances, same = np.array([0.5, 1.5] * 10), np.array([True, False] * 10)
+      >>> result = ten_fold_accuracy(distances, same)
+      >>> float(result.accuracy), float(result.std)
+      (1.0, 0.0)
     """
     accepted, sizes, thresholds = _accepted_per_fold(distances, same, folds, thresholds, step=0.01)
     correct = accepted[:, 1] + sizes[:, :1] - accepted[:, 0]  # [folds, T]
@@ -200,6 +235,11 @@ def val_at_far(distances, same, *, far: float = 1e-3, folds: int = 10, threshold
     Raises:
       ValueError: shapes disagree, or `thresholds` do not increase.
       UserError: as for `ten_fold_accuracy`, or a fold without genuine or without impostor pairs.
+
+    Example:
+      >>> distances, same = np.array([0.5, 1.5] * 10), np.array([True, False] * 10)
+      >>> val_at_far(distances, same, far=0.1).val
+      1.0
     """
     far = float(checks.rates("far", far))
     accepted, sizes, thresholds = _accepted_per_fold(distances, same, folds, thresholds, step=0.001)

@@ -16,7 +16,9 @@ from jaxface.layers.remat import Remat, run_block
 from jaxface.models.depth import DepthOrder
 
 Structure = Literal["pointwise", "dense", "separable", "bottleneck", "ddp", "dc", "cc", "cd"]
+"""How the 3×3 convolution of a `CellNet` is made."""
 STRUCTURES = ("pointwise", "dense", "separable", "bottleneck", *CASCADE_KINDS)
+"""All of them."""
 
 _unit = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 _he = nn.initializers.variance_scaling(2.0, "fan_in", "normal")

@@ -130,6 +130,7 @@ class RetinaFace:
 
     @property
     def module(self) -> RetinaFaceNet:
+        """The network of this description."""
         features = self.features or (256 if self.backbone == "resnet50" else 64)
         return RetinaFaceNet(
             self.backbone,

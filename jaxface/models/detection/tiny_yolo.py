@@ -176,6 +176,7 @@ class TinyYolo:
 
     @property
     def module(self) -> TinyYoloNet:
+        """The network of this description."""
         return TinyYoloNet(
             self.widths,
             self.pools,
