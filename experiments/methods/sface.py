@@ -77,11 +77,11 @@ class Config(Recipe):
                 crop_scale=(0.8, 1.25),
                 crop_shift=0.06,
                 color=0.5,
-                blur=0.2,
+                blur=0.1,
                 jpeg=0.2,
-                occlusion=0.15,
-                low_resolution=0.1,
+                occlusion=0.1,
             ),
+            image_size=32,
             steps=6000,
         )
 

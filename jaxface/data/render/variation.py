@@ -142,9 +142,9 @@ class Variation:
         """People and cameras as photographs have them, to learn from before photographs; docs/guides/photographs.md."""
         return cls(
             yaw=32.0, pitch=15.0, roll=20.0, expression=0.7, ambient=(0.15, 0.45), light=(0.35, 0.8), light_spread=0.8,
-            shift=0.04, zoom=0.12, gain=(0.85, 1.15), white_balance=0.1, noise=(0.0, 0.015), blur=(0.3, 0.8),
-            occlusion=0.05, features=1.0, skin=0.7, hair=0.9, beard=0.25, glasses=0.3, restyle=0.15, mouth=0.35,
-            clothes=0.8, photographs=0.4, exposure=0.6, vignette=0.3, response=(0.8, 1.3), contrast=(0.9, 1.6), gray=0.5,
+            shift=0.04, zoom=0.12, gain=(0.85, 1.15), white_balance=0.1, noise=(0.0, 0.015), blur=(0.2, 0.7),
+            occlusion=0.05, features=1.0, skin=0.5, hair=0.9, beard=0.25, glasses=0.3, restyle=0.15, mouth=0.35,
+            clothes=0.8, photographs=0.4, exposure=0.6, vignette=0.3, response=(0.8, 1.3), contrast=(1.0, 1.9), gray=0.5,
         )  # fmt: skip
 
 
