@@ -73,7 +73,7 @@ class Pipeline:
       UserError: a number out of its range, or a detector without landmarks.
 
     Example:
-      >>> import numpy as np
+      >>> import jax, numpy as np
       >>> from jaxface import inference, models
       >>> module = models.create("mlp_8", embedding=4)
       >>> variables = module.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32), train=False)

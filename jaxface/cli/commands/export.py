@@ -5,8 +5,8 @@
     jaxface export RUN --format onnx --out FILE            a graph for other runtimes
     jaxface export RUN --format stablehlo --out FILE       a program, with any number of images
 
-RUN is the work directory of a run, the folder of a bundle or published weights. An ONNX graph of a detector takes images of the size
-that it was trained on; detectors have no StableHLO.
+RUN is the work directory of a run, the folder of a bundle or published weights. An ONNX graph of a detector takes images of the
+size that it was trained on; detectors have no StableHLO.
 """
 
 import argparse
