@@ -3,8 +3,8 @@
     jaxface detect PHOTO… --detector DETECTOR --out DIR     detections.json and drawings in a folder
     jaxface detect PHOTO… --detector DETECTOR --json        one JSON document on the terminal, and nothing else
 
-DETECTOR is the work directory of a run that has trained one, the folder of a bundle, or published RetinaFace weights. A photograph
-may be a folder of them. Coordinates in the JSON are pixels of the upright photograph, the origin at its top left.
+DETECTOR is the work directory of a run that has trained one, the folder of a bundle, or published RetinaFace weights. A
+photograph may be a folder of them. Coordinates in the JSON are pixels of the upright photograph, the origin at its top left.
 """
 
 import argparse
