@@ -65,7 +65,7 @@ class RetinaFaceNet(nn.Module):
             level = CONTEXTS[self.context](self.features, name=f"context{i}", **types)(level, train=train)
             for name, size in _OUTPUTS.items():
                 head = nn.Conv(self.anchors_per_place * size, (1, 1), name=f"{name}{i}", **types)
-                outputs[name].append(head(level).astype(jnp.float32).reshape(len(level), -1, size))
+                outputs[name].append(head(level).astype(jnp.float32).reshape(level.shape[0], -1, size))
         return {name: jnp.concatenate(parts, axis=1) for name, parts in outputs.items()}
 
 
