@@ -134,7 +134,7 @@ def _checked(sources: dict, options, bundle) -> dict:
 
 
 def _show_packs(reports: dict[str, dict[str, float]], pairs: dict[str, int], title: str) -> None:
-    """A row for each pack and one of the means: accuracy and its deviation over the folds, TAR at the FARs that can be resolved."""
+    """A row for each pack and one of the means: accuracy, its deviation over the folds, TAR at the FARs that can be resolved."""
     known = dict.fromkeys(key for report in reports.values() for key in report)
     keys = ["verification/accuracy", "verification/accuracy_std", *(k for k in known if "/tar@" in k)]
     rows = [
