@@ -161,6 +161,8 @@ def main(arguments: list[str]) -> None:
     if options.batch_size < 1:
         raise UserError(f"batch-size: needs a number from 1, got {options.batch_size}")
     use_compilation_cache()
+    import jax
+
     from jaxface import inference, training
 
     bundle = inference.open_recognizer(run, best=options.best)
@@ -171,11 +173,11 @@ def main(arguments: list[str]) -> None:
         choices["resolution"] = options.resolution
     description = described(kind, fields, **choices)
     out = default_folder(run, description) if out is None else out
-    reports, drawings = {}, {}
+    reports, drawings, variables = {}, {}, jax.device_put(dict(bundle.variables))
     for name, (source, pairs) in sources.items():
         reports[name], figures = training.evaluate_source(
             bundle.network,
-            dict(bundle.variables),
+            variables,
             source,
             flip=options.flip,
             pairs=pairs,
