@@ -237,7 +237,7 @@ def test_results_on_other_data_or_with_other_options_have_another_place(tmp_path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("", "the following arguments are required: run"),
+        ("", "the following arguments are required: RUN"),
         ("{tmp}", "holds no bundle.json, and no run"),
         ("{claimed}", "holds no bundle.json, and no run"),
         ("{finished} --pairs few", "pairs: needs 'balanced', 'all' or a number, got 'few'"),

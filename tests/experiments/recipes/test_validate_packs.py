@@ -21,7 +21,11 @@ SMALL = dict(
 )
 
 
-CHANGES = {"cloak": {"people": 2, "photos": 1, "tests": 2}}
+CHANGES = {
+    "cloak": {"people": 2, "photos": 2, "tests": 2},
+    "gabn": {"data": dataclasses.replace(SMALL["data"], identities=80, held_out_identities=80)},
+    "lrfr": {"sizes": (4, 6, 8), "probe_sizes": (4, 16)},
+}
 
 
 def packed(evaluate) -> list[training.PackVerification]:
@@ -48,7 +52,7 @@ def test_every_recipe_takes_packs(method, packs, monkeypatch):
     changes = SMALL | CHANGES.get(method, {})
     config = dataclasses.replace(configs.method_module(method).Config(), **changes, validate_packs=str(packs))
     stages = configs.build(method, config)
-    assert len(made) == 1 and list(made[0].packs) == ["first", "second"]
+    assert made and all(list(evaluation.packs) == ["first", "second"] for evaluation in made)
     assert all(pack.image_shape == (16, 16, 3) for pack in made[0].packs.values())
     if isinstance(stages, Sequence):
         assert [found for stage in stages for found in packed(stage.evaluate)] == made
@@ -92,7 +96,9 @@ def test_one_line_before_any_step(tiny, packs, tmp_path, refusal):
     assert said == "validate_packs: needs a network of square color images, got 8x8 of 1 channels"
     scenes = data.Scenes(scenes=2, held_out_scenes=2, people=1, held_out_people=1, per_person=1)
     with pytest.raises(UserError, match=r"^validate_packs: needs a network that .* train a detector$"):
-        configs.build("ddc", configs.method_module("ddc").Config(data=scenes, validate_packs=str(packs)))
+        configs.build(
+            "ddc", configs.method_module("ddc").Config(data=scenes, image_size=32, validate_packs=str(packs))
+        )
     with pytest.raises(
         UserError, match=r"^validate_packs: needs a network that the run trains on photographs"
     ):
