@@ -40,11 +40,14 @@ def launch(method: str, config, run: configs.Run) -> training.Outcome:
     from jaxface.training.workdir import writing
     from pallas_kernels.common import KernelError
 
-    parallel = training.make_parallel(run.parallel, model_shards=run.model_shards)
+    parallel = training.make_parallel(run.parallel, model_shards=run.model_shards, shard=run.shard)
     check_fields(run)
     training.check_batch_size(parallel, config.batch_size, accumulate=getattr(config, "accumulate", 1))
     workdir = pathlib.Path("runs") / method if run.workdir is None else run_path("workdir", run.workdir)
     written = configs.to_dict(method, config, run)
+    tracking = training.Tracking(run.writers, run.project, f"{method} {workdir.name}", written)
+    tracking.check()
+    profile = None if run.profile is None else training.ProfiledSteps.parse(run.profile)
     training.check_workdir(workdir, written)
     stages = configs.build(method, config)
     if isinstance(stages, Sequence) and stages[0].compile_init:
@@ -61,6 +64,8 @@ def launch(method: str, config, run: configs.Run) -> training.Outcome:
             cadence=run.cadence,
             workdir=workdir,
             progress=not run.quiet,
+            tracking=tracking,
+            profile=profile,
         )
     except (training.Diverged, KernelError):
         if jax.process_index() == 0:

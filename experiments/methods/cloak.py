@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.recipes.heads import HeadSpec
-from experiments.recipes.recognition import Recipe, load, network, recognition_stage
+from experiments.recipes.recognition import Recipe, check_no_packs, load, network, recognition_stage
 from experiments.recipes.teachers import TeacherSpec, teacher_stage
 from jaxface import attacks, axes, training
 from jaxface import data as inputs
@@ -158,6 +158,8 @@ def check(config: Config) -> None:
     """Raises UserError for what can be refused before any data is opened."""
     if config.surrogate is None:
         config.head.check()
+    else:
+        check_no_packs(config, f"surrogate takes that of {config.surrogate}")
     if not config.targets:
         raise UserError("targets: needs at least one network to try the masks on, got none")
     config.cloak.check(config.photos)
@@ -271,7 +273,9 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
         # The surrogate that masks are made on, and the black boxes that never see them made.
         networks = {}
         for name, (stage, teacher) in to_train.items():
-            state = (yield dataclasses.replace(stage, name=name)).state
+            # The run is opened as the network that its masks were made on.
+            described = stage.description if name == "surrogate" else None
+            state = (yield dataclasses.replace(stage, name=name, description=described)).state
             variables = training.network_variables(state.averaged_params["backbone"], state.extra)
             networks[name] = training.FrozenNetwork(teacher.model, jax.tree.map(np.asarray, variables))
         # Masks by every method, tried on all networks; GA-OPOM is the last.

@@ -176,6 +176,7 @@ def detector(config: Config, source: inputs.Source) -> TinyYolo:
         num_classes=len(source.class_names),
         quantized=config.quantized,
         bfloat16=config.bfloat16,
+        remat=config.remat,
     )
 
 

@@ -279,7 +279,7 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
         config, model, len(split.train.class_names), image_shape, config.head.build()
     )
     distillation = Distillation(config, recognition, teacher, route.shapes)
-    objective = training.Objective(distillation.objective, recognition.optimizer())
+    objective = training.Objective(distillation.objective, recognition.optimizer(parts=("regressor",)))
     step = recognition.step(objective)
     open_batches = recipe.training_batches(config, split.train)
     judged = recipe.evaluation(config, model, split, identify=True)
@@ -320,6 +320,7 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
         evaluate = training.Evaluations(*evaluations)
         return training.Stage(
             name="student" if last else f"student{number}_on_{ahead[0].step}",
+            description=recognition.description,
             init=init,
             step=step,
             batches=lambda state: training.batches_from(open_batches(), steps_before),

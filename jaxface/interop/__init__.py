@@ -1,11 +1,13 @@
 """Weights in and out: PyTorch, safetensors and ONNX files of the same architectures, and StableHLO programs."""
 
-from jaxface.interop.onnx_graph import read_onnx, save_onnx
+from jaxface.interop.onnx_export import save_onnx
+from jaxface.interop.onnx_graph import read_onnx
 from jaxface.interop.program import load_stablehlo, save_stablehlo
 from jaxface.interop.state_dict import (
     from_state_dict,
     read_safetensors,
     save_safetensors,
+    tensor_shapes,
     to_state_dict,
     unwrapped,
 )
@@ -23,6 +25,7 @@ __all__ = [
     "save_onnx",
     "save_safetensors",
     "save_stablehlo",
+    "tensor_shapes",
     "to_state_dict",
     "unwrapped",
 ]

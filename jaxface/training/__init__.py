@@ -1,6 +1,6 @@
 """State, stages, the loop, parallelism, checkpoints and records of a run."""
 
-from jaxface.training.checkpoints import Checkpoints, checkpoint_steps, restore_params
+from jaxface.training.checkpoints import Checkpoints, checkpoint_steps, restore_metrics, restore_params
 from jaxface.training.distributed import start_processes, together
 from jaxface.training.evaluations.aligned_verification import (
     AlignedVerification,
@@ -17,22 +17,24 @@ from jaxface.training.evaluations.group_fairness import GroupFairness, PackFairn
 from jaxface.training.evaluations.nearest_prototype import NearestPrototype
 from jaxface.training.evaluations.object_detection import ObjectDetection
 from jaxface.training.evaluations.pair_verification import Verification, verification_figures
+from jaxface.training.evaluations.protocols import PackVerification, check_source, evaluate_source
 from jaxface.training.evaluations.rgbd_identification import RgbdIdentification, projected
 from jaxface.training.evaluations.route_hardness import RouteHardness
 from jaxface.training.evaluations.sign_flips import sign_flips
+from jaxface.training.frozen import Frozen
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
 from jaxface.training.map_source import map_source
 from jaxface.training.optimizer import Optimizer, adam, decay_mask, sgd
-from jaxface.training.parallel import JitParallel, Mode, PmapParallel, check_batch_size, make_parallel
+from jaxface.training.parallel import JitParallel, Mode, PmapParallel, Shard, check_batch_size, make_parallel
 from jaxface.training.prototypes import prototype_loss, prototype_rows
 from jaxface.training.recognition import (
     Recognizer,
     backbone_checkpoint,
+    check_backbone,
     class_scores,
     embed_source,
     embed_templates,
     network_variables,
-    pretrained_backbone,
     run_checkpoint,
     statistics,
 )
@@ -58,6 +60,7 @@ from jaxface.training.route import (
 from jaxface.training.stages import Figures, Outcome, Stage, no_figures
 from jaxface.training.step import Objective, TrainState, create_state, example_keys, gradient_step
 from jaxface.training.teachers import Teacher
+from jaxface.training.trace import ProfiledSteps
 from jaxface.training.workdir import (
     check_workdir,
     give_up_workdir,
@@ -67,6 +70,7 @@ from jaxface.training.workdir import (
     write_atomically,
     write_description,
 )
+from jaxface.training.writers import Tracking
 
 __all__ = [
     "AlignedVerification",
@@ -82,6 +86,7 @@ __all__ = [
     "Diverged",
     "Evaluations",
     "Figures",
+    "Frozen",
     "FrozenNetwork",
     "GroupAttention",
     "GroupFairness",
@@ -94,7 +99,9 @@ __all__ = [
     "Optimizer",
     "Outcome",
     "PackFairness",
+    "PackVerification",
     "PmapParallel",
+    "ProfiledSteps",
     "Recognizer",
     "Records",
     "RgbdClasses",
@@ -104,16 +111,20 @@ __all__ = [
     "RgbdPairs",
     "Route",
     "RouteHardness",
+    "Shard",
     "Stage",
     "SupportSet",
     "Teacher",
+    "Tracking",
     "TrainState",
     "Verification",
     "adam",
     "backbone_checkpoint",
     "batches_from",
+    "check_backbone",
     "check_batch_size",
     "check_same_network",
+    "check_source",
     "check_steps",
     "check_workdir",
     "checkpoint_steps",
@@ -124,6 +135,7 @@ __all__ = [
     "embed_source",
     "embed_templates",
     "equal_epoch_anchors",
+    "evaluate_source",
     "example_keys",
     "fitted_support",
     "give_up_workdir",
@@ -134,7 +146,6 @@ __all__ = [
     "network_variables",
     "no_figures",
     "open_workdir",
-    "pretrained_backbone",
     "projected",
     "prototype_loss",
     "prototype_rows",
@@ -142,6 +153,7 @@ __all__ = [
     "read_description",
     "read_records",
     "resolution_gradient_norms",
+    "restore_metrics",
     "restore_params",
     "run",
     "run_anchors",

@@ -97,4 +97,6 @@ def test_mistakes_are_one_line(photos, monkeypatch, capsys, arguments, words):
 def test_a_run_without_a_detector_is_named(photos, capsys):
     with pytest.raises(SystemExit):
         cli.main(["detect", str(photos), "--run", str(photos)])
-    assert capsys.readouterr().err == f"error: run: {photos} holds no run of a detector\n"
+    assert capsys.readouterr().err == (
+        f"error: bundle: {photos} holds no bundle.json, and no run of a recognizer or a detector\n"
+    )

@@ -8,15 +8,13 @@ A photograph may be a folder of them. Coordinates in the JSON are pixels of the 
 
 import argparse
 import json
-import pathlib
-import re
 import sys
 
 from jaxface.cli.console import Arguments, exit_on_user_error, one_line, say, use_compilation_cache
+from jaxface.cli.photos import POINTS, drawing_names, listed_photographs, reason
 from jaxface.errors import UserError
 from jaxface.paths import local_path, name_text
 
-_POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
 _AT_ONCE = 32  # photographs in memory
 
 
@@ -49,41 +47,6 @@ def _arguments(arguments: list[str]):
     return parser.parse_args(arguments)
 
 
-def _photographs(given: list[str]) -> list[pathlib.Path]:
-    """The files named, and those of the folders named, each once."""
-    from jaxface.data.sources.images import SUFFIXES
-
-    paths: dict[pathlib.Path, None] = {}
-    for text in given:
-        path = local_path("photo", text)
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not inside:
-                raise UserError(f"photo: no image in the folder {path}")
-            paths |= dict.fromkeys(inside)
-        else:
-            paths[path] = None
-    return list(paths)
-
-
-def _reason(path: pathlib.Path, error: Exception) -> str:
-    if not path.exists():
-        return "no such file"
-    if "cannot identify image file" in str(error):
-        return "it is no JPEG, PNG, PPM, BMP or WebP image"
-    return str(error)
-
-
-def _drawing_names(paths: list[pathlib.Path]) -> list[str]:
-    """A file name for the drawing of each photograph; those that would have one name are numbered."""
-    names: dict[str, None] = {}
-    for path in paths:
-        stem = re.sub(r"[^\w.-]", "_", name_text(path.stem)) or "photo"
-        tries = (f"{stem}{'' if n == 1 else f'-{n}'}.png" for n in range(1, len(paths) + 2))
-        names[next(name for name in tries if name not in names)] = None
-    return list(names)
-
-
 def _faces(detections, class_names: tuple[str, ...]) -> list[dict]:
     faces = []
     for i, box in enumerate(detections.boxes.tolist()):
@@ -95,7 +58,7 @@ def _faces(detections, class_names: tuple[str, ...]) -> list[dict]:
         }
         if detections.landmarks is not None:
             points = [[round(x, 2), round(y, 2)] for x, y in detections.landmarks[i].tolist()]
-            face["points"] = dict(zip(_POINTS, points, strict=True))
+            face["points"] = dict(zip(POINTS, points, strict=True))
         faces.append(face)
     return faces
 
@@ -106,24 +69,21 @@ def main(arguments: list[str]) -> None:
     options = _arguments(arguments)
     if options.best and options.run is None:
         raise UserError("best: needs a run; weights have one state")
-    paths, out = _photographs(options.photos), local_path("out", options.out)
+    paths, out = listed_photographs(options.photos), local_path("out", options.out)
     use_compilation_cache()
     from jaxface import inference
     from jaxface.data.sources.images import CorruptImage, decode_image, encode_image
     from jaxface.data.transforms.drawing import draw_boxes
     from jaxface.training import write_atomically
 
-    if options.run is not None:
-        bundle = inference.open_run(options.run, best=options.best)
-    else:
-        bundle = inference.open_detector(options.weights)
+    bundle = inference.open_detector(options.run or options.weights, best=options.best)
     detect = inference.PhotoDetector(
         bundle, threshold=options.threshold, longest=options.size, batch_size=options.batch_size
     )
     rows, count = [], 0
     try:
         out.mkdir(parents=True, exist_ok=True)
-        names = _drawing_names(paths)
+        names = drawing_names(paths)
         for start in range(0, len(paths), _AT_ONCE):
             images, readable = [], []
             for number in range(start, min(start + _AT_ONCE, len(paths))):
@@ -132,7 +92,7 @@ def main(arguments: list[str]) -> None:
                     images.append(decode_image(paths[number]))
                     readable.append(number)
                 except CorruptImage as error:
-                    rows[number]["error"] = _reason(paths[number], error)
+                    rows[number]["error"] = reason(paths[number], error)
                     sys.stderr.write(one_line(f"skipped {paths[number]}: {rows[number]['error']}") + "\n")
             for number, image, found in zip(readable, images, detect(images), strict=True):
                 faces = _faces(found, bundle.class_names)

@@ -38,7 +38,7 @@ def draw_faces(
         key = jax.random.fold_in(jax.random.key(seed), person)
         return sample(
             jax.random.fold_in(key, shot + 1),
-            sampling.sample_identity(jax.random.fold_in(key, 0), tone),
+            sampling.sample_identity(jax.random.fold_in(key, 0), tone, variation),
             variation,
         )
 

@@ -6,7 +6,7 @@ Curves over scores (ROC, TAR at FAR) are in `curves`.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxface import checks
 from jaxface.errors import UserError
 
 Measure = Literal["cosine", "squared_l2", "l2", "angle"]
+Flip = Literal["none", "sum", "concat"]
 
 
 class TenFold(NamedTuple):
@@ -63,24 +64,27 @@ def normalize(x: jax.Array) -> jax.Array:
 
 
 def flip_embeddings(
-    embed: Callable[[jax.Array], jax.Array], images: jax.Array, *, unit: bool = True
+    embed: Callable[[jax.Array], jax.Array], images: jax.Array, *, unit: bool = True, flip: Flip = "sum"
 ) -> jax.Array:
-    """Embeddings with the flip test: add the two views as they come, then normalize.
+    """Embeddings with the flip test: both views of an image together, then normalized.
 
-        e = f(x) + f(mirror(x)),   e / |e|
+        sum:     e = f(x) + f(mirror(x)),   e / |e|
+        concat:  e = [f(x) / |f(x)|, f(mirror(x)) / |f(mirror(x))|] / √2
 
-    The order matters: normalizing each view first weighs them alike whatever their lengths.
+    A sum takes the two views as they come: normalizing each first would weigh them alike whatever their lengths. Of the other
+    form, which LRFR uses (arXiv:2302.05621), the cosine of two images is the mean of the cosines of their views.
 
     Args:
       embed: images [B, H, W, C] -> un-normalized embeddings [B, D]; pure, so that the whole may be jitted.
       images: [B, H, W, C] in the range that `embed` wants.
-      unit: normalize. False keeps the length, which template pooling uses as a quality weight.
+      unit: normalize. False keeps the lengths, which template pooling uses as a quality weight: f + f', or [f, f'].
+      flip: "none" looks at the image alone.
 
     Returns:
-      [B, D] float32.
+      [B, D] float32, [B, 2 D] for "concat".
 
     Raises:
-      ValueError: `images` does not have four axes.
+      ValueError: `images` does not have four axes. UserError: another `flip`.
 
     Example:
       >>> images = jnp.arange(2.0).reshape(1, 1, 2, 1)
@@ -89,8 +93,22 @@ def flip_embeddings(
     """
     if images.ndim != 4:
         raise ValueError(f"images: needs shape [B, H, W, C], got {images.shape}")
-    both = embed(images).astype(jnp.float32) + embed(images[:, :, ::-1, :]).astype(jnp.float32)
+    check_flip(flip)
+    view = embed(images).astype(jnp.float32)
+    if flip == "none":
+        return normalize(view) if unit else view
+    mirrored = embed(images[:, :, ::-1, :]).astype(jnp.float32)
+    if flip == "sum":
+        return normalize(view + mirrored) if unit else view + mirrored
+    views = (normalize(view), normalize(mirrored)) if unit else (view, mirrored)
+    both = jnp.concatenate(views, axis=-1)
     return normalize(both) if unit else both
+
+
+def check_flip(flip: str) -> None:
+    """Raises UserError unless `flip` is one of `Flip`."""
+    if flip not in get_args(Flip):
+        raise UserError(f"flip: needs one of {', '.join(get_args(Flip))}, got {flip!r}")
 
 
 def mean_norm(*views: jax.Array) -> jax.Array:
