@@ -164,8 +164,9 @@ def detection_stage(
 
     chosen = optimizer or recipe.optimizer
     objective = training.Objective(loss_fn, chosen.build(steps, network=("detector", detector.module)))
-    shapes, _ = jax.eval_shape(lambda rng: init_variables(detector, rng, size), jax.random.key(0))
-    chosen.check_groups({"detector": shapes})
+    if chosen.rates or chosen.frozen:
+        shapes, _ = jax.eval_shape(lambda rng: init_variables(detector, rng, size), jax.random.key(0))
+        chosen.check_groups({"detector": shapes})
 
     def init(rng, previous):
         del previous
