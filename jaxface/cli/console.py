@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 
 from jaxface.errors import UserError
+from jaxface.extras import optional
 from jaxface.paths import local_path, name_text
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -54,15 +55,12 @@ def exit_on_user_error(main):
 
 def show_metrics(metrics: Mapping[str, float], title: str) -> None:
     """A table of results on the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=one_line(title), title_justify="left")
+    table = optional("rich.table", "train").Table(title=one_line(title), title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in metrics.items():
         table.add_row(one_line(name), f"{value:.4f}")
-    Console().print(table)
+    optional("rich.console", "train").Console().print(table)
 
 
 def use_compilation_cache() -> None:

@@ -4,6 +4,11 @@ A bundle is a network with its weights and all that its images need before it: `
 that `save_bundle` wrote, or of published weights. `PhotoDetector` finds what it was trained on in images of any size.
 """
 
+# ruff: noqa: E402 - what is missing is named before anything fails for want of it
+from jaxface.extras import need
+
+need("inference", "cv2", "orbax.checkpoint", "safetensors")
+
 from jaxface.inference.bundle import (
     DetectorBundle,
     bundle_description,

@@ -125,7 +125,7 @@ def test_detectors_give_their_arrays_in_order(tmp_path):
     for name in DETECTORS.names():
         detector = create_detector(name, **fields.get(name, {}))
         session = check(detector.module, 64, tmp_path / f"{name}.onnx", batch=1)
-        assert [value.name for value in session.get_outputs()][0] in ("embedding", "output_0")
+        assert session.get_outputs()[0].name in ("embedding", "output_0")
 
 
 @pytest.mark.slow

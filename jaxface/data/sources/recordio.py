@@ -19,6 +19,7 @@ import math
 import os
 import pathlib
 import struct
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +44,8 @@ _LENGTH = (1 << 29) - 1
 _STAND_INS = 64  # records of a class that are tried for one that cannot be read
 _WASTE = 1 << 20  # parts that a scan may visit in vain before it stops looking back
 _log = logging.getLogger("jaxface.data")
+_OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)  # each where the system has it
+_SEEKING = threading.Lock()
 
 Read = Callable[[int, int], bytes]
 
@@ -233,6 +236,15 @@ def _index_lines(text: bytes) -> np.ndarray:
     return rows
 
 
+def _read_at(descriptor: int, count: int, offset: int) -> bytes:
+    """`os.pread`; where the system has none, a seek and a read that no other thread comes between."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, count, offset)
+    with _SEEKING:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, count)
+
+
 class RecordFile:
     """Random access to the records of a file, from any number of threads and processes; may be pickled.
 
@@ -285,15 +297,15 @@ class RecordFile:
 
     def _open(self) -> None:
         try:
-            self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = os.open(self.path, os.O_RDONLY | _OPEN_FLAGS)
             self._close = weakref.finalize(self, os.close, self._fd)
             self._size = os.fstat(self._fd).st_size
-            os.pread(self._fd, 1, 0)  # a folder opens, but does not read
+            _read_at(self._fd, 1, 0)  # a folder opens, but does not read
         except OSError as error:
             raise UserError(f"path: needs a .rec file; got {self.path}: {error.strerror}") from error
 
     def _pread(self, offset: int, count: int) -> bytes:
-        return os.pread(self._fd, count, offset)
+        return _read_at(self._fd, count, offset)
 
     def __len__(self) -> int:
         return len(self.offsets)

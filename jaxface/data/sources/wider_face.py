@@ -17,6 +17,7 @@ from jaxface.data.sources.annotated import (
     unknown_landmarks,
 )
 from jaxface.errors import UserError
+from jaxface.extras import optional
 from jaxface.paths import local_path, name_text
 
 SUBSETS = ("easy", "medium", "hard")
@@ -107,8 +108,7 @@ def kept_faces(path: pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: no such file, or no such list in it.
     """
-    from scipy.io import loadmat
-
+    loadmat = optional("scipy.io", "detection").loadmat
     data = read_text("lists", path, limit=MOST_UNPACKED)
     try:
         _check_mat("lists", data, path)
