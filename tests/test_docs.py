@@ -5,7 +5,6 @@ import pathlib
 import re
 
 import pytest
-import yaml
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [
@@ -130,11 +129,3 @@ def test_studies_are_those_of_the_page(page):
     assert all((folder / f"{study}{suffix}").is_file() for study in tables for suffix in (".json", ".png"))
     linked = re.findall(r"\.\./studies/(\w+)/([\w-]+)\.md", page.read_text("utf-8"))
     assert {slug for slug, _ in linked} == {page.stem} and {study for _, study in linked} == tables
-
-
-def test_the_citation_parses():
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
-    assert citation["cff-version"] == "1.2.0" and citation["title"] == "jaxface"
-    assert citation["license"] == "Apache-2.0" and citation["message"]
-    assert citation["authors"] == [{"name": "The jaxface developers"}]
-    assert f'version="{citation["version"]}"' in (ROOT / "setup.py").read_text("utf-8")

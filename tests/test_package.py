@@ -216,7 +216,9 @@ def test_every_module_imports_and_every_public_name_is_there(name):
 
 def test_packages_are_attributes_of_jaxface():
     assert set(jaxface.__all__) <= set(dir(jaxface))
-    packages = {path.stem for path in (ROOT / "jaxface").iterdir() if path.stem.isidentifier()} - {"__init__"}
+    packages = {path.stem for path in (ROOT / "jaxface").iterdir() if path.suffix in ("", ".py")} - {
+        "__init__"
+    }
     assert packages - {"__pycache__"} <= set(jaxface.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'attic'"):
         _ = jaxface.attic

@@ -60,7 +60,9 @@ def verify(embeddings, labels, *, pairs: PairChoice = None, seed: int = 0) -> di
         "verification/eer": equal_error_rate(genuine, impostor).eer,
     }
     points = tar_at_far(genuine, impostor, list(FARS.values()))
-    for name, tar, resolvable in zip(FARS, points.tar, points.resolvable, strict=True):
+    for name, tar, resolvable in zip(
+        FARS, np.atleast_1d(points.tar), np.atleast_1d(points.resolvable), strict=True
+    ):
         if resolvable:
             report[f"verification/tar@{name}"] = float(tar)
     return report
@@ -118,7 +120,9 @@ def report_scores(scores, pairs: Pairs, groups=None) -> dict[str, float]:
     points = tar_at_far(genuine, impostor, list(rates.values()))
     report = {
         f"tar@{name}": float(tar)
-        for name, tar, resolvable in zip(rates, points.tar, points.resolvable, strict=True)
+        for name, tar, resolvable in zip(
+            rates, np.atleast_1d(points.tar), np.atleast_1d(points.resolvable), strict=True
+        )
         if resolvable
     }
     report["eer"] = equal_error_rate(genuine, impostor).eer
