@@ -205,7 +205,9 @@ def test_hair_lifts_the_surface_outwards_above_its_line(resting):
     assert length.max() <= 20.01 and length[front & (np.asarray(y) > 95)].min() > 19
     assert length[front & (np.asarray(y) < 30)].max() < 0.1
     assert (np.sum(moved * np.stack([x, y, z], -1), axis=-1) >= 0).all()
-    assert styling.hairline(style, 0.0, 0.0) == 60 and styling.hairline(style, 1.0, 70.0) == pytest.approx(-10)
+    assert styling.hairline(style, 0.0, 0.0) == 60 and styling.hairline(style, 1.0, 70.0) == pytest.approx(
+        -10
+    )
     slanted = style.replace(hair=style.hair.at[4].set(0.2).at[5].set(9.0))
     assert styling.hairline(slanted, 0.0, 10.0) == pytest.approx(62)
     assert styling.hairline(slanted, 0.0, -50.0) == pytest.approx(60 - 10 + 9)
