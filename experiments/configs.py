@@ -36,6 +36,8 @@ class Run:
     """jit over a mesh of all devices, or pmap."""
     model_shards: Annotated[int, AtLeast(1)] = 1
     """With jit: over how many devices the class prototypes are sharded; the others share the batch."""
+    shard: training.Shard = "none"
+    """With jit: fsdp spreads every large parameter and the optimizer's state over the devices that share the batch."""
     cadence: training.Cadence = training.Cadence()
     """How often to log, evaluate and save."""
     quiet: bool = False
@@ -54,7 +56,7 @@ class Run:
     """Index of this process, from 0, with `coordinator`."""
 
 
-_WHERE = ("workdir", "quiet", "writers", "project", "profile", "coordinator", "processes", "process")
+_WHERE = ("workdir", "shard", "quiet", "writers", "project", "profile", "coordinator", "processes", "process")
 # Fields of Run that say where it runs and who is told, not what it does.
 
 

@@ -48,7 +48,7 @@ def prepare(method: str, config, run: configs.Run) -> Prepared:
     from jaxface import training
     from jaxface.checks import check_fields
 
-    parallel = training.make_parallel(run.parallel, model_shards=run.model_shards)
+    parallel = training.make_parallel(run.parallel, model_shards=run.model_shards, shard=run.shard)
     check_fields(run)
     training.check_batch_size(parallel, config.batch_size, accumulate=getattr(config, "accumulate", 1))
     workdir = pathlib.Path("runs") / method if run.workdir is None else run_path("workdir", run.workdir)

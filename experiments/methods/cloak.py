@@ -18,7 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.recipes.heads import HeadSpec
-from experiments.recipes.recognition import Recipe, check_trained, load, network, recognition_stage
+from experiments.recipes.recognition import (
+    Recipe,
+    check_no_packs,
+    check_trained,
+    load,
+    network,
+    recognition_stage,
+)
 from experiments.recipes.teachers import TeacherSpec, teacher_stage
 from jaxface import attacks, axes, training
 from jaxface import data as inputs
@@ -158,6 +165,8 @@ def check(config: Config) -> None:
     """Raises UserError for what can be refused before any data is opened."""
     if config.surrogate is None:
         config.head.check()
+    else:
+        check_no_packs(config, f"surrogate takes that of {config.surrogate}")
     if not config.targets:
         raise UserError("targets: needs at least one network to try the masks on, got none")
     config.cloak.check(config.photos)

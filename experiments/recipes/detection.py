@@ -16,6 +16,7 @@ from jaxface.checks import AtLeast, NonNegative, Positive, ProperFraction
 from jaxface.errors import UserError
 from jaxface.interop.architecture import abstract_variables
 from jaxface.interop.state_dict import check_variables
+from jaxface.layers.remat import Remat
 from jaxface.models.detection import Detector, RetinaFace, init_variables
 from jaxface.models.detection.retinaface import Pixels
 from jaxface.training.recognition import statistics
@@ -70,6 +71,8 @@ class DetectionRecipe:
     """What the stem sees: rgb in [-1, 1], or bgr in [0, 255] less a mean, as published weights to start from need it."""
     bfloat16: bool = False
     """Compute in bfloat16 (parameters, statistics, outputs and the loss stay float32)."""
+    remat: Remat = "none"
+    """What of the network the backward pass computes again instead of storing it: nothing, or each block; saves memory."""
     init_from: str | None = None
     """What to start from: a run of the same detector, a bundle, or published weights; a head for other classes starts afresh."""
     optimizer: training.Optimizer = training.adam(0.02, warmup=0.02)
@@ -104,6 +107,7 @@ def retinaface(recipe: DetectionRecipe, **changes) -> RetinaFace:
         point_weight=recipe.point_weight,
         pixels=recipe.pixels,
         bfloat16=recipe.bfloat16,
+        remat=recipe.remat,
     )
     return RetinaFace(**{**settings, **changes})
 
@@ -188,7 +192,10 @@ def detection_stage(
         return loss, ({**extra, **updated}, report)
 
     chosen = optimizer or recipe.optimizer
-    objective = training.Objective(loss_fn, chosen.build(steps))
+    objective = training.Objective(loss_fn, chosen.build(steps, network=("detector", detector.module)))
+    if chosen.rates or chosen.frozen:
+        shapes, _ = jax.eval_shape(lambda rng: init_variables(detector, rng, size), jax.random.key(0))
+        chosen.check_groups({"detector": shapes})
 
     def init(rng, previous):
         del previous
@@ -218,7 +225,9 @@ def detection_stage(
     return training.Stage(
         name=name,
         init=init,
-        step=training.gradient_step(objective, accumulate=recipe.accumulate, ema_decay=recipe.ema_decay),
+        step=training.gradient_step(
+            objective, accumulate=recipe.accumulate, ema_decay=recipe.ema_decay, frozen=chosen.held
+        ),
         batches=lambda state: open_batches(),
         steps=steps,
         evaluate=training.ObjectDetection(detector, split.held_out) if evaluate else None,

@@ -15,6 +15,7 @@ from experiments.recipes.teachers import TeacherSpec, teacher_stage
 from jaxface import data as inputs
 from jaxface import training
 from jaxface.layers.prototypes import l2_normalize
+from jaxface.training.distributed import on_host
 
 
 class FrozenEmbedding:
@@ -76,7 +77,7 @@ class FrozenEmbedding:
 
     def embed_once(self, extra: dict, source: inputs.Source) -> np.ndarray:
         """`embed` of a source that several stages ask for, remembered for the same network."""
-        leaves = jax.tree.leaves({**extra.get("teacher", {}), "prototypes": None})
+        leaves = jax.tree.leaves(on_host({**extra.get("teacher", {}), "prototypes": None}))
         key = id(source), *(float(np.asarray(leaf, np.float64).sum()) for leaf in leaves)
         if self._remembered[0] != key:
             self._remembered = (key, self.embed(extra, source))

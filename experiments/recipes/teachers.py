@@ -65,7 +65,9 @@ def teacher_stage(
         model = network(recipe, backbone=teacher.backbone, embedding=teacher.embedding)
         stage = recognition_stage(
             "teacher",
-            dataclasses.replace(recipe, init_from=init_from),
+            dataclasses.replace(
+                recipe, init_from=init_from, validate_packs=None
+            ),  # the packs are the student's
             split,
             model,
             teacher.head.build(),

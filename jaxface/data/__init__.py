@@ -5,6 +5,11 @@ and splits it, `batches` feeds the training and `evaluation_batches` the evaluat
 `jaxface.data.faces_builder`.
 """
 
+# ruff: noqa: E402 - what is missing is named before anything fails for want of it
+from jaxface.extras import need
+
+need("data", "absl", "cv2", "grain", "PIL")
+
 from jaxface.data.pipeline.batches import Batches, Relabeled, batches, corrupt_labels, evaluation_batches
 from jaxface.data.pipeline.buckets import BucketOrder, bucket_evaluation_batches, bucket_order
 from jaxface.data.pipeline.samplers import ClassUniform, Order, SuperclassUniform, class_means, superclasses
@@ -27,8 +32,10 @@ from jaxface.data.sources.folder import FolderSource
 from jaxface.data.sources.groups import JoinedGroups
 from jaxface.data.sources.ijb import TemplateSource
 from jaxface.data.sources.images import CorruptImage, decode_image, encode_image, fit_square
+from jaxface.data.sources.low_resolution_faces import ScfaceSource, TinyFaceSource
+from jaxface.data.sources.megaface import MegaFaceSource
 from jaxface.data.sources.objects import object_fields
-from jaxface.data.sources.packs import PackSource, read_bin, write_bin
+from jaxface.data.sources.packs import PackSource, open_packs, read_bin, write_bin
 from jaxface.data.sources.recordio import IRHeader, RecordFile, RecordIOFaces, RecordWriter, write_record
 from jaxface.data.sources.source import Record, Source, Subset, WithFields, split_identities
 from jaxface.data.sources.tfds_source import TfdsSource
@@ -36,6 +43,7 @@ from jaxface.data.sources.vectors import VectorSource, read_embeddings
 from jaxface.data.sources.voc import voc
 from jaxface.data.sources.wider_face import wider_face
 from jaxface.data.specs.base import KINDS, DataSpec, Split, load, load_all
+from jaxface.data.specs.benchmarks import Ijb, MegaFace, Scface, TinyFace
 from jaxface.data.specs.bundled_sets import DigitHalves, Digits, Lfw, LfwPatches, LfwSubset, Olivetti
 from jaxface.data.specs.canvases import DigitCanvas
 from jaxface.data.specs.detection_sets import Coco, Fddb, Scenes, Voc, WiderFace
@@ -52,9 +60,12 @@ from jaxface.data.synthetic.procedural_vectors import procedural_vectors
 from jaxface.data.synthetic.shortcut_digits import SHORTCUT, shortcut_digits
 from jaxface.data.synthetic.virtual_people import gaussian_people, mixed_people
 from jaxface.data.transforms.alignment import (
+    TEMPLATES,
     align_face,
+    align_faces,
     estimate_similarity,
     five_from_68,
+    named_template,
     template,
     umeyama,
     warp_affine,
@@ -75,6 +86,7 @@ __all__ = [
     "KINDS",
     "RGBD_CORRUPTIONS",
     "SHORTCUT",
+    "TEMPLATES",
     "AnnotatedSource",
     "ArraySource",
     "Augment",
@@ -99,11 +111,14 @@ __all__ = [
     "FolderSource",
     "GroupFolders",
     "IRHeader",
+    "Ijb",
     "JoinedGroups",
     "Lfw",
     "LfwPatches",
     "LfwSubset",
     "LowResolution",
+    "MegaFace",
+    "MegaFaceSource",
     "ObjectAugment",
     "ObjectAugmentation",
     "Olivetti",
@@ -126,6 +141,8 @@ __all__ = [
     "SceneSource",
     "SceneVariation",
     "Scenes",
+    "Scface",
+    "ScfaceSource",
     "ShortcutDigits",
     "Source",
     "Split",
@@ -134,6 +151,8 @@ __all__ = [
     "TemplateSource",
     "Tfds",
     "TfdsSource",
+    "TinyFace",
+    "TinyFaceSource",
     "TonedFaces",
     "Variation",
     "VectorSource",
@@ -141,6 +160,7 @@ __all__ = [
     "WiderFace",
     "WithFields",
     "align_face",
+    "align_faces",
     "augment_depth",
     "batches",
     "bucket_evaluation_batches",
@@ -171,9 +191,11 @@ __all__ = [
     "low_resolution",
     "mirror_some",
     "mixed_people",
+    "named_template",
     "nose_depth",
     "object_fields",
     "olivetti",
+    "open_packs",
     "procedural_images",
     "procedural_vectors",
     "read_bin",

@@ -2,8 +2,13 @@
 
 A bundle is a network with its weights and all that its images need before it: `open_recognizer` and `open_detector` make one of a
 run, of a folder that `save_bundle` wrote, or of published weights. `PhotoDetector` finds what it was trained on in images of any
-size.
+size. A `Gallery` says who of the people in it, if anybody, an embedding is of.
 """
+
+# ruff: noqa: E402 - what is missing is named before anything fails for want of it
+from jaxface.extras import need
+
+need("inference", "cv2", "orbax.checkpoint", "safetensors")
 
 from jaxface.inference.bundle import (
     DetectorBundle,
@@ -19,14 +24,20 @@ from jaxface.inference.bundle import (
     save_bundle,
     save_weights,
 )
+from jaxface.inference.gallery import Gallery, Matches
 from jaxface.inference.letterbox import bucket_side, letterbox
 from jaxface.inference.photo_detector import PhotoDetections, PhotoDetector
+from jaxface.inference.pipeline import Faces, Pipeline
 
 __all__ = [
     "DetectorBundle",
     "EmbeddingNetwork",
+    "Faces",
+    "Gallery",
+    "Matches",
     "PhotoDetections",
     "PhotoDetector",
+    "Pipeline",
     "RecognizerBundle",
     "Threshold",
     "bucket_side",

@@ -31,6 +31,7 @@ import numpy as np
 from jaxface import interop, metrics, models
 from jaxface.checks import AtLeast, check_number
 from jaxface.data.sources.source import Source
+from jaxface.data.transforms.alignment import TEMPLATES
 from jaxface.errors import UserError
 from jaxface.interop.architecture import abstract_variables
 from jaxface.interop.files import optional
@@ -51,8 +52,6 @@ from jaxface.training.mirror import Mirror
 FORMAT = 1
 BUNDLE, WEIGHTS = "bundle.json", "weights.safetensors"
 COLORS = ("rgb", "bgr", "gray")
-ALIGNMENTS = ("arcface", "arcface_128", "sphereface")
-"""Names of the templates of `jaxface.data.transforms.alignment.named_template`."""
 _LARGEST_SIDE = 4096  # of the images of a network, pixels
 _LARGEST_JSON = 1 << 20  # bytes
 _DETECTOR_PART, _RECOGNIZER_PART = "detector", "backbone"  # of the parameters of a run
@@ -149,7 +148,7 @@ class RecognizerBundle(_Bundle):
       variables: {"params", "batch_stats"} of it.
       image_shape: (H, W, C) of the crops that it was trained on.
       color, mean, std: as in `EmbeddingNetwork`.
-      alignment: template that its crops are aligned to, one of `ALIGNMENTS`; None where nobody has said.
+      alignment: template that its crops are aligned to, one of `jaxface.data.TEMPLATES`; None where nobody has said.
       flip: whether an embedding is the sum of those of a crop and of its mirror image.
       threshold: recommended for verification; None where none was measured.
       license: of the weights, for people; None where it is not known.
@@ -707,7 +706,7 @@ def _reader(
 
         return make, detector.module, _PROBE
     alignment, flip = description.get("alignment"), description.get("flip", False)
-    need(alignment is None or alignment in ALIGNMENTS, f"an alignment of {', '.join(ALIGNMENTS)}, or null")
+    need(alignment is None or alignment in TEMPLATES, f"an alignment of {', '.join(TEMPLATES)}, or null")
     need(type(flip) is bool, "true or false as flip")
     threshold = description.get("threshold")
     if threshold is not None:

@@ -1,6 +1,7 @@
 """Weights in and out: PyTorch, safetensors and ONNX files of the same architectures, and StableHLO programs."""
 
-from jaxface.interop.onnx_graph import read_onnx, save_onnx
+from jaxface.interop.onnx_export import save_onnx
+from jaxface.interop.onnx_graph import read_onnx
 from jaxface.interop.program import load_stablehlo, save_stablehlo
 from jaxface.interop.state_dict import (
     from_state_dict,

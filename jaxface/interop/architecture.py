@@ -133,6 +133,13 @@ def abstract_variables(module: nn.Module, image_shape: tuple[int, int, int]) -> 
     )
 
 
+def has_chain(module: nn.Module) -> bool:
+    """Whether `architecture` knows the network: an `IResNet` with plain insightface blocks, or a `MobileFaceNet`."""
+    return isinstance(module, MobileFaceNet) or (
+        isinstance(module, IResNet) and module.block == "insightface" and not module.squeeze
+    )
+
+
 def architecture(module: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Layer, ...]:
     """The layers of a network, from image to embedding.
 
@@ -143,11 +150,11 @@ def architecture(module: nn.Module, image_shape: tuple[int, int, int]) -> tuple[
     Raises:
       UserError: another network.
     """
-    if isinstance(module, IResNet) and module.block == "insightface":
-        return _iresnet(module, image_shape)
-    if isinstance(module, MobileFaceNet):
-        return _mobilefacenet(module, image_shape)
-    kind = type(module).__name__ + (f" with {module.block} blocks" if isinstance(module, IResNet) else "")
+    if has_chain(module):
+        return (_mobilefacenet if isinstance(module, MobileFaceNet) else _iresnet)(module, image_shape)
+    kind = type(module).__name__
+    if isinstance(module, IResNet):
+        kind += f" with {module.block} blocks" + (" that squeeze" if module.squeeze else "")
     raise UserError(
         f"backbone: needs an IResNet with insightface blocks or a MobileFaceNet; got {kind}, which has no PyTorch names"
     )

@@ -1,4 +1,4 @@
-"""iResNet and MobileFaceNet as ONNX graphs: read whatever their exporter called things, and written.
+"""iResNet and MobileFaceNet as ONNX graphs: read whatever their exporter called things, and written under PyTorch's names.
 
 Initializers may have any names, and a norm after a convolution may be folded into it, as PyTorch's exporter does. So a graph
 is read along its edges, beside the layers of the network that it should be.
@@ -24,7 +24,7 @@ from jaxface.interop.architecture import (
     Residual,
     architecture,
 )
-from jaxface.interop.files import optional, replacing
+from jaxface.interop.files import optional
 from jaxface.interop.state_dict import difference, to_state_dict
 from jaxface.paths import local_path
 
@@ -64,15 +64,13 @@ def read_onnx(
     return reader.state
 
 
-def save_onnx(
-    path: str | pathlib.Path, module: nn.Module, variables: Mapping, image_shape: tuple[int, int, int]
-) -> None:
-    """Writes a network as an ONNX graph (opset 15) with PyTorch's names and layout.
+def chain_graph(module: nn.Module, variables: Mapping, image_shape: tuple[int, int, int]):
+    """A network of the published families as an `onnx.ModelProto` (opset 15) with PyTorch's names and layout.
 
         data [batch, C, H, W] float32 in [-1, 1] -> embedding [batch, E] float32, not normalized
 
     Raises:
-      UserError: variables of another network, or a file that cannot be written.
+      UserError: another network, or variables of one.
     """
     helper, numpy_helper = optional("onnx.helper"), optional("onnx.numpy_helper")
     layers = architecture(module, image_shape)
@@ -125,14 +123,12 @@ def save_onnx(
         [helper.make_tensor_value_info("embedding", float32, ["batch", module.embedding])],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
-    model = helper.make_model(
+    return helper.make_model(
         graph,
         producer_name="jaxface",
         ir_version=_IR_VERSION,
         opset_imports=[helper.make_opsetid("", _OPSET)],
     )
-    with replacing(path) as temporary:
-        temporary.write_bytes(model.SerializeToString())
 
 
 class _Graph:

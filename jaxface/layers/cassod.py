@@ -51,12 +51,13 @@ def cascade_shapes(
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UserError(f"{name}: needs an integer from 1, got {value!r}")
     width = outputs if middle is None else middle
-    return {
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {
         "ddp": {"a": (2, 2, inputs), "b": (2, 2, inputs), "pointwise": (inputs, outputs)},
         "dc": {"a": (2, 2, inputs), "b": (2, 2, inputs, outputs)},
         "cd": {"a": (2, 2, inputs, outputs), "b": (2, 2, outputs)},
         "cc": {"a": (2, 2, inputs, width), "b": (2, 2, width, outputs)},
-    }[kind]
+    }
+    return shapes[kind]
 
 
 def cascaded_dilated_conv(
@@ -96,6 +97,12 @@ def cascaded_dilated_conv(
 
     Raises:
       KernelError: shapes, types or names that do not fit. UserError: an unknown kind or φ, or a "cd" that does not fit.
+
+    Example:
+      >>> filters = {name: jnp.ones(shape) for name, shape in cascade_shapes("dc", 8, 16).items()}
+      >>> x = jnp.zeros((1, 12, 12, 8))
+      >>> jax.eval_shape(lambda x: cascaded_dilated_conv(x, **filters, kind="dc", dilation=2), x).shape
+      (1, 12, 12, 16)
     """
     if activation not in CASCADE_ACTIVATIONS:
         raise UserError(f"activation: needs one of {', '.join(CASCADE_ACTIVATIONS)}, got {activation!r}")
@@ -145,6 +152,12 @@ class CascadedDilatedConv(nn.Module):
 
     Raises:
       UserError, KernelError: an argument out of its range, or an input that is no floating [B, H, W, C].
+
+    Example:
+      >>> layer, x = CascadedDilatedConv(16, dilation=2), jnp.zeros((1, 12, 12, 8))
+      >>> y, variables = jax.eval_shape(lambda x: layer.init_with_output(jax.random.key(0), x, train=False), x)
+      >>> y.shape, {name: leaf.shape for name, leaf in variables["params"].items() if name in "ab"}
+      ((1, 12, 12, 16), {'a': (2, 2, 8), 'b': (2, 2, 8, 16)})
     """
 
     features: int
@@ -172,7 +185,7 @@ class CascadedDilatedConv(nn.Module):
             for name, shape in shapes.items()
         }
         x = x.astype(self.dtype)
-        options = {"kind": self.kind, "dilation": self.dilation, "padding": self.padding}
+        options: dict[str, Any] = {"kind": self.kind, "dilation": self.dilation, "padding": self.padding}
         options |= {"activation": self.activation, "slope": self.slope}
         bias = None
         if self.norm == "none":
@@ -243,7 +256,7 @@ class FusedCascade:
             self.a,
             self.b,
             self.pointwise,
-            kind=self.kind,
+            kind=self.kind,  # ty: ignore[invalid-argument-type] - checked where the layer was made
             dilation=self.dilation,
             mid_bias=self.mid_bias,
             activation=self.activation,
@@ -268,6 +281,13 @@ def fuse_cascade(module: CascadedDilatedConv, variables: dict) -> FusedCascade:
 
     Raises:
       UserError: variables of another layer.
+
+    Example:
+      >>> layer, x = CascadedDilatedConv(4), jnp.ones((1, 4, 4, 2))
+      >>> variables = layer.init(jax.random.key(0), x, train=False)
+      >>> fused = fuse_cascade(layer, variables)
+      >>> bool(jnp.allclose(fused(x), layer.apply(variables, x, train=False), atol=1e-5))
+      True
     """
     params, statistics = variables["params"], variables.get("batch_stats", {})
     wanted = {"none": set(), "last": {"norm"}, "both": {"norm", "mid_norm"}}[module.norm]
@@ -299,7 +319,12 @@ def fuse_cascade(module: CascadedDilatedConv, variables: dict) -> FusedCascade:
 
 
 def stage_ratio(params: dict) -> jax.Array:
-    """‖a‖ / ‖b‖ of a cascade's parameters, float32: nothing but weight decay or normalization holds it where it is."""
+    """‖a‖ / ‖b‖ of a cascade's parameters, float32: nothing but weight decay or normalization holds it where it is.
+
+    Example:
+      >>> float(stage_ratio({"a": jnp.array([3.0, 4.0]), "b": jnp.array([1.0])}))
+      5.0
+    """
     return jnp.linalg.norm(params["a"].ravel()) / jnp.linalg.norm(params["b"].ravel())
 
 

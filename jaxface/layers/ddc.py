@@ -91,6 +91,11 @@ class DDCLayer(nn.Module):
 
     Raises:
       UserError: an even filter, d < 1, or a stride together with a dilation.
+
+    Example:
+      >>> layer, x = DDCLayer(16, dilation=2), jnp.zeros((1, 12, 12, 8))
+      >>> jax.eval_shape(layer.init_with_output, jax.random.key(0), x)[0].shape
+      (1, 12, 12, 16)
     """
 
     features: int
@@ -172,9 +177,9 @@ class FusedDDC(flax.struct.PyTreeNode):
 
     def __call__(self, x: jax.Array, *, implementation: str | None = None) -> jax.Array:
         """x [N, H, W, C] float32 or bfloat16 -> [N, ⌈H/stride⌉, ⌈W/stride⌉, O]; `implementation` as the kernels take it."""
-        middle = {0.0: {"activation": "relu"}, 1.0: {}}.get(
-            self.middle_slope, {"activation": "prelu", "slope": self.middle_slope}
-        )
+        middle: dict[str, Any] = {"activation": "prelu", "slope": self.middle_slope}
+        if self.middle_slope in (0.0, 1.0):
+            middle = {"activation": "relu"} if self.middle_slope == 0 else {}
         y = dilated_conv.depthwise_conv(
             x,
             self.depthwise,
@@ -200,6 +205,12 @@ def fuse_ddc(layer: DDCLayer, variables: Mapping) -> FusedDDC:
 
     Returns:
       A layer with the outputs of `layer.apply(variables, x, train=False)`.
+
+    Example:
+      >>> layer, x = DDCLayer(4), jnp.ones((1, 4, 4, 2))
+      >>> variables = layer.init(jax.random.key(0), x)
+      >>> bool(jnp.allclose(fuse_ddc(layer, variables)(x), layer.apply(variables, x), atol=1e-5))
+      True
     """
     params, stats = variables["params"], variables.get("batch_stats", {})
 

@@ -154,10 +154,9 @@ def backtrack(
     check_kind("variant", variant, VARIANTS)
     if variant == "paper":
         return kernel + recurrence * drelu(kernel, mask)
-    if jnp.shape(last_gradient) != kernel.shape:
-        raise UserError(
-            f"last_gradient: needs shape {kernel.shape}, as the kernel; got {jnp.shape(last_gradient)}"
-        )
+    if last_gradient is None or last_gradient.shape != kernel.shape:
+        given = None if last_gradient is None else last_gradient.shape
+        raise UserError(f"last_gradient: needs shape {kernel.shape}, as the kernel; got {given}")
     return kernel - recurrence * drelu(jax.lax.stop_gradient(last_gradient), mask)
 
 
@@ -285,6 +284,11 @@ class RBOConv(nn.Module):
 
     Raises:
       UserError: a field out of its range, an input that is not [B, H, W, C], or a last gradient of another shape.
+
+    Example:
+      >>> layer, x = RBOConv(8), jnp.zeros((1, 6, 6, 4))
+      >>> jax.eval_shape(layer.init_with_output, jax.random.key(0), x)[0].shape
+      (1, 6, 6, 8)
     """
 
     features: int

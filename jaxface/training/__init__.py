@@ -1,5 +1,10 @@
 """State, stages, the loop, parallelism, checkpoints and records of a run."""
 
+# ruff: noqa: E402 - what is missing is named before anything fails for want of it
+from jaxface.extras import need
+
+need("train", "cattrs", "matplotlib", "orbax.checkpoint", "rich", "tensorboardX")
+
 from jaxface.training.checkpoints import Checkpoints, checkpoint_steps, restore_metrics, restore_params
 from jaxface.training.distributed import start_processes, together
 from jaxface.training.evaluations.aligned_verification import (
@@ -17,13 +22,15 @@ from jaxface.training.evaluations.group_fairness import GroupFairness, PackFairn
 from jaxface.training.evaluations.nearest_prototype import NearestPrototype
 from jaxface.training.evaluations.object_detection import ObjectDetection
 from jaxface.training.evaluations.pair_verification import Verification, verification_figures
+from jaxface.training.evaluations.protocols import PackVerification, check_source, evaluate_source
 from jaxface.training.evaluations.rgbd_identification import RgbdIdentification, projected
 from jaxface.training.evaluations.route_hardness import RouteHardness
 from jaxface.training.evaluations.sign_flips import sign_flips
+from jaxface.training.frozen import Frozen
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
 from jaxface.training.map_source import map_source
 from jaxface.training.optimizer import Optimizer, adam, decay_mask, sgd
-from jaxface.training.parallel import JitParallel, Mode, PmapParallel, check_batch_size, make_parallel
+from jaxface.training.parallel import JitParallel, Mode, PmapParallel, Shard, check_batch_size, make_parallel
 from jaxface.training.prototypes import prototype_loss, prototype_rows
 from jaxface.training.recognition import (
     Recognizer,
@@ -84,6 +91,7 @@ __all__ = [
     "Diverged",
     "Evaluations",
     "Figures",
+    "Frozen",
     "FrozenNetwork",
     "GroupAttention",
     "GroupFairness",
@@ -96,6 +104,7 @@ __all__ = [
     "Optimizer",
     "Outcome",
     "PackFairness",
+    "PackVerification",
     "PmapParallel",
     "ProfiledSteps",
     "Recognizer",
@@ -107,6 +116,7 @@ __all__ = [
     "RgbdPairs",
     "Route",
     "RouteHardness",
+    "Shard",
     "Stage",
     "SupportSet",
     "Teacher",
@@ -119,6 +129,7 @@ __all__ = [
     "check_backbone",
     "check_batch_size",
     "check_same_network",
+    "check_source",
     "check_steps",
     "check_workdir",
     "checkpoint_steps",
@@ -129,6 +140,7 @@ __all__ = [
     "embed_source",
     "embed_templates",
     "equal_epoch_anchors",
+    "evaluate_source",
     "example_keys",
     "fitted_support",
     "give_up_workdir",

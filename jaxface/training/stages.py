@@ -21,9 +21,8 @@ from jaxface.training.workdir import STAGE_NAME
 State = Any  # any pytree of arrays; `jaxface.training.TrainState` for a plain method
 Metrics = dict[str, jax.Array]
 HostBatch = dict[str, np.ndarray]
-Figures = Mapping[
-    str, Callable[[pathlib.Path], pathlib.Path]
-]  # name -> function that draws the figure to a path
+Figures = Mapping[str, Callable[[pathlib.Path], pathlib.Path]]
+"""Name of a figure -> function that draws it to a path, and returns the path."""
 Evaluation = Callable[[State], dict[str, float]]  # one with figures has a method `figures(state) -> Figures`
 
 

@@ -62,6 +62,15 @@ def published(module, variables, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def perceptron(tmp_path_factory):
+    folder, module = tmp_path_factory.mktemp("mlp") / "bundle", models.create("mlp_8", embedding=4)
+    variables = module.init(jax.random.key(0), np.zeros((1, *SHAPE), np.float32), train=False)
+    bundle = inference.RecognizerBundle(module=module, variables=variables, image_shape=SHAPE)
+    inference.save_bundle(folder, bundle)
+    return folder
+
+
 def same(first, second):
     jax.tree.map(np.testing.assert_array_equal, dict(first), dict(second))
 
@@ -142,17 +151,18 @@ def test_published_weights_become_a_bundle(published, variables, tmp_path, capsy
         ("export {run} --bundle {tmp}/x --pixels", "pixels: only stablehlo takes them; a bundle"),
         ("export {run} --format onnx --out {tmp}/a/b", "out: cannot write"),
         ("export {file} --best --bundle {tmp}/x", "best: needs a run"),
-        ("export {detector} --format onnx --out {tmp}/x", "needs safetensors or a bundle for a detector; got onnx"),
+        ("export {detector} --format stablehlo --out {tmp}/x", "safetensors, onnx or a bundle for a detector; got stablehlo"),
+        ("export {mlp} --format safetensors --out {tmp}/x", "got MLP, which has no PyTorch names"),
     ],
 )  # fmt: skip
 def test_refusals_are_one_line_and_leave_nothing(
-    run, detector_run, published, tmp_path, capsys, arguments, words
+    run, detector_run, published, perceptron, tmp_path, capsys, arguments, words
 ):
     full, empty = tmp_path / "full", tmp_path / "empty"
     full.mkdir(), empty.mkdir()
     for suffix in ("pth", "onnx"):
         (full / f"text.{suffix}").write_text("not a file of weights")
-    places = dict(file=published, tmp=empty, full=full, run=run, detector=detector_run)
+    places = dict(file=published, tmp=empty, full=full, run=run, detector=detector_run, mlp=perceptron)
     with pytest.raises(SystemExit) as caught:
         cli.main([word.format(**places) for word in arguments.split()])
     said = capsys.readouterr().err

@@ -16,7 +16,7 @@ from jaxface.errors import UserError
 
 def test_a_bundle_of_a_run_stands_for_it(finished, photographs, tmp_path):
     run = inference.open_recognizer(finished)
-    assert run.flip and run.alignment == "arcface" and run.origin == "trained on 8 rendered people"
+    assert run.flip and run.alignment == "arcface" and run.origin == "trained on rendered 8x4"
     inference.save_bundle(tmp_path / "bundle", run)
     metrics = []
     for place in (finished, tmp_path / "bundle"):

@@ -5,7 +5,8 @@
     jaxface export RUN --format onnx --out FILE            a graph for other runtimes
     jaxface export RUN --format stablehlo --out FILE       a program, with any number of images
 
-RUN is the work directory of a run, the folder of a bundle or published weights. Detectors have no ONNX and no StableHLO.
+RUN is the work directory of a run, the folder of a bundle or published weights. An ONNX graph of a detector takes images of the
+size that it was trained on; detectors have no StableHLO.
 """
 
 import argparse
@@ -68,7 +69,12 @@ def main(arguments: list[str]) -> None:
     elif options.format == "safetensors":
         inference.save_weights(out, bundle)
     elif isinstance(bundle, inference.DetectorBundle):
-        raise UserError(f"format: needs safetensors or a bundle for a detector; got {options.format}")
+        if options.format != "onnx":
+            raise UserError(
+                f"format: needs safetensors, onnx or a bundle for a detector; got {options.format}"
+            )
+        side = -(-bundle.image_size // bundle.detector.stride) * bundle.detector.stride
+        interop.save_onnx(out, bundle.detector.module, bundle.variables, (side, side, 3))
     elif options.format == "onnx":
         interop.save_onnx(out, bundle.module, bundle.variables, bundle.image_shape)
     else:

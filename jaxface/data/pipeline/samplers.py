@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxface.checks import AtLeast, Integers, check_number, index_array, integer_array, real_array
 from jaxface.errors import UserError
+from jaxface.extras import optional
 
 
 class Order(Protocol):
@@ -134,6 +135,10 @@ def class_means(embeddings: np.ndarray, labels: np.ndarray, classes: int) -> np.
 
     Raises:
       ValueError: shapes disagree, or a label that is no class. UserError: empty or not finite.
+
+    Example:
+      >>> class_means(np.array([[2.0, 0.0], [0.0, 3.0], [0.0, 1.0]]), np.array([0, 1, 1]), 3).tolist()
+      [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
     """
     embeddings = real_array("embeddings", embeddings, ndim=2).astype(np.float64)
     labels = index_array("labels", labels, len(embeddings), classes)
@@ -156,9 +161,14 @@ def superclasses(features: np.ndarray, count: int, *, seed: int) -> np.ndarray:
 
     Raises:
       UserError: `count` out of its range, or a feature that is not finite.
+
+    Example:
+      >>> groups = superclasses(np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), 2, seed=0)
+      >>> bool(groups[0] == groups[1]), bool(groups[0] == groups[2])
+      (True, False)
     """
-    from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
+    KMeans = optional("sklearn.cluster", "sets").KMeans
+    threadpool_limits = optional("threadpoolctl", "sets").threadpool_limits
 
     check_number("superclasses", count, Integers(1, len(features)))
     if not np.isfinite(features).all():

@@ -129,6 +129,11 @@ def decode_image(encoded: Encoded | str | os.PathLike) -> np.ndarray:
         `MAX_ENCODED`, or a header that claims more pixels than so few bytes can hold; a path without a file.
       UserError: an address that cannot be reached, which says nothing of the image.
       TypeError: neither bytes nor a path.
+
+    Example:
+      >>> pixels = np.full((4, 6, 3), 128, np.uint8)
+      >>> decode_image(encode_image(pixels)).shape
+      (4, 6, 3)
     """
     if not isinstance(encoded, str | os.PathLike):
         encoded = encoded_bytes(encoded)
@@ -163,6 +168,10 @@ def encode_image(pixels: np.ndarray, *, encoding: Literal["png", "jpeg"] = "png"
 
     Raises:
       ValueError: pixels of another type or shape, or another encoding. UserError: a quality out of its range.
+
+    Example:
+      >>> encode_image(np.zeros((4, 6, 3), np.uint8))[:4]
+      b'\x89PNG'
     """
     check_bytes("pixels", pixels)
     if encoding not in ("png", "jpeg"):
@@ -220,6 +229,11 @@ def fit_square(pixels: np.ndarray, size: int, *, fit: Fit = "pad") -> np.ndarray
 
     Raises:
       ValueError: another shape, a dtype that OpenCV does not resize, or another fit. UserError: a size below 1.
+
+    Example:
+      >>> portrait = np.zeros((112, 92, 3), np.uint8)
+      >>> fit_square(portrait, 64).shape
+      (64, 64, 3)
     """
     _check_fit(size, fit)
     if pixels.ndim not in (2, 3) or pixels.dtype not in _RESIZED or 0 in pixels.shape:

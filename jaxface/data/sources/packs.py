@@ -323,3 +323,34 @@ class PackSource:
     def __getitem__(self, index: int) -> Record:
         image = fit_square(decode_image(self._images[index]), self._size, fit=self._fit)
         return {"image": image, "label": self.labels[index]}
+
+
+def open_packs(
+    folder: str | os.PathLike, *, image_size: int = 112, fit: Fit = "crop", argument: str = "packs"
+) -> dict[str, PackSource]:
+    """Every `.bin` of a folder by its name without the suffix, in their order; other files and folders are of no concern.
+
+    Args:
+      folder: with the packs.
+      image_size, fit: as `PackSource`.
+      argument: what a refusal calls the folder.
+
+    Raises:
+      UserError: no such folder, no pack in it, or one that `PackSource` refuses.
+    """
+    folder = local_path(argument, folder)
+    try:
+        paths = sorted(p for p in folder.iterdir() if p.suffix == ".bin" and not p.name.startswith("."))
+    except OSError as error:
+        raise UserError(
+            f"{argument}: needs a folder with .bin packs; got {name_text(folder)}: {error.strerror}"
+        ) from None
+    if not paths:
+        raise UserError(f"{argument}: needs a folder with .bin packs; {name_text(folder)} has none")
+    packs = {}
+    for path in paths:
+        try:
+            packs[name_text(path.stem)] = PackSource(path, image_size=image_size, fit=fit)
+        except UserError as error:
+            raise UserError(f"{argument}: {str(error).partition(': ')[2]}") from None
+    return packs

@@ -44,6 +44,8 @@ _LENGTH = (1 << 29) - 1
 _STAND_INS = 64  # records of a class that are tried for one that cannot be read
 _WASTE = 1 << 20  # parts that a scan may visit in vain before it stops looking back
 _log = logging.getLogger("jaxface.data")
+_OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)  # each where the system has it
+_SEEKING = threading.Lock()
 
 Read = Callable[[int, int], bytes]
 
@@ -251,6 +253,15 @@ class SeekableFile:
         self._file.close()
 
 
+def _read_at(descriptor: int, count: int, offset: int) -> bytes:
+    """`os.pread`; where the system has none, a seek and a read that no other thread comes between."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, count, offset)
+    with _SEEKING:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, count)
+
+
 _OPENED = ("_fd", "_reader", "_size", "_close")  # of a RecordFile, made anew where it is unpickled
 
 
@@ -313,10 +324,10 @@ class RecordFile:
                     self._size = file_size(self.path)
                 self._close = weakref.finalize(self, self._reader.close)
                 return
-            self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = os.open(self.path, os.O_RDONLY | _OPEN_FLAGS)
             self._close = weakref.finalize(self, os.close, self._fd)
             self._size = os.fstat(self._fd).st_size
-            os.pread(self._fd, 1, 0)  # a folder opens, but does not read
+            _read_at(self._fd, 1, 0)  # a folder opens, but does not read
         except OSError as error:
             raise UserError(f"path: needs a .rec file; got {self.path}: {reason_of(error)}") from error
 
@@ -324,7 +335,7 @@ class RecordFile:
         if is_remote(self.path):
             with reaching(self.path):
                 return self._reader.read(offset, count)
-        return os.pread(self._fd, count, offset)
+        return _read_at(self._fd, count, offset)
 
     def __len__(self) -> int:
         return len(self.offsets)

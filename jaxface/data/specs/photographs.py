@@ -213,6 +213,6 @@ class Bin(DataSpec):
 
     def divide(self, *, image_size: int, seed: int) -> Split:
         raise UserError(
-            f"data: needs people to learn from; got pairs, {self.path}: evaluate on them with experiments.evaluate, "
+            f"data: needs people to learn from; got pairs, {self.path}: evaluate on them with jaxface evaluate, "
             "or with --data recordio --data.verification"
         )

@@ -33,14 +33,20 @@ def distractor_rank1(probes, labels, distractors, *, sizes: Sequence[int]) -> np
     Raises:
       ValueError: shapes disagree. UserError: no pair of one identity, a size outside [1, N], empty or not
         finite input.
+
+    Example:
+      >>> probes = np.array([[1.0, 0.0], [0.8, 0.6]])  # one person
+      >>> distractors = np.array([[0.0, 1.0], [0.95, 0.3]])
+      >>> distractor_rank1(probes, [5, 5], distractors, sizes=[1, 2]).tolist()
+      [1.0, 0.0]
     """
     probes, distractors, probe, mate = _prepared(probes, labels, distractors)
-    sizes = checks.integer_array("sizes", sizes)
-    if sizes.size == 0 or sizes.min() < 1 or sizes.max() > len(distractors):
-        raise UserError(f"sizes: needs numbers in [1, {len(distractors)}], got {sizes.tolist()}")
-    nearest = np.full((sizes.size, len(probes)), -np.inf, np.float32)
-    for rows, columns, scores in similarity_blocks(probes, distractors[: sizes.max()]):
-        for k, size in enumerate(sizes):
+    counts = checks.integer_array("sizes", sizes)
+    if counts.size == 0 or counts.min() < 1 or counts.max() > len(distractors):
+        raise UserError(f"sizes: needs numbers in [1, {len(distractors)}], got {counts.tolist()}")
+    nearest = np.full((counts.size, len(probes)), -np.inf, np.float32)
+    for rows, columns, scores in similarity_blocks(probes, distractors[: counts.max()]):
+        for k, size in enumerate(counts):
             inside = scores[:, : max(size - columns.start, 0)]
             if inside.size:
                 np.maximum(nearest[k, rows], inside.max(axis=1), out=nearest[k, rows])
@@ -61,6 +67,11 @@ def distractor_verification(probes, labels, distractors, fars, *, bins: int = 1 
 
     Raises:
       ValueError: shapes disagree. UserError: no pair of one identity, empty or not finite input.
+
+    Example:
+      >>> probes, distractors = np.array([[1.0, 0.0], [0.8, 0.6]]), np.array([[0.0, 1.0], [-1.0, 0.0]])
+      >>> float(distractor_verification(probes, [5, 5], distractors, 0.25).tar)
+      1.0
     """
     probes, distractors, probe, mate = _prepared(probes, labels, distractors)
     histogram = ScoreHistogram(bins=bins)

@@ -33,6 +33,11 @@ def open_set(embeddings, labels, *, seed: int = 0, most: int = 10_000) -> dict[s
     Raises:
       ValueError: shapes disagree, or no record may take part.
       UserError: an embedding that is not finite, no person with two records, or nobody else.
+
+    Example:
+      >>> embeddings = np.eye(4)[[0, 0, 1, 1, 2, 2, 3, 3]]
+      >>> open_set(embeddings, [0, 0, 1, 1, 2, 2, 3, 3])["identification/rank1"]
+      1.0
     """
     embeddings = checks.real_array("embeddings", embeddings, ndim=2)
     labels = checks.integer_array("labels", labels, len(embeddings))
@@ -57,7 +62,9 @@ def open_set(embeddings, labels, *, seed: int = 0, most: int = 10_000) -> dict[s
         scores, mate, np.asarray(similarity_matrix(unit[strangers[:most]], gallery)), list(FPIRS.values())
     )
     report = {"identification/rank1": rank_k(scores, mate)}
-    for name, rate, resolvable in zip(FPIRS, identification.tpir, identification.resolvable, strict=True):
+    for name, rate, resolvable in zip(
+        FPIRS, np.atleast_1d(identification.tpir), np.atleast_1d(identification.resolvable), strict=True
+    ):
         if resolvable:
             report[f"identification/tpir@{name}"] = float(rate)
     sizes = [10**k for k in range(1, 7) if 10**k <= len(strangers)]

@@ -63,7 +63,9 @@ class Tracking:
         for writer in self.writers:
             package, module = WRITERS[writer].package
             if importlib.util.find_spec(module) is None:
-                raise UserError(f"writers: {writer!r} needs the package {package}: pip install 'jaxface[tracking]'")
+                raise UserError(
+                    f"writers: {writer!r} needs the package {package}: pip install 'jaxface[tracking]'"
+                )
         if len(set(self.writers)) < len(self.writers):
             raise UserError(f"writers: needs each name once, got {' '.join(self.writers)}")
         if self.writers and not self.project.strip():
