@@ -6,14 +6,10 @@ A method is a module of `experiments.methods` with a frozen dataclass `Config` a
 import dataclasses
 import functools
 import importlib
-import pathlib
 import types
 from typing import Annotated, Any, get_origin
 
 import cattrs
-import flax.errors
-import jax
-import numpy as np
 import tyro
 from cattrs.preconf.json import make_converter
 from cattrs.v import format_exception
@@ -25,7 +21,7 @@ from jaxface.cli import console
 from jaxface.cli.flags import parse_flags, unset_data
 from jaxface.data.specs.base import KINDS, DataSpec
 from jaxface.errors import UserError
-from jaxface.paths import local_path, run_path
+from jaxface.paths import local_path
 from jaxface.registry import nearest
 from jaxface.training.stages import Stages
 
@@ -195,30 +191,3 @@ def build(method: str, config: Any) -> Stages:
     """
     check_fields(config)
     return method_module(method).build(config)
-
-
-def load_network(run: str | pathlib.Path, *, best: bool = False):
-    """The network of a run: (module, backbone parameters, extra, its Config).
-
-    Raises:
-      UserError: no run there, or its method has no embedding network.
-    """
-    run = run_path("run", run)
-    method, config, _ = from_dict(training.read_config(run))
-    module = method_module(method)
-    if not hasattr(module, "network"):
-        raise UserError(f"run: {method} in {run} has no embedding network to evaluate")
-    backbone, extra = training.backbone_checkpoint(run, best=best)
-    return module.network(config), backbone, extra, config
-
-
-def check_images(run: str | pathlib.Path, model, backbone, extra, shape: tuple[int, int, int]) -> None:
-    """Raises UserError unless the network of a run takes images of that shape."""
-    try:
-        jax.eval_shape(
-            functools.partial(model.apply, train=False),
-            training.network_variables(backbone, extra),
-            jax.ShapeDtypeStruct((1, *shape), np.float32),
-        )
-    except (flax.errors.FlaxError, ValueError, TypeError):
-        raise UserError(f"data: the network of {run} does not take images of shape {shape}") from None

@@ -13,8 +13,7 @@ import json
 import pathlib
 import sys
 
-from experiments import configs
-from jaxface import data, metrics, training
+from jaxface import data, inference, metrics, training
 from jaxface.cli import console, flags
 from jaxface.cli.console import show_metrics, use_compilation_cache
 from jaxface.data.transforms.resolution import check_sizes
@@ -26,7 +25,7 @@ from jaxface.paths import local_path
 def evaluate(
     run: str | pathlib.Path, source: data.Source, *, pairs=None, best: bool = False, seed: int = 0
 ) -> tuple[dict[str, float], training.Figures]:
-    """Verification metrics of a run's network on a source, and the figures that go with them.
+    """Verification metrics of a network, of a run or a bundle, on a source, and the figures that go with them.
 
     Raises:
       UserError: no run there, images that its network does not take, or pairs that the source does not have.
@@ -38,9 +37,7 @@ def evaluate(
             raise UserError(f"pairs: needs 'balanced' for data that comes with its own pairs, got {pairs!r}")
         pairs = official
     check_verification(source.labels, pairs, seed=seed)
-    model, backbone, extra, _ = configs.load_network(run, best=best)
-    configs.check_images(run, model, backbone, extra, source.image_shape)
-    embeddings = training.embed_source(model, backbone, extra, source)
+    embeddings = inference.open_recognizer(run, best=best).embed_source(source, flip=True)
     report = metrics.verify(embeddings, source.labels, pairs=pairs, seed=seed)
     return report, training.verification_figures(embeddings, source.labels, pairs=pairs, seed=seed)
 
@@ -79,7 +76,7 @@ def default_folder(run: str | pathlib.Path, description: dict[str, object]) -> p
 @console.exit_on_user_error
 def main(arguments: list[str] | None = None) -> None:
     parser = console.Arguments(prog="evaluate", description=__doc__, allow_abbrev=False)
-    parser.add_argument("run", help="work directory of a run")
+    parser.add_argument("run", help="work directory of a run, or folder of a bundle")
     parser.add_argument(
         "--data",
         default="rendered",
@@ -111,8 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
         choices["resolution"] = options.resolution
     description = evaluated(options.data, spec, **choices)
     out = default_folder(run, description) if options.out is None else local_path("out", options.out)
-    config = configs.load_network(run)[-1]
-    source = data.load_all(spec, image_size=config.image_size, seed=options.seed)
+    image_size = inference.open_recognizer(run, best=options.best).image_size
+    source = data.load_all(spec, image_size=image_size, seed=options.seed)
     if options.resolution is not None:
         check_sizes((options.resolution,), source.image_shape, name="resolution")
         source = data.LowResolution(source, options.resolution)

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from experiments import configs, launch, methods
-from jaxface import data, models
+from experiments import launch, methods
+from jaxface import data, inference, models
 from jaxface.errors import UserError
 from jaxface.registry import Registry
 
@@ -91,7 +91,7 @@ def test_one_of_each_from_a_file_of_its_own(entries, monkeypatch, tmp_path):
     launch.main(["plain", *flags.split(), "--augment.flip", "0", "--workdir", str(tmp_path / "run")])
     assert json.loads((tmp_path / "run/config.json").read_text())["config"]["data"] == {"kind": "all_digits"}
     assert json.loads((tmp_path / "run/results.json").read_text())["metrics"]["classification/accuracy"] >= 0
-    model, *_ = configs.load_network(tmp_path / "run")
+    model = inference.open_recognizer(tmp_path / "run").module
     assert type(model).__name__ == "MeanColor"
 
 

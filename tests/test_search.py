@@ -74,6 +74,16 @@ def test_ties_go_to_the_lower_index(block):
     np.testing.assert_array_equal(ids, [[1, 3, 4, 6, 0, 2, 5], [0, 2, 5, 1, 3, 4, 6]])
 
 
+@pytest.mark.parametrize(("length", "k"), [(64, 1), (1000, 3), (4999, 1), (4999, 5)])
+def test_chunks_give_the_positions_of_the_whole_row(length, k):
+    scores = np.random.default_rng(length).integers(0, 40, (50, length)).astype(np.float32)  # many ties
+    scores[:, ::3] = -np.inf
+    scores[0] = -np.inf
+    expected = by_sorting(scores, np.isfinite(scores), k)
+    best, positions = search._best_positions(jnp.asarray(scores), k)
+    same((best, jnp.where(jnp.isneginf(best), -1, positions)), expected)
+
+
 def by_distance(queries, candidates):
     """Minus the squared distance, times the candidate's weight."""
     points, weights = candidates["points"], candidates["weights"]

@@ -224,7 +224,9 @@ def pretraining(config: Config, split: inputs.Split) -> tuple[list[training.Stag
         step = stage.step
         if name == "depth" and config.depth_noise and step is not None:
             step = training.with_depth_noise(step)
-        stages.append(dataclasses.replace(stage, name=name, step=step))
+        # The run is opened as a recognizer of photographs.
+        described = stage.description if name == "rgb" else None
+        stages.append(dataclasses.replace(stage, name=name, step=step, description=described))
         teachers.append(dataclasses.replace(teacher, key=name))
     rgb, depth = teachers
     depth_init = stages[1].init

@@ -311,6 +311,7 @@ def build(config: Config) -> list[training.Stage]:
     evaluate = training.Evaluations(*parts)
     student = training.Stage(
         name="student",
+        description=recognition.description,
         init=init,
         step=recognition.step(objective),
         batches=batches,

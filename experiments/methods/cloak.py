@@ -271,7 +271,9 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
         # The surrogate that masks are made on, and the black boxes that never see them made.
         networks = {}
         for name, (stage, teacher) in to_train.items():
-            state = (yield dataclasses.replace(stage, name=name)).state
+            # The run is opened as the network that its masks were made on.
+            described = stage.description if name == "surrogate" else None
+            state = (yield dataclasses.replace(stage, name=name, description=described)).state
             variables = training.network_variables(state.averaged_params["backbone"], state.extra)
             networks[name] = training.FrozenNetwork(teacher.model, jax.tree.map(np.asarray, variables))
         # Masks by every method, tried on all networks; GA-OPOM is the last.

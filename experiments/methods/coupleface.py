@@ -306,6 +306,7 @@ def student_stage(config: Config, split: inputs.Split, teacher: training.Teacher
         judged = evaluation(config, model, split)
     return training.Stage(
         "student",
+        description=recognition.description,
         init=init,
         step=recognition.step(objective),
         batches=lambda state: open_batches(),

@@ -331,6 +331,7 @@ def build(config: Config) -> list[training.Stage]:
     return [
         training.Stage(
             name="recognition",
+            description=recognition.description,
             init=init,
             step=recognition.step(*objectives),
             batches=lambda state: open_batches(),

@@ -209,6 +209,7 @@ def build(config: Config) -> list[training.Stage]:
     return [
         training.Stage(
             name="recognition",
+            description=recognition.description,
             init=init,
             step=recognition.step(objective),
             batches=lambda state: open_batches(),

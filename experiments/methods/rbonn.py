@@ -208,6 +208,7 @@ def build(config: Config) -> list[training.Stage]:
         step = recognition.step(objective)
         return training.Stage(
             name=name,
+            description=recognition.description,
             init=init,
             step=looking_ahead(step) if ahead else step,
             batches=lambda state: open_batches(),

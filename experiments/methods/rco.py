@@ -320,6 +320,7 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
         evaluate = training.Evaluations(*evaluations)
         return training.Stage(
             name="student" if last else f"student{number}_on_{ahead[0].step}",
+            description=recognition.description,
             init=init,
             step=step,
             batches=lambda state: training.batches_from(open_batches(), steps_before),

@@ -15,8 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments import configs
-from jaxface import data, models, training
+from jaxface import inference, models
 from jaxface.cli import console
 from jaxface.errors import UserError
 from jaxface.models.binary import NetworkCost, network_cost, to_packed
@@ -63,9 +62,8 @@ def compare_packed(run: str | pathlib.Path, images: int = 64) -> tuple[NetworkCo
     Raises:
       UserError: no such run, or a network that has no packed form.
     """
-    model, backbone, extra, config = configs.load_network(run)
-    shape = data.load(config.data, image_size=config.image_size, seed=config.data_seed).train.image_shape
-    variables = training.network_variables(backbone, extra)
+    bundle = inference.open_recognizer(run)
+    model, variables, shape = bundle.module, bundle.variables, bundle.image_shape
     packed = to_packed(model, variables)
     pixels = np.random.default_rng(0).uniform(-1, 1, (images, *shape)).astype(np.float32)
     trained = jax.jit(lambda x: model.apply(variables, x, train=False))(pixels)

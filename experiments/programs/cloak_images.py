@@ -18,8 +18,7 @@ import zlib
 import jax
 import numpy as np
 
-from experiments import configs
-from jaxface import attacks, data, training
+from jaxface import attacks, data, inference, training
 from jaxface.cli import console
 from jaxface.cli.console import use_compilation_cache
 from jaxface.data.sources.images import CorruptImage
@@ -126,9 +125,10 @@ def cloak_images(
     Raises:
       UserError: anything that would leave a photo without its mask; nothing has been computed then.
     """
-    model, backbone, extra, config = configs.load_network(settings.run, best=settings.best)
-    size, variables = config.image_size, training.network_variables(backbone, extra)
-    configs.check_images(settings.run, model, backbone, extra, (size, size, 3))
+    bundle = inference.open_recognizer(settings.run, best=settings.best)
+    model, size, variables = bundle.module, bundle.image_size, dict(bundle.variables)
+    bundle.check_plain("run")
+    bundle.check_images((size, size, 3))
     people = people_of(faces, out)
     settings.cloak.check()
     for person, files in people.items():

@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments import configs
 from experiments.launch import launch
-from jaxface import data, metrics, training
+from jaxface import data, inference, metrics, training
 from jaxface.cli import console
 from jaxface.cli.console import show_metrics, use_compilation_cache
 from jaxface.paths import local_path
@@ -51,7 +51,8 @@ def real_faces(
     run: str | pathlib.Path, faces: data.Folder, workdir: pathlib.Path, *, quiet: bool = False
 ) -> dict[str, dict[str, float]]:
     """Mean over both halves of the verification metrics of pixels, the rendered-only network and the fine-tuned one."""
-    model, backbone, extra, config = configs.load_network(run)
+    bundle = inference.open_recognizer(run)
+    _, config, _ = configs.from_dict(training.read_config(run))
     rows: dict[str, list[dict[str, float]]] = {"pixels": [], "rendered only": [], "fine-tuned": []}
     for swap in (False, True):
         half = dataclasses.replace(faces, held_out=0.5, swap=swap)
@@ -61,14 +62,16 @@ def real_faces(
             return metrics.verify(embeddings, labels, pairs="all")
 
         rows["pixels"].append(score(pixel_baseline(unseen)))
-        rows["rendered only"].append(score(training.embed_source(model, backbone, extra, unseen)))
+        rows["rendered only"].append(score(bundle.embed_source(unseen, flip=True)))
         tuned = launch(
             "sface",
             fine_tuning(config, run, half, len(seen)),
             configs.Run(workdir=str(workdir / f"half-{int(swap)}"), quiet=quiet),
         ).state
         rows["fine-tuned"].append(
-            score(training.embed_source(model, tuned.averaged_params["backbone"], tuned.extra, unseen))
+            score(
+                training.embed_source(bundle.module, tuned.averaged_params["backbone"], tuned.extra, unseen)
+            )
         )
     # Few people have too few impostor pairs for a small false accept rate.
     reported = [key for key in REPORTED if all(key in half for halves in rows.values() for half in halves)]

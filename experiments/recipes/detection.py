@@ -192,5 +192,7 @@ def detection_stage(
         steps=steps,
         evaluate=training.ObjectDetection(detector, split.held_out) if evaluate else None,
         best="detection/ap50" if evaluate else None,
-        description=inference.bundle_description(detector, recipe.image_size, names),
+        description=inference.detector_description(
+            detector, recipe.image_size, names, origin=f"trained on {recipe.data.title}"
+        ),
     )

@@ -10,20 +10,20 @@ import dataclasses
 import functools
 import types
 from collections.abc import Callable
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
-from jaxface import axes, losses, models, optimizers, training
+from jaxface import axes, inference, losses, models, optimizers, training
 from jaxface import data as inputs
 from jaxface.checks import AtLeast, Positive, ProperFraction, Range
 from jaxface.errors import UserError
 from jaxface.layers.norm import OneExample
 from jaxface.layers.prototypes import l2_normalize
-from jaxface.paths import run_path
+from jaxface.paths import local_path
 
 LARGE = 16_384
 """From so many classes on, or with sampled ones, the loss makes no [B, C]; below, whole cosines are faster."""
@@ -50,7 +50,7 @@ class Recipe:
     bfloat16: bool = False
     """Compute in bfloat16 (parameters, statistics and the loss stay float32)."""
     init_from: str | None = None
-    """Work directory of a finished run whose network to start from (fine-tuning); prototypes start afresh."""
+    """Network to start from (fine-tuning): a finished run, a bundle, or published weights; prototypes start afresh."""
     prototype_std: Annotated[float, Positive] = 0.01
     """Standard deviation of the entries of class prototypes at the start, > 0. Under SGD the length of a prototype, about
     std √embedding, sets the angle that it turns by in a step."""
@@ -180,6 +180,18 @@ class Classification(NamedTuple):
         return {name + suffix: value for name, value in self.watched.items()}
 
 
+def pretrained(path: str, recognizer: training.Recognizer) -> tuple[dict, dict]:
+    """(backbone parameters, batch statistics) to start from, of a run, a bundle or published weights.
+
+    Raises:
+      UserError: none of them there, or a network that is another one or sees other pixels than a run trains on.
+    """
+    bundle = inference.open_recognizer(local_path("init_from", path))
+    bundle.check_plain("init_from")
+    training.check_backbone(path, bundle.variables, recognizer)
+    return bundle.variables["params"], training.statistics(bundle.variables)
+
+
 class Recognition:
     """An embedding network and its class prototypes, trained as a recipe says.
 
@@ -217,9 +229,28 @@ class Recognition:
             )
         self._start = None
         if recipe.init_from is not None:
-            self._start = training.pretrained_backbone(
-                run_path("init_from", recipe.init_from), self.recognizer
+            self._start = pretrained(recipe.init_from, self.recognizer)
+
+    @functools.cached_property
+    def description(self) -> dict[str, Any] | None:
+        """What a stage that trains it says of its state (`training.Stage.description`), so that the run is opened without the
+        method; None of a network that is not among `jaxface.models`, or of other images than gray or RGB."""
+        channels = self.recognizer.image_shape[-1]
+        if channels not in (1, 3):
+            return None
+        title = self.recipe.data.title
+        try:
+            described = inference.recognizer_description(
+                self.model,
+                self.recognizer.image_shape,
+                color="gray" if channels == 1 else "rgb",
+                alignment="arcface" if channels == 3 else None,
+                flip=self.recipe.augment.flip > 0,
+                origin=f"trained on {title}",
             )
+        except UserError:
+            return None
+        return described | {"held_out": f"held-out people of {title}"}
 
     def init(self, rng: jax.Array) -> tuple[dict, dict]:
         """Fresh (params, extra) of network and prototypes; the network is that of `init_from` where there is one."""
@@ -337,6 +368,7 @@ def plain_stage(
 
     return training.Stage(
         name=name,
+        description=recognition.description,
         init=init,
         step=recognition.step(objective),
         steps=steps,

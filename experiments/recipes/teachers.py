@@ -6,13 +6,14 @@ Methods: cckd, coupleface, rco, ida, acw, cloak, rbonn
 import dataclasses
 from typing import Annotated
 
-from experiments.configs import check_images, load_network
 from experiments.recipes.heads import HeadSpec
 from experiments.recipes.recognition import Recipe, network, recognition_stage
 from jaxface import data as inputs
-from jaxface import training
+from jaxface import inference, training
 from jaxface.checks import AtLeast
 from jaxface.errors import UserError
+from jaxface.paths import local_path
+from jaxface.training.workdir import stage_folders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class TeacherSpec:
     """The network to learn from: a finished run, or one trained first on the same data."""
 
     run: str | None = None
-    """Work directory of a finished run of any method with an embedding network; the other fields are not used then."""
+    """A finished run of any method with an embedding network, a bundle or published weights; other fields are not used then."""
     backbone: str = "iresnet_nano"
     """Network of the teacher."""
     embedding: Annotated[int | None, AtLeast(1)] = 128
@@ -69,15 +70,19 @@ def teacher_stage(
             steps=teacher.steps,
         )
         return stage, training.Teacher(model)
-    model, backbone, extra, _ = load_network(teacher.run)
+    bundle = inference.open_recognizer(local_path("teacher.run", teacher.run))
+    model, extra = bundle.module, training.statistics(bundle.variables)
     if embedding not in (None, model.embedding):
         raise UserError(
             f"teacher.run: needs an embedding of {embedding}, as the student's, {teacher.run} has {model.embedding}"
         )
-    check_images(teacher.run, model, backbone, extra, split.train.image_shape)
-    params, extra = training.run_checkpoint(teacher.run)
+    bundle.check_plain("teacher.run")
+    bundle.check_images(split.train.image_shape)
     classes = len(split.train.class_names)
-    known = {name: params[name] for name in ("backbone", "prototypes", "bias") if name in params}
+    known = {"backbone": bundle.variables["params"]}
+    if stage_folders(teacher.run):
+        params, _ = training.run_checkpoint(teacher.run)
+        known |= {name: params[name] for name in ("prototypes", "bias") if name in params}
     if "prototypes" in known and len(known["prototypes"]) < classes:
         if prototypes:
             there = len(known["prototypes"])
@@ -91,4 +96,5 @@ def teacher_stage(
     def init(rng, previous):
         return training.create_state(rng, known, extra=training.statistics(extra))
 
-    return training.Stage("teacher", init=init, compile_init=False), training.Teacher(model)
+    stage = training.Stage("teacher", init=init, compile_init=False, description=bundle.description())
+    return stage, training.Teacher(model)

@@ -6,6 +6,7 @@ import pathlib
 import sys
 
 import jaxface
+from jaxface.cli.commands.where import descriptions
 from jaxface.cli.console import exit_on_user_error
 from jaxface.errors import UserError
 from jaxface.registry import nearest
@@ -22,17 +23,29 @@ def commands() -> dict[str, str]:
     }
 
 
-def _usage() -> str:
-    descriptions = commands()
+def _table(descriptions: dict[str, str]) -> list[str]:
     width = max(map(len, descriptions))
-    lines = [f"  {name:<{width}}  {line}" for name, line in descriptions.items()]
+    return [f"  {name:<{width}}  {line}".rstrip() for name, line in descriptions.items()]
+
+
+def _usage() -> str:
     return "\n".join(
         [
             "usage: jaxface COMMAND [--help | arguments]",
             "",
-            *lines,
+            *_table(commands()),
             "",
-            "jaxface --version prints the version.",
+            "jaxface --list lists the methods, jaxface --version prints the version.",
+        ]
+    )
+
+
+def _methods() -> str:
+    return "\n".join(
+        [
+            "methods; python -m experiments.launch METHOD trains one, jaxface where METHOD tells its files:",
+            "",
+            *_table(descriptions()),
         ]
     )
 
@@ -43,6 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(_usage() + "\n")
+        return
+    if arguments[0] == "--list":
+        sys.stdout.write(_methods() + "\n")
         return
     if arguments[0] == "--version":
         sys.stdout.write(f"jaxface {jaxface.__version__}\n")

@@ -57,9 +57,12 @@ from jaxface.data.synthetic.procedural_vectors import procedural_vectors
 from jaxface.data.synthetic.shortcut_digits import SHORTCUT, shortcut_digits
 from jaxface.data.synthetic.virtual_people import gaussian_people, mixed_people
 from jaxface.data.transforms.alignment import (
+    TEMPLATES,
     align_face,
+    align_faces,
     estimate_similarity,
     five_from_68,
+    named_template,
     template,
     umeyama,
     warp_affine,
@@ -80,6 +83,7 @@ __all__ = [
     "KINDS",
     "RGBD_CORRUPTIONS",
     "SHORTCUT",
+    "TEMPLATES",
     "AnnotatedSource",
     "ArraySource",
     "Augment",
@@ -146,6 +150,7 @@ __all__ = [
     "WiderFace",
     "WithFields",
     "align_face",
+    "align_faces",
     "augment_depth",
     "batches",
     "bucket_evaluation_batches",
@@ -176,6 +181,7 @@ __all__ = [
     "low_resolution",
     "mirror_some",
     "mixed_people",
+    "named_template",
     "nose_depth",
     "object_fields",
     "olivetti",

@@ -1,7 +1,8 @@
 """Trained networks on photographs.
 
-A bundle is a network with its weights and all that its images need before it: `open_detector` makes one of a run, of a folder
-that `save_bundle` wrote, or of published weights. `PhotoDetector` finds what it was trained on in images of any size.
+A bundle is a network with its weights and all that its images need before it: `open_recognizer` and `open_detector` make one of a
+run, of a folder that `save_bundle` wrote, or of published weights. `PhotoDetector` finds what it was trained on in images of any
+size. A `Gallery` says who of the people in it, if anybody, an embedding is of.
 """
 
 # ruff: noqa: E402 - what is missing is named before anything fails for want of it
@@ -11,28 +12,42 @@ need("inference", "cv2", "orbax.checkpoint", "safetensors")
 
 from jaxface.inference.bundle import (
     DetectorBundle,
-    bundle_description,
+    EmbeddingNetwork,
+    RecognizerBundle,
+    Threshold,
+    detector_description,
+    import_recognizer,
     open_bundle,
     open_detector,
-    open_run,
-    open_weights,
+    open_recognizer,
+    recognizer_description,
     save_bundle,
     save_weights,
 )
+from jaxface.inference.gallery import Gallery, Matches
 from jaxface.inference.letterbox import bucket_side, letterbox
 from jaxface.inference.photo_detector import PhotoDetections, PhotoDetector
+from jaxface.inference.pipeline import Faces, Pipeline
 
 __all__ = [
     "DetectorBundle",
+    "EmbeddingNetwork",
+    "Faces",
+    "Gallery",
+    "Matches",
     "PhotoDetections",
     "PhotoDetector",
+    "Pipeline",
+    "RecognizerBundle",
+    "Threshold",
     "bucket_side",
-    "bundle_description",
+    "detector_description",
+    "import_recognizer",
     "letterbox",
     "open_bundle",
     "open_detector",
-    "open_run",
-    "open_weights",
+    "open_recognizer",
+    "recognizer_description",
     "save_bundle",
     "save_weights",
 ]

@@ -2,18 +2,21 @@
 
 import functools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxface import boxes
 from jaxface.checks import AtLeast, Fraction, check_number
-from jaxface.data.transforms.pixels import normalize_pixels
+from jaxface.data.transforms.pixels import from_levels, normalize_pixels
 from jaxface.inference.bundle import DetectorBundle
-from jaxface.inference.letterbox import letterbox
+from jaxface.inference.letterbox import bucket_side, letterbox
 from jaxface.models.detection import Detections, Detector
+
+_GRAY = from_levels(127)  # of what is padded
 
 
 class PhotoDetections(NamedTuple):
@@ -31,6 +34,48 @@ class PhotoDetections(NamedTuple):
     scores: np.ndarray
     classes: np.ndarray
     landmarks: np.ndarray | None
+
+
+class Bucket(NamedTuple):
+    """Photographs of one bucket, B of them, the last one repeated to a power of two.
+
+    Attributes:
+      numbers: of the photographs, without the repeated ones.
+      images: [B, H, W, 3] uint8.
+      valid_size: [B, 2] int32 (height, width) of each photograph in it, at the top left.
+      scales: (y, x) of each, by which to multiply places to have them in the photograph.
+    """
+
+    numbers: list[int]
+    images: np.ndarray
+    valid_size: np.ndarray
+    scales: list[tuple[float, float]]
+
+
+def in_buckets(
+    images: Sequence[np.ndarray], *, longest: int, stride: int, batch_size: int
+) -> Iterator[Bucket]:
+    """Photographs of any size in batches of few shapes (`letterbox`), whatever their order."""
+    by_size: dict[tuple[int, int], list] = defaultdict(list)
+    for number, image in enumerate(images):
+        boxed = letterbox(image, longest, stride=stride)
+        by_size[boxed.image.shape[:2]].append((number, boxed))
+    for items in by_size.values():
+        for start in range(0, len(items), batch_size):
+            some = items[start : start + batch_size]
+            rows = 1 << (len(some) - 1).bit_length()  # few batch sizes: 1, 2, 4, …
+            filled = some + [some[-1]] * (rows - len(some))
+            yield Bucket(
+                [number for number, _ in some],
+                np.stack([boxed.image for _, boxed in filled]),
+                np.array([boxed.valid_size for _, boxed in filled], np.int32),
+                [boxed.scale for _, boxed in filled],
+            )
+
+
+def power_of_two(batch_size: int) -> int:
+    """The largest power of two up to a number from 1."""
+    return 1 << (batch_size.bit_length() - 1)
 
 
 class PhotoDetector:
@@ -68,99 +113,127 @@ class PhotoDetector:
         check_number("size", longest, AtLeast(32))
         check_number("max_objects", max_objects, AtLeast(1))
         check_number("batch_size", batch_size, AtLeast(1))
-        self.bundle, self.longest = bundle, longest
-        self.max_objects, self.batch_size = max_objects, 1 << (batch_size.bit_length() - 1)
-        self.iou_threshold = iou_threshold
-        self._options = dict(
+        self.bundle, self.longest, self.batch_size = bundle, longest, power_of_two(batch_size)
+        self.options = dict(
             detector=bundle.detector,
+            trained_size=bundle.image_size,
             score_threshold=threshold,
             iou_threshold=iou_threshold,
             max_outputs=max_objects,
         )
-        self._variables = jax.device_put(dict(bundle.variables))
+        self.variables = jax.device_put(dict(bundle.variables))
 
     def scales(self, height: int, width: int) -> list[int]:
         """Longer sides at which a photograph is looked at, the largest first."""
-        sides = [min(self.longest, max(height, width))]
-        while sides[-1] > self.bundle.image_size:
-            sides.append(-(-sides[-1] // 2))
-        return sides
+        factor = min(1.0, self.longest / max(height, width))
+        sides = max(round(height * factor), 1), max(round(width * factor), 1)
+        bucket = [bucket_side(side, stride=self.bundle.detector.stride) for side in sides]
+        looks = 1 + _halvings(max(bucket), self.bundle.image_size)
+        return [-(-max(sides) // 2**k) for k in range(looks)]
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[PhotoDetections]:
         """Detections in each of the images [H, W, 3] uint8 RGB."""
-        by_size: dict[tuple[int, int], list] = defaultdict(list)
-        for number, image in enumerate(images):
-            for side in self.scales(*image.shape[:2]):
-                boxed = letterbox(image, side, stride=self.bundle.detector.stride)
-                by_size[boxed.image.shape[:2]].append((number, boxed))
-        of_image: list[list[PhotoDetections]] = [[] for _ in images]
-        for items in by_size.values():
-            for start in range(0, len(items), self.batch_size):
-                some = items[start : start + self.batch_size]
-                rows = 1 << (len(some) - 1).bit_length()  # few batch sizes: 1, 2, 4, …
-                filled = some + [some[-1]] * (rows - len(some))
-                detections = jax.device_get(
-                    _detect(
-                        self._variables,
-                        np.stack([boxed.image for _, boxed in filled]),
-                        np.array([boxed.valid_size for _, boxed in filled], np.int32),
-                        **self._options,
-                    )
-                )
-                for row, (number, boxed) in enumerate(some):
-                    of_image[number].append(_in_photograph(detections, row, boxed.scale))
-        return [self._merged(found) for found in of_image]
-
-    def _merged(self, at_scales: list[PhotoDetections]) -> PhotoDetections:
-        """Those of all scales without the worse ones of each overlap."""
-        if len(at_scales) == 1:
-            return at_scales[0]
-        coarseness = np.repeat(np.arange(len(at_scales)), [len(found.scores) for found in at_scales])
-        joined = PhotoDetections(
-            *(None if parts[0] is None else np.concatenate(parts) for parts in zip(*at_scales, strict=True))
+        results: list[Any] = [None] * len(images)
+        buckets = in_buckets(
+            images,
+            longest=self.longest,
+            stride=self.bundle.detector.stride,
+            batch_size=self.batch_size,
         )
-        # Padded to whole scales: the suppression is compiled for as many shapes as there are numbers of scales.
-        padding = len(at_scales) * self.max_objects - len(joined.scores)
-        indices, valid = _suppress(
-            np.pad(joined.boxes, ((0, padding), (0, 0))),
-            np.pad(joined.scores, (0, padding), constant_values=-np.inf),
-            np.pad(joined.classes, (0, padding)),
-            iou_threshold=self.iou_threshold,
-            max_outputs=self.max_objects,
+        for bucket in buckets:
+            detections = jax.device_get(
+                _detect(self.variables, bucket.images, bucket.valid_size, **self.options)
+            )
+            for row, number in enumerate(bucket.numbers):
+                results[number] = _in_photograph(detections, row, bucket.scales[row])
+        return results
+
+
+def _halvings(side: int, trained_size: int) -> int:
+    """How often a side is halved until it is no larger than the detector's images."""
+    count = 0
+    while side > trained_size:
+        side, count = -(-side // 2), count + 1
+    return count
+
+
+def detect_at_scales(
+    variables: Any,
+    images: jax.Array,
+    valid_size: jax.Array,
+    *,
+    detector: Detector,
+    trained_size: int,
+    score_threshold: float,
+    iou_threshold: float,
+    max_outputs: int,
+) -> Detections:
+    """What `PhotoDetector` finds in one bucket: pure, with static shapes.
+
+    Args:
+      variables: of the detector's module.
+      images: [B, H, W, 3] uint8; H and W are multiples of the detector's stride.
+      valid_size: [B, 2] integers (height, width) of the images before they were padded.
+      trained_size: side of the images that the detector was trained on, pixels.
+      detector, score_threshold, iou_threshold, max_outputs: as in `Detector.detect`.
+    """
+    options = dict(score_threshold=score_threshold, iou_threshold=iou_threshold, max_outputs=max_outputs)
+    looks, pixels, size = [], normalize_pixels(images), valid_size
+    for k in range(1 + _halvings(max(images.shape[1:3]), trained_size)):
+        if k:
+            pixels, size = _half(pixels, detector.stride), -(-size // 2)
+        outputs = detector.module.apply(variables, pixels, train=False)
+        found = detector.detect(outputs, pixels.shape[1:3], valid_size=size, **options)
+        points = None if found.landmarks is None else found.landmarks * 2**k
+        looks.append(found._replace(boxes=found.boxes * 2**k, landmarks=points))
+    if len(looks) == 1:
+        return looks[0]
+    coarseness = jnp.repeat(jnp.arange(len(looks)), max_outputs)
+    joined = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *looks)
+
+    def merged(found: Detections) -> Detections:
+        """Those of all scales of an image without the worse ones of each overlap."""
+        scores = jnp.where(found.valid, found.scores, -jnp.inf)
+        indices, valid = boxes.nms(
+            found.boxes, scores, found.classes, iou_threshold=iou_threshold, max_outputs=max_outputs
         )
-        stay = np.asarray(indices)[np.asarray(valid)]
-        stay = stay[~_inside(joined, coarseness)[np.ix_(stay, stay)].any(axis=1)]
-        return PhotoDetections(*(None if part is None else part[stay] for part in joined))
+        best = jax.tree.map(lambda part: part[indices], found)
+        inside = _inside(best, coarseness[indices]) & valid[None, :]
+        return best._replace(valid=valid & ~inside.any(axis=1))
+
+    return jax.vmap(merged)(joined)
 
 
-def _inside(detections: PhotoDetections, coarseness: np.ndarray) -> np.ndarray:
+def _half(pixels: jax.Array, stride: int) -> jax.Array:
+    """Images of half the size, padded with gray at the bottom and the right to multiples of the stride."""
+    batch, height, width, channels = pixels.shape
+    pixels = pixels.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+    padding = [(0, 0), (0, -(height // 2) % stride), (0, -(width // 2) % stride), (0, 0)]
+    return jnp.pad(pixels, padding, constant_values=_GRAY)
+
+
+def _inside(detections: Detections | PhotoDetections, coarseness: jax.Array) -> jax.Array:
     """[N, N] bool: i lies inside of j, of the same class and a coarser look, 2 to 12 times as large and as sure but for 0.1.
 
     What is smaller still may well be an object before or on another.
     """
-    low = np.maximum(detections.boxes[:, None, :2], detections.boxes[:, :2])
-    high = np.minimum(detections.boxes[:, None, 2:], detections.boxes[:, 2:])
-    area = np.prod(detections.boxes[:, 2:] - detections.boxes[:, :2], axis=1)
-    covered = np.prod(np.maximum(high - low, 0), axis=2) >= 0.6 * area[:, None]
+    corners, scores, classes = detections.boxes, detections.scores, detections.classes
+    low = jnp.maximum(corners[:, None, :2], corners[:, :2])
+    high = jnp.minimum(corners[:, None, 2:], corners[:, 2:])
+    area = jnp.prod(corners[:, 2:] - corners[:, :2], axis=1)
+    covered = jnp.prod(jnp.maximum(high - low, 0), axis=2) >= 0.6 * area[:, None]
     return (
         covered
         & (area >= 2 * area[:, None])
         & (area <= 12 * area[:, None])
-        & (detections.scores >= detections.scores[:, None] - 0.1)
-        & (detections.classes == detections.classes[:, None])
+        & (scores >= scores[:, None] - 0.1)
+        & (classes == classes[:, None])
         & (coarseness > coarseness[:, None])
     )
 
 
-_suppress = jax.jit(boxes.nms, static_argnames=("iou_threshold", "max_outputs"))
-
-
-@functools.partial(jax.jit, static_argnames=("detector", "score_threshold", "iou_threshold", "max_outputs"))
-def _detect(
-    variables: Any, images: jax.Array, valid_size: jax.Array, *, detector: Detector, **options
-) -> Detections:
-    outputs = detector.module.apply(variables, normalize_pixels(images), train=False)
-    return detector.detect(outputs, images.shape[1:3], valid_size=valid_size, **options)
+_STATIC = ("detector", "trained_size", "score_threshold", "iou_threshold", "max_outputs")
+_detect = functools.partial(jax.jit, static_argnames=_STATIC)(detect_at_scales)
 
 
 def _in_photograph(detections: Detections, row: int, scale: tuple[float, float]) -> PhotoDetections:

@@ -7,6 +7,7 @@ from jaxface.interop.state_dict import (
     from_state_dict,
     read_safetensors,
     save_safetensors,
+    tensor_shapes,
     to_state_dict,
     unwrapped,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "save_onnx",
     "save_safetensors",
     "save_stablehlo",
+    "tensor_shapes",
     "to_state_dict",
     "unwrapped",
 ]

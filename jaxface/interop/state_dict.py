@@ -151,6 +151,22 @@ def read_safetensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(f"weights: {path} cannot be read as safetensors ({reason})") from None
 
 
+def tensor_shapes(path: str | pathlib.Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of a safetensors file, from its header alone: no tensor is read.
+
+    Raises:
+      UserError: it cannot be read as one.
+    """
+    safetensors = optional("safetensors")
+    path = local_path("weights", path)
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"weights: {path} cannot be read as safetensors ({reason})") from None
+
+
 def difference(source: str, name: str, given: object, expected: object) -> UserError:
     """The refusal of another architecture: what `name` is in the weights and in the network."""
     text = f"{name} is {given}, and {expected} in the network"

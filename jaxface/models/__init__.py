@@ -11,7 +11,7 @@ from jaxface.models.recognition.mobilenet import MobileNet
 from jaxface.models.recognition.mobilenet_v1 import MobileNetV1
 from jaxface.models.recognition.mobilenet_v2 import MobileNetV2
 from jaxface.models.recognition.resnet import FaceResNet, ResNet
-from jaxface.models.registry import MODELS, create, feature_size, names
+from jaxface.models.registry import MODELS, create, describe, feature_size, from_description, names
 from jaxface.models.transformers.vit import ViT
 
 __all__ = [
@@ -30,7 +30,9 @@ __all__ = [
     "apply_from_layer",
     "apply_with_layer",
     "create",
+    "describe",
     "feature_size",
+    "from_description",
     "layer_shapes",
     "multiply_accumulates",
     "names",

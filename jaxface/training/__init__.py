@@ -5,7 +5,7 @@ from jaxface.extras import need
 
 need("train", "cattrs", "matplotlib", "orbax.checkpoint", "rich", "tensorboardX")
 
-from jaxface.training.checkpoints import Checkpoints, checkpoint_steps, restore_params
+from jaxface.training.checkpoints import Checkpoints, checkpoint_steps, restore_metrics, restore_params
 from jaxface.training.distributed import start_processes, together
 from jaxface.training.evaluations.aligned_verification import (
     AlignedVerification,
@@ -33,11 +33,11 @@ from jaxface.training.prototypes import prototype_loss, prototype_rows
 from jaxface.training.recognition import (
     Recognizer,
     backbone_checkpoint,
+    check_backbone,
     class_scores,
     embed_source,
     embed_templates,
     network_variables,
-    pretrained_backbone,
     run_checkpoint,
     statistics,
 )
@@ -117,6 +117,7 @@ __all__ = [
     "adam",
     "backbone_checkpoint",
     "batches_from",
+    "check_backbone",
     "check_batch_size",
     "check_same_network",
     "check_steps",
@@ -139,7 +140,6 @@ __all__ = [
     "network_variables",
     "no_figures",
     "open_workdir",
-    "pretrained_backbone",
     "projected",
     "prototype_loss",
     "prototype_rows",
@@ -147,6 +147,7 @@ __all__ = [
     "read_description",
     "read_records",
     "resolution_gradient_norms",
+    "restore_metrics",
     "restore_params",
     "run",
     "run_anchors",

@@ -391,6 +391,30 @@ def checkpoint_steps(directory: pathlib.Path) -> list[int]:
     return sorted(step for step in steps if step is not None)
 
 
+def _chosen(directory: pathlib.Path, best: bool, step: int | None) -> pathlib.Path:
+    """The folder of the newest checkpoint, of the best one, or of that of a step; refusals of `restore_params`."""
+    steps = checkpoint_steps(directory)
+    if not steps:
+        raise UserError(f"checkpoint: no checkpoint in {directory}")
+    if step not in (None, *steps):
+        raise UserError(f"checkpoint: {directory} has steps {', '.join(map(str, steps))}, got {step}")
+    if step is None and best:
+        step = _best({s: _score(directory / str(s)) for s in steps})
+    return directory / str(steps[-1] if step is None else step)
+
+
+def restore_metrics(directory: pathlib.Path, *, best: bool = False) -> dict[str, float]:
+    """What the evaluation of a checkpoint has found: nothing where there was none, or none yet.
+
+    Arguments and refusals are those of `restore_params`.
+    """
+    folder = _chosen(pathlib.Path(directory).absolute(), best, None)
+    try:
+        return dict(_read_position(folder).get("metrics") or {})
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise UserError(f"checkpoint: {folder} is damaged ({_reason(error)})") from error
+
+
 def restore_params(directory: pathlib.Path, *, best: bool = False, step: int | None = None) -> dict:
     """Parameters and statistics of a checkpoint, whatever method wrote it: for teachers, fine-tuning and evaluation.
 
@@ -406,15 +430,7 @@ def restore_params(directory: pathlib.Path, *, best: bool = False, step: int | N
       UserError: no checkpoint there, none of that step, or it is damaged.
     """
     _quiet_orbax()
-    directory = pathlib.Path(directory).absolute()
-    steps = checkpoint_steps(directory)
-    if not steps:
-        raise UserError(f"checkpoint: no checkpoint in {directory}")
-    if step not in (None, *steps):
-        raise UserError(f"checkpoint: {directory} has steps {', '.join(map(str, steps))}, got {step}")
-    if step is None and best:
-        step = _best({s: _score(directory / str(s)) for s in steps})
-    folder = directory / str(steps[-1] if step is None else step)
+    folder = _chosen(pathlib.Path(directory).absolute(), best, step)
     try:
         position = _read_position(folder)
         reader = ocp.PyTreeCheckpointer()

@@ -166,20 +166,19 @@ def backbone_checkpoint(workdir: str | pathlib.Path, *, best: bool = False) -> t
     return params["backbone"], extra
 
 
-def pretrained_backbone(workdir: str | pathlib.Path, recognizer: Recognizer) -> tuple[dict, dict]:
-    """`backbone_checkpoint` for a given network.
+def check_backbone(source: str, variables: Mapping, recognizer: Recognizer) -> None:
+    """Refuses variables {"params", "batch_stats"} of `source` that are of another network than a recognizer's.
 
     Raises:
-      UserError: as there; or the checkpoint is of another network: names the first leaf that differs.
+      UserError: they are; names the first leaf that differs.
     """
-    backbone, extra = backbone_checkpoint(workdir)
     params, expected = jax.eval_shape(recognizer.init, jax.random.key(0))
     flat = [
         {jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf) for path, leaf in leaves}
         for leaves in map(
             jax.tree_util.tree_leaves_with_path,
             (
-                {"backbone": backbone, **statistics(extra)},
+                {"backbone": variables["params"], **statistics(variables)},
                 {"backbone": params["backbone"], **statistics(expected)},
             ),
         )
@@ -188,6 +187,5 @@ def pretrained_backbone(workdir: str | pathlib.Path, recognizer: Recognizer) -> 
         saved, wanted = (leaves.get(name, "nothing") for leaves in flat)
         if saved != wanted:
             raise UserError(
-                f"init_from: {workdir} has another network: {name} is {saved} there and {wanted} here"
+                f"init_from: {source} has another network: {name} is {saved} there and {wanted} here"
             )
-    return backbone, statistics(extra)

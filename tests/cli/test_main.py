@@ -1,5 +1,6 @@
 """The console script: what it says, and what it says it without."""
 
+import os
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 
 import jaxface
 from jaxface.cli import main as cli
+from jaxface.cli.commands import where as where_command
 from jaxface.cli.commands.where import methods_line, root, slugs, where
 
 
@@ -19,6 +21,32 @@ def test_help_lists_every_command_with_a_line(capsys):
     assert {"detect", "where"} <= cli.commands().keys()
 
 
+def test_every_method_is_listed_with_a_line(capsys):
+    cli.main(["--list"])
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split()[0] for line in lines] == list(slugs())
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_without_the_experiments_methods_are_what_modules_say(monkeypatch, tmp_path, capsys):
+    for name, text in (
+        ("losses/ida.py", "Discrepancy, aligned."),
+        ("metrics/far.py", "Far.\n\nMethods: ida"),
+    ):
+        path = tmp_path / "jaxface" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'"""{text}"""\n')
+    for function in (where_command.root, where_command._modules):
+        function.cache_clear()
+    monkeypatch.setattr(where_command.jaxface, "__file__", str(tmp_path / "jaxface" / "__init__.py"))
+    try:
+        cli.main(["--list"])
+    finally:
+        for function in (where_command.root, where_command._modules):
+            function.cache_clear()
+    assert capsys.readouterr().out.splitlines()[2:] == ["  ida  Discrepancy, aligned."]
+
+
 def test_version(capsys):
     cli.main(["--version"])
     assert capsys.readouterr().out == f"jaxface {jaxface.__version__}\n"
@@ -27,7 +55,7 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["wehre"], "command: needs one of detect, where, got 'wehre'; did you mean 'where'?"),
+        (["wehre"], f"command: needs one of {', '.join(cli.commands())}, got 'wehre'; did you mean 'where'?"),
         (["where"], "required: slug"),
         (["where", "sfce"], "got 'sfce'; did you mean 'sface'?"),
     ],
@@ -39,30 +67,47 @@ def test_mistakes_are_one_line(capsys, arguments, words):
     assert caught.value.code == 2 and said.count("\n") == 1 and words in said
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["jaxface.cli.main", "--help"],
-        ["jaxface.cli.main", "where", "ida"],
-        ["jaxface.cli.main", "detect", "--help"],
-        ["experiments.launch", "--list"],
-    ],
-)
-def test_answers_come_without_jax(command):
+ANSWERS = [
+    ["jaxface.cli.main", "--help"],
+    ["jaxface.cli.main", "--list"],
+    ["jaxface.cli.main", "where", "ida"],
+    *(["jaxface.cli.main", name, "--help"] for name in cli.commands()),
+    ["experiments.launch", "--list"],
+]
+
+
+def test_answers_come_without_jax():
     code = (
-        "import runpy, sys\n"
-        f"sys.argv = {command!r}\n"
-        "try:\n"
-        "    runpy.run_module(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as asked:\n"
-        "    assert not asked.code\n"
-        "assert 'jax' not in sys.modules, sorted(sys.modules)"
+        "import contextlib, io, runpy, sys\n"
+        f"for command in {ANSWERS!r}:\n"
+        "    sys.argv, said = command, io.StringIO()\n"
+        "    with contextlib.redirect_stdout(said):\n"
+        "        try:\n"
+        "            runpy.run_module(command[0], run_name='__main__')\n"
+        "        except SystemExit as asked:\n"
+        "            assert not asked.code, command\n"
+        "    assert said.getvalue().count('\\n') > 2, command\n"
+        "    heavy = {'jax', 'numpy', 'cv2', 'PIL', 'tyro', 'matplotlib'} & set(sys.modules)\n"
+        "    assert not heavy, (command, heavy)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root(), capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "ignore", "-c", code], cwd=root(), capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n") > 2
+
+
+@pytest.mark.parametrize("answer", ["--help", "--list"])
+def test_answers_come_within_a_second(answer):
+    """In time of the processor, whatever else it does."""
+    before = os.times()
+    subprocess.run(
+        [sys.executable, "-m", "jaxface.cli.main", answer], cwd=root(), check=True, capture_output=True
+    )
+    after = os.times()
+    seconds = sum(
+        getattr(after, part) - getattr(before, part) for part in ("children_user", "children_system")
+    )
+    assert seconds < 1
 
 
 def test_where_a_method_lives(capsys):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import configs, evaluate, launch
-from jaxface import data, metrics, training
+from experiments import evaluate, launch
+from jaxface import data, inference, metrics, training
 
 
 @pytest.mark.parametrize("pairs", ["balanced", "all", "40"])
@@ -28,9 +28,9 @@ def test_a_folder_of_photographs(finished, photographs, tmp_path, capsys, pairs)
     written = json.loads((out / "results.json").read_text())
     source = data.FolderSource(photographs, image_size=16)
     assert len(source) == 24 and written["data"] == f"folder {photographs.name}"
-    model, backbone, extra, config = configs.load_network(finished)
-    assert config.embedding == 16
-    embeddings = training.embed_source(model, backbone, extra, source)
+    bundle = inference.open_recognizer(finished)
+    assert bundle.dim == 16
+    embeddings = bundle.embed_source(source, flip=True)
     chosen = {"balanced": None, "all": "all", "40": 40}[pairs]
     assert written["metrics"] == metrics.verify(embeddings, source.labels, pairs=chosen)
     assert 0 <= written["metrics"]["verification/accuracy"] <= 1
@@ -54,8 +54,7 @@ def test_at_a_low_resolution(finished, photographs, tmp_path, refusal):
     evaluate.main([*arguments, "--resolution", "4"])
     written = json.loads((tmp_path / "out/results.json").read_text())
     source = data.LowResolution(data.FolderSource(photographs, image_size=16), 4)
-    model, backbone, extra, _ = configs.load_network(finished)
-    embeddings = training.embed_source(model, backbone, extra, source)
+    embeddings = inference.open_recognizer(finished).embed_source(source, flip=True)
     assert written["metrics"] == metrics.verify(embeddings, source.labels)
     assert written["options"]["resolution"] == 4
     assert refusal(evaluate.main, [*arguments, "--resolution", "17"]) == (
@@ -91,10 +90,10 @@ def test_best_or_newest_checkpoint(improved_and_spoiled):
     held_out = data.load(data.Digits(), image_size=8, seed=0).held_out
     found = {}
     for best in (False, True):
-        model, backbone, extra, _ = configs.load_network(improved_and_spoiled, best=best)
+        bundle = inference.open_recognizer(improved_and_spoiled, best=best)
         folder = improved_and_spoiled / "checkpoints/00-recognition"
         prototypes = training.restore_params(folder, best=best)["params"]["prototypes"]
-        embeddings = training.embed_source(model, backbone, extra, held_out, flip=False)
+        embeddings = bundle.embed_source(held_out, flip=False)
         found[best] = metrics.nearest_prototype_accuracy(embeddings, prototypes, held_out.labels)
     assert max(scores.values()) > scores[60] + 0.01
     assert found[False] == pytest.approx(scores[60], abs=2e-3)
@@ -131,8 +130,8 @@ def test_results_on_other_data_or_with_other_options_have_another_place(tmp_path
     ("arguments", "words"),
     [
         ("", "the following arguments are required: run"),
-        ("{tmp}", "holds no config.json; give the work directory of a run"),
-        ("{claimed}", "holds no checkpoints; give the work directory of a run"),
+        ("{tmp}", "holds no bundle.json, and no run"),
+        ("{claimed}", "holds no bundle.json, and no run"),
         ("{finished} --pairs few", "pairs: needs 'balanced', 'all' or a number, got 'few'"),
         ("{finished} --seed one", "--seed: invalid int value: 'one'"),
         ("{finished} --data passports", "data: needs one of "),

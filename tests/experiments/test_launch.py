@@ -32,7 +32,10 @@ def test_what_a_run_leaves(finished):
     assert np.isfinite(losses(finished)).all()
     assert configs.from_dict(training.read_config(finished))[1].steps == 5
     assert list((finished / "tensorboard").glob("events.*"))
-    assert [path.name for path in (finished / "checkpoints").iterdir()] == ["00-recognition"]
+    assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == [
+        "00-recognition",
+        "00-recognition.json",
+    ]
     assert (finished / "checkpoints/00-recognition/5").is_dir()
     for name in ("roc", "similarity"):
         with Image.open(finished / f"{name}.png", formats=["PNG"]) as image:
@@ -180,7 +183,7 @@ FOLDER = (
             "optimizer.learning_rate: needs a finite number above 0",
         ),
         ("sface --preset digits --cadence.keep 0", "cadence.keep: needs an integer from 1, got 0"),
-        (FOLDER + "--init-from {tmp}/nowhere", "holds no checkpoints; give the work directory of a run"),
+        (FOLDER + "--init-from {tmp}/nowhere", "nowhere: No such file or directory"),
         (
             FOLDER + "--init-from {finished} --embedding 8",
             "another network: backbone/head_dense/bias is (16,)",

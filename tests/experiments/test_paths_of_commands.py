@@ -3,7 +3,8 @@
 import pytest
 
 from experiments import evaluate, launch, reproduce
-from experiments.programs import cloak_images, convert, real_faces, weights
+from experiments.programs import cloak_images, convert, real_faces
+from jaxface.cli.commands import export, weights
 
 COMMANDS = {
     "workdir": (launch.main, "sface --workdir {}"),
@@ -21,10 +22,11 @@ COMMANDS = {
     "real_faces run": (real_faces.main, "--run {} --faces {tmp} --workdir {tmp}/run"),
     "real_faces faces": (real_faces.main, "--run {tmp} --faces {} --workdir {tmp}/run"),
     "real_faces workdir": (real_faces.main, "--run {tmp} --faces {tmp} --workdir {}"),
-    "weights import": (weights.main, "import {} --backbone mlp_8 --out {tmp}/run"),
-    "weights import out": (weights.main, "import {tmp}/weights.pt --backbone mlp_8 --out {}"),
-    "weights export run": (weights.main, "export --run {} --format onnx --out {tmp}/net.onnx"),
-    "weights export out": (weights.main, "export --run {tmp} --format onnx --out {}"),
+    "weights import": (weights.main, "import {} --network mlp_8 --bundle {tmp}/b"),
+    "weights import out": (weights.main, "import {tmp}/weights.pt --network mlp_8 --bundle {}"),
+    "export run": (export.main, "{} --format onnx --out {tmp}/net.onnx"),
+    "export out": (export.main, "{tmp} --format onnx --out {}"),
+    "export bundle": (export.main, "{tmp} --bundle {}"),
 }
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxface.data import template
 from jaxface.inference import DetectorBundle
 from jaxface.models.detection import DETECTORS, Detections
 
@@ -23,6 +24,7 @@ class _Redness(nn.Module):
 @dataclasses.dataclass(frozen=True)
 class RedSquare:
     widest: float = 1e9
+    spread: float = 0.0  # of its points: 0 all at the corner, 1 those of a face that fills the extent
     num_classes = 1
     stride = 32
 
@@ -43,7 +45,8 @@ class RedSquare:
             (y0, y1), (x0, x1) = extent(red.any(axis=1)), extent(red.any(axis=0))
             box = jnp.array([y0, x0, y1, x1], jnp.float32)
             score = jnp.where(red.any() & (x1 - x0 <= self.widest), 0.9 + (x1 - x0) / 1e5, 0.0)
-            points = jnp.tile(jnp.stack([x0, y0]).astype(jnp.float32), (5, 1))
+            corner = jnp.stack([x0, y0]).astype(jnp.float32)
+            points = corner + self.spread * (x1 - x0) * template(112) / 112
             rows = jnp.arange(max_outputs) == 0
             zeros = jnp.zeros(max_outputs)
             return Detections(
@@ -58,7 +61,9 @@ class RedSquare:
 
 
 def bundle(**fields) -> DetectorBundle:
-    return DetectorBundle(RedSquare(**fields), {"params": {"gain": np.ones((), np.float32)}}, 128)
+    return DetectorBundle(
+        detector=RedSquare(**fields), variables={"params": {"gain": np.ones((), np.float32)}}, image_size=128
+    )
 
 
 def photograph(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarray:

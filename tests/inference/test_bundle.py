@@ -12,8 +12,11 @@ from jaxface.models.detection import RetinaFace, from_description, init_variable
 @pytest.fixture(scope="module")
 def bundle():
     detector = RetinaFace(context="ssh", anchor_sizes=(8, 16, 32, 48, 64, 96))
-    params, extra = jax.jit(lambda rng: init_variables(detector, rng, (64, 64)))(jax.random.key(0))
-    return inference.DetectorBundle(detector, jax.device_get({"params": params, **extra}), 128)
+    shapes = jax.eval_shape(lambda rng: init_variables(detector, rng, (64, 64)), jax.random.key(0))
+    rng = np.random.default_rng(0)
+    params, extra = jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32), shapes)
+    variables = jax.device_get({"params": params, **extra})
+    return inference.DetectorBundle(detector=detector, variables=variables, image_size=128)
 
 
 def check_same(first, second):
@@ -35,7 +38,7 @@ def test_published_names_say_the_backbone_and_a_file_of_ours_all_the_rest(bundle
     from safetensors.numpy import save_file
 
     save_file(interop.read_tensors(tmp_path / "ours.safetensors"), tmp_path / "published.safetensors")
-    published = inference.open_weights(tmp_path / "published.safetensors")
+    published = inference.open_detector(tmp_path / "published.safetensors")
     assert published.detector == RetinaFace(pixels="bgr") and published.image_size == 640
 
 
@@ -49,10 +52,10 @@ def change(folder, **fields):
     [
         (lambda f: (f / "bundle.json").write_text("{"), "cannot be read as JSON"),
         (lambda f: (f / "bundle.json").write_text("[]"), "needs a JSON object"),
-        (lambda f: change(f, network={"detector": "retina"}), "did you mean 'retinaface'"),
-        (lambda f: change(f, network={"detector": "retinaface", "x": 1}), "has no field x"),
+        (lambda f: change(f, network={"name": "retina"}), "did you mean 'retinaface'"),
+        (lambda f: change(f, network={"name": "retinaface", "x": 1}), "has no field x"),
         (
-            lambda f: change(f, network={"detector": "retinaface", "context": "dilated"}),
+            lambda f: change(f, network={"name": "retinaface", "context": "dilated"}),
             "another architecture",
         ),
         (lambda f: change(f, network=3), "needs an object with the name of a detector"),
@@ -70,15 +73,15 @@ def test_damaged_bundles_are_refused_in_a_line(bundle, tmp_path, damage, words):
 
 
 def test_what_is_no_detector_is_refused_in_a_line(tmp_path):
-    with pytest.raises(UserError, match="holds no run of a detector"):
+    with pytest.raises(UserError, match=r"holds no bundle\.json, and no run"):
         inference.open_detector(tmp_path)
     with pytest.raises(UserError, match="weights: cannot read"):
         inference.open_detector(tmp_path / "none.pth")
     from safetensors.numpy import save_file
 
     save_file({"conv1.weight": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="needs RetinaFace's tensors"):
-        inference.open_weights(tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="needs the tensors of a RetinaFace"):
+        inference.open_detector(tmp_path / "other.safetensors")
 
 
 def test_a_damaged_description_of_a_run_is_named(tmp_path):
@@ -87,11 +90,11 @@ def test_a_damaged_description_of_a_run_is_named(tmp_path):
     for text, words in (
         ("{", "cannot be read as JSON"),
         ("[]", "needs a JSON object"),
-        ("{}", "holds no run of a detector"),
+        ("{}", "is not of jaxface: needs a format and a kind"),
     ):
         file.write_text(text)
         with pytest.raises(UserError, match=words):
-            inference.open_run(tmp_path)
+            inference.open_detector(tmp_path)
 
 
 @pytest.mark.parametrize("fields", [{}, {"context": "dilated", "features": 32, "bfloat16": True}])

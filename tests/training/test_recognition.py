@@ -111,7 +111,6 @@ def test_the_network_of_a_run_is_read_back(workdir):
     for backbone, extra in (
         training.backbone_checkpoint(folder),
         training.backbone_checkpoint(str(folder), best=True),
-        training.pretrained_backbone(folder, RECOGNIZER),
     ):
         jax.tree.map(np.testing.assert_array_equal, backbone, expected)
         assert extra == {}
@@ -190,8 +189,11 @@ def test_names_of_stages_are_plain(name):
     ],
 )
 def test_another_network_is_refused(workdir, model, words):
+    backbone, extra = training.backbone_checkpoint(workdir[0])
+    variables = {"params": backbone, **extra}
+    training.check_backbone("there", variables, RECOGNIZER)
     with pytest.raises(UserError, match=words) as caught:
-        training.pretrained_backbone(workdir[0], training.Recognizer(model, 5, (8, 8, 3)))
+        training.check_backbone("there", variables, training.Recognizer(model, 5, (8, 8, 3)))
     assert str(caught.value).startswith("init_from: ") and "\n" not in str(caught.value)
 
 

@@ -1,22 +1,21 @@
 """Finds faces in photographs: boxes, five points and scores as JSON, drawn on copies.
 
-    jaxface detect PHOTO… --run RUN                 a detector that a run of the launcher has trained
-    jaxface detect PHOTO… --weights FILE            published RetinaFace weights, or the folder of a bundle
+    jaxface detect PHOTO… --detector DETECTOR --out DIR     detections.json and drawings in a folder
+    jaxface detect PHOTO… --detector DETECTOR --json        one JSON document on the terminal, and nothing else
 
-A photograph may be a folder of them. Coordinates in the JSON are pixels of the upright photograph, the origin at its top left.
+DETECTOR is the work directory of a run that has trained one, the folder of a bundle, or published RetinaFace weights. A
+photograph may be a folder of them. Coordinates in the JSON are pixels of the upright photograph, the origin at its top left.
 """
 
 import argparse
 import json
-import pathlib
-import re
 import sys
 
 from jaxface.cli.console import Arguments, exit_on_user_error, one_line, say, use_compilation_cache
+from jaxface.cli.photos import POINTS, drawing_names, listed_photographs, reason
 from jaxface.errors import UserError
 from jaxface.paths import local_path, name_text
 
-_POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
 _AT_ONCE = 32  # photographs in memory
 
 
@@ -28,14 +27,13 @@ def _arguments(arguments: list[str]):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="image, or folder of images")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", help="work directory of a run that trained a detector")
-    source.add_argument(
-        "--weights", help="RetinaFace weights (.pth, .safetensors), or the folder of a bundle"
+    parser.add_argument(
+        "--detector", required=True, help="work directory of a run, folder of a bundle, or published weights"
     )
     parser.add_argument("--best", action="store_true", help="of a run: the best checkpoint, not the newest")
-    parser.add_argument("--out", default="detections", help="folder for detections.json and the drawings")
-    parser.add_argument("--threshold", type=float, default=0.8, help="smallest score, 0 to 1; default 0.8")
+    parser.add_argument("--out", metavar="DIR", help="folder for both; detections unless --json is given")
+    parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    parser.add_argument("--score", type=float, default=0.8, help="smallest score, 0 to 1; default 0.8")
     parser.add_argument(
         "--size",
         type=int,
@@ -46,42 +44,10 @@ def _arguments(arguments: list[str]):
         "--batch-size", type=int, default=8, help="images that are computed together; default 8"
     )
     parser.add_argument("--no-drawings", action="store_true", help="write the JSON alone")
-    return parser.parse_args(arguments)
-
-
-def _photographs(given: list[str]) -> list[pathlib.Path]:
-    """The files named, and those of the folders named, each once."""
-    from jaxface.data.sources.images import SUFFIXES
-
-    paths: dict[pathlib.Path, None] = {}
-    for text in given:
-        path = local_path("photo", text)
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not inside:
-                raise UserError(f"photo: no image in the folder {path}")
-            paths |= dict.fromkeys(inside)
-        else:
-            paths[path] = None
-    return list(paths)
-
-
-def _reason(path: pathlib.Path, error: Exception) -> str:
-    if not path.exists():
-        return "no such file"
-    if "cannot identify image file" in str(error):
-        return "it is no JPEG, PNG, PPM, BMP or WebP image"
-    return str(error)
-
-
-def _drawing_names(paths: list[pathlib.Path]) -> list[str]:
-    """A file name for the drawing of each photograph; those that would have one name are numbered."""
-    names: dict[str, None] = {}
-    for path in paths:
-        stem = re.sub(r"[^\w.-]", "_", name_text(path.stem)) or "photo"
-        tries = (f"{stem}{'' if n == 1 else f'-{n}'}.png" for n in range(1, len(paths) + 2))
-        names[next(name for name in tries if name not in names)] = None
-    return list(names)
+    options = parser.parse_args(arguments)
+    if options.out is None and not options.json:
+        options.out = "detections"
+    return options
 
 
 def _faces(detections, class_names: tuple[str, ...]) -> list[dict]:
@@ -95,7 +61,7 @@ def _faces(detections, class_names: tuple[str, ...]) -> list[dict]:
         }
         if detections.landmarks is not None:
             points = [[round(x, 2), round(y, 2)] for x, y in detections.landmarks[i].tolist()]
-            face["points"] = dict(zip(_POINTS, points, strict=True))
+            face["points"] = dict(zip(POINTS, points, strict=True))
         faces.append(face)
     return faces
 
@@ -104,26 +70,25 @@ def _faces(detections, class_names: tuple[str, ...]) -> list[dict]:
 def main(arguments: list[str]) -> None:
     """Detects, writes and says how many."""
     options = _arguments(arguments)
-    if options.best and options.run is None:
-        raise UserError("best: needs a run; weights have one state")
-    paths, out = _photographs(options.photos), local_path("out", options.out)
+    paths = listed_photographs(options.photos)
+    out = None if options.out is None else local_path("out", options.out)
     use_compilation_cache()
     from jaxface import inference
+    from jaxface.checks import Fraction, check_number
     from jaxface.data.sources.images import CorruptImage, decode_image, encode_image
     from jaxface.data.transforms.drawing import draw_boxes
     from jaxface.training import write_atomically
 
-    if options.run is not None:
-        bundle = inference.open_run(options.run, best=options.best)
-    else:
-        bundle = inference.open_detector(options.weights)
+    check_number("score", options.score, Fraction)
+    bundle = inference.open_detector(options.detector, best=options.best)
     detect = inference.PhotoDetector(
-        bundle, threshold=options.threshold, longest=options.size, batch_size=options.batch_size
+        bundle, threshold=options.score, longest=options.size, batch_size=options.batch_size
     )
     rows, count = [], 0
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        names = _drawing_names(paths)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+        names = drawing_names(paths)
         for start in range(0, len(paths), _AT_ONCE):
             images, readable = [], []
             for number in range(start, min(start + _AT_ONCE, len(paths))):
@@ -132,13 +97,13 @@ def main(arguments: list[str]) -> None:
                     images.append(decode_image(paths[number]))
                     readable.append(number)
                 except CorruptImage as error:
-                    rows[number]["error"] = _reason(paths[number], error)
+                    rows[number]["error"] = reason(paths[number], error)
                     sys.stderr.write(one_line(f"skipped {paths[number]}: {rows[number]['error']}") + "\n")
             for number, image, found in zip(readable, images, detect(images), strict=True):
                 faces = _faces(found, bundle.class_names)
                 rows[number] |= {"width": image.shape[1], "height": image.shape[0], "faces": faces}
                 count += len(faces)
-                if not options.no_drawings:
+                if out is not None and not options.no_drawings:
                     drawn = draw_boxes(
                         image,
                         found.boxes,
@@ -151,10 +116,15 @@ def main(arguments: list[str]) -> None:
         unread = sum("error" in row for row in rows)
         if unread == len(paths):
             raise UserError(f"photo: none of {len(paths)} can be read")
-        written = {"detector": bundle.source, "threshold": options.threshold, "photographs": rows}
-        write_atomically(out / "detections.json", json.dumps(written, indent=2) + "\n")
+        written = {"detector": name_text(bundle.source), "score": options.score, "photographs": rows}
+        document = json.dumps(written, indent=2) + "\n"
+        if out is not None:
+            write_atomically(out / "detections.json", document)
     except OSError as error:
         raise UserError(f"out: cannot write to {out}: {error.strerror or error}") from None
+    if options.json:
+        sys.stdout.write(document)
+        return
     skipped = f", {unread} skipped" if unread else ""
     say(f"{count} faces in {len(paths) - unread} photographs{skipped}: {out / 'detections.json'}")
 

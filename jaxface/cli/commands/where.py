@@ -44,6 +44,18 @@ def slugs() -> tuple[str, ...]:
     )
 
 
+def descriptions() -> dict[str, str]:
+    """Every method and the first line of what its files say, that of the experiment first, without importing any."""
+    lines = {}
+    for slug in slugs():
+        files = [path for path in _modules() if path.stem == slug]
+        files.sort(key=lambda path: path.parent != root() / "experiments" / "methods")
+        docstrings = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "" for path in files[:1])
+        lines[slug] = next(docstrings, "").partition("\n")[0]
+    return lines
+
+
+@functools.cache
 def _modules() -> list[pathlib.Path]:
     return sorted(path for package in _PACKAGES for path in (root() / package).rglob("*.py"))
 

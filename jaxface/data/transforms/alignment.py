@@ -55,6 +55,36 @@ def template(height: int = 112, width: int | None = None) -> np.ndarray:
     return points.astype(np.float32)
 
 
+TEMPLATES = ("arcface", "arcface_128", "sphereface")
+"""Names that `named_template` knows."""
+
+
+def named_template(name: str, size: tuple[int, int]) -> np.ndarray:
+    """A template by name in crops of any size: that of the size it is published for, scaled.
+
+        arcface      `template(112)`, and what rendered people are made to
+        arcface_128  `template(128)`: the face smaller in a square
+        sphereface   `template(112, 96)`: the older, narrower crop
+
+    Args:
+      name: one of `TEMPLATES`.
+      size: (height, width) of the crop, pixels.
+
+    Returns:
+      [5, 2] float32 (x, y).
+
+    Raises:
+      UserError: no such name, or a size of other proportions than the template's.
+    """
+    published = {"arcface": (112, 112), "arcface_128": (128, 128), "sphereface": (112, 96)}
+    if name not in published:
+        raise UserError(f"alignment: needs one of {', '.join(published)}, got {name!r}")
+    height, width = published[name]
+    if size[0] * width != size[1] * height:
+        raise UserError(f"alignment: {name} needs crops of {height}:{width}, got {size[0]}x{size[1]}")
+    return (template(height, width).astype(np.float64) * size[0] / height).astype(np.float32)
+
+
 def five_from_68(points: jax.Array) -> jax.Array:
     """Five landmarks from the 68-point mark-up.
 
@@ -195,6 +225,74 @@ def warp_affine(image: jax.Array, matrix: jax.Array, out_hw: tuple[int, int]) ->
         return map_coordinates(channel, [source_y, source_x], order=1, mode="constant", cval=0.0)
 
     return jax.vmap(sample, in_axes=-1, out_axes=-1)(image.astype(jnp.float32))
+
+
+def align_faces(
+    images: jax.Array,
+    image_ids: jax.Array,
+    landmarks: jax.Array,
+    target: jax.Array,
+    size: tuple[int, int],
+    *,
+    valid_size: jax.Array | None = None,
+) -> jax.Array:
+    """`align_face` of many faces at once, on the device: pure, right under `jit`, shapes static.
+
+        crop_n(x, y) = image(M_n^-1 (x, y, 1)),    M_n = estimate_similarity(landmarks_n, target)
+
+    bilinear with 0 outside and pixel centers at integers. OpenCV, which `align_face` warps with, places a sample to 1/32 of a
+    pixel; this does not round.
+
+    Args:
+      images: [B, H, W, C] uint8 or float.
+      image_ids: [N] integers in [0, B), the image that each face is in.
+      landmarks: [N, 5, 2] (x, y) pixels.
+      target: [5, 2] (x, y) where they are to lie, such as `template()`.
+      size: (height, width) of a crop; static.
+      valid_size: [B, 2] integers (height, width) of the images before they were padded at the bottom and the right; what lies
+        outside is 0. Those of the images unless given.
+
+    Returns:
+      [N, height, width, C] float32, on the scale of `images`. All 0 where the landmarks of a face coincide.
+    """
+    if images.ndim != 4 or landmarks.ndim != 3 or landmarks.shape[1:] != (5, 2):
+        raise ValueError(
+            f"images, landmarks: need [B, H, W, C] and [N, 5, 2], got {images.shape} and {landmarks.shape}"
+        )
+    batch, height, width, channels = images.shape
+    sizes = jnp.array((height, width)) if valid_size is None else valid_size[image_ids]
+    sizes = jnp.broadcast_to(sizes, (len(landmarks), 2)).astype(jnp.int32)
+    # The inverse of z -> m z + t is z -> conj(m) (z - t) / |m|^2.
+    matrix, _ = _similarity(landmarks.astype(jnp.float32), jnp.asarray(target, jnp.float32), jnp)
+    a, b = matrix[:, 0, 0], matrix[:, 1, 0]
+    squared = a * a + b * b
+    possible = squared > 1e-12
+    a, b = (jnp.where(possible, part / jnp.where(possible, squared, 1.0), 0.0) for part in (a, b))
+    y, x = (axis.astype(jnp.float32) for axis in jnp.mgrid[: size[0], : size[1]])
+    x = x - matrix[:, 0, 2, None, None]
+    y = y - matrix[:, 1, 2, None, None]
+    a, b, possible = (part[:, None, None] for part in (a, b, possible))
+    source_x = jnp.where(possible, a * x + b * y, -2.0)
+    source_y = jnp.where(possible, a * y - b * x, -2.0)
+    # Far outside is as good as just outside, and stays an integer.
+    source_x, source_y = jnp.clip(source_x, -2.0, width + 1.0), jnp.clip(source_y, -2.0, height + 1.0)
+    left, top = jnp.floor(source_x), jnp.floor(source_y)
+    share_x, share_y = source_x - left, source_y - top
+    left, top = left.astype(jnp.int32), top.astype(jnp.int32)
+    rows = jnp.asarray(images).reshape(batch * height * width, channels)
+    first = (image_ids * (height * width)).astype(jnp.int32)[:, None, None]
+    limit_y, limit_x = sizes[:, 0, None, None], sizes[:, 1, None, None]
+
+    def tap(dy: int, dx: int) -> jax.Array:
+        """The pixels at one corner of the places, times their share of the result."""
+        at_y, at_x = top + dy, left + dx
+        share = (share_y if dy else 1 - share_y) * (share_x if dx else 1 - share_x)
+        inside = (at_y >= 0) & (at_y < limit_y) & (at_x >= 0) & (at_x < limit_x)
+        index = first + jnp.clip(at_y, 0, height - 1) * width + jnp.clip(at_x, 0, width - 1)
+        pixels = rows.at[index].get(mode="promise_in_bounds").astype(jnp.float32)
+        return pixels * jnp.where(inside, share, 0.0)[..., None]
+
+    return tap(0, 0) + tap(0, 1) + tap(1, 0) + tap(1, 1)
 
 
 def align_face(image: np.ndarray, landmarks: np.ndarray, size: int | tuple[int, int] = 112) -> np.ndarray:

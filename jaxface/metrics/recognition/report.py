@@ -38,7 +38,8 @@ def verify(embeddings, labels, *, pairs: PairChoice = None, seed: int = 0) -> di
     Returns:
       "verification/accuracy" and "verification/accuracy_std", mean and population deviation over the folds
       (in [0, 1]); "verification/auc"; "verification/eer"; "verification/tar@1e-1" ...
-      "verification/tar@1e-6", rule "at_most", those that the number of impostor pairs can resolve.
+      "verification/tar@1e-6", rule "at_most", those that the number of impostor pairs can resolve; and
+      "verification/threshold@1e-1" ..., the cosine above which a pair then counts as one person.
 
     Raises:
       ValueError: shapes disagree.
@@ -60,11 +61,12 @@ def verify(embeddings, labels, *, pairs: PairChoice = None, seed: int = 0) -> di
         "verification/eer": equal_error_rate(genuine, impostor).eer,
     }
     points = tar_at_far(genuine, impostor, list(FARS.values()))
-    for name, tar, resolvable in zip(
-        FARS, np.atleast_1d(points.tar), np.atleast_1d(points.resolvable), strict=True
+    for name, tar, threshold, resolvable in zip(
+        FARS, *map(np.atleast_1d, (points.tar, points.threshold, points.resolvable)), strict=True
     ):
         if resolvable:
             report[f"verification/tar@{name}"] = float(tar)
+            report[f"verification/threshold@{name}"] = float(threshold)
     return report
 
 

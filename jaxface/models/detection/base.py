@@ -164,7 +164,7 @@ def create_detector(name: str, **fields) -> Detector:
 
 def describe(detector: Detector) -> dict[str, Any]:
     """A detector as JSON-like values, from which `from_description` makes it again."""
-    return {"detector": DETECTORS.name_of(type(detector)), **dataclasses.asdict(detector)}
+    return {"name": DETECTORS.name_of(type(detector)), **dataclasses.asdict(detector)}
 
 
 def from_description(description: Mapping[str, Any]) -> Detector:
@@ -173,11 +173,11 @@ def from_description(description: Mapping[str, Any]) -> Detector:
     Raises:
       UserError: no description of a detector that is known.
     """
-    if not isinstance(description, Mapping) or not isinstance(description.get("detector"), str):
+    if not isinstance(description, Mapping) or not isinstance(description.get("name"), str):
         raise UserError("detector: needs an object with the name of a detector")
-    fields = {name: _tuples(value) for name, value in description.items() if name != "detector"}
+    fields = {name: _tuples(value) for name, value in description.items() if name != "name"}
     try:
-        return create_detector(description["detector"], **fields)
+        return create_detector(description["name"], **fields)
     except TypeError as error:
         raise UserError(f"detector: {error}") from None
 

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from jaxface.data.transforms.alignment import (
     align_face,
+    align_faces,
     estimate_similarity,
     five_from_68,
+    named_template,
     template,
     umeyama,
     warp_affine,
@@ -178,3 +180,60 @@ def test_five_from_68():
     np.testing.assert_allclose(jax.jit(five_from_68)(points), five, rtol=1e-6)
     with pytest.raises(ValueError, match="points"):
         five_from_68(points[:, :60])
+
+
+def test_many_faces_at_once_are_those_one_by_one():
+    """The same crops as on the host, but for OpenCV's places of 1/32 pixel; what is padded counts as outside."""
+    rng = np.random.default_rng(2)
+    images = cv2.resize(
+        rng.integers(0, 256, (12, 16, 6), np.uint8), (160, 120), interpolation=cv2.INTER_CUBIC
+    )
+    images = np.stack([images[..., :3], images[..., 3:]])
+    sizes, ids = np.array([[120, 160], [90, 100]]), np.array([1, 0, 0])
+    points = np.stack(
+        [
+            rotated(template(), 0.4, 0.6, (30, 10)),
+            rotated(template(), -0.2, 0.9, (40, 10)),
+            template() * 1.4 - 20,
+        ]
+    ).astype(np.float32)
+    crops = jax.jit(align_faces, static_argnames="size")(
+        images, ids, points, template(), size=(112, 112), valid_size=sizes
+    )
+    for crop, image_id, landmarks in zip(np.asarray(crops), ids, points, strict=True):
+        height, width = sizes[image_id]
+        host = align_face(np.ascontiguousarray(images[image_id, :height, :width]), landmarks)
+        difference = np.abs(crop - host)
+        assert difference.max() <= 8 and difference.mean() < 0.6
+        exact = warp_affine(
+            jnp.asarray(images[image_id, :height, :width]),
+            estimate_similarity(landmarks, template()),
+            (112, 112),
+        )
+        np.testing.assert_allclose(crop, exact, atol=2e-2)
+    assert not np.asarray(align_faces(images, ids[:1], np.ones((1, 5, 2)), template(), (8, 8))).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [
+        ("arcface", (112, 112), template()),
+        ("arcface", (48, 48), template() * 48 / 112),
+        ("arcface_128", (256, 256), template(256)),
+        ("sphereface", (112, 96), template(112, 96)),
+    ],
+)
+def test_templates_by_name(name, size, expected):
+    np.testing.assert_allclose(named_template(name, size), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "words"),
+    [
+        ("faces", (112, 112), "alignment: needs one of arcface"),
+        ("arcface", (112, 96), "needs crops of 112:112"),
+    ],
+)
+def test_templates_that_there_are_not(name, size, words):
+    with pytest.raises(UserError, match=words):
+        named_template(name, size)

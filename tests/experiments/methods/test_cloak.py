@@ -148,7 +148,7 @@ def test_networks_may_come_from_finished_runs(finished, photographs, tmp_path):
         ("--data procedural_images --people 100", "PSR@5 needs at least 4 images of distractors, got 0"),
         ("--data procedural_images --photos 14", "people: needs 20 people with at least 16 photos"),
         ("--data digits", "data: needs people that are not trained on"),
-        ("--surrogate nowhere", "nowhere holds no config.json"),
+        ("--surrogate nowhere", "cannot read nowhere"),
     ],
 )
 def test_refusals_are_one_line_before_any_compile(refusal, tmp_path, arguments, words):

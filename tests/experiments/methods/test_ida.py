@@ -9,11 +9,10 @@ import pytest
 from PIL import Image
 
 from experiments import configs, launch
-from experiments.configs import load_network
 from experiments.methods import ida
 from experiments.recipes.gan import GanSpec
 from experiments.studies import ida as studies
-from jaxface import data, metrics, models, training
+from jaxface import data, inference, metrics, models, training
 from jaxface.errors import UserError
 from jaxface.models.generative.gan import Discriminator, Generator
 
@@ -118,7 +117,8 @@ def test_rendered_people_from_the_launcher_and_the_network_of_the_run(tiny, tmp_
         assert report[f"alignment/{score}/spread@1e-2"] >= 0  # rendered people have skin tones
     assert 0 < report["recognition/verification/accuracy"] <= 1
     # The network of the run is that of its last stage, and can be evaluated, taught from and used again.
-    _, backbone, _, config = load_network(tmp_path)
+    _, config, _ = configs.from_dict(training.read_config(tmp_path))
+    backbone = inference.open_recognizer(tmp_path).variables["params"]
     again = dataclasses.replace(config, run=str(tmp_path), score="simulated")
     stages = ida.build(again)
     assert [stage.name for stage in stages] == ["recognition", "estimator", "alignment"]

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -7,9 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import configs
 from experiments.programs import cloak_images
-from jaxface import attacks, data, training
+from jaxface import attacks, data, inference, training
 
 QUICK = ["--steps", "3", "--accumulate", "2", "--eps", "8"]
 
@@ -56,16 +56,16 @@ def test_every_photo_comes_back_with_the_mask_of_its_person(cloaked, finished, p
 
 
 def test_masks_move_photos_away_from_themselves(cloaked, finished, photographs):
-    model, backbone, extra, _ = configs.load_network(finished)
+    bundle = inference.open_recognizer(finished)
     clean, hidden = (
-        training.embed_source(model, backbone, extra, data.FolderSource(root, image_size=16), flip=False)
+        bundle.embed_source(data.FolderSource(root, image_size=16), flip=False)
         for root in (photographs, cloaked)
     )
     noisy = np.stack([data.FolderSource(photographs, image_size=16)[i]["image"] for i in range(24)])
     signs = np.random.default_rng(0).choice(np.float32([-1, 1]), noisy.shape) * 3
     noisy = np.asarray(attacks.apply_cloak(noisy, signs))
     source = data.ArraySource(noisy, np.zeros(24, np.int32), ["all"])
-    noisy = training.embed_source(model, backbone, extra, source, flip=False)
+    noisy = bundle.embed_source(source, flip=False)
 
     def cosine(a, b):
         return np.mean(np.sum(a * b, 1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
@@ -161,7 +161,7 @@ def lonely(tmp_path, people):
     ("arguments", "words"),
     [
         ("", "required: --run, --faces, --out"),
-        ("--run {tmp} --faces {people} --out {tmp}/out", "holds no config.json"),
+        ("--run {tmp} --faces {people} --out {tmp}/out", "holds no bundle.json, and no run"),
         ("--run {run} --faces {tmp}/nowhere --out {tmp}/out", "nowhere: No such file or directory"),
         ("--run {run} --faces {tmp} --out {tmp}/out", "faces: no image in"),
         ("--run {run} --faces {people} --out {people}", "out: needs a folder apart from the originals"),
@@ -245,13 +245,14 @@ def test_masks_of_another_network_are_not_mixed_with_these(
 ):
     faces, out = faces_of(photographs, tmp_path / "faces" / "ann"), tmp_path / "out"
     run(finished, faces, out)
-    load = configs.load_network
+    load = inference.open_recognizer
 
     def retrained(*arguments, **options):
-        model, backbone, extra, config = load(*arguments, **options)
-        return model, jax.tree.map(lambda leaf: leaf * 1.01, backbone), extra, config
+        bundle = load(*arguments, **options)
+        variables = jax.tree.map(lambda leaf: leaf * 1.01, dict(bundle.variables))
+        return dataclasses.replace(bundle, variables=variables)
 
-    monkeypatch.setattr(configs, "load_network", retrained)
+    monkeypatch.setattr(inference, "open_recognizer", retrained)
     arguments = ["--run", finished, "--faces", faces, "--out", out, *QUICK]
     assert "network is " in refusal(cloak_images.main, arguments)
 

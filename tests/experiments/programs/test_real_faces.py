@@ -6,7 +6,7 @@ import pytest
 
 from experiments import configs
 from experiments.programs import real_faces
-from jaxface import data, metrics, training
+from jaxface import data, inference, metrics, training
 
 ROWS = ["pixels", "rendered only", "fine-tuned"]
 
@@ -49,11 +49,9 @@ def test_end_to_end(short, finished, photographs, tmp_path, capsys):
     assert [config.batch_size for config in short] == [8, 8]
 
     # The row of the network as it was is the mean of two direct evaluations, over all pairs.
-    model, backbone, extra, _ = configs.load_network(finished)
+    bundle = inference.open_recognizer(finished)
     reports = [
-        metrics.verify(
-            training.embed_source(model, backbone, extra, half.held_out), half.held_out.labels, pairs="all"
-        )
+        metrics.verify(bundle.embed_source(half.held_out, flip=True), half.held_out.labels, pairs="all")
         for half in halves
     ]
     for key, value in table["rendered only"].items():
@@ -69,7 +67,7 @@ def test_end_to_end(short, finished, photographs, tmp_path, capsys):
 
 
 def test_fine_tuning_keeps_the_network(finished, photographs):
-    _, _, _, config = configs.load_network(finished)
+    _, config, _ = configs.from_dict(training.read_config(finished))
     tuned = real_faces.fine_tuning(config, "there", data.Folder(root=str(photographs)), 1000)
     for name in ("backbone", "embedding", "image_size", "loss", "seed"):
         assert getattr(tuned, name) == getattr(config, name)
@@ -90,7 +88,7 @@ def test_pixels_as_embeddings(photographs):
     ("arguments", "words"),
     [
         ("", "required: --run, --faces"),
-        ("--run {tmp} --faces {people}", "holds no config.json"),
+        ("--run {tmp} --faces {people}", "holds no bundle.json, and no run"),
         ("--run {finished} --faces {tmp}/nowhere", "nowhere: No such file or directory"),
         ("--run {finished} --faces {tmp}", "no image in"),
     ],

@@ -81,7 +81,7 @@ def test_a_resumed_run_ends_where_the_whole_one_does_and_says_what_it_trained(sp
     check_equal(resumed.params, finished.params)
     check_equal(resumed.extra, finished.extra)
 
-    bundle = inference.open_run(tmp_path)
+    bundle = inference.open_detector(tmp_path)
     assert bundle.detector == detection.retinaface(TINY) and bundle.image_size == 64
     check_equal(bundle.variables["params"], finished.params["detector"])
     described = json.loads((tmp_path / "checkpoints" / "00-detector.json").read_text())
@@ -122,7 +122,9 @@ def test_other_data_and_other_detectors_are_refused(split, tmp_path):
     params, extra = jax.jit(lambda rng: detection.init_variables(detection.retinaface(other), rng, (64, 64)))(
         jax.random.key(0)
     )
-    bundle = inference.DetectorBundle(detection.retinaface(other), {"params": params, **extra}, 64)
+    bundle = inference.DetectorBundle(
+        detector=detection.retinaface(other), variables={"params": params, **extra}, image_size=64
+    )
     inference.save_bundle(tmp_path, bundle)
     with pytest.raises(UserError, match="another architecture"):
         run(split, dataclasses.replace(TINY, init_from=str(tmp_path)))

@@ -177,7 +177,7 @@ def test_teachers_that_do_not_fit(finished, tmp_path):
     refused("does not take images of shape", shape=24)
     refused("teacher.run: needs the 9 classes of the data, .* has 8", classes=9, prototypes=True)
     refused("teacher.embedding: needs 32, as the student's, got 8", teacher=TEACHER, embedding=32)
-    refused("config", teacher=TeacherSpec(run=str(tmp_path)))
+    refused("holds no bundle.json", teacher=TeacherSpec(run=str(tmp_path)))
 
 
 def test_a_margin_out_of_range_is_refused_before_anything_runs():

@@ -1,0 +1,43 @@
+"""What a run says of its network serves for a bundle of it, which then stands for the run."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import evaluate
+from experiments.recipes.recognition import pretrained
+from jaxface import inference, training
+from jaxface.errors import UserError
+
+
+def test_a_bundle_of_a_run_stands_for_it(finished, photographs, tmp_path):
+    run = inference.open_recognizer(finished)
+    assert run.flip and run.alignment == "arcface" and run.origin == "trained on rendered 8x4"
+    inference.save_bundle(tmp_path / "bundle", run)
+    metrics = []
+    for place in (finished, tmp_path / "bundle"):
+        out = tmp_path / "out"
+        evaluate.main(f"{place} --data folder --data.root {photographs} --out {out}".split())
+        metrics.append(json.loads((out / "results.json").read_text())["metrics"])
+    assert metrics[0] == metrics[1]
+    recognizer = training.Recognizer(run.module, 5, run.image_shape)
+    backbone, extra = pretrained(str(tmp_path / "bundle"), recognizer)
+    jax.tree.map(np.testing.assert_array_equal, {"params": backbone, **extra}, dict(run.variables))
+
+
+def test_its_threshold_is_that_of_the_evaluation_of_its_checkpoint(finished):
+    results = json.loads((finished / "results.json").read_text())["metrics"]
+    threshold = inference.open_recognizer(finished).threshold
+    resolved = [far for far in ("1e-3", "1e-2", "1e-1") if f"verification/threshold@{far}" in results]
+    assert threshold.value == results[f"verification/threshold@{resolved[0]}"]
+    assert threshold.far == float(resolved[0]) and "held-out people" in threshold.set
+
+
+def test_a_network_of_other_pixels_is_not_trained_on(finished, tmp_path):
+    run = inference.open_recognizer(finished)
+    inference.save_bundle(tmp_path / "bgr", dataclasses.replace(run, color="bgr"))
+    with pytest.raises(UserError, match="init_from: needs a network of RGB"):
+        pretrained(str(tmp_path / "bgr"), training.Recognizer(run.module, 5, run.image_shape))
