@@ -93,7 +93,8 @@ class EmbeddingNetwork:
 
     def __call__(self, variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
         """[B, D] float32, not normalized, of RGB or gray images [B, H, W, 3 or 1]: levels in [0, 255], uint8 or float. Pure."""
-        return self.module.apply(variables, self.normalized(images), train=False)
+        embeddings: Any = self.module.apply(variables, self.normalized(images), train=False)
+        return embeddings
 
     def normalized(self, images: jax.Array) -> jax.Array:
         """What the module sees of RGB or gray levels in [0, 255]."""
@@ -668,7 +669,9 @@ def _reader(
     )
     need(color in COLORS, f"a color of {', '.join(COLORS)}")
     scaling = description.get("normalization", {"mean": 127.5, "std": 127.5})
-    numbers = [scaling.get(name) if isinstance(scaling, Mapping) else None for name in ("mean", "std")]
+    numbers: list[Any] = [
+        scaling.get(name) if isinstance(scaling, Mapping) else None for name in ("mean", "std")
+    ]
     need(
         all(_is_number(n) for n in numbers) and numbers[1] > 0,
         "a normalization of two numbers, mean and std > 0",
@@ -699,7 +702,7 @@ def _reader(
     need(type(flip) is bool, "true or false as flip")
     threshold = description.get("threshold")
     if threshold is not None:
-        fields = [
+        fields: list[Any] = [
             threshold.get(n) if isinstance(threshold, Mapping) else None for n in ("value", "far", "set")
         ]
         numbers_fit = (
@@ -740,7 +743,7 @@ def _is_number(value: Any) -> bool:
 def _expected(module: nn.Module, shape: tuple[int, int, int], source: str) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every variable of a network; nothing is computed."""
     try:
-        tree = abstract_variables(module, shape)
+        tree = abstract_variables(module, shape)  # ty: ignore[invalid-argument-type] - Flax hashes modules
     except Exception as error:  # fields from outside: whatever a network makes of impossible ones
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"bundle: {source} describes an impossible network ({reason})") from None
