@@ -25,7 +25,7 @@ PARTS = (
     "NOTICE",
 )
 
-DETECT = ("detect", "x.png", "--weights", "weights.safetensors")
+DETECT = ("detect", ".", "--detector", "detector")
 
 WORK = """
 import importlib.util, sys
