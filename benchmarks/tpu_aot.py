@@ -1,15 +1,19 @@
-"""Compiles whole SFace training steps for TPU slices without a TPU: `python -m benchmarks.tpu_aot`.
+"""Compiles whole training steps for TPU slices without a TPU: `python -m benchmarks.tpu_aot`, `--vit`.
 
 The real TPU compiler (libtpu) runs on any Linux machine; `make tpu-aot` installs it. By default iResNet-50 with a global batch
 of 8192 is compiled for 10^9 identities on 256 chips of v5p and for 10^8 on 64, there with a sample of a tenth too. What is
 printed is what one chip would hold: arguments (parameters, optimizer state, its share of the batch), temporaries, outputs,
 what of them is written in place, and all that has to fit at a time. Nothing of the size of the prototypes is made on the host.
+
+With `--vit` it is ViT-L/16 on images of 224 x 224 under AdamW, its blocks rematerialized or not, its state spread or not.
 """
 
 import argparse
 import dataclasses
+import functools
 import sys
 import time
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +24,7 @@ from benchmarks import common
 from experiments.methods import sface
 from jaxface import axes, training
 from jaxface.data.transforms.pixels import device_batch
+from jaxface.layers.remat import Remat
 from pallas_kernels import aot
 
 GIGABYTE = 1e9
@@ -47,6 +52,14 @@ class Case:
     """Images per step over all chips."""
     loss: str = "sface"
     """Loss."""
+    shard: training.Shard = "none"
+    """Whether network and optimizer state are spread."""
+    remat: Remat = "none"
+    """What the backward pass computes again."""
+    image_size: int = 112
+    """Side of the images, pixels."""
+    optimizer: str = "sgd"
+    """Update rule."""
 
 
 CASES = (
@@ -54,6 +67,20 @@ CASES = (
     Case("v5p:4x4x4", 10**8),
     Case("v5p:4x4x4", 10**8, sample_rate=0.1),
 )
+
+
+_vit = functools.partial(
+    Case,
+    "v5e:4x4",
+    identities=100_000,
+    model_shards=1,
+    backbone="vit_large",
+    batch=1024,
+    loss="cosface",
+    image_size=224,
+    optimizer="adamw",
+)
+VIT_CASES = tuple(_vit(shard=shard, remat=remat) for remat in ("none", "block") for shard in ("none", "fsdp"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +116,22 @@ def compile_case(case: Case, config: sface.Config | None = None, *, init: bool =
         loss=case.loss,
         sample_rate=case.sample_rate,
         batch_size=case.batch,
+        remat=case.remat,
     )
+    if case.backbone.startswith("vit"):
+        config = dataclasses.replace(config, block=None, dropout=None)  # which are iResNet's
+    if case.image_size != Case.image_size:
+        config = dataclasses.replace(config, image_size=case.image_size)
+    if case.optimizer != Case.optimizer:
+        config = dataclasses.replace(
+            config, optimizer=dataclasses.replace(config.optimizer, name=case.optimizer)
+        )
     image_shape = (config.image_size, config.image_size, 3)
     stage = sface.training_stage(config, case.identities, image_shape)
     devices = aot.tpu_devices(case.topology)
-    parallel = training.make_parallel("jit", model_shards=case.model_shards or len(devices), devices=devices)
+    parallel = training.make_parallel(
+        "jit", model_shards=case.model_shards or len(devices), shard=case.shard, devices=devices
+    )
     training.check_batch_size(parallel, case.batch)
     everywhere = NamedSharding(parallel.mesh, PartitionSpec())
     spread = NamedSharding(parallel.mesh, PartitionSpec((axes.DATA, axes.MODEL)))
@@ -190,21 +228,34 @@ def main() -> None:
     parser.add_argument("--backbone", default=Case.backbone)
     parser.add_argument("--batch", type=int, default=Case.batch, help="global batch")
     parser.add_argument("--loss", default=Case.loss, choices=("sface", "softmax", "cosface", "arcface"))
+    parser.add_argument("--shard", default=Case.shard, choices=get_args(training.Shard))
+    parser.add_argument("--remat", default=Case.remat, choices=get_args(Remat))
+    parser.add_argument("--image-size", type=int, default=Case.image_size)
+    parser.add_argument("--optimizer", default=Case.optimizer, help="update rule")
+    parser.add_argument("--vit", action="store_true", help="ViT-L/16, with and without --shard and --remat")
     flags = vars(parser.parse_args())
-    cases = CASES if flags["topology"] is None else (Case(**flags),)
-    if cases is CASES and Case(**flags | {"topology": Case.topology}) != Case():
+    vit = flags.pop("vit")
+    named = CASES if not vit else VIT_CASES
+    cases = named if flags["topology"] is None else (Case(**flags),)
+    if cases is named and Case(**flags | {"topology": Case.topology}) != Case():
         parser.error("--topology: needed with the other options, which are for one slice")
 
     folder = common.RESULTS / f"aot-{cases[0].topology.partition(':')[0]}"
     jax.config.update("jax_platforms", "cpu")
     numbers = ("argument_gb", "temporary_gb", "output_gb", "in_place_gb", "total_gb", "compile_seconds")
-    print(f"{'one chip of':<12}{'identities':>14}{'rate':>6}" + "".join(f"{name:>16}" for name in numbers))
+    print(
+        f"{'one chip of':<12}{'identities':>14}{'rate':>6}{'shard':>6}{'remat':>6}{'state_gb':>9}"
+        + "".join(f"{name:>16}" for name in numbers)
+    )
     records = []
     for case in cases:
         records.append(record(case, compile_case(case)))
-        written = common.write("tpu_aot", records, packages=("libtpu",), folder=folder)
+        written = common.write(
+            "tpu_aot_vit" if vit else "tpu_aot", records, packages=("libtpu",), folder=folder
+        )
         values = "".join(f"{records[-1][name]:16.2f}" for name in numbers)
-        print(f"{case.topology:<12}{case.identities:14,d}{case.sample_rate:6.2f}{values}", flush=True)
+        kind = f"{case.sample_rate:6.2f}{case.shard:>6}{case.remat:>6}{records[-1]['state_gb']:9.2f}"
+        print(f"{case.topology:<12}{case.identities:14,d}{kind}{values}", flush=True)
     print(written)
     if wrong := [f"{one['topology']}: {problem}" for one in records for problem in one["problems"]]:
         sys.exit("\n".join(wrong))

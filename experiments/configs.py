@@ -21,7 +21,7 @@ from jaxface.cli import console
 from jaxface.cli.flags import parse_flags, unset_data
 from jaxface.data.specs.base import KINDS, DataSpec
 from jaxface.errors import UserError
-from jaxface.paths import local_path
+from jaxface.paths import user_path
 from jaxface.registry import nearest
 from jaxface.training.stages import Stages
 
@@ -36,16 +36,28 @@ class Run:
     """jit over a mesh of all devices, or pmap."""
     model_shards: Annotated[int, AtLeast(1)] = 1
     """With jit: over how many devices the class prototypes are sharded; the others share the batch."""
+    shard: training.Shard = "none"
+    """With jit: fsdp spreads every large parameter and the optimizer's state over the devices that share the batch."""
     cadence: training.Cadence = training.Cadence()
     """How often to log, evaluate and save."""
     quiet: bool = False
     """No progress bar and no table."""
+    writers: tuple[str, ...] = ()
+    """Services that are told the numbers beside metrics.jsonl and TensorBoard: wandb, mlflow. Resumed runs go on in their run."""
+    project: str = "jaxface"
+    """With writers: the project of Weights & Biases, or the experiment of MLflow."""
+    profile: str | None = None
+    """FIRST:LAST, steps counted over all stages, of which a trace for TensorBoard goes to profile/ in the work directory."""
     coordinator: str | None = None
     """Several processes as one run: HOST:PORT of process 0. Slurm, MPI, Kubernetes and TPU pods are recognized without."""
     processes: Annotated[int | None, AtLeast(1)] = None
     """Number of processes, with `coordinator`."""
     process: Annotated[int | None, AtLeast(0)] = None
     """Index of this process, from 0, with `coordinator`."""
+
+
+_WHERE = ("workdir", "shard", "quiet", "writers", "project", "profile", "coordinator", "processes", "process")
+# Fields of Run that say where it runs and who is told, not what it does.
 
 
 def method_module(name: str) -> types.ModuleType:
@@ -95,13 +107,7 @@ def _converter() -> cattrs.Converter:
 def to_dict(method: str, config: Any, run: Run) -> dict:
     """What is written to `config.json`: all that the result depends on."""
     written = _converter().unstructure(run, Run)
-    for name in (
-        "workdir",
-        "quiet",
-        "coordinator",
-        "processes",
-        "process",
-    ):  # where it runs, not what it does
+    for name in _WHERE:
         del written[name]
     return {"method": method, "config": _converter().unstructure(config, type(config)), "run": written}
 
@@ -158,7 +164,7 @@ def parse(method: str, arguments: list[str]) -> tuple[Any, Run]:
             raise UserError(f"preset: {method} has {', '.join(names) or 'none'}, got {base.preset!r}")
         config = getattr(module.Config, base.preset)()
     if base.config is not None:
-        written_for, config, run = from_dict(training.read_config(local_path("config", base.config)))
+        written_for, config, run = from_dict(training.read_config(user_path("config", base.config)))
         if written_for != method:
             raise UserError(f"config: {base.config} is of method {written_for!r}, not {method!r}")
     if base.data is not None:

@@ -19,6 +19,10 @@ def dot_products(queries: jax.Array, candidates: jax.Array) -> jax.Array:
     """⟨q, v⟩ of every row of `queries` [Q, D] with every row of `candidates` [N, D]: [Q, N] float32.
 
     In full float32 on every device: the reduced precision that matrix units default to moves scores by 1e-3.
+
+    Example:
+      >>> dot_products(jnp.array([[3.0, 4.0]]), jnp.eye(2)).tolist()
+      [[3.0, 4.0]]
     """
     return jnp.einsum(
         "qd,nd->qn",

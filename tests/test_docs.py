@@ -1,6 +1,7 @@
 """The documentation: links resolve, every method has its page, commands name modules that exist."""
 
 import ast
+import functools
 import pathlib
 import re
 
@@ -87,6 +88,21 @@ def test_a_method_page_has_its_sections(page):
     assert "@" in section(text, "Cite")
 
 
+@functools.cache
+def carried() -> dict[str, set[str]]:
+    """Each Python file, and the methods that its name or the last line of its docstring says it is of."""
+    files = {}
+    for package in ("jaxface", "pallas_kernels", "experiments", "tests"):
+        for path in (ROOT / package).rglob("*.py"):
+            files[name(path)] = {path.stem, path.stem.removeprefix("test_")}
+            text = path.read_text("utf-8")
+            if package != "tests" and "\nMethods: " in text:
+                last = (ast.get_docstring(ast.parse(text)) or "").rstrip().rpartition("\n")[2]
+                if last.startswith("Methods: "):
+                    files[name(path)] |= set(last.removeprefix("Methods: ").rstrip(".").split(", "))
+    return files
+
+
 @pytest.mark.parametrize("page", METHOD_PAGES, ids=name)
 def test_where_a_method_lives(page):
     """The paths exist; the files that carry the slug, and the shared modules that name it, are among them."""
@@ -97,17 +113,7 @@ def test_where_a_method_lives(page):
     assert not [path for path in listed if not (ROOT / path).exists()]
     carriers = {name(path) for path in (ROOT / "docs" / "studies").glob(slug)}
     carriers = {f"{path}/" for path in carriers} | {name(page)}
-    for package in ("jaxface", "pallas_kernels", "experiments", "tests"):
-        for path in (ROOT / package).rglob("*.py"):
-            if path.stem in (slug, f"test_{slug}"):
-                carriers.add(name(path))
-            elif package != "tests":
-                last = (
-                    (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").rstrip().rpartition("\n")[2]
-                )
-                methods = last.removeprefix("Methods: ").rstrip(".").split(", ")
-                if last.startswith("Methods: ") and slug in methods:
-                    carriers.add(name(path))
+    carriers |= {path for path, methods in carried().items() if slug in methods}
     assert sorted(carriers - listed) == []
 
 
@@ -129,3 +135,21 @@ def test_studies_are_those_of_the_page(page):
     assert all((folder / f"{study}{suffix}").is_file() for study in tables for suffix in (".json", ".png"))
     linked = re.findall(r"\.\./studies/(\w+)/([\w-]+)\.md", page.read_text("utf-8"))
     assert {slug for slug, _ in linked} == {page.stem} and {study for _, study in linked} == tables
+
+
+def snippets(page: pathlib.Path) -> list[str]:
+    """The Python of a page, but for what needs a run, weights or photographs that a reader has."""
+    code = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    return [
+        text
+        for text in code
+        if not re.search(r"runs/|\.(?:jpg|png|pth|npz|safetensors|onnx)\b|\bdefine\b", text)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=name)
+def test_snippets_run(page):
+    """Each on its own, as somebody who copies it would run it."""
+    for code in snippets(page):
+        exec(compile(code, name(page), "exec"), {"__name__": "snippet"})

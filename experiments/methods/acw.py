@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.recipes.heads import HeadSpec
-from experiments.recipes.recognition import Recipe, filled_batch_size, training_batches
+from experiments.recipes.recognition import Recipe, check_no_packs, filled_batch_size, training_batches
 from experiments.recipes.teachers import TeacherSpec, teacher_stage
 from jaxface import data as inputs
 from jaxface import layers, losses, metrics, training
@@ -173,6 +173,7 @@ def check(config: Config) -> None:
     """Raises UserError for what can be refused before any data is opened."""
     config.rgb.head.check()
     config.depth.head.check()
+    check_no_packs(config, "acw trains one on photographs and one on depth, to compare")
     if not (config.features or config.norms):
         raise UserError(
             "features: the confidence network needs the embeddings, their lengths or both, got neither"
@@ -220,7 +221,8 @@ def pretraining(config: Config, split: inputs.Split) -> tuple[list[training.Stag
                     f"prototypes: class weights need the classes of data, {len(classes)}, in {name}_data, "
                     f"which has {len(people.train.class_names)}"
                 )
-        stage, teacher = teacher_stage(recipe, spec, people, prototypes=weights)
+        start = config.init_from if name == "rgb" else None
+        stage, teacher = teacher_stage(recipe, spec, people, prototypes=weights, init_from=start)
         step = stage.step
         if name == "depth" and config.depth_noise and step is not None:
             step = training.with_depth_noise(step)

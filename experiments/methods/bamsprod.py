@@ -13,6 +13,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -198,16 +199,18 @@ class LatentRule:
 
     config: Config
 
-    def build(self, steps: int) -> optax.GradientTransformation:
+    def build(
+        self, steps: int, *, network: tuple[str, nn.Module] | None = None
+    ) -> optax.GradientTransformation:
         """The optax transformation for a run of `steps` steps."""
         config, plain = self.config, self.config.optimizer
         box = optimizers.project_box(optimizers.latent_weights)
         if config.bop_threshold is not None:
             flips = optimizers.bop(plain.learning_rates(steps), config.bop_threshold)
-            rules = {"binary": flips, "other": config.others.build(steps)}
+            rules = {"binary": flips, "other": config.others.build(steps, network=network)}
             return optax.chain(optax.partition(rules, _kinds), box)
         if plain.name != "bamsprod":
-            return optax.chain(plain.build(steps), box)
+            return optax.chain(plain.build(steps, network=network), box)
         rule = functools.partial(
             optimizers.bamsprod_rule,
             gamma=config.gamma,
@@ -217,7 +220,7 @@ class LatentRule:
             target=config.target,
             per_channel=config.per_channel,
         )
-        return plain.build(steps, rule)
+        return plain.build(steps, rule, network=network)
 
 
 def _kinds(params):

@@ -80,7 +80,7 @@ class Config(detection.DetectionRecipe):
 
 def network(config: Config) -> CellNet:
     """The small network around the configured layer."""
-    return CellNet(config.structure, config.dilation, config.width, config.narrow)
+    return CellNet(config.structure, config.dilation, config.width, config.narrow, remat=config.remat)
 
 
 def cells_stage(config: Config, split: inputs.Split) -> training.Stage:
@@ -97,7 +97,8 @@ def cells_stage(config: Config, split: inputs.Split) -> training.Stage:
             report["stage_ratio"] = layers.stage_ratio(jax.lax.stop_gradient(cascade))
         return loss, (extra, report)
 
-    objective = training.Objective(loss_fn, config.optimizer.build(config.steps))
+    rule = config.optimizer.build(config.steps, network=("backbone", model))
+    objective = training.Objective(loss_fn, rule)
 
     def init(rng, previous):
         image = jnp.zeros((1, *split.train.image_shape))
@@ -117,7 +118,12 @@ def cells_stage(config: Config, split: inputs.Split) -> training.Stage:
     return training.Stage(
         name="cells",
         init=init,
-        step=training.gradient_step(objective, accumulate=config.accumulate, ema_decay=config.ema_decay),
+        step=training.gradient_step(
+            objective,
+            accumulate=config.accumulate,
+            ema_decay=config.ema_decay,
+            frozen=config.optimizer.held,
+        ),
         batches=lambda state: open_batches(),
         steps=config.steps,
         evaluate=training.CellPrecision(model, split.held_out),

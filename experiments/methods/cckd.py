@@ -295,7 +295,7 @@ def build(config: Config) -> list[training.Stage]:
             total, report["soft_target_loss"] = total + config.soft_target_weight * soft, soft
         return total, (extra, report)
 
-    objective = training.Objective(loss_fn, recognition.optimizer())
+    objective = training.Objective(loss_fn, recognition.optimizer(parts=("projection",)))
 
     def init(rng, previous):
         params, extra = recognition.init(rng)

@@ -25,6 +25,7 @@ from experiments.recipes.recognition import (
     load,
     network,
     training_batches,
+    with_packs,
 )
 from experiments.recipes.teachers import TeacherSpec, teacher_stage
 from jaxface import axes, losses, metrics, models, training
@@ -285,7 +286,7 @@ def student_stage(config: Config, split: inputs.Split, teacher: training.Teacher
             reported |= {"classification": classification.loss, **classification.report()}
         return loss, (extra, reported)
 
-    objective = training.Objective(loss_fn, recognition.optimizer())
+    objective = training.Objective(loss_fn, recognition.optimizer(parts=("projection",)))
     open_batches = training_batches(config, split.train)
 
     def init(rng, previous):
@@ -299,9 +300,10 @@ def student_stage(config: Config, split: inputs.Split, teacher: training.Teacher
         return recognition.create_state(rng, params, objective, extra=extra)
 
     if split.protocol == "classification" and config.classification_weight == 0:
-        judged = NearestMean(model, split.train, split.held_out)
+        judged = with_packs(config, model, split, NearestMean(model, split.train, split.held_out))
     elif split.protocol == "verification" and config.pairs == "all":
-        judged = training.Verification(model, split.held_out, pairs="all", flip=config.augment.flip > 0)
+        every = training.Verification(model, split.held_out, pairs="all", flip=config.augment.flip > 0)
+        judged = with_packs(config, model, split, every)
     else:
         judged = evaluation(config, model, split)
     return training.Stage(

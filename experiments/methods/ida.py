@@ -164,6 +164,8 @@ def _check(config: Config) -> None:
     given = [name for name in ("run", "crowd", "embeddings") if getattr(config, name) is not None]
     if len(given) > 1:
         raise UserError(f"{given[0]}: needs to be the only source of embeddings, got {' and '.join(given)}")
+    if given:
+        recipe.check_no_packs(config, f"{given[0]} gives the embeddings")
     vectors = given and given[0] != "run"
     if vectors and config.estimator.layer is not None:
         raise UserError(f"estimator.layer: needs a network, {given[0]} has none")

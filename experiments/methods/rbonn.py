@@ -11,6 +11,7 @@ import dataclasses
 import functools
 from typing import Annotated, Literal
 
+import flax.linen as nn
 import optax
 from jax.sharding import PartitionSpec
 
@@ -115,10 +116,12 @@ class Rule:
 
     config: Config
 
-    def build(self, steps: int) -> optax.GradientTransformation:
+    def build(
+        self, steps: int, *, network: tuple[str, nn.Module] | None = None
+    ) -> optax.GradientTransformation:
         """The optax transformation."""
         config = self.config
-        built = config.optimizer.build(steps)
+        built = config.optimizer.build(steps, network=network)
         if config.weights == "straight_through":
             return built
         slower = optax.masked(optax.scale(config.recurrence_rate), optimizers.name_mask(("recurrence",)))
@@ -205,7 +208,7 @@ def build(config: Config) -> list[training.Stage]:
                 extra = teacher.installed(extra, previous)
             return recognition.create_state(rng, params, objective, extra=extra)
 
-        step = recognition.step(objective)
+        step = recognition.step(objective, optimizer=rule)
         return training.Stage(
             name=name,
             description=recognition.description,
@@ -240,5 +243,8 @@ class _KeepGradient:
 
     rule: PartialRule
 
-    def build(self, steps: int) -> optax.GradientTransformation:
-        return optax.chain(optimizers.keep_last_gradient(binary_kernels), self.rule.build(steps))
+    def build(
+        self, steps: int, *, network: tuple[str, nn.Module] | None = None
+    ) -> optax.GradientTransformation:
+        built = self.rule.build(steps, network=network)
+        return optax.chain(optimizers.keep_last_gradient(binary_kernels), built)

@@ -279,7 +279,7 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
         config, model, len(split.train.class_names), image_shape, config.head.build()
     )
     distillation = Distillation(config, recognition, teacher, route.shapes)
-    objective = training.Objective(distillation.objective, recognition.optimizer())
+    objective = training.Objective(distillation.objective, recognition.optimizer(parts=("regressor",)))
     step = recognition.step(objective)
     open_batches = recipe.training_batches(config, split.train)
     judged = recipe.evaluation(config, model, split, identify=True)

@@ -13,7 +13,14 @@ from typing import Annotated
 
 import numpy as np
 
-from experiments.recipes.recognition import Recipe, load, network, plain_stage, training_batches
+from experiments.recipes.recognition import (
+    Recipe,
+    load,
+    network,
+    plain_stage,
+    training_batches,
+    with_packs,
+)
 from jaxface import data as inputs
 from jaxface import losses, metrics, training
 from jaxface.checks import Angle, Fraction, NonNegative, Positive
@@ -62,6 +69,27 @@ class Config(Recipe):
             steps=180_000,
             optimizer=training.sgd(decay_at=(100 / 180, 140 / 180, 160 / 180)),
             workers=8,
+        )
+
+    @classmethod
+    def photographs(cls) -> "Config":
+        """Rendered people who look and are photographed more as real ones, to start from on photographs
+        (docs/guides/photographs.md): three times the steps of the default, from more people."""
+        return cls(
+            data=inputs.RenderedFaces(
+                identities=2048, per_identity=8, variation=inputs.Variation.photographed()
+            ),
+            augment=inputs.Augment(
+                crop=0.7,
+                crop_scale=(0.8, 1.25),
+                crop_shift=0.06,
+                color=0.5,
+                blur=0.1,
+                jpeg=0.2,
+                occlusion=0.1,
+            ),
+            image_size=32,
+            steps=6000,
         )
 
     @classmethod
@@ -169,7 +197,7 @@ def build(config: Config) -> list[training.Stage]:
 
     model = network(config)
     protocol = training.Verification if split.protocol == "verification" else training.NearestPrototype
-    evaluations = [protocol(model, split.held_out)]
+    evaluations = [with_packs(config, model, split, protocol(model, split.held_out))]
     if 0 < flipped.sum() < len(flipped):
         evaluations.append(WrongLabels(model, split.train, labels, flipped))
     evaluate = training.Evaluations(*evaluations)

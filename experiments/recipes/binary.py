@@ -4,21 +4,16 @@ Methods: rbonn, bamsprod
 """
 
 import dataclasses
-from typing import Annotated, Protocol
+from typing import Annotated
 
+import flax.linen as nn
 import jax
 import optax
 
-from experiments.recipes.recognition import Recipe, recognition_stage
+from experiments.recipes.recognition import Recipe, Rule, recognition_stage
 from jaxface import data as inputs
 from jaxface import losses, optimizers, training
 from jaxface.checks import AtLeast, Positive
-
-
-class Rule(Protocol):
-    """What becomes an optimizer, such as `jaxface.training.Optimizer`."""
-
-    def build(self, steps: int) -> optax.GradientTransformation: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,9 +55,11 @@ class PartialRule:
     rule: Rule
     recipe: BinaryRecipe
 
-    def build(self, steps: int) -> optax.GradientTransformation:
+    def build(
+        self, steps: int, *, network: tuple[str, nn.Module] | None = None
+    ) -> optax.GradientTransformation:
         """The optax transformation; its `init` raises UserError for a name in `train_only` that occurs nowhere."""
-        built = self.rule.build(steps)
+        built = self.rule.build(steps, network=network)
         if self.recipe.train_only is not None:
             built = optimizers.train_only(built, self.recipe.train_only)
         return optax.chain(built, optimizers.track_sign_flips(binary_kernels, self.recipe.flip_window))

@@ -6,13 +6,17 @@ Methods: cassod, condensation_net, ddc
 import dataclasses
 from typing import Annotated
 
+import flax.traverse_util
 import jax
+import numpy as np
 
 from jaxface import data as inputs
 from jaxface import inference, training
 from jaxface.checks import AtLeast, NonNegative, Positive, ProperFraction
 from jaxface.errors import UserError
+from jaxface.interop.architecture import abstract_variables
 from jaxface.interop.state_dict import check_variables
+from jaxface.layers.remat import Remat
 from jaxface.models.detection import Detector, RetinaFace, init_variables
 from jaxface.models.detection.retinaface import Pixels
 from jaxface.training.recognition import statistics
@@ -67,8 +71,10 @@ class DetectionRecipe:
     """What the stem sees: rgb in [-1, 1], or bgr in [0, 255] less a mean, as published weights to start from need it."""
     bfloat16: bool = False
     """Compute in bfloat16 (parameters, statistics, outputs and the loss stay float32)."""
+    remat: Remat = "none"
+    """What of the network the backward pass computes again instead of storing it: nothing, or each block; saves memory."""
     init_from: str | None = None
-    """What to start from: a run of the same detector, a bundle, or published weights."""
+    """What to start from: a run of the same detector, a bundle, or published weights; a head for other classes starts afresh."""
     optimizer: training.Optimizer = training.adam(0.02, warmup=0.02)
     """Optimizer and learning-rate schedule; small batches and large steps learn most in minutes."""
     accumulate: Annotated[int, AtLeast(1)] = 1
@@ -101,6 +107,7 @@ def retinaface(recipe: DetectionRecipe, **changes) -> RetinaFace:
         point_weight=recipe.point_weight,
         pixels=recipe.pixels,
         bfloat16=recipe.bfloat16,
+        remat=recipe.remat,
     )
     return RetinaFace(**{**settings, **changes})
 
@@ -117,6 +124,41 @@ def load(recipe: DetectionRecipe) -> inputs.Split:
             f"data: needs images with boxes, such as scenes; {split.name} is for {split.protocol}"
         )
     return split
+
+
+def pretrained(
+    recipe: DetectionRecipe, detector: Detector, size: tuple[int, int]
+) -> dict[tuple[str, ...], np.ndarray] | None:
+    """Path -> leaf of the variables that `init_from` gives a detector; None without it.
+
+    Where the two know another number of classes, the layers whose outputs that makes more or fewer have no leaf here: they start
+    afresh.
+
+    Raises:
+      UserError: no detector there, or another one: names the first tensor that differs.
+    """
+    if recipe.init_from is None:
+        return None
+    given = inference.open_detector(recipe.init_from)
+    trained, wanted = (getattr(d, "pixels", None) for d in (given.detector, detector))
+    if trained != wanted:
+        raise UserError(f"pixels: needs {trained!r}, which {recipe.init_from} was trained on; got {wanted!r}")
+    flat = flax.traverse_util.flatten_dict(dict(given.variables))
+    if given.detector.num_classes != detector.num_classes:
+        expected = flax.traverse_util.flatten_dict(abstract_variables(detector.module, (*size, 3)))
+        heads = {
+            path
+            for path in flat.keys() & expected.keys()
+            if flat[path].shape[:-1] == expected[path].shape[:-1] and flat[path].shape != expected[path].shape
+        }
+        # A layer's output is one: a bias without its kernel would be of neither.
+        layers = {path[1:-1] for path in heads}
+        fresh = {path: expected[path] for path in expected if path[1:-1] in layers}
+        check_variables(flax.traverse_util.unflatten_dict({**flat, **fresh}), detector.module, (*size, 3))
+        flat = {path: leaf for path, leaf in flat.items() if path not in fresh}
+    else:
+        check_variables(given.variables, detector.module, (*size, 3))
+    return flat
 
 
 def detection_stage(
@@ -139,16 +181,7 @@ def detection_stage(
     """
     steps = recipe.steps if steps is None else steps
     size = split.train.image_shape[:2]
-    start = None
-    if recipe.init_from is not None:
-        pretrained = inference.open_detector(recipe.init_from)
-        start = pretrained.variables
-        check_variables(start, detector.module, split.train.image_shape)
-        trained, given = (getattr(d, "pixels", None) for d in (pretrained.detector, detector))
-        if trained != given:
-            raise UserError(
-                f"pixels: needs {trained!r}, which {recipe.init_from} was trained on; got {given!r}"
-            )
+    start = pretrained(recipe, detector, size)
 
     def loss_fn(params, extra, batch, rng):
         variables = {"params": params["detector"], **statistics(extra)}
@@ -159,13 +192,18 @@ def detection_stage(
         return loss, ({**extra, **updated}, report)
 
     chosen = optimizer or recipe.optimizer
-    objective = training.Objective(loss_fn, chosen.build(steps))
+    objective = training.Objective(loss_fn, chosen.build(steps, network=("detector", detector.module)))
+    if chosen.rates or chosen.frozen:
+        shapes, _ = jax.eval_shape(lambda rng: init_variables(detector, rng, size), jax.random.key(0))
+        chosen.check_groups({"detector": shapes})
 
     def init(rng, previous):
         del previous
         params, extra = init_variables(detector, rng, size)
         if start is not None:
-            params, extra = start["params"], statistics(start)
+            fresh = flax.traverse_util.flatten_dict({"params": params, **extra})
+            variables = flax.traverse_util.unflatten_dict({**fresh, **start})
+            params, extra = variables["params"], statistics(variables)
         return training.create_state(
             rng, {"detector": params}, objective, extra=extra, ema=recipe.ema_decay is not None
         )
@@ -187,7 +225,9 @@ def detection_stage(
     return training.Stage(
         name=name,
         init=init,
-        step=training.gradient_step(objective, accumulate=recipe.accumulate, ema_decay=recipe.ema_decay),
+        step=training.gradient_step(
+            objective, accumulate=recipe.accumulate, ema_decay=recipe.ema_decay, frozen=chosen.held
+        ),
         batches=lambda state: open_batches(),
         steps=steps,
         evaluate=training.ObjectDetection(detector, split.held_out) if evaluate else None,

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.recipes.heads import HeadSpec
-from experiments.recipes.recognition import Recipe, network, recognition_stage
+from experiments.recipes.recognition import Recipe, check_trained, network, recognition_stage
 from experiments.recipes.teachers import TeacherSpec, teacher_stage
 from jaxface import data as inputs
 from jaxface import training
 from jaxface.layers.prototypes import l2_normalize
+from jaxface.training.distributed import on_host
 
 
 class FrozenEmbedding:
@@ -33,7 +34,7 @@ class FrozenEmbedding:
       flip: whether mirror images are added, as they are where training mirrors.
 
     Raises:
-      UserError: no such run, or one whose network does not take the images.
+      UserError: no such run, or one whose network does not take the images; `init_from` where no network is trained.
     """
 
     def __init__(
@@ -47,6 +48,8 @@ class FrozenEmbedding:
     ):
         self.stage = self.teacher = None
         self.flip = not vectors and recipe.augment.flip > 0
+        if vectors or run is not None:
+            check_trained(recipe.init_from, "data of embeddings" if vectors else "run")
         if not vectors and run is None:
             model = network(recipe)
             self.stage = recognition_stage("recognition", recipe, split, model, head.build())
@@ -74,7 +77,7 @@ class FrozenEmbedding:
 
     def embed_once(self, extra: dict, source: inputs.Source) -> np.ndarray:
         """`embed` of a source that several stages ask for, remembered for the same network."""
-        leaves = jax.tree.leaves({**extra.get("teacher", {}), "prototypes": None})
+        leaves = jax.tree.leaves(on_host({**extra.get("teacher", {}), "prototypes": None}))
         key = id(source), *(float(np.asarray(leaf, np.float64).sum()) for leaf in leaves)
         if self._remembered[0] != key:
             self._remembered = (key, self.embed(extra, source))

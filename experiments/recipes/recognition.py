@@ -10,8 +10,9 @@ import dataclasses
 import functools
 import types
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -23,7 +24,8 @@ from jaxface.checks import AtLeast, Positive, ProperFraction, Range
 from jaxface.errors import UserError
 from jaxface.layers.norm import OneExample
 from jaxface.layers.prototypes import l2_normalize
-from jaxface.paths import local_path
+from jaxface.layers.remat import Remat
+from jaxface.paths import user_path
 
 LARGE = 16_384
 """From so many classes on, or with sampled ones, the loss makes no [B, C]; below, whole cosines are faster."""
@@ -49,6 +51,8 @@ class Recipe:
     """Dropout before the embedding, in [0, 1), of networks that have it; the network's default unless given."""
     bfloat16: bool = False
     """Compute in bfloat16 (parameters, statistics and the loss stay float32)."""
+    remat: Remat = "none"
+    """What of the network the backward pass computes again instead of storing it: nothing, or each block; saves memory."""
     init_from: str | None = None
     """Network to start from (fine-tuning): a finished run, a bundle, or published weights; prototypes start afresh."""
     prototype_std: Annotated[float, Positive] = 0.01
@@ -68,6 +72,8 @@ class Recipe:
     """Images per step over all devices."""
     steps: Annotated[int, AtLeast(0)] = 1000
     """Training steps."""
+    validate_packs: str | None = None
+    """Folder of verification packs (.bin) to evaluate the network on besides, whenever it is evaluated."""
     workers: Annotated[int, AtLeast(0)] = 0
     """Processes that decode and augment; 0 uses threads, best for rendered faces."""
     seed: Annotated[int, AtLeast(0)] = 0
@@ -87,6 +93,8 @@ def network(
     if backbone is None:
         wanted = {"block": recipe.block, "dropout": recipe.dropout}
         fields = {name: value for name, value in wanted.items() if value is not None} | fields
+    if recipe.remat != "none":
+        fields = {"remat": recipe.remat} | fields
     return models.create(
         backbone or recipe.backbone,
         embedding=recipe.embedding if embedding is ... else embedding,
@@ -139,8 +147,35 @@ def evaluation(recipe: Recipe, model, split: inputs.Split, *, identify: bool = F
     With `identify`, unseen people are identified in an open set besides.
     """
     if split.protocol == "verification":
-        return training.Verification(model, split.held_out, flip=recipe.augment.flip > 0, identify=identify)
-    return training.NearestPrototype(model, split.held_out)
+        flip = recipe.augment.flip > 0
+        judged = training.Verification(model, split.held_out, flip=flip, identify=identify)
+    else:
+        judged = training.NearestPrototype(model, split.held_out)
+    return with_packs(recipe, model, split, judged)
+
+
+def with_packs(recipe: Recipe, model, split: inputs.Split, judged):
+    """An evaluation, and that of the packs of `validate_packs` besides, where the recipe has some.
+
+    Raises:
+      UserError: packs that cannot be read, or a network of other images.
+    """
+    if recipe.validate_packs is None:
+        return judged
+    height, width, channels = split.train.image_shape
+    if channels != 3 or height != width:
+        raise UserError(
+            f"validate_packs: needs a network of square color images, got {height}x{width} of {channels} channels"
+        )
+    packs = inputs.open_packs(recipe.validate_packs, image_size=height, argument="validate_packs")
+    packed = training.PackVerification(model, packs, flip=recipe.augment.flip > 0)
+    return training.Evaluations(judged, packed)
+
+
+def check_no_packs(recipe: Recipe, purpose: str) -> None:
+    """Raises UserError where packs are to be evaluated by a run that trains no network for them."""
+    if recipe.validate_packs is not None:
+        raise UserError(f"validate_packs: needs a network that the run trains on photographs; {purpose}")
 
 
 def check_together(recipe: Recipe, purpose: str) -> None:
@@ -165,6 +200,15 @@ def _check_batch_statistics(recipe: Recipe, recognizer: training.Recognizer) -> 
         check_together(recipe, f"for the batch normalization of {type(recognizer.model).__name__}")
 
 
+class Rule(Protocol):
+    """What becomes an optimizer, such as `jaxface.training.Optimizer`; another one has its groups from the recipe's."""
+
+    def build(
+        self, steps: int, *, network: tuple[str, nn.Module] | None = None
+    ) -> optax.GradientTransformation:
+        """The transformation for a run of `steps` steps; `network` as `training.Optimizer.build` takes it."""
+
+
 class Classification(NamedTuple):
     """A loss against class prototypes, and what is worth watching beside it; float32 scalars."""
 
@@ -180,13 +224,19 @@ class Classification(NamedTuple):
         return {name + suffix: value for name, value in self.watched.items()}
 
 
+def check_trained(init_from: str | None, argument: str) -> None:
+    """Raises UserError where there is an `init_from` for a network that the run does not train, because `argument` gives it."""
+    if init_from is not None:
+        raise UserError(f"init_from: needs a network that the run trains; with {argument} there is none")
+
+
 def pretrained(path: str, recognizer: training.Recognizer) -> tuple[dict, dict]:
     """(backbone parameters, batch statistics) to start from, of a run, a bundle or published weights.
 
     Raises:
       UserError: none of them there, or a network that is another one or sees other pixels than a run trains on.
     """
-    bundle = inference.open_recognizer(local_path("init_from", path))
+    bundle = inference.open_recognizer(user_path("init_from", path))
     bundle.check_plain("init_from")
     training.check_backbone(path, bundle.variables, recognizer)
     return bundle.variables["params"], training.statistics(bundle.variables)
@@ -317,10 +367,29 @@ class Recognition:
         return jax.lax.stop_gradient(watched)
 
     def optimizer(
-        self, optimizer: training.Optimizer | None = None, steps: int | None = None
+        self,
+        optimizer: Rule | None = None,
+        steps: int | None = None,
+        *,
+        parts: tuple[str, ...] = (),
     ) -> optax.GradientTransformation:
-        """The recipe's optimizer for its steps, or another one; it moves unsampled prototypes or not."""
-        built = (optimizer or self.recipe.optimizer).build(self.recipe.steps if steps is None else steps)
+        """The recipe's optimizer for its steps, or another one; it moves unsampled prototypes or not.
+
+        Args:
+          optimizer: another one.
+          steps: other ones.
+          parts: what it trains besides network and prototypes, which its groups may name.
+
+        Raises:
+          UserError: a group of parameters that does not exist.
+        """
+        optimizer = optimizer or self.recipe.optimizer
+        groups = optimizer if isinstance(optimizer, training.Optimizer) else self.recipe.optimizer
+        if groups.rates or groups.frozen:
+            params, _ = jax.eval_shape(self.recognizer.init, jax.eval_shape(lambda: jax.random.key(0)))
+            groups.check_groups({**params, **dict.fromkeys(parts, params["prototypes"])})
+        steps = self.recipe.steps if steps is None else steps
+        built = optimizer.build(steps, network=("backbone", self.model))
         if self.recipe.unsampled == "move":
             return built
         return optimizers.sampled_rows(built, lambda params: {name: name == "prototypes" for name in params})
@@ -333,10 +402,19 @@ class Recognition:
             rng, params, *objectives, extra=extra, ema=self.recipe.ema_decay is not None
         )
 
-    def step(self, *objectives: training.Objective):
-        """`training.gradient_step`, in micro-batches and with a moving average where the recipe wants them."""
+    def step(self, *objectives: training.Objective, optimizer: Rule | None = None):
+        """`training.gradient_step`, in micro-batches, with a moving average and with frozen layers where the recipe wants them.
+
+        Args:
+          objectives: of the step.
+          optimizer: that of the objectives where it is not the recipe's.
+        """
+        groups = optimizer if isinstance(optimizer, training.Optimizer) else self.recipe.optimizer
         return training.gradient_step(
-            *objectives, accumulate=self.recipe.accumulate, ema_decay=self.recipe.ema_decay
+            *objectives,
+            accumulate=self.recipe.accumulate,
+            ema_decay=self.recipe.ema_decay,
+            frozen=groups.held,
         )
 
 
@@ -348,7 +426,7 @@ def plain_stage(
     image_shape: tuple[int, int, int],
     head: losses.Head,
     *,
-    optimizer: training.Optimizer | None = None,
+    optimizer: Rule | None = None,
     steps: int | None = None,
 ) -> training.Stage:
     """`recognition_stage` without its data and evaluation; arguments as there and of `Recognition`."""
@@ -370,7 +448,7 @@ def plain_stage(
         name=name,
         description=recognition.description,
         init=init,
-        step=recognition.step(objective),
+        step=recognition.step(objective, optimizer=optimizer),
         steps=steps,
         sharding={"prototypes": PartitionSpec(axes.MODEL)},
     )
@@ -383,7 +461,7 @@ def recognition_stage(
     model,
     head: losses.Head,
     *,
-    optimizer: training.Optimizer | None = None,
+    optimizer: Rule | None = None,
     steps: int | None = None,
     batches: Callable[[], inputs.Batches] | None = None,
     evaluate: bool = True,

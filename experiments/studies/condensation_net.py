@@ -19,4 +19,17 @@ STUDIES = {
         base=Config(),
         baseline="M=6 R=1",
     ),
+    "quantized": Study(
+        claim="The same, binary weights and 2-bit activations in all layers but the first and the last",
+        metric="classification/accuracy",
+        method="M=6 R=2",
+        arms={
+            "M=6 R=2": {},
+            "M=6 R=1": {"groups": 1},
+            "M=6 R=4": {"groups": 4},
+            "M=12 R=1": {"groups": 1, "channels": 12},
+        },
+        base=Config(quantized=True),
+        baseline="M=6 R=1",
+    ),
 }

@@ -387,6 +387,10 @@ def apply_cloak(images: jax.Array, mask: jax.Array) -> jax.Array:
 
     Returns:
       [..., H, W, C] uint8.
+
+    Example:
+      >>> apply_cloak(jnp.array([[[10]], [[250]]], jnp.uint8), jnp.array([[[-20.0]], [[0.5]]])).ravel().tolist()
+      [0, 250]
     """
     if images.dtype != jnp.uint8:
         raise ValueError(f"images: need uint8, got {images.dtype}")

@@ -13,7 +13,9 @@ from jaxface.checks import AtLeast, Positive, check_fields
 from jaxface.errors import UserError
 
 S3FD_STRIDES = (4, 8, 16, 32, 64, 128)
+"""Pixels between neighboring cells of each of S3FD's levels (arXiv:1708.05237)."""
 S3FD_SIZES = ((16,), (32,), (64,), (128,), (256,), (512,))
+"""Sides of the anchors on each of those levels, pixels: four times the stride."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,7 @@ class AnchorSpec:
 
     @property
     def per_cell(self) -> int:
+        """Anchors of a cell: one for each scale and ratio."""
         return len(self.scales) * len(self.ratios)
 
 
@@ -129,6 +132,10 @@ def valid_anchors(
 
     Raises:
       UserError: another number of levels than of strides.
+
+    Example:
+      >>> valid_anchors([(2, 2)], [8], 1, jnp.array([8, 16])).tolist()  # the second row of cells is padding
+      [True, True, False, False]
     """
     _check_levels(level_shapes, strides)
     counts = [per_cell] * len(strides) if isinstance(per_cell, int) else per_cell

@@ -44,6 +44,12 @@ def max_iou_assign(
 
     Returns:
       [N] int32.
+
+    Example:
+      >>> anchors = jnp.array([[0.0, 0.0, 8.0, 8.0], [0.0, 0.0, 8.0, 3.2], [20.0, 20.0, 28.0, 28.0]])
+      >>> boxes = jnp.array([[0.0, 0.0, 8.0, 7.0]])
+      >>> max_iou_assign(anchors, boxes, jnp.array([True])).tolist()  # its own, neither, background
+      [1, -1, 0]
     """
     real = box_mask if crowd is None else box_mask & ~crowd
     iou = _masked_iou(anchors, boxes, real)
@@ -81,6 +87,12 @@ def face_assign(
 
     Returns:
       [N] int32.
+
+    Example:
+      >>> anchors = jnp.array([[0.0, 0.0, 8.0, 8.0], [0.0, 0.0, 8.0, 4.0], [20.0, 20.0, 28.0, 28.0]])
+      >>> boxes = jnp.array([[0.0, 0.0, 8.0, 7.0]])
+      >>> face_assign(anchors, boxes, jnp.array([True])).tolist()
+      [1, 1, 0]
     """
     real = box_mask if crowd is None else box_mask & ~crowd
     iou = _masked_iou(anchors, boxes, real)
@@ -120,6 +132,12 @@ def s3fd_assign(
 
     Returns:
       [A] int32.
+
+    Example:
+      >>> anchors = jnp.array([[0.0, 0.0, 8.0, 8.0], [0.0, 0.0, 8.0, 2.0], [20.0, 20.0, 28.0, 28.0]])
+      >>> boxes = jnp.array([[0.0, 0.0, 8.0, 7.0]])
+      >>> s3fd_assign(anchors, boxes, jnp.array([True])).tolist()
+      [1, 0, 0]
     """
     real = box_mask if crowd is None else box_mask & ~crowd
     iou = _masked_iou(anchors, boxes, real)
@@ -146,7 +164,14 @@ def ssh_assign(
     crowd: jax.Array | None = None,
     crowd_iof: float = 0.5,
 ) -> jax.Array:
-    """SSH's matching (arXiv:1708.03979): `max_iou_assign` at 0.5 and 0.3 without its step 4, -1 between the thresholds."""
+    """SSH's matching (arXiv:1708.03979): `max_iou_assign` at 0.5 and 0.3 without its step 4, -1 between the thresholds.
+
+    Example:
+      >>> anchors = jnp.array([[0.0, 0.0, 8.0, 8.0], [0.0, 0.0, 8.0, 3.2], [20.0, 20.0, 28.0, 28.0]])
+      >>> boxes = jnp.array([[0.0, 0.0, 8.0, 7.0]])
+      >>> ssh_assign(anchors, boxes, jnp.array([True])).tolist()
+      [1, -1, 0]
+    """
     return max_iou_assign(
         anchors,
         boxes,
@@ -165,6 +190,11 @@ def assigned_rows(assigned: jax.Array, values: jax.Array) -> jax.Array:
     Args:
       assigned: [N] int32 as the functions above return.
       values: [M, ...], such as boxes, landmarks or masks, M ≥ 1. An anchor without a box gets row 0, for the caller to mask.
+
+    Example:
+      >>> boxes = jnp.array([[0.0, 0.0, 4.0, 4.0], [4.0, 4.0, 8.0, 8.0]])
+      >>> assigned_rows(jnp.array([2, 0]), boxes).tolist()  # the first anchor has box 2, counted from 1
+      [[4.0, 4.0, 8.0, 8.0], [0.0, 0.0, 4.0, 4.0]]
     """
     return values[jnp.maximum(assigned - 1, 0)]
 

@@ -72,6 +72,11 @@ def decode_boxes(
 
     Raises:
       ValueError: shapes. UserError: NaN, infinite or inverted anchors, where the values are known.
+
+    Example:
+      >>> anchor = jnp.array([0.0, 0.0, 10.0, 10.0])
+      >>> decode_boxes(anchor, jnp.zeros(4)).tolist()  # no deltas: the anchor itself
+      [0.0, 0.0, 10.0, 10.0]
     """
     centers, sizes = centers_and_sizes(box_array("anchors", anchors))
     if deltas.shape[-1] != 4:
@@ -95,6 +100,10 @@ def encode_points(anchors: jax.Array, points: jax.Array, *, std: float = 0.1) ->
 
     Raises:
       ValueError: shapes. UserError: NaN, infinite or inverted anchors, where the values are known.
+
+    Example:
+      >>> [round(x, 2) for x in encode_points(jnp.array([0.0, 0.0, 10.0, 10.0]), jnp.array([[6.0, 5.0]]))[0].tolist()]
+      [1.0, 0.0]
     """
     centers, sizes = centers_and_sizes(box_array("anchors", anchors))
     sizes = jnp.where(sizes > SMALLEST, sizes, 1.0)
@@ -102,7 +111,12 @@ def encode_points(anchors: jax.Array, points: jax.Array, *, std: float = 0.1) ->
 
 
 def decode_points(anchors: jax.Array, deltas: jax.Array, *, std: float = 0.1) -> jax.Array:
-    """Points [..., P, 2] (x, y) pixels that deltas [..., P, 2] mean, the inverse of `encode_points`."""
+    """Points [..., P, 2] (x, y) pixels that deltas [..., P, 2] mean, the inverse of `encode_points`.
+
+    Example:
+      >>> decode_points(jnp.array([0.0, 0.0, 10.0, 10.0]), jnp.array([[1.0, 0.0]])).tolist()
+      [[6.0, 5.0]]
+    """
     centers, sizes = centers_and_sizes(box_array("anchors", anchors))
     return centers[..., None, :] + _points("deltas", deltas) * (std * sizes[..., None, :])
 
@@ -141,7 +155,12 @@ def normalized_boxes(boxes: jax.Array, image_size: jax.Array | tuple[int, int]) 
 
 
 def boxes_of_normalized(normalized: jax.Array, image_size: jax.Array | tuple[int, int]) -> jax.Array:
-    """The inverse of `normalized_boxes`: [..., 4] (y0, x0, y1, x1) pixels."""
+    """The inverse of `normalized_boxes`: [..., 4] (y0, x0, y1, x1) pixels.
+
+    Example:
+      >>> boxes_of_normalized(jnp.array([0.5, 0.5, 1.0, 0.5]), (100, 200)).tolist()
+      [25.0, 0.0, 75.0, 200.0]
+    """
     size = jnp.asarray(image_size, jnp.float32)
     centers = normalized[..., 1::-1].astype(jnp.float32) * size
     half = normalized[..., 3:1:-1].astype(jnp.float32) * size / 2

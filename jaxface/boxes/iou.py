@@ -67,14 +67,25 @@ def box_giou(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def paired_iou(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Intersection over union of the boxes a [..., 4] and b [..., 4] at the same place; shapes broadcast, [...] float32."""
+    """Intersection over union of the boxes a [..., 4] and b [..., 4] at the same place; shapes broadcast, [...] float32.
+
+    Example:
+      >>> float(paired_iou(jnp.array([0.0, 0.0, 2.0, 2.0]), jnp.array([0.0, 0.0, 2.0, 1.0])))
+      0.5
+    """
     a, b = box_array("a", a), box_array("b", b)
     intersection = _intersection(a, b)
     return _ratio(intersection, box_area(a) + box_area(b) - intersection)
 
 
 def paired_giou(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Generalized intersection over union of boxes at the same place: `paired_iou`'s arguments; `1 - paired_giou` is a loss."""
+    """Generalized intersection over union of boxes at the same place: `paired_iou`'s arguments; `1 - paired_giou` is a loss.
+
+    Example:
+      >>> a, b = jnp.array([0.0, 0.0, 1.0, 1.0]), jnp.array([0.0, 3.0, 1.0, 4.0])
+      >>> float(paired_giou(a, b))  # apart by half of what encloses both
+      -0.5
+    """
     a, b = box_array("a", a), box_array("b", b)
     intersection = _intersection(a, b)
     union = box_area(a) + box_area(b) - intersection

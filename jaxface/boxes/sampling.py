@@ -39,6 +39,12 @@ def sample_rois(
 
     Raises:
       ValueError: shapes, or neither or both of key and priority. UserError: a number out of range.
+
+    Example:
+      >>> assigned = jnp.array([1, 0, -1, 0])
+      >>> sample = sample_rois(None, assigned, num=2, positive_fraction=0.5, priority=jnp.arange(4.0))
+      >>> sample_mask(sample, 4).tolist()  # the positive one, and the negative one that comes first
+      [True, False, False, True]
     """
     check_number("num", num, AtLeast(1))
     check_number("positive_fraction", positive_fraction, Fraction)
@@ -65,7 +71,13 @@ def sample_rois(
 
 
 def sample_mask(sample: Sample, length: int) -> jax.Array:
-    """[length] bool: which rows are in the sample."""
+    """[length] bool: which rows are in the sample.
+
+    Example:
+      >>> sample = sample_rois(None, jnp.array([1, 0, 0]), num=2, positive_fraction=0.5, priority=jnp.arange(3.0))
+      >>> sample_mask(sample, 3).tolist()
+      [True, False, True]
+    """
     return jnp.zeros(length, bool).at[sample.indices].max(sample.valid)
 
 

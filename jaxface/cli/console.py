@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from jaxface.errors import UserError
 from jaxface.extras import optional
@@ -55,11 +55,16 @@ def exit_on_user_error(main):
 
 def show_metrics(metrics: Mapping[str, float], title: str) -> None:
     """A table of results on the terminal."""
+    show_table(["metric", "value"], [[name, f"{value:.4f}"] for name, value in metrics.items()], title)
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
+    """A table on the terminal, names in the first column and numbers in the others."""
     table = optional("rich.table", "train").Table(title=one_line(title), title_justify="left")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    for name, value in metrics.items():
-        table.add_row(one_line(name), f"{value:.4f}")
+    for number, column in enumerate(columns):
+        table.add_column(one_line(column), justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*map(one_line, row))
     optional("rich.console", "train").Console().print(table)
 
 

@@ -32,8 +32,10 @@ from jaxface.data.sources.folder import FolderSource
 from jaxface.data.sources.groups import JoinedGroups
 from jaxface.data.sources.ijb import TemplateSource
 from jaxface.data.sources.images import CorruptImage, decode_image, encode_image, fit_square
+from jaxface.data.sources.low_resolution_faces import ScfaceSource, TinyFaceSource
+from jaxface.data.sources.megaface import MegaFaceSource
 from jaxface.data.sources.objects import object_fields
-from jaxface.data.sources.packs import PackSource, read_bin, write_bin
+from jaxface.data.sources.packs import PackSource, open_packs, read_bin, write_bin
 from jaxface.data.sources.recordio import IRHeader, RecordFile, RecordIOFaces, RecordWriter, write_record
 from jaxface.data.sources.source import Record, Source, Subset, WithFields, split_identities
 from jaxface.data.sources.tfds_source import TfdsSource
@@ -41,6 +43,7 @@ from jaxface.data.sources.vectors import VectorSource, read_embeddings
 from jaxface.data.sources.voc import voc
 from jaxface.data.sources.wider_face import wider_face
 from jaxface.data.specs.base import KINDS, DataSpec, Split, load, load_all
+from jaxface.data.specs.benchmarks import Ijb, MegaFace, Scface, TinyFace
 from jaxface.data.specs.bundled_sets import DigitHalves, Digits, Lfw, LfwPatches, LfwSubset, Olivetti
 from jaxface.data.specs.canvases import DigitCanvas
 from jaxface.data.specs.detection_sets import Coco, Fddb, Scenes, Voc, WiderFace
@@ -108,11 +111,14 @@ __all__ = [
     "FolderSource",
     "GroupFolders",
     "IRHeader",
+    "Ijb",
     "JoinedGroups",
     "Lfw",
     "LfwPatches",
     "LfwSubset",
     "LowResolution",
+    "MegaFace",
+    "MegaFaceSource",
     "ObjectAugment",
     "ObjectAugmentation",
     "Olivetti",
@@ -135,6 +141,8 @@ __all__ = [
     "SceneSource",
     "SceneVariation",
     "Scenes",
+    "Scface",
+    "ScfaceSource",
     "ShortcutDigits",
     "Source",
     "Split",
@@ -143,6 +151,8 @@ __all__ = [
     "TemplateSource",
     "Tfds",
     "TfdsSource",
+    "TinyFace",
+    "TinyFaceSource",
     "TonedFaces",
     "Variation",
     "VectorSource",
@@ -185,6 +195,7 @@ __all__ = [
     "nose_depth",
     "object_fields",
     "olivetti",
+    "open_packs",
     "procedural_images",
     "procedural_vectors",
     "read_bin",

@@ -1,6 +1,7 @@
 """Flax modules that are parts of networks."""
 
 from jaxface.layers.activation import PReLU
+from jaxface.layers.attention import Attention, DotProduct, LayerScale
 from jaxface.layers.binary import BinaryConv, BinaryDense, ChannelBias, approx_sign, sign
 from jaxface.layers.cascade_taps import CascadeFit, cascade_defects, cascade_residual, universal_width
 from jaxface.layers.cassod import (
@@ -28,9 +29,11 @@ from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
 from jaxface.layers.joint_pyramid import JointPyramidUpsample, fuse_joint_pyramid
 from jaxface.layers.norm import BatchNorm
 from jaxface.layers.rbonn import RBOConv
+from jaxface.layers.remat import Remat, run_block
 
 __all__ = [
     "CONTEXTS",
+    "Attention",
     "BatchNorm",
     "BinaryConv",
     "BinaryDense",
@@ -42,6 +45,7 @@ __all__ = [
     "DDCLayer",
     "DepthwiseConv",
     "DilatedContext",
+    "DotProduct",
     "FeatureMapLIDEstimator",
     "FusedCascade",
     "FusedCondensation",
@@ -49,8 +53,10 @@ __all__ = [
     "JointPyramidUpsample",
     "LIDEstimator",
     "LargeKernelDepthwiseSeparable",
+    "LayerScale",
     "PReLU",
     "RBOConv",
+    "Remat",
     "SSHContext",
     "approx_sign",
     "cascade_defects",
@@ -67,6 +73,7 @@ __all__ = [
     "fuse_condensation",
     "fuse_ddc",
     "fuse_joint_pyramid",
+    "run_block",
     "sign",
     "stage_ratio",
     "universal_width",

@@ -13,6 +13,11 @@ class PReLU(nn.Module):
         y = max(x, 0) + a · min(x, 0)
 
     Input and output: [..., C]; the parameter `slope` is [C] and starts at `initial`.
+
+    Example:
+      >>> layer, x = PReLU(), jnp.array([[-4.0, 4.0]])
+      >>> layer.init_with_output(jax.random.key(0), x)[0].tolist()
+      [[-1.0, 4.0]]
     """
 
     initial: float = 0.25

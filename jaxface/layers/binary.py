@@ -111,6 +111,11 @@ class ChannelBias(nn.Module):
     """y = x + b with one b per channel, at 0 at the start; before a sign, -b is its learned threshold (arXiv:2003.03488).
 
     Input and output: [..., C]; the parameter `bias` is [C].
+
+    Example:
+      >>> layer, x = ChannelBias(), jnp.zeros((2, 16))
+      >>> jax.eval_shape(layer.init, jax.random.key(0), x)["params"]["bias"].shape
+      (16,)
     """
 
     dtype: Any = jnp.float32
@@ -145,6 +150,11 @@ class BinaryConv(nn.Module):
 
     Raises:
       UserError: an unknown scale or estimator, or an input that is not [B, H, W, C].
+
+    Example:
+      >>> layer, x = BinaryConv(8), jnp.zeros((1, 6, 6, 4))
+      >>> jax.eval_shape(layer.init_with_output, jax.random.key(0), x)[0].shape
+      (1, 6, 6, 8)
     """
 
     features: int
@@ -201,6 +211,11 @@ class BinaryDense(nn.Module):
 
     Raises:
       UserError: an unknown scale or estimator.
+
+    Example:
+      >>> layer, x = BinaryDense(8), jnp.zeros((2, 16))
+      >>> jax.eval_shape(layer.init_with_output, jax.random.key(0), x)[0].shape
+      (2, 8)
     """
 
     features: int

@@ -143,7 +143,7 @@ def cascade_defects(kernel) -> np.ndarray:
 
     Example:
       >>> import numpy as np
-      >>> cascade_defects(np.outer([1, 2, 1], [-1, 0, 1])).tolist()
+      >>> cascade_defects(np.outer([1, 2, 1], [-1, 0, 1])).round(6).tolist()
       [0.0, 0.0]
     """
     kernel = real_array("kernel", kernel, ndim=2).astype(np.float64)

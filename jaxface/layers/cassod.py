@@ -97,6 +97,12 @@ def cascaded_dilated_conv(
 
     Raises:
       KernelError: shapes, types or names that do not fit. UserError: an unknown kind or φ, or a "cd" that does not fit.
+
+    Example:
+      >>> filters = {name: jnp.ones(shape) for name, shape in cascade_shapes("dc", 8, 16).items()}
+      >>> x = jnp.zeros((1, 12, 12, 8))
+      >>> jax.eval_shape(lambda x: cascaded_dilated_conv(x, **filters, kind="dc", dilation=2), x).shape
+      (1, 12, 12, 16)
     """
     if activation not in CASCADE_ACTIVATIONS:
         raise UserError(f"activation: needs one of {', '.join(CASCADE_ACTIVATIONS)}, got {activation!r}")
@@ -146,6 +152,12 @@ class CascadedDilatedConv(nn.Module):
 
     Raises:
       UserError, KernelError: an argument out of its range, or an input that is no floating [B, H, W, C].
+
+    Example:
+      >>> layer, x = CascadedDilatedConv(16, dilation=2), jnp.zeros((1, 12, 12, 8))
+      >>> y, variables = jax.eval_shape(lambda x: layer.init_with_output(jax.random.key(0), x, train=False), x)
+      >>> y.shape, {name: leaf.shape for name, leaf in variables["params"].items() if name in "ab"}
+      ((1, 12, 12, 16), {'a': (2, 2, 8), 'b': (2, 2, 8, 16)})
     """
 
     features: int
@@ -269,6 +281,13 @@ def fuse_cascade(module: CascadedDilatedConv, variables: dict) -> FusedCascade:
 
     Raises:
       UserError: variables of another layer.
+
+    Example:
+      >>> layer, x = CascadedDilatedConv(4), jnp.ones((1, 4, 4, 2))
+      >>> variables = layer.init(jax.random.key(0), x, train=False)
+      >>> fused = fuse_cascade(layer, variables)
+      >>> bool(jnp.allclose(fused(x), layer.apply(variables, x, train=False), atol=1e-5))
+      True
     """
     params, statistics = variables["params"], variables.get("batch_stats", {})
     wanted = {"none": set(), "last": {"norm"}, "both": {"norm", "mid_norm"}}[module.norm]
@@ -300,7 +319,12 @@ def fuse_cascade(module: CascadedDilatedConv, variables: dict) -> FusedCascade:
 
 
 def stage_ratio(params: dict) -> jax.Array:
-    """‖a‖ / ‖b‖ of a cascade's parameters, float32: nothing but weight decay or normalization holds it where it is."""
+    """‖a‖ / ‖b‖ of a cascade's parameters, float32: nothing but weight decay or normalization holds it where it is.
+
+    Example:
+      >>> float(stage_ratio({"a": jnp.array([3.0, 4.0]), "b": jnp.array([1.0])}))
+      5.0
+    """
     return jnp.linalg.norm(params["a"].ravel()) / jnp.linalg.norm(params["b"].ravel())
 
 

@@ -24,6 +24,12 @@ class ConfidenceNet(nn.Module):
       norms: whether their lengths are, which tell about quality.
 
     (rgb [B, D_r] unit rows, depth [B, D_d] unit rows, rgb_norm [B], depth_norm [B]) -> logits [B, 2] float32, RGB first.
+
+    Example:
+      >>> embedding, norm = jnp.zeros((2, 16)), jnp.ones(2)
+      >>> arrays = (embedding, embedding, norm, norm)
+      >>> jax.eval_shape(ConfidenceNet().init_with_output, jax.random.key(0), *arrays)[0].shape
+      (2, 2)
     """
 
     hidden: int = 128

@@ -64,6 +64,11 @@ class SSHContext(nn.Module):
 
     Raises:
       UserError: features that 4 does not divide.
+
+    Example:
+      >>> layer, x = SSHContext(16), jnp.zeros((1, 12, 12, 8))
+      >>> jax.eval_shape(lambda x: layer.init_with_output(jax.random.key(0), x, train=False), x)[0].shape
+      (1, 12, 12, 16)
     """
 
     features: int = 64
@@ -101,6 +106,11 @@ class DilatedContext(nn.Module):
 
     Raises:
       UserError: features that 4 does not divide, or a dilation below 1.
+
+    Example:
+      >>> layer, x = DilatedContext(16), jnp.zeros((1, 12, 12, 8))
+      >>> jax.eval_shape(lambda x: layer.init_with_output(jax.random.key(0), x, train=False), x)[0].shape
+      (1, 12, 12, 16)
     """
 
     features: int = 64

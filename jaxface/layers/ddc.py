@@ -91,6 +91,11 @@ class DDCLayer(nn.Module):
 
     Raises:
       UserError: an even filter, d < 1, or a stride together with a dilation.
+
+    Example:
+      >>> layer, x = DDCLayer(16, dilation=2), jnp.zeros((1, 12, 12, 8))
+      >>> jax.eval_shape(layer.init_with_output, jax.random.key(0), x)[0].shape
+      (1, 12, 12, 16)
     """
 
     features: int
@@ -200,6 +205,12 @@ def fuse_ddc(layer: DDCLayer, variables: Mapping) -> FusedDDC:
 
     Returns:
       A layer with the outputs of `layer.apply(variables, x, train=False)`.
+
+    Example:
+      >>> layer, x = DDCLayer(4), jnp.ones((1, 4, 4, 2))
+      >>> variables = layer.init(jax.random.key(0), x)
+      >>> bool(jnp.allclose(fuse_ddc(layer, variables)(x), layer.apply(variables, x), atol=1e-5))
+      True
     """
     params, stats = variables["params"], variables.get("batch_stats", {})
 

@@ -23,6 +23,10 @@ class LIDEstimator(nn.Module):
       bounded: end in tanh, whose range is that of a mean cosine. `initial` must then be in (-1, 1).
 
     embeddings [B, D] float, of unit length -> [B] float32.
+
+    Example:
+      >>> jax.eval_shape(LIDEstimator().init_with_output, jax.random.key(0), jnp.zeros((2, 16)))[0].shape
+      (2,)
     """
 
     hidden: int = 256
@@ -45,6 +49,11 @@ class FeatureMapLIDEstimator(nn.Module):
       initial, bounded: as in `LIDEstimator`.
 
     features [B, H, W, C] float -> [B] float32; training needs `mutable=["batch_stats"]`.
+
+    Example:
+      >>> features = jnp.zeros((2, 4, 4, 16))
+      >>> jax.eval_shape(FeatureMapLIDEstimator().init_with_output, jax.random.key(0), features)[0].shape
+      (2,)
     """
 
     hidden: int = 128

@@ -36,6 +36,11 @@ class JointPyramidUpsample(nn.Module):
 
     Raises:
       UserError: an unknown kind, no branch, or other than three levels of one batch.
+
+    Example:
+      >>> layer, levels = JointPyramidUpsample(width=8), [jnp.zeros((1, side, side, 4)) for side in (8, 4, 2)]
+      >>> jax.eval_shape(lambda x: layer.init_with_output(jax.random.key(0), x, train=False), levels)[0].shape
+      (1, 8, 8, 32)
     """
 
     width: int = 512
@@ -87,6 +92,13 @@ def fuse_joint_pyramid(
 
     Returns:
       [B, H, W, len(dilations)·width].
+
+    Example:
+      >>> layer, levels = JointPyramidUpsample(width=2), [jnp.ones((1, side, side, 2)) for side in (8, 4, 2)]
+      >>> variables = layer.init(jax.random.key(0), levels, train=False)
+      >>> fused = fuse_joint_pyramid(layer, variables, levels)
+      >>> bool(jnp.allclose(fused, layer.apply(variables, levels, train=False), atol=1e-4))
+      True
     """
     params, statistics = variables["params"], variables["batch_stats"]
 

@@ -37,6 +37,12 @@ class BatchNorm(nn.Module):
 
     Raises:
       OneExample: training with one value per channel, as a batch of one makes of [B, C]: every output would be the bias.
+
+    Example:
+      >>> layer, x = BatchNorm(), jnp.zeros((4, 8))
+      >>> y, variables = jax.eval_shape(lambda x: layer.init_with_output(jax.random.key(0), x, train=False), x)
+      >>> y.shape, sorted(variables)
+      ((4, 8), ['batch_stats', 'params'])
     """
 
     use_scale: bool = True

@@ -284,6 +284,11 @@ class RBOConv(nn.Module):
 
     Raises:
       UserError: a field out of its range, an input that is not [B, H, W, C], or a last gradient of another shape.
+
+    Example:
+      >>> layer, x = RBOConv(8), jnp.zeros((1, 6, 6, 4))
+      >>> jax.eval_shape(layer.init_with_output, jax.random.key(0), x)[0].shape
+      (1, 6, 6, 8)
     """
 
     features: int

@@ -46,6 +46,12 @@ def leave_one_out_cosines(
     Raises:
       AssertionError, ValueError: shapes disagree, another dtype, or (where the values are known) a label out of range.
       UserError: (where the values are known) features that are not finite or not of length 1, or a class without images.
+
+    Example:
+      >>> features = jnp.array([[1.0, 0.0]])
+      >>> sums = jnp.array([[1.0, 1.0], [0.0, 1.0]])  # the image itself is half of class 0
+      >>> leave_one_out_cosines(features, jnp.array([0]), sums, share=features).tolist()  # what is left points elsewhere
+      [[0.0, 0.0]]
     """
     chex.assert_rank([features, sums], 2, custom_message="features must be [B, D] and sums [C, D]")
     chex.assert_equal_shape_suffix([features, sums], 1, custom_message="features and sums differ in size")
@@ -98,6 +104,13 @@ def acw_loss(
     Raises:
       AssertionError, ValueError: shapes or batches disagree, another dtype, or (where the values are known) a label out of range.
       UserError: a scale that is not positive, or (where the values are known) cosines that are not finite.
+
+    Example:
+      >>> rgb, depth = jnp.array([[0.9, 0.1]]), jnp.array([[0.5, 0.5]])  # RGB knows class 0, depth does not
+      >>> believe_rgb, believe_depth = jnp.array([[3.0, 0.0]]), jnp.array([[0.0, 3.0]])
+      >>> labels = jnp.array([0])
+      >>> float(acw_loss(believe_rgb, rgb, depth, labels)[0]) < float(acw_loss(believe_depth, rgb, depth, labels)[0])
+      True
     """
     check_number("scale", scale, Positive)
     _check_logits("logits", logits)

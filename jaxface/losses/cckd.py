@@ -12,6 +12,7 @@ from jaxface.layers.prototypes import l2_normalize
 from jaxface.losses.distillation import check_pair
 
 Kernel = Literal["rbf_taylor", "rbf", "bilinear", "mmd"]
+"""Kernels of `correlation_matrix`."""
 KERNELS = ("rbf_taylor", "rbf", "bilinear", "mmd")
 _SMALLEST_SQUARE = 1e-8  # under the root of the MMD kernel, where its derivative would be infinite
 
@@ -43,6 +44,10 @@ def taylor_rbf_coeffs(gamma: float, order: int) -> tuple[float, ...]:
 
     Raises:
       UserError: `gamma` or `order` out of its range.
+
+    Example:
+      >>> [round(a, 3) for a in taylor_rbf_coeffs(0.4, 2)]
+      [0.449, 0.359, 0.144]
     """
     _check_kernel("rbf_taylor", gamma, order, True)
     return tuple(math.exp(-2 * gamma) * (2 * gamma) ** p / math.factorial(p) for p in range(order + 1))
@@ -108,6 +113,13 @@ def correlation_matrix(
     Raises:
       ValueError: not a matrix of floats.
       UserError: fewer than two rows, an unknown kernel, or a parameter out of its range.
+
+    Example:
+      >>> embeddings = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> correlation_matrix(embeddings, kernel="bilinear").tolist()
+      [[1.0, 0.0], [0.0, 1.0]]
+      >>> [round(x, 3) for x in correlation_matrix(embeddings, kernel="rbf")[0].tolist()]  # exp(-0.4 · 2) beside the diagonal
+      [1.0, 0.449]
     """
     check_pair(embeddings, embeddings, name="embeddings")
     _check_rows(embeddings.shape[0])
@@ -169,6 +181,14 @@ def correlation_congruence_loss(
     Raises:
       AssertionError, ValueError: other shapes or dtypes.
       UserError: as `correlation_matrix`.
+
+    Example:
+      >>> teacher = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> turned = teacher @ jnp.array([[0.0, 1.0], [-1.0, 0.0]])  # other embeddings, the same relations
+      >>> float(correlation_congruence_loss(turned, teacher))
+      0.0
+      >>> float(correlation_congruence_loss(jnp.ones((2, 2)), teacher)) > 0
+      True
     """
     check_pair(student, teacher, name="embeddings", same_size=False)
     replicas = 1 if axis_name is None else jax.lax.axis_size(axis_name)
@@ -219,6 +239,11 @@ def adjacent_correlation_loss(
 
     Raises:
       AssertionError, ValueError, UserError: as `correlation_congruence_loss`; sizes that differ.
+
+    Example:
+      >>> student, teacher = jnp.array([[1.0, 0.5], [1.0, 0.0]]), jnp.zeros((2, 2))
+      >>> float(adjacent_correlation_loss(student, teacher)), float(adjacent_correlation_loss(student, student))
+      (1.0, 0.0)
     """
     check_pair(student, teacher, name="embeddings")
     _check_rows(student.shape[0] * (1 if axis_name is None else jax.lax.axis_size(axis_name)))

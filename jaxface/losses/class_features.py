@@ -65,6 +65,14 @@ def mined_relations(
         neighbor that is no class.
       UserError: sizes of student and teacher differ, K > C - 1, a block below 1, or (where the values are known) a memory whose
         rows are neither of unit length nor zero.
+
+    Example:
+      >>> memory = jnp.eye(3)  # a unit row of every class
+      >>> student, teacher = jnp.array([[0.0, 3.0, 4.0]]), jnp.array([[0.0, 0.0, 1.0]])
+      >>> neighbors = jnp.array([[1, 2], [0, 2], [0, 1]])
+      >>> ours, theirs = mined_relations(student, teacher, jnp.array([0]), memory, neighbors)
+      >>> [round(x, 2) for x in ours[0].tolist()], theirs[0].tolist()
+      ([0.6, 0.8], [0.0, 1.0])
     """
     check_pair(student, teacher, name="embeddings")
     chex.assert_rank([memory, neighbors], 2, custom_message="memory must be [C, D] and neighbors [C, K]")

@@ -56,6 +56,10 @@ def relation_aware_loss(
     Raises:
       AssertionError, ValueError: shapes disagree, another dtype or an empty batch.
       UserError: an unknown norm.
+
+    Example:
+      >>> [round(x, 3) for x in relation_aware_loss(jnp.array([[0.5, 0.1]]), jnp.array([[0.3, 0.1]])).tolist()]
+      [0.1]
     """
     if norm not in ("l1", "l2"):
         raise UserError(f"norm: needs 'l1' or 'l2', got {norm!r}")
@@ -101,6 +105,12 @@ def coupleface_loss(
 
     Raises:
       AssertionError, ValueError, UserError: as `mimic_loss` and `relation_aware_loss`; a negative weight.
+
+    Example:
+      >>> student, teacher = jnp.array([[0.0, 2.0]]), jnp.array([[1.0, 0.0]])
+      >>> loss, terms = coupleface_loss(student, teacher, (jnp.array([[0.5, 0.1]]), jnp.array([[0.3, 0.1]])))
+      >>> [round(x, 3) for x in loss.tolist()]  # 1 - cos = 1, and five times the mean difference 0.1
+      [1.5]
     """
     check_number("relation_weight", relation_weight, NonNegative)
     consistency = 0.5 * mimic_loss(student, teacher, unit=True)

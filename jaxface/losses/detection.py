@@ -115,6 +115,10 @@ def max_out_background(logits: jax.Array, *, backgrounds: int = 3) -> jax.Array:
 
     Returns:
       [..., 1 + C].
+
+    Example:
+      >>> max_out_background(jnp.array([0.0, 3.0, 1.0, 2.0])).tolist()  # three backgrounds, then the face
+      [3.0, 2.0]
     """
     if not 1 <= backgrounds < logits.shape[-1]:
         raise ValueError(
@@ -213,6 +217,11 @@ def hard_negatives(losses: jax.Array, labels: jax.Array, *, negatives_per_positi
 
     Returns:
       [B, A] bool. Of equal losses the first are taken.
+
+    Example:
+      >>> losses = jnp.array([[0.9, 0.1, 0.8, 0.3]])
+      >>> hard_negatives(losses, jnp.array([[1, 0, 0, 0]]), negatives_per_positive=2).tolist()
+      [[False, False, True, True]]
     """
     losses = jax.lax.stop_gradient(losses.astype(jnp.float32))
     ranked = jnp.where(labels == 0, losses, -jnp.inf)
@@ -252,6 +261,12 @@ def retinanet_loss(
 
     Raises:
       AssertionError: shapes. ValueError: labels or a hyper-parameter out of range.
+
+    Example:
+      >>> logits = jnp.array([[[9.0], [-9.0]]])  # two anchors: an object, sure of it, and background
+      >>> terms = retinanet_loss(logits, jnp.array([[1, 0]]), jnp.zeros((1, 2, 4)), jnp.zeros((1, 2, 4)))
+      >>> float(terms.total) < 1e-6
+      True
     """
     chex.assert_rank(labels, 2, custom_message="labels must be [B, A]")
     check_number("box_weight", box_weight, NonNegative)
@@ -288,6 +303,12 @@ def rpn_loss(
 
     Raises:
       AssertionError: shapes. UserError: a hyper-parameter out of range.
+
+    Example:
+      >>> zeros = jnp.zeros((1, 2, 4))
+      >>> terms = rpn_loss(jnp.zeros((1, 2)), jnp.array([[1, 0]]), zeros, zeros, jnp.array([[True, True]]))
+      >>> round(float(terms.total), 3)  # log 2: the logits say nothing
+      0.693
     """
     chex.assert_equal_shape(
         [logits, labels, sampled], custom_message="logits, labels and sampled must be [B, A]"
@@ -329,6 +350,12 @@ def rcnn_loss(
 
     Raises:
       AssertionError: shapes. ValueError: labels or a hyper-parameter out of range.
+
+    Example:
+      >>> logits, deltas = jnp.zeros((1, 2, 3)), jnp.zeros((1, 2, 4))  # two regions, two classes and background
+      >>> terms = rcnn_loss(logits, jnp.array([[1, 0]]), deltas, deltas, jnp.array([[True, True]]))
+      >>> round(float(terms.total), 3)  # log 3
+      1.099
     """
     classes = logits.shape[-1] - 1
     labels, wrong = _labels(labels, classes)
@@ -402,6 +429,13 @@ def detr_match(
 
     Raises:
       ValueError: shapes, more objects than predictions, or a weight out of range.
+
+    Example:
+      >>> logits = jnp.zeros((3, 2))
+      >>> boxes = jnp.array([[0.5, 0.5, 1.0, 1.0], [0.25, 0.25, 0.5, 0.5], [0.9, 0.9, 0.1, 0.1]])
+      >>> objects = jnp.array([[0.0, 0.0, 50.0, 50.0]])  # the upper left quarter, as the second prediction says
+      >>> detr_match(logits, boxes, objects, jnp.array([0]), jnp.array([True]), (100, 100)).tolist()
+      [1]
     """
     for name, value in (("class_cost", class_cost), ("box_cost", box_cost), ("giou_cost", giou_cost)):
         check_number(name, value, NonNegative)
@@ -445,6 +479,13 @@ def detr_loss(
 
     Raises:
       AssertionError: shapes. ValueError: labels or a weight out of range.
+
+    Example:
+      >>> logits, boxes = jnp.array([[[9.0, -9.0], [-9.0, 9.0]]]), jnp.full((1, 2, 4), 0.5)
+      >>> objects = jnp.array([[[25.0, 25.0, 75.0, 75.0]]])  # what the first prediction says
+      >>> mask, size, matches = jnp.array([[True]]), jnp.array([[100, 100]]), jnp.array([[0]])
+      >>> float(detr_loss(logits, boxes, objects, jnp.array([[0]]), mask, size, matches).total) < 1e-6
+      True
     """
     check_number("no_object_weight", no_object_weight, Positive)
     for name, value in (

@@ -51,6 +51,13 @@ def soft_target_loss(
 
     Raises:
       AssertionError, ValueError, UserError: as `check_pair`; a temperature that is not positive.
+
+    Example:
+      >>> teacher = jnp.array([[2.0, 0.0, -1.0]])
+      >>> float(soft_target_loss(teacher + 5.0, teacher)[0])  # a constant beside the logits changes nothing
+      0.0
+      >>> float(soft_target_loss(-teacher, teacher)[0]) > 1
+      True
     """
     check_pair(student_logits, teacher_logits, name="logits")
     check_number("temperature", temperature, Positive)
@@ -77,6 +84,11 @@ def mimic_loss(student: jax.Array, teacher: jax.Array, *, unit: bool = False) ->
 
     Raises:
       AssertionError, ValueError, UserError: as `check_pair`.
+
+    Example:
+      >>> student, teacher = jnp.array([[0.0, 2.0]]), jnp.array([[0.0, 1.0]])
+      >>> mimic_loss(student, teacher).tolist(), mimic_loss(student, teacher, unit=True).tolist()
+      ([1.0], [0.0])
     """
     check_pair(student, teacher, name="embeddings")
     student, teacher = (x.astype(jnp.float32) for x in (student, jax.lax.stop_gradient(teacher)))

@@ -15,7 +15,9 @@ from jaxface.errors import UserError
 from jaxface.layers.prototypes import l2_normalize
 
 AttentionKind = Literal["gradcam", "elementwise", "input"]
+"""How a gradient becomes a map: see `gradient_attention`."""
 AttentionScore = Literal["projection", "cosine"]
+"""What is differentiated: see `attention_score`."""
 _FLOOR = 1e-6
 _SMALLEST_SQUARE = 1e-12  # of the length of an embedding, as in `l2_normalize`
 
@@ -173,6 +175,12 @@ def gradient_attention(
     Raises:
       AssertionError, ValueError, UserError: as `_attention_maps` and `attention_score`; labels of another dtype or, where the
         values are known, out of range.
+
+    Example:
+      >>> features = jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 2, 2, 1)
+      >>> maps, valid = gradient_attention(lambda x: x.reshape(1, 4), features, jnp.eye(4), jnp.array([3]))
+      >>> maps[0].round(3).tolist(), valid.tolist()  # class 3 is told by the last place alone
+      ([[0.0, 0.0], [0.0, 1.0]], [True])
     """
     chex.assert_rank(prototypes, 2, custom_message="prototypes: needs shape [n, D]")
     labels = int32_labels("labels", labels, prototypes.shape[0])
@@ -202,6 +210,11 @@ def topn_mask(maps: jax.Array, *, count: int, cells: int, image_shape: tuple[int
     Raises:
       AssertionError: maps without three axes.
       UserError: N outside [0, P²], or P that does not divide the image or the map.
+
+    Example:
+      >>> maps = jnp.array([[[0.1, 0.7], [0.2, 0.0]]])
+      >>> topn_mask(maps, count=1, cells=2, image_shape=(2, 2)).tolist()
+      [[[1.0, 0.0], [1.0, 1.0]]]
     """
     chex.assert_rank(maps, 3, custom_message="maps: needs shape [B, h, w]")
     if cells < 1 or any(side % cells for side in image_shape):
@@ -218,7 +231,13 @@ def topn_mask(maps: jax.Array, *, count: int, cells: int, image_shape: tuple[int
 
 
 def erase(images: jax.Array, mask: jax.Array, fill: jax.Array | float = 0.0) -> jax.Array:
-    """x K + fill (1 - K): images [B, H, W, C] whose masked pixels (mask [B, H, W] of 0 and 1) become `fill`."""
+    """x K + fill (1 - K): images [B, H, W, C] whose masked pixels (mask [B, H, W] of 0 and 1) become `fill`.
+
+    Example:
+      >>> images, mask = jnp.ones((1, 1, 3, 1)), jnp.array([[[1.0, 0.0, 1.0]]])
+      >>> erase(images, mask).ravel().tolist()
+      [1.0, 0.0, 1.0]
+    """
     chex.assert_equal_shape_prefix([images, mask], 3, custom_message="images and mask differ")
     mask = mask[..., None].astype(images.dtype)
     return images * mask + jnp.asarray(fill, images.dtype) * (1 - mask)
@@ -252,6 +271,10 @@ def group_weights(groups: jax.Array, count: int, *, axis_name: str | None = None
     Raises:
       AssertionError: another rank. UserError: R < 2.
       ValueError: another dtype, or (where the values are known) a group out of range.
+
+    Example:
+      >>> [round(x, 2) for x in group_weights(jnp.array([0, 0, 0, 1]), 2).tolist()]
+      [0.67, 0.67, 0.67, 2.0]
     """
     if count < 2:
         raise UserError(f"groups: needs at least two, got {count}")
@@ -295,6 +318,10 @@ def discriminator_loss(
     Raises:
       AssertionError: shapes disagree. UserError: R < 2.
       ValueError: another dtype, or (where the values are known) a group out of range.
+
+    Example:
+      >>> [round(x, 3) for x in discriminator_loss(jnp.array([[0.0, 0.0], [0.0, 4.0]]), jnp.array([0, 1])).tolist()]
+      [0.693, 0.018]
     """
     groups = _groups_of(logits, groups)
     log_probabilities = jax.nn.log_softmax(_at_least_float32(logits))
@@ -321,6 +348,11 @@ def adversarial_uniform(
 
     Raises:
       AssertionError: logits without two axes. UserError: R < 2.
+
+    Example:
+      >>> losses = adversarial_uniform(jnp.array([[0.0, 0.0], [0.0, 4.0]]))
+      >>> [round(x, 3) for x in losses.tolist()]  # log 2 where the group cannot be told
+      [0.693, 2.018]
     """
     _group_count(logits)
     return _masked(-jax.nn.log_softmax(_at_least_float32(logits)).mean(axis=1), valid, weights)
@@ -350,6 +382,11 @@ def adversarial_to_reference(
     Raises:
       AssertionError: shapes disagree. UserError: R < 2, or the reference out of range.
       ValueError: another dtype, or (where the values are known) a group out of range.
+
+    Example:
+      >>> logits, groups = jnp.array([[0.0, 4.0], [0.0, 4.0]]), jnp.array([0, 1])
+      >>> [round(x, 2) for x in adversarial_to_reference(logits, groups).tolist()]  # the reference itself has no loss
+      [0.0, 4.02]
     """
     groups, count = _groups_of(logits, groups), logits.shape[1]
     if not 0 <= reference < count:

@@ -39,6 +39,12 @@ def lid_targets(
       ValueError: labels of another dtype, or (where the values are known) out of range.
       UserError: fewer than two classes, or K out of its range. Outside of compiled functions also a row that is zero or not
         finite.
+
+    Example:
+      >>> centers = jnp.array([[1.0, 0.0], [0.0, 1.0], [3.0, 4.0]])
+      >>> targets = lid_targets(centers[:2], jnp.array([0, 1]), centers, k=1)
+      >>> [round(x, 2) for x in targets.tolist()]  # the third class is nearest to both
+      [0.6, 0.8]
     """
     labels = int32_labels("labels", labels, len(centers))
     chex.assert_rank([embeddings, centers], 2)
@@ -72,6 +78,10 @@ def lid_regression_loss(predicted: jax.Array, target: jax.Array) -> jax.Array:
 
     Raises:
       AssertionError: the shapes differ or are not [B].
+
+    Example:
+      >>> [round(x, 3) for x in lid_regression_loss(jnp.array([0.5, 0.2]), jnp.array([0.3, 0.2])).tolist()]
+      [0.04, 0.0]
     """
     chex.assert_rank([predicted, target], 1, custom_message="predicted and target must be [B]")
     chex.assert_equal_shape([predicted, target], custom_message="predicted and target differ")

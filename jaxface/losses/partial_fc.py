@@ -11,6 +11,10 @@ def shard_bounds(classes: int, shards: int) -> list[tuple[int, int]]:
     """(first class, number of classes) of every shard of the public PyTorch implementation, for weights that come from it.
 
     Its shards differ by one class where `shards` does not divide `classes`; arrays of JAX are split evenly and padded.
+
+    Example:
+      >>> shard_bounds(10, 4)
+      [(0, 3), (3, 3), (6, 2), (8, 2)]
     """
     size, more = divmod(classes, shards)
     return [(size * rank + min(rank, more), size + (rank < more)) for rank in range(shards)]
@@ -34,6 +38,11 @@ def sample_classes(
     Returns:
       (indices [K] int32, increasing and distinct; active [K] bool) with K = max(⌊rate C⌋, min(B, C)): the shape is static, so
       places that the quota does not fill exist but are not active.
+
+    Example:
+      >>> indices, active = sample_classes(jnp.array([7, 2]), jax.random.key(0), classes=10, rate=0.4)
+      >>> indices.shape, {2, 7} <= set(indices.tolist())  # the classes of the batch, and two others
+      ((4,), True)
     """
     labels = int32_labels("labels", labels, classes, low=-1)
     quota = int(rate * classes)
@@ -92,6 +101,13 @@ def partial_fc_loss(
     Raises:
       ValueError: a rate outside (0, 1], or below 1 without a key; (where the values are known) a label that is no class; what
         `margin_softmax` refuses.
+
+    Example:
+      >>> from pallas_kernels.margin_softmax import softmax
+      >>> embeddings, prototypes = jnp.eye(2, 4), jnp.eye(4)
+      >>> loss, terms = partial_fc_loss(embeddings, prototypes, jnp.array([0, 1]), softmax(scale=1.0))
+      >>> round(float(loss), 3)  # log(e + 3) - 1
+      0.744
     """
     check_number("rate", rate, Range(0, 1, above=True))
     if rate < 1 and key is None:

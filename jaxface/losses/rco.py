@@ -25,6 +25,10 @@ def hint_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
     Raises:
       UserError: the shapes differ.
       ValueError: no axis but the batch, an empty batch, or another dtype than a float one.
+
+    Example:
+      >>> hint_loss(jnp.array([[1.0, 2.0], [0.0, 0.0]]), jnp.zeros((2, 2))).tolist()
+      [5.0, 0.0]
     """
     if student.shape != teacher.shape:
         raise UserError(
@@ -57,6 +61,11 @@ def hardness(
 
     Raises:
       AssertionError, ValueError, UserError: as `soft_target_loss`.
+
+    Example:
+      >>> logits = jnp.array([[2.0, 0.0], [0.0, 2.0]])
+      >>> float(hardness(logits, logits)), float(hardness(jnp.zeros((2, 2)), logits)) > 0.1
+      (0.0, True)
     """
     values = soft_target_loss(student_logits, anchor_logits, temperature=temperature) / temperature**2
     return values.mean() if where is None else jnp.sum(values * where) / jnp.maximum(jnp.sum(where), 1)
@@ -77,6 +86,10 @@ def hardness_ratios(values: jax.Array, current: int) -> jax.Array:
     Raises:
       AssertionError: the values are not [M].
       ValueError: `current` is no anchor.
+
+    Example:
+      >>> [round(x, 2) for x in hardness_ratios(jnp.array([0.1, 0.2, 0.4]), 0).tolist()]
+      [1.0, 2.0, 4.0]
     """
     chex.assert_rank(values, 1, custom_message="values must be [M]")
     if not 0 <= current < len(values):

@@ -150,6 +150,13 @@ def yolo_loss(
 
     Raises:
       UserError: outputs of another shape, or a weight out of its range.
+
+    Example:
+      >>> outputs = jnp.zeros((1, 2, 2, 1, 6))  # 2 x 2 cells of 8 pixels, one anchor, one class
+      >>> boxes, mask = jnp.array([[[0.0, 0.0, 8.0, 8.0]]]), jnp.array([[True]])
+      >>> terms = yolo_loss(outputs, boxes, mask, jnp.array([[0]]), anchor_sizes=[(8.0, 8.0)], stride=8)
+      >>> float(terms.coordinates), float(terms.background)  # the box is right, three empty cells say 1/2
+      (0.0, 0.75)
     """
     for name, value, allowed in (
         ("object_weight", object_weight, NonNegative),

@@ -5,8 +5,9 @@
 | how good are these embeddings of a labeled set? | `verify`, `open_set` |
 | is it the same person? (pairs) | `ten_fold_accuracy`, `val_at_far`, `tar_at_far`, `auc`, `equal_error_rate`
 | | who of a gallery is it? | `rank_k`, `cmc`, `tpir_at_fpir`, `two_gallery_tpir`, `labeled_ranks`, `rank1_by_distance` |
-| many images per person | `aggregate_templates` |
-| a million distractors | `distractor_rank1`, `distractor_verification` |
+| many images per person | `aggregate_templates`, `template_report` |
+| a million distractors | `distractor_rank1`, `distractor_verification`, `megaface_report` |
+| faces of few pixels | `gallery_report`, `labeled_average_precision`, `rank1_by_distance` |
 | does a mask keep people from being found? | `protection_success` |
 | which class is it? | `accuracy`, `top_k_accuracy`, `nearest_prototype_accuracy`, `confusion_matrix` |
 | does it serve every group alike? | `group_fairness`, `group_accuracy`, `group_verification` |
@@ -56,6 +57,13 @@ from jaxface.metrics.detection import (
     voc_evaluate,
     wider_face_evaluate,
 )
+from jaxface.metrics.recognition.benchmarks import (
+    TemplateSearch,
+    gallery_report,
+    megaface_report,
+    refined_probes,
+    template_report,
+)
 from jaxface.metrics.recognition.classification import (
     accuracy,
     confusion_matrix,
@@ -100,7 +108,11 @@ from jaxface.metrics.recognition.identification import (
     tpir_at_fpir,
     two_gallery_tpir,
 )
-from jaxface.metrics.recognition.low_resolution import labeled_ranks, rank1_by_distance
+from jaxface.metrics.recognition.low_resolution import (
+    labeled_average_precision,
+    labeled_ranks,
+    rank1_by_distance,
+)
 from jaxface.metrics.recognition.megaface import distractor_rank1, distractor_verification
 from jaxface.metrics.recognition.open_set import open_set
 from jaxface.metrics.recognition.pairs import Pairs, all_pairs, draw_pairs, make_pairs
@@ -146,6 +158,7 @@ __all__ = [
     "Roc",
     "ScoreHistogram",
     "TarAtFar",
+    "TemplateSearch",
     "Templates",
     "TenFold",
     "TpirAtFpir",
@@ -186,12 +199,14 @@ __all__ = [
     "fuse_scores",
     "fused_search",
     "fused_similarities",
+    "gallery_report",
     "gallery_similarity",
     "group_accuracy",
     "group_fairness",
     "group_false_accepts",
     "group_verification",
     "impostor_spread",
+    "labeled_average_precision",
     "labeled_ranks",
     "local_discrepancy",
     "local_discrepancy_cap",
@@ -200,6 +215,7 @@ __all__ = [
     "mean_iou",
     "mean_norm",
     "mean_pair_cosine",
+    "megaface_report",
     "missing_modality",
     "nearest_prototype",
     "nearest_prototype_accuracy",
@@ -215,6 +231,7 @@ __all__ = [
     "rank1_by_distance",
     "rank_k",
     "ranks",
+    "refined_probes",
     "report_scores",
     "roc",
     "sensitive_area",
@@ -223,6 +240,7 @@ __all__ = [
     "squared_l2_to_cosine",
     "tar_at_far",
     "template_pair_similarities",
+    "template_report",
     "ten_fold_accuracy",
     "top_k_accuracy",
     "tpir_at_fpir",

@@ -50,6 +50,10 @@ def pixel_confusion(predicted, labels, *, num_classes: int, ignored: int | None 
 
     Raises:
       ValueError: shapes disagree, other than integers, or a class outside [0, C).
+
+    Example:
+      >>> pixel_confusion(np.array([[0, 1], [1, 1]]), np.array([[0, 1], [0, 255]]), num_classes=2).tolist()
+      [[1, 1], [0, 1]]
     """
     predicted, labels = np.asarray(predicted), np.asarray(labels)
     if predicted.shape != labels.shape:
@@ -76,6 +80,10 @@ def class_iou(confusion) -> np.ndarray:
 
     Raises:
       ValueError: no square matrix of counts.
+
+    Example:
+      >>> class_iou(np.array([[3, 1], [0, 4]])).tolist()
+      [0.75, 0.8]
     """
     counts = np.asarray(confusion)
     if (

@@ -90,7 +90,13 @@ def apply_from_layer(
 
 
 def layer_shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
-    """Shape, without the batch, of what each direct part of a network gives, in the order in which they run."""
+    """Shape, without the batch, of what each direct part of a network gives, in the order in which they run.
+
+    Example:
+      >>> from jaxface.models import create
+      >>> layer_shapes(create("mlp_8", embedding=4), (2, 2, 1))
+      {'hidden1': (8,), 'head_dense': (4,)}
+    """
     shapes = {}
 
     def note(call, arguments, options, context):

@@ -20,7 +20,12 @@ MODELS: Registry[Callable[..., nn.Module]] = Registry("model", "jaxface.models")
 
 
 def names() -> tuple[str, ...]:
-    """The names that `create` knows."""
+    """The names that `create` knows.
+
+    Example:
+      >>> "mobilefacenet" in names()
+      True
+    """
     return MODELS.names()
 
 
@@ -41,6 +46,11 @@ def create(name: str, *, embedding: int | None = 512, dtype: Any = jnp.float32, 
 
     Raises:
       UserError: the name or a field is unknown, or a field's value is impossible.
+
+    Example:
+      >>> network = create("mobilefacenet", embedding=128)
+      >>> feature_size(network, (112, 112, 3))
+      128
     """
     if widths := re.fullmatch(r"mlp_(\d+(?:x\d+)*)", name):
         name, fields = "mlp", {"hidden": tuple(map(int, widths[1].split("x"))), **fields}
@@ -59,7 +69,12 @@ def create(name: str, *, embedding: int | None = 512, dtype: Any = jnp.float32, 
 
 
 def feature_size(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """D of a network's output [B, D] for images (H, W, C); nothing is computed."""
+    """D of a network's output [B, D] for images (H, W, C); nothing is computed.
+
+    Example:
+      >>> feature_size(create("mlp_32", embedding=16), (8, 8, 1))
+      16
+    """
     if model.embedding is not None:
         return model.embedding
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)

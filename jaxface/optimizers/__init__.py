@@ -9,10 +9,12 @@
 | `sampled_rows` | what a step did not sample stays, its momentum too | PartialFC, arXiv:2203.15565, version 1 |
 | `keep_last_gradient` | the gradient of a step is there in the next | RBONN, arXiv:2209.01542, released code |
 | `recurrent_bilinear` | filters whose scale is dense and weights are small grow by a learned factor | RBONN, arXiv:2209.01542 |
-| `train_only` | parameters of some names move, the others stay | |
+| `train_only`, `freeze` | parameters of some names move, the others stay; and the other way round | |
+| `scale_groups` | a rate for each group of parameters, or by depth | BEiT, arXiv:2106.08254 |
 | `track_sign_flips` | counts the latent weights that change their sign | |
 
-`RULES` has the update rules by name; `simulate_online` is a problem to tell them apart on.
+`RULES` has the update rules by name, optax's lion, lars, lamb, muon and adafactor among them; `simulate_online` is a problem to
+tell rules apart on.
 """
 
 from jaxface.optimizers.bamsprod import (
@@ -26,6 +28,7 @@ from jaxface.optimizers.bamsprod import (
 )
 from jaxface.optimizers.bop import bop
 from jaxface.optimizers.box import project_box
+from jaxface.optimizers.groups import check_groups, freeze, scale_groups, selects
 from jaxface.optimizers.online import online_regret, simulate_online
 from jaxface.optimizers.rbonn import keep_last_gradient, last_gradient, recurrent_bilinear
 from jaxface.optimizers.rules import RULES, NamedRule, Rule
@@ -42,7 +45,9 @@ __all__ = [
     "bamsprod",
     "bamsprod_rule",
     "bop",
+    "check_groups",
     "flip_rate",
+    "freeze",
     "h_norm_quant_error",
     "h_norm_scale",
     "keep_last_gradient",
@@ -56,6 +61,8 @@ __all__ = [
     "sampled_rows",
     "scale_by_bamsprod",
     "scale_by_uncorrected_adam",
+    "scale_groups",
+    "selects",
     "simulate_online",
     "track_sign_flips",
     "train_only",

@@ -135,6 +135,12 @@ def scale_by_bamsprod(
     """The direction m / (sqrt(V) + eps) of `bamsprod`, to be multiplied by a learning rate and followed by `project_box`.
 
     Arguments and refusals as there.
+
+    Example:
+      >>> optimizer, w = scale_by_bamsprod(), jnp.array([0.5, -0.5])
+      >>> direction, _ = optimizer.update(jnp.array([1.0, -1.0]), optimizer.init(w), w)
+      >>> direction.shape, bool(jnp.all(jnp.sign(direction) == jnp.sign(w)))
+      ((2,), True)
     """
     gamma = 1 - b2 if gamma is None else gamma
     for name, value, allowed in (
@@ -285,7 +291,12 @@ def bamsprod(
 
 
 def latent_weights(params: Any) -> Any:
-    """Tree of bool: true for `kernel` in a layer whose name begins with `binary`, the latent weights of our binary networks."""
+    """Tree of bool: true for `kernel` in a layer whose name begins with `binary`, the latent weights of our binary networks.
+
+    Example:
+      >>> latent_weights({"binary_0": {"kernel": 1.0, "bias": 0.0}, "head": {"kernel": 1.0}})
+      {'binary_0': {'bias': False, 'kernel': True}, 'head': {'kernel': False}}
+    """
 
     def is_latent(path, _):
         names = [str(getattr(entry, "key", "")) for entry in path]
@@ -305,6 +316,14 @@ def bamsprod_rule(momentum: float, decay: optax.GradientTransformation, **option
 
     Returns:
       The rule, whose `init` raises UserError for parameters without latent weights among them.
+
+    Example:
+      >>> rule = bamsprod_rule(momentum=0.9, decay=optax.identity())
+      >>> optimizer = optax.chain(*rule.direction, optax.scale_by_learning_rate(0.5), *rule.last)
+      >>> params = {"binary_0": {"kernel": jnp.array([0.9, -0.9])}}
+      >>> updates, _ = optimizer.update({"binary_0": {"kernel": jnp.array([-1.0, 1.0])}}, optimizer.init(params), params)
+      >>> float(abs(params["binary_0"]["kernel"] + updates["binary_0"]["kernel"]).max()) <= 1
+      True
     """
 
     def latent(params):

@@ -39,6 +39,12 @@ def bop(gamma: float | Callable = 1e-4, threshold: float = 1e-8) -> optax.Gradie
 
     Raises:
       UserError: a number out of its range.
+
+    Example:
+      >>> optimizer, w = bop(gamma=1.0), jnp.array([1.0, -1.0])
+      >>> updates, _ = optimizer.update(jnp.array([0.5, 0.5]), optimizer.init(w), w)
+      >>> (w + updates).tolist()  # the gradient has the sign of the first, which flips
+      [-1.0, -1.0]
     """
     if not callable(gamma):
         check_number("gamma", gamma, Range(0, 1, above=True))

@@ -50,6 +50,12 @@ def simulate_online(
 
     Returns:
       weights [T], after every step; and `online_regret` [T].
+
+    Example:
+      >>> from jaxface.optimizers import bamsprod
+      >>> weights, regret = simulate_online(jnp.ones(20), 1.0, bamsprod(0.2))
+      >>> float(weights[0]) > 0, float(weights[-1])  # +1 is wrong in every step
+      (True, -1.0)
     """
 
     def step(carry, coefficient):

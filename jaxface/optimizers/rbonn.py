@@ -34,6 +34,13 @@ def keep_last_gradient(leaves: Callable[[Any], Any]) -> optax.GradientTransforma
 
     Returns:
       An optax transformation whose state is a `LastGradientState`.
+
+    Example:
+      >>> import optax
+      >>> optimizer = optax.chain(keep_last_gradient(lambda params: {"w": True}), optax.sgd(0.1))
+      >>> _, state = optimizer.update({"w": jnp.array(2.0)}, optimizer.init({"w": jnp.array(1.0)}))
+      >>> float(last_gradient(state)["w"])
+      2.0
     """
 
     def init(params):
@@ -54,6 +61,11 @@ def last_gradient(state: Any) -> dict:
 
     Returns:
       The gradients by the names of their parameters.
+
+    Example:
+      >>> state = keep_last_gradient(lambda params: {"w": True}).init({"w": jnp.array(1.0)})
+      >>> float(last_gradient(state)["w"])  # before the first step
+      0.0
     """
     kept = optax.tree.get(state, "last_gradient")
 
@@ -103,6 +115,14 @@ def recurrent_bilinear(
 
     Raises:
       UserError: λ or τ out of range; in `init`, a kernel that is not [kh, kw, I, O].
+
+    Example:
+      >>> import optax
+      >>> params = {"layer": {"kernel": jnp.ones((1, 1, 2, 2)), "density": jnp.ones(2), "recurrence": jnp.ones(2)}}
+      >>> optimizer = recurrent_bilinear(optax.sgd(0.1))
+      >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+      >>> sorted(updates["layer"])
+      ['density', 'kernel', 'recurrence']
     """
     check_number("weight", weight, NonNegative)
     check_number("tau", tau, Fraction)

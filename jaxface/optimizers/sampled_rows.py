@@ -47,6 +47,15 @@ def sampled_rows(
     Returns:
       An optax transformation. Its `update` raises UserError for a table without rows, and for a `sampled` of another
       shape than [rows].
+
+    Example:
+      >>> import optax
+      >>> optimizer = sampled_rows(optax.sgd(1.0, momentum=0.9))
+      >>> prototypes, state = jnp.zeros((2, 1)), optimizer.init(jnp.zeros((2, 1)))
+      >>> _, state = optimizer.update(jnp.array([[1.0], [1.0]]), state, prototypes)
+      >>> updates, _ = optimizer.update(jnp.array([[1.0], [0.0]]), state, prototypes)
+      >>> round(float(updates[0, 0]), 2), abs(float(updates[1, 0]))  # the second row does not coast
+      (-1.9, 0.0)
     """
     inner = optax.with_extra_args_support(inner)
 

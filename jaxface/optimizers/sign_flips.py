@@ -41,6 +41,12 @@ def track_sign_flips(
 
     Raises:
       UserError: `window` is below 1.
+
+    Example:
+      >>> optimizer, w = track_sign_flips(lambda params: True), jnp.array([1.0, 1.0])
+      >>> _, state = optimizer.update(jnp.array([-2.0, -0.5]), optimizer.init(w), w)
+      >>> float(flip_rate(state))
+      0.5
     """
     check_number("window", window, AtLeast(1))
 
@@ -70,6 +76,10 @@ def flip_rate(state: Any) -> jax.Array:
 
     Returns:
       float32 scalar in [0, 1]; 0 before the first step.
+
+    Example:
+      >>> float(flip_rate(track_sign_flips(lambda params: True).init(jnp.ones(2))))
+      0.0
     """
     shares = optax.tree.get(state, "flip_shares")
     steps = optax.tree.get(state, "flip_steps")

@@ -46,6 +46,15 @@ def train_only(
 
     Returns:
       An optax transformation; `init` raises UserError for a name that occurs nowhere.
+
+    Example:
+      >>> import optax
+      >>> import jax.numpy as jnp
+      >>> params = {"head": {"w": jnp.ones(1)}, "body": {"w": jnp.ones(1)}}
+      >>> optimizer = train_only(optax.sgd(0.5), ["head"])
+      >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+      >>> updates["head"]["w"].tolist(), updates["body"]["w"].tolist()
+      ([-0.5], [0.0])
     """
     mask = name_mask(names)
     chain = optax.chain(

@@ -39,6 +39,12 @@ def scale_by_uncorrected_adam(
 
     Raises:
       UserError: a number out of its range.
+
+    Example:
+      >>> optimizer, w = scale_by_uncorrected_adam(), jnp.array(1.0)
+      >>> direction, _ = optimizer.update(jnp.array(2.0), optimizer.init(w), w)
+      >>> round(float(direction), 2)  # (0.1 · 2) / √(0.001 · 4)
+      3.16
     """
     check_number("b1", b1, ProperFraction)
     check_number("b2", b2, ProperFraction)
@@ -70,6 +76,12 @@ def uncorrected_adam(
 
     Returns:
       An optax transformation.
+
+    Example:
+      >>> optimizer, w = uncorrected_adam(0.1), jnp.array(1.0)
+      >>> updates, _ = optimizer.update(jnp.array(2.0), optimizer.init(w), w)
+      >>> round(float(updates), 3)  # -0.1 · (0.1 · 2) / √(0.001 · 4)
+      -0.316
     """
     return optax.chain(scale_by_uncorrected_adam(b1, b2, eps), optax.scale_by_learning_rate(learning_rate))
 
@@ -85,6 +97,12 @@ def amsgrad(
 
     Returns:
       An optax transformation.
+
+    Example:
+      >>> optimizer, w = amsgrad(0.1), jnp.array(1.0)
+      >>> updates, _ = optimizer.update(jnp.array(2.0), optimizer.init(w), w)
+      >>> round(float(updates), 3)  # -0.1 · (0.1 · 2) / √(0.001 · 4)
+      -0.316
     """
     return optax.chain(
         scale_by_uncorrected_adam(b1, b2, eps, largest=True), optax.scale_by_learning_rate(learning_rate)

@@ -22,13 +22,15 @@ from jaxface.training.evaluations.group_fairness import GroupFairness, PackFairn
 from jaxface.training.evaluations.nearest_prototype import NearestPrototype
 from jaxface.training.evaluations.object_detection import ObjectDetection
 from jaxface.training.evaluations.pair_verification import Verification, verification_figures
+from jaxface.training.evaluations.protocols import PackVerification, check_source, evaluate_source
 from jaxface.training.evaluations.rgbd_identification import RgbdIdentification, projected
 from jaxface.training.evaluations.route_hardness import RouteHardness
 from jaxface.training.evaluations.sign_flips import sign_flips
+from jaxface.training.frozen import Frozen
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
 from jaxface.training.map_source import map_source
 from jaxface.training.optimizer import Optimizer, adam, decay_mask, sgd
-from jaxface.training.parallel import JitParallel, Mode, PmapParallel, check_batch_size, make_parallel
+from jaxface.training.parallel import JitParallel, Mode, PmapParallel, Shard, check_batch_size, make_parallel
 from jaxface.training.prototypes import prototype_loss, prototype_rows
 from jaxface.training.recognition import (
     Recognizer,
@@ -63,6 +65,7 @@ from jaxface.training.route import (
 from jaxface.training.stages import Figures, Outcome, Stage, no_figures
 from jaxface.training.step import Objective, TrainState, create_state, example_keys, gradient_step
 from jaxface.training.teachers import Teacher
+from jaxface.training.trace import ProfiledSteps
 from jaxface.training.workdir import (
     check_workdir,
     give_up_workdir,
@@ -72,6 +75,7 @@ from jaxface.training.workdir import (
     write_atomically,
     write_description,
 )
+from jaxface.training.writers import Tracking
 
 __all__ = [
     "AlignedVerification",
@@ -87,6 +91,7 @@ __all__ = [
     "Diverged",
     "Evaluations",
     "Figures",
+    "Frozen",
     "FrozenNetwork",
     "GroupAttention",
     "GroupFairness",
@@ -99,7 +104,9 @@ __all__ = [
     "Optimizer",
     "Outcome",
     "PackFairness",
+    "PackVerification",
     "PmapParallel",
+    "ProfiledSteps",
     "Recognizer",
     "Records",
     "RgbdClasses",
@@ -109,9 +116,11 @@ __all__ = [
     "RgbdPairs",
     "Route",
     "RouteHardness",
+    "Shard",
     "Stage",
     "SupportSet",
     "Teacher",
+    "Tracking",
     "TrainState",
     "Verification",
     "adam",
@@ -120,6 +129,7 @@ __all__ = [
     "check_backbone",
     "check_batch_size",
     "check_same_network",
+    "check_source",
     "check_steps",
     "check_workdir",
     "checkpoint_steps",
@@ -130,6 +140,7 @@ __all__ = [
     "embed_source",
     "embed_templates",
     "equal_epoch_anchors",
+    "evaluate_source",
     "example_keys",
     "fitted_support",
     "give_up_workdir",

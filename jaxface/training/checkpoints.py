@@ -2,14 +2,17 @@
 
 import contextlib
 import errno
+import functools
 import json
 import logging
 import math
 import os
 import pathlib
 import shutil
+import threading
 import traceback
 import zlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +22,14 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from jaxface.errors import UserError
-from jaxface.training.workdir import checkpoint_step, write_atomically, writing
+from jaxface.paths import absolute, reaching, reason_of, user_path
+from jaxface.training.mirror import Mirror
+from jaxface.training.workdir import (
+    POSITION,
+    checkpoint_step,
+    write_atomically,
+    writing,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +134,7 @@ def _shapes(plain) -> dict[str, list[int]]:
     }
 
 
-def _check_shapes(plain, position: dict, folder: pathlib.Path) -> None:
+def _check_shapes(plain, position: dict, folder) -> None:
     """Refuses a state of other shapes than the saved one, which is no damage: the position is sealed."""
     saved, wanted = position["shapes"], _shapes(plain)
     for name in sorted(saved.keys() | wanted.keys()):
@@ -140,19 +150,15 @@ def _seal(position: dict) -> int:
     return zlib.crc32(json.dumps({k: v for k, v in position.items() if k != "seal"}).encode())
 
 
-def _position_file(folder: pathlib.Path) -> pathlib.Path:
-    return folder / "position" / "metadata"
-
-
-def _read_position(folder: pathlib.Path) -> dict:
+def _read_position(folder) -> dict:
     """The position in a checkpoint's folder; ValueError, OSError or KeyError where it is damaged."""
-    position = json.loads(_position_file(folder).read_bytes())
+    position = json.loads((folder / POSITION).read_bytes())
     if position["seal"] != _seal(position):
         raise ValueError("the position is not what was saved")
     return position
 
 
-def _score(folder: pathlib.Path) -> float | None:
+def _score(folder) -> float | None:
     """The value by which a checkpoint may be the best; None where it has none or cannot be read."""
     try:
         score = _read_position(folder)["score"]
@@ -164,10 +170,6 @@ def _score(folder: pathlib.Path) -> float | None:
 def _best(scores: dict[int, float | None]) -> int | None:
     """The step with the largest score, the first of equals."""
     return max((s for s in sorted(scores) if scores[s] is not None), key=scores.get, default=None)
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _need_room(folder: pathlib.Path, plain) -> None:
@@ -196,31 +198,86 @@ class _Kept:
         return [info.step in kept for info in checkpoints]
 
 
+class _Upload:
+    """Puts a checkpoint elsewhere as soon as it is whole on this machine, while the run goes on."""
+
+    def __init__(self, folder: pathlib.Path, put: Callable[[], None]):
+        self._folder, self._put = folder, put
+        self._given_up = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="upload", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            while not self._folder.is_dir():  # which it becomes by being renamed
+                if self._given_up.wait(0.02) and not self._folder.is_dir():
+                    return
+            self._put()
+        except Exception as error:
+            self._error = error
+
+    def finish(self) -> None:
+        """Waits for it; raises what it failed with. What is not on this machine by now never comes."""
+        self._given_up.set()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
 class Checkpoints:
     """The checkpoints of one stage: the newest `keep`, and the best of those that were saved with a score.
 
+    Where the folder is elsewhere (`gs://…`), they are written to a temporary folder of this machine and put there in the
+    background, what a checkpoint says about itself last: where that is, all of it is.
+
     Args:
-      directory: made where it does not exist.
+      directory: made where it does not exist; a path of this machine or an address.
       keep: how many of the newest to keep, ≥ 1.
 
     Raises:
-      UserError: the folder cannot be written.
+      UserError: the folder cannot be written, or an address not reached.
     """
 
-    def __init__(self, directory: pathlib.Path, *, keep: int = 2):
+    def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
         _quiet_orbax()
-        self.directory = pathlib.Path(directory).absolute()
+        self._mirror = Mirror(user_path("checkpoint", directory))
+        self._local = self._mirror.local
+        self.directory = self._mirror.folder if self._mirror.remote else self._local
+        self._upload: _Upload | None = None
         self._kept = _Kept(keep)
         self._position: tuple[int, dict] | None = None  # of the newest checkpoint
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._kept, cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
         with writing(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
+            self._local.mkdir(parents=True, exist_ok=True)
+            self._pull_positions()
             self._manager = ocp.CheckpointManager(
-                self.directory, options=options, item_names=("state", "position")
+                self._local, options=options, item_names=("state", "position")
             )
-        self._kept.scores = {s: _score(self.directory / str(s)) for s in self._manager.all_steps()}
+        self._kept.scores = {s: _score(self._local / str(s)) for s in self._manager.all_steps()}
+
+    def _pull_positions(self) -> None:
+        """Brings all that is elsewhere but the arrays, which follow when they are read."""
+        if self._mirror.remote:
+            for step in checkpoint_steps(self.directory):
+                for entry in (self.directory / str(step)).iterdir():
+                    if entry.name != "state":
+                        self._mirror.pull(f"{step}/{entry.name}")
+
+    def _put(self, step: int) -> None:
+        self._mirror.push(str(step), last=POSITION)
+        self._remove_elsewhere()
+
+    def _remove_elsewhere(self) -> None:
+        """Removes there what is not to be kept, the whole or the rest of it."""
+        if self._mirror.remote:
+            steps = checkpoint_steps(self.directory)
+            kept = {str(step) for step in self._kept.among(steps)}
+            for entry in list(self.directory.iterdir()) if self.directory.is_dir() else []:
+                if entry.name.isdecimal() and entry.name not in kept:
+                    self._mirror.remove(entry.name, first=POSITION)
 
     def save(self, step: int, state, position: dict) -> None:
         """Starts writing a checkpoint and returns once the device may go on; a half-written one is never taken for whole.
@@ -240,8 +297,8 @@ class Checkpoints:
             return
         plain = _to_plain(state)
         with writing(self.directory):
-            self._manager.wait_until_finished()
-            _need_room(self.directory, plain)
+            self._finish()
+            _need_room(self._local, plain)
         position = {**position, "checksums": _checksums(plain), "shapes": _shapes(plain)}
         position["seal"] = _seal(position)
         self._position = step, position
@@ -252,6 +309,8 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardSave(plain), position=ocp.args.JsonSave(position))
         with writing(self.directory):
             self._manager.save(step, args=args, force=True)
+            if self._mirror.remote:
+                self._upload = _Upload(self._local / str(step), functools.partial(self._put, step))
 
     def amend(self, step: int, changes: dict) -> None:
         """Changes what the newest checkpoint, once it is on disk, says about itself: how its state was evaluated.
@@ -272,7 +331,8 @@ class Checkpoints:
         self._position = step, position
         if jax.process_index() == 0:
             with writing(self.directory):
-                write_atomically(_position_file(self.directory / str(step)), json.dumps(position))
+                write_atomically(self._local / str(step) / POSITION, json.dumps(position))
+                self._mirror.push(f"{step}/{POSITION}")
         self._kept.scores[step] = position["score"]
         self._tidy()
 
@@ -280,7 +340,7 @@ class Checkpoints:
         """The position in the newest checkpoint that has a readable one; None where there is none."""
         for step in sorted(self._manager.all_steps(), reverse=True):
             with contextlib.suppress(ValueError, OSError, KeyError, TypeError):
-                return _read_position(self.directory / str(step))
+                return _read_position(self._local / str(step))
         return None
 
     def restore(self, abstract, shardings) -> Saved | None:
@@ -299,12 +359,14 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in steps:
             saved = None
+            with reaching(self.directory):
+                self._mirror.pull(f"{step}/state")
             try:
                 saved = self._read(step, abstract, shardings)
             except UserError:
                 raise
             except Exception as error:  # any damage to the files may surface as any exception
-                damaged[step] = _reason(error)
+                damaged[step] = reason_of(error)
             if _all_agree(saved is not None):
                 self._set_aside(damaged, step)
                 self._position = saved.step, saved.position
@@ -323,9 +385,8 @@ class Checkpoints:
         target = jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), plain, shardings
         )
-        folder = self.directory / str(step)
-        position = _read_position(folder)
-        _check_shapes(plain, position, folder)
+        position = _read_position(self._local / str(step))
+        _check_shapes(plain, position, self.directory / str(step))
         read = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
         _check(read["state"], position)
         return Saved(step, _from_plain(read["state"], abstract), position)
@@ -337,11 +398,12 @@ class Checkpoints:
                 "checkpoint %s is damaged (%s): it is set aside, and %d is used", folder, reason, used
             )
             if jax.process_index() == 0:
-                aside = (
-                    folder.with_name(f"{step}.damaged{n}") for n in ("", *(f"-{k}" for k in range(2, 1000)))
-                )
+                names = (f"{step}.damaged{n}" for n in ("", *(f"-{k}" for k in range(2, 1000))))
                 with writing(self.directory):
-                    os.rename(folder, next(path for path in aside if not path.exists()))
+                    aside = next(name for name in names if not (self.directory / name).exists())
+                    os.rename(self._local / str(step), self._local / aside)
+                    self._mirror.push(aside)
+                    self._mirror.remove(str(step), first=POSITION)
         if damaged:
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices("damaged checkpoints are set aside")
@@ -353,12 +415,13 @@ class Checkpoints:
         with writing(self.directory):
             for step in sorted(set(steps) - self._kept.among(steps)):
                 self._manager.delete(step)
+            self._remove_elsewhere()
 
     def latest_step(self) -> int | None:
         """Step of the newest whole checkpoint."""
         return self._manager.latest_step()
 
-    def latest(self) -> pathlib.Path | None:
+    def latest(self) -> os.PathLike | None:
         """Its folder."""
         step = self.latest_step()
         return None if step is None else self.directory / str(step)
@@ -370,11 +433,19 @@ class Checkpoints:
           UserError: something could not be written.
         """
         with writing(self.directory):
+            self._finish()
+
+    def _finish(self) -> None:
+        try:
             self._manager.wait_until_finished()
+        finally:
+            if self._upload is not None:
+                upload, self._upload = self._upload, None
+                upload.finish()
 
     def close(self) -> None:
         """Waits and lets go of the folder. Raises as `wait`."""
-        with contextlib.closing(self._manager):
+        with contextlib.closing(self._mirror), contextlib.closing(self._manager):
             self.wait()
 
 
@@ -384,15 +455,21 @@ def _all_agree(yes: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.bool_(yes)).all())
 
 
-def checkpoint_steps(directory: pathlib.Path) -> list[int]:
+def checkpoint_steps(directory: str | os.PathLike) -> list[int]:
     """Steps of the checkpoints in a stage's folder, increasing; none where there is no such folder."""
-    directory = pathlib.Path(directory)
-    steps = map(checkpoint_step, directory.iterdir() if directory.is_dir() else [])
-    return sorted(step for step in steps if step is not None)
+    directory = user_path("checkpoint", directory)
+    with reaching(directory):
+        steps = map(checkpoint_step, directory.iterdir() if directory.is_dir() else [])
+        return sorted(step for step in steps if step is not None)
 
 
-def _chosen(directory: pathlib.Path, best: bool, step: int | None) -> pathlib.Path:
-    """The folder of the newest checkpoint, of the best one, or of that of a step; refusals of `restore_params`."""
+@contextlib.contextmanager
+def _opened(
+    directory: str | os.PathLike, best: bool, step: int | None, name: str = ""
+) -> Iterator[tuple[pathlib.Path, os.PathLike]]:
+    """(folder on this machine, folder) of the newest checkpoint, of the best one, or of that of a step; of one elsewhere only
+    the part `name` is brought here. Refusals of `restore_params`."""
+    directory = absolute(user_path("checkpoint", directory))
     steps = checkpoint_steps(directory)
     if not steps:
         raise UserError(f"checkpoint: no checkpoint in {directory}")
@@ -400,22 +477,26 @@ def _chosen(directory: pathlib.Path, best: bool, step: int | None) -> pathlib.Pa
         raise UserError(f"checkpoint: {directory} has steps {', '.join(map(str, steps))}, got {step}")
     if step is None and best:
         step = _best({s: _score(directory / str(s)) for s in steps})
-    return directory / str(steps[-1] if step is None else step)
+    chosen = str(steps[-1] if step is None else step)
+    with contextlib.closing(Mirror(directory)) as mirror:
+        with reaching(directory):
+            mirror.pull(f"{chosen}/{name}" if name else chosen)
+        yield mirror.local / chosen, directory / chosen
 
 
-def restore_metrics(directory: pathlib.Path, *, best: bool = False) -> dict[str, float]:
+def restore_metrics(directory: str | os.PathLike, *, best: bool = False) -> dict[str, float]:
     """What the evaluation of a checkpoint has found: nothing where there was none, or none yet.
 
     Arguments and refusals are those of `restore_params`.
     """
-    folder = _chosen(pathlib.Path(directory).absolute(), best, None)
-    try:
-        return dict(_read_position(folder).get("metrics") or {})
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise UserError(f"checkpoint: {folder} is damaged ({_reason(error)})") from error
+    with _opened(directory, best, None, POSITION) as (folder, shown):
+        try:
+            return dict(_read_position(folder).get("metrics") or {})
+        except (ValueError, OSError, KeyError, TypeError) as error:
+            raise UserError(f"checkpoint: {shown} is damaged ({reason_of(error)})") from error
 
 
-def restore_params(directory: pathlib.Path, *, best: bool = False, step: int | None = None) -> dict:
+def restore_params(directory: str | os.PathLike, *, best: bool = False, step: int | None = None) -> dict:
     """Parameters and statistics of a checkpoint, whatever method wrote it: for teachers, fine-tuning and evaluation.
 
     Args:
@@ -430,7 +511,11 @@ def restore_params(directory: pathlib.Path, *, best: bool = False, step: int | N
       UserError: no checkpoint there, none of that step, or it is damaged.
     """
     _quiet_orbax()
-    folder = _chosen(pathlib.Path(directory).absolute(), best, step)
+    with _opened(directory, best, step) as (folder, shown):
+        return _read_params(folder, shown)
+
+
+def _read_params(folder: pathlib.Path, shown: os.PathLike) -> dict:
     try:
         position = _read_position(folder)
         reader = ocp.PyTreeCheckpointer()
@@ -443,6 +528,6 @@ def restore_params(directory: pathlib.Path, *, best: bool = False, step: int | N
         )
         _check(state, position)
     except Exception as error:  # any damage to the files may surface as any exception
-        raise UserError(f"checkpoint: {folder} is damaged ({_reason(error)})") from error
+        raise UserError(f"checkpoint: {shown} is damaged ({reason_of(error)})") from error
     average = state.get("ema")
     return {"params": average or state["params"], "extra": state.get("extra") or {}}

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +20,17 @@ from jaxface.errors import UserError
 
 HEARTBEAT_SECONDS = 30
 """How long a process may be silent before the others end."""
+
+
+def on_host(tree: Any) -> Any:
+    """A pytree of numpy arrays: each whole, also where every process has a part of it alone. All processes make the call."""
+
+    def fetch(leaf):
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return np.asarray(leaf)
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(fetch, tree)
 
 
 def launcher(environment: Mapping[str, str] = os.environ) -> str | None:

@@ -4,10 +4,10 @@ import collections
 import contextlib
 import dataclasses
 import math
-import pathlib
+import os
 import signal
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -16,13 +16,15 @@ from jax.experimental import multihost_utils
 
 from jaxface.checks import AtLeast, check_fields
 from jaxface.errors import UserError
-from jaxface.paths import local_path
+from jaxface.paths import as_os_error, is_remote, user_path
 from jaxface.training.checkpoints import Checkpoints
 from jaxface.training.parallel import JitParallel, Parallel
 from jaxface.training.progress import Progress
-from jaxface.training.records import Records
+from jaxface.training.records import PROFILE, Records
 from jaxface.training.stages import Outcome, Stage, Stages, figures_of
+from jaxface.training.trace import ProfiledSteps, Trace
 from jaxface.training.workdir import stage_folder, write_description, writing
+from jaxface.training.writers.base import Tracking
 
 IN_FLIGHT = 2  # steps that may be queued on the device: enough to hide the host, too few to fill the memory
 
@@ -123,10 +125,18 @@ class _StageRun:
     """One stage between its first and its last step."""
 
     def __init__(
-        self, stage: Stage, parallel: Parallel, cadence: Cadence, folder, records, progress, offset: int
+        self,
+        stage: Stage,
+        parallel: Parallel,
+        cadence: Cadence,
+        folder,
+        records: Records | None,
+        progress: Progress,
+        offset: int,
+        trace: Trace | None,
     ):
         self.stage, self.parallel, self.cadence = stage, parallel, cadence
-        self.records, self.progress, self.offset = records, progress, offset
+        self.records, self.progress, self.offset, self.trace = records, progress, offset, trace
         self.checkpoints = None if folder is None else Checkpoints(folder, keep=cadence.keep)
         if folder is not None and stage.description is not None and jax.process_index() == 0:
             write_description(folder, stage.description)
@@ -181,8 +191,12 @@ class _StageRun:
             in_flight: collections.deque = collections.deque()
             self.progress.begin(stage.name, stage.steps, start)
             for done in range(start + 1, stage.steps + 1):
+                if self.trace is not None:
+                    self.trace.before(self.offset + done)
                 batch = next(self.batches)
                 state, metrics = step(state, batch)
+                if self.trace is not None:
+                    self.trace.after(self.offset + done, metrics)
                 self.pending.add(metrics)
                 in_flight.append(metrics)
                 if len(in_flight) > IN_FLIGHT:
@@ -196,7 +210,7 @@ class _StageRun:
                 if self.checkpoints is not None:
                     self.checkpoints.wait()
                 self.judge(state, done, draw=True)
-        return Outcome(stage.name, self.parallel.single(state), self.metrics)
+        return Outcome(stage.name, self.parallel.single(state), self.metrics, stage.best)
 
     def after_step(self, state, done: int, stop: _StopSignal) -> None:
         cadence, last = self.cadence, done == self.stage.steps
@@ -246,7 +260,8 @@ class _StageRun:
         self.progress.report(means)
         if self.records is not None:
             self.records.write(self.stage.name, done, "train", means, offset=self.offset)
-            self.records.scalar("images_per_second", self.progress.images_per_second, self.offset + done)
+            speed = {"images_per_second": self.progress.images_per_second}
+            self.records.scalars(speed, self.offset + done)
 
     def last_good(self) -> str:
         if self.checkpoints is None:
@@ -295,8 +310,10 @@ def run(
     seed: int = 0,
     parallel: Parallel | None = None,
     cadence: Cadence = Cadence(),
-    workdir: pathlib.Path | None = None,
+    workdir: str | os.PathLike | None = None,
     progress: bool = False,
+    tracking: Tracking | None = None,
+    profile: ProfiledSteps | None = None,
 ) -> Outcome:
     """Runs the stages of a method to the end, or resumes an interrupted run.
 
@@ -308,8 +325,11 @@ def run(
       seed: of the run's random key, from which the key of every stage is derived by what it is, not by its place (`Stage.key`).
       parallel: how to use the devices; `jit` over all of them by default.
       cadence: how often to log, evaluate and save.
-      workdir: folder for `checkpoints/`, `metrics.jsonl` and `tensorboard/`; None to keep everything in memory.
+      workdir: folder for `checkpoints/`, `metrics.jsonl` and `tensorboard/`, of this machine or an address that
+        `jaxface.paths.user_path` takes; None to keep everything in memory.
       progress: whether to show a progress bar (lines of text where there is no terminal).
+      tracking: services that are told the same numbers, where there is a work directory.
+      profile: steps of which a trace is written to `profile/` of the work directory, by the first process.
 
     Returns:
       The outcome of the last stage, its `metrics` prefixed with the stage's name where there were several stages.
@@ -317,25 +337,42 @@ def run(
     Raises:
       Diverged: a loss became NaN or infinite; names the step, the metric and the last good checkpoint.
       Interrupted: a signal asked to stop; everything is saved.
-      UserError: no stage, or two stages of one name; a full or read-only work directory; no good checkpoint among those there.
+      UserError: no stage, or two stages of one name; a full or read-only work directory; no good checkpoint among those there;
+        several processes with a work directory that is an address; a writer whose package is missing; steps to trace behind the
+        end of the run, or without a work directory.
     """
     check_fields(cadence, "cadence.")
     parallel = JitParallel() if parallel is None else parallel
     rng = jax.random.key(seed)
     started = time.monotonic()
+    if tracking is not None:
+        tracking.check()
+    if profile is not None:
+        if workdir is None:
+            raise UserError("profile: needs a workdir to write to")
+        if isinstance(stages, Sequence):
+            profile.check(sum(stage.steps for stage in stages))
     if workdir is not None:
-        workdir = local_path("workdir", workdir)
-        with writing(workdir):
+        workdir = user_path("workdir", workdir)
+        if is_remote(workdir) and jax.process_count() > 1:
+            raise UserError(
+                f"workdir: several processes need a folder that all of them see, such as a mounted bucket, got {workdir}"
+            )
+        with writing(workdir), as_os_error() if is_remote(workdir) else contextlib.nullcontext():
             workdir.mkdir(parents=True, exist_ok=True)
     writes = workdir is not None and jax.process_index() == 0
-    records = Records(workdir) if writes else None
+    records = Records(workdir, tracking) if writes else None
     outcomes: list[Outcome] = []
     offset = 0
     source = iter(stages)
     with contextlib.ExitStack() as stack:
         if records is not None:
-            stack.callback(records.close)
+            stack.push(lambda failure, *_: records.close(finished=failure is None))
         bar = stack.enter_context(Progress(enabled=progress and jax.process_index() == 0))
+        trace = None
+        if profile is not None and records is not None:
+            trace = Trace(profile, records.folder / PROFILE, bar.note)
+            stack.callback(trace.close)
         stop = stack.enter_context(_StopSignal())
         while True:
             last = outcomes[-1] if outcomes else None
@@ -346,7 +383,7 @@ def run(
             if stage.name in [outcome.name for outcome in outcomes]:
                 raise UserError(f"stages: two stages are named {stage.name!r}")
             folder = None if workdir is None else stage_folder(workdir, len(outcomes), stage.name)
-            stage_run = _StageRun(stage, parallel, cadence, folder, records, bar, offset)
+            stage_run = _StageRun(stage, parallel, cadence, folder, records, bar, offset, trace)
             outcome = stage_run.run(stage.rng(rng), last.state if last else None, stop)
             # States of earlier stages are let go: a route or a search has many, and who needs one keeps it.
             outcomes = [o._replace(state=None) for o in outcomes] + [outcome]
@@ -357,4 +394,5 @@ def run(
     if len(outcomes) == 1:
         return outcomes[0]
     merged = {f"{o.name}/{k}": v for o in outcomes for k, v in o.metrics.items()}
-    return Outcome(outcomes[-1].name, outcomes[-1].state, merged)
+    best = next((f"{o.name}/{o.best}" for o in reversed(outcomes) if o.best), None)
+    return Outcome(outcomes[-1].name, outcomes[-1].state, merged, best)

@@ -7,7 +7,7 @@ name `data`. Both give the same numbers as a single device (up to the order of s
 import functools
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,9 @@ from jaxface.training.distributed import connect
 from jaxface.training.stages import HostBatch, Metrics, State
 
 Mode = Literal["jit", "pmap"]
+"""How a step runs on several devices: over a mesh, or replicated."""
+Shard = Literal["none", "fsdp"]
+"""What of the state is spread over the devices: class prototypes alone, or every large parameter."""
 Step = Callable[[State, HostBatch], tuple[State, Metrics]]
 
 
@@ -31,6 +34,20 @@ def _named(path, name: str) -> bool:
 
 _MAX_COMPILED_STEPS = 4
 """Steps whose compiled form is kept: stages that share one compile it once. A method may alternate between a few."""
+
+
+LARGE_LEAF = 1 << 14
+"""Elements from which `fsdp` spreads an array: below, the message to fetch it costs more than its memory."""
+
+
+def _spread_over(axis: str, devices: int, leaf, spec: PartitionSpec) -> PartitionSpec:
+    """`spec`, and the longest dimension that it leaves free and that divides split over `axis`; as it is where there is none."""
+    names = [*spec, *(None,) * (leaf.ndim - len(spec))]
+    free = [i for i, size in enumerate(leaf.shape) if names[i] is None and size % devices == 0]
+    if devices == 1 or leaf.size < LARGE_LEAF or not free:
+        return spec
+    names[max(free, key=lambda i: leaf.shape[i])] = axis
+    return PartitionSpec(*names)
 
 
 def _copied(init):
@@ -49,10 +66,13 @@ def _weakly(state: State) -> weakref.ref | None:
 class JitParallel:
     """`jit` over a mesh of `data × model` devices: batches are split over all of them, what a stage names over `model`.
 
+    With `shard` "fsdp" every large array of the state is split over `data` besides (arXiv:1910.02054, 2304.11277): parameters,
+    the optimizer's state, averages and frozen networks; a step fetches a layer's parameters when it needs them.
+
     The step sees the mesh (`jax.sharding.get_abstract_mesh`), so that a part of it may be written for each device.
     """
 
-    def __init__(self, *, model_shards: int = 1, devices: list | None = None):
+    def __init__(self, *, model_shards: int = 1, shard: Shard = "none", devices: list | None = None):
         devices = jax.devices() if devices is None else devices
         if model_shards < 1 or len(devices) % model_shards:
             raise UserError(
@@ -60,12 +80,13 @@ class JitParallel:
             )
         self.mesh = Mesh(np.array(devices).reshape(-1, model_shards), (axes.DATA, axes.MODEL))
         self.replicas = len(devices)
+        self._shard = shard
         self._batch = NamedSharding(self.mesh, PartitionSpec((axes.DATA, axes.MODEL)))
         self._compiled = functools.lru_cache(_MAX_COMPILED_STEPS)(self._compile)
         connect(self.mesh)
 
     def shardings(self, abstract: State, rules: Mapping[str, PartitionSpec]) -> State:
-        """A NamedSharding for every leaf: that of the first rule whose name is in its path, else replicated."""
+        """A NamedSharding for every leaf: that of the first rule whose name is in its path, else replicated, unless `fsdp`."""
 
         def choose(path, leaf):
             for name, spec in rules.items():
@@ -75,8 +96,12 @@ class JitParallel:
                             raise UserError(
                                 f"model_shards: {name} of size {size} cannot be split over {self.mesh.shape[axis]} devices"
                             )
-                    return NamedSharding(self.mesh, spec)
-            return NamedSharding(self.mesh, PartitionSpec())
+                    return NamedSharding(self.mesh, spread(leaf, spec))
+            return NamedSharding(self.mesh, spread(leaf, PartitionSpec()))
+
+        def spread(leaf, spec):
+            whole = self._shard == "none" or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            return spec if whole else _spread_over(axes.DATA, self.mesh.shape[axes.DATA], leaf, spec)
 
         return jax.tree_util.tree_map_with_path(choose, abstract)
 
@@ -207,18 +232,25 @@ class PmapParallel:
 Parallel = JitParallel | PmapParallel
 
 
-def make_parallel(mode: Mode = "jit", *, model_shards: int = 1, devices: list | None = None) -> Parallel:
-    """How to run: `jit` over a mesh of (devices / model_shards) × model_shards, or `pmap`.
+def make_parallel(
+    mode: Mode = "jit", *, model_shards: int = 1, shard: Shard = "none", devices: list | None = None
+) -> Parallel:
+    """How to run: `jit` over a mesh of (devices / model_shards) × model_shards, with the state spread or not, or `pmap`.
 
     Raises:
-      UserError: an unknown mode; `model_shards` that does not divide the devices, or other than 1 with `pmap`.
+      UserError: an unknown mode or `shard`; `model_shards` that does not divide the devices, or other than 1 with `pmap`; "fsdp"
+        with `pmap`.
     """
+    if shard not in get_args(Shard):
+        raise UserError(f"shard: needs one of {', '.join(get_args(Shard))}, got {shard!r}")
     if mode == "jit":
-        return JitParallel(model_shards=model_shards, devices=devices)
+        return JitParallel(model_shards=model_shards, shard=shard, devices=devices)
     if mode != "pmap":
         raise UserError(f"parallel: needs 'jit' or 'pmap', got {mode!r}")
     if model_shards != 1:
         raise UserError("model_shards: pmap replicates every parameter; use --parallel jit to shard them")
+    if shard != "none":
+        raise UserError("shard: pmap replicates every parameter; use --parallel jit to spread them")
     return PmapParallel(devices=devices)
 
 

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: metrics as JSON lines and as TensorBoard events."""
+"""What a run writes down as it goes: metrics as JSON lines, as TensorBoard events, and for the services that track it."""
 
 import contextlib
 import json
@@ -6,7 +6,7 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,31 +15,53 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
+from jaxface.paths import user_path
+from jaxface.training.mirror import Mirror
 from jaxface.training.workdir import writing
+from jaxface.training.writers.base import IDS, Trackers, Tracking
 
 logger = logging.getLogger(__name__)
 
+PROFILE = "profile"
+"""Folder of a work directory with the traces of `--profile`."""
+_PUSH_EVERY = 60.0  # seconds after which lines go to a work directory elsewhere, checkpoint or not
+
 
 class Records:
-    """Metrics of a run, one JSON object a line, and the same as TensorBoard scalars.
+    """Metrics of a run, one JSON object a line, and the same as TensorBoard scalars and for services that track runs.
 
     The lines hold nothing but what the run computed, so that an interrupted run and an uninterrupted one write the same
-    bytes; speeds go to TensorBoard alone.
+    bytes; speeds go to the others alone. A work directory elsewhere (`gs://…`) gets the lines with every checkpoint and every
+    minute, for nothing can be appended there.
 
-    Every method raises UserError where the disk is full or cannot be written.
+    Every method raises UserError where the disk is full or cannot be written. What a service does harms nothing.
 
     Args:
       workdir: where `metrics.jsonl` and `tensorboard/` go.
+      tracking: the services besides.
     """
 
-    def __init__(self, workdir: pathlib.Path):
+    def __init__(self, workdir: str | os.PathLike, tracking: Tracking | None = None):
+        workdir = user_path("workdir", workdir)
         self._path = workdir / "metrics.jsonl"
         with writing(workdir):
-            self._file = self._path.open("r+b" if self._path.exists() else "w+b")
-            (workdir / "tensorboard").mkdir(exist_ok=True)
+            self._mirror = Mirror(workdir)
+            self.folder = self._mirror.local
+            for name in (self._path.name, IDS):
+                self._mirror.pull(name)
+            lines = self.folder / self._path.name
+            self._file = lines.open("r+b" if lines.exists() else "w+b")
+            (self.folder / "tensorboard").mkdir(exist_ok=True)
             # Not a SummaryWriter: its thread dies of a full disk, and the run would wait for it for ever.
-            self._board = EventsWriter(str(workdir / "tensorboard" / "events"))
+            self._board = EventsWriter(str(self.folder / "tensorboard" / "events"))
         self._resume_at: int | None = 0
+        self._pushed = time.monotonic()
+        self._trackers = Trackers(
+            tracking or Tracking(()),
+            self.folder / IDS,
+            None if self._mirror.remote else self.folder,
+            saved=lambda: self._mirror.push(IDS),
+        )
 
     def write(self, stage: str, step: int, kind: str, metrics: dict[str, float], *, offset: int = 0) -> None:
         """One line: {"stage", "step", "kind": "train" | "evaluate", **metrics}.
@@ -55,21 +77,26 @@ class Records:
                 self._resume_at = None
             self._file.write(line.encode() + b"\n")
             self._file.flush()
-        for key, value in metrics.items():
-            self.scalar(f"{stage}/{kind}/{key}", value, offset + step)
+            if self._mirror.remote and time.monotonic() - self._pushed > _PUSH_EVERY:
+                self._push()
+        self.scalars({f"{stage}/{kind}/{key}": value for key, value in metrics.items()}, offset + step)
 
-    def scalar(self, name: str, value: float, step: int) -> None:
-        """A TensorBoard scalar that is no result, such as a speed."""
-        self._show(summary.scalar(name, value), step)
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers for TensorBoard and the services alone: what is no result, such as a speed."""
+        for name, value in values.items():
+            self._show(summary.scalar(name, value), step)
+        self._trackers.scalars(values, step)
 
     def figure(self, name: str, draw: Callable[[pathlib.Path], pathlib.Path], step: int) -> None:
         """Lets `draw` write `<last part of name>.png` in the work directory, and shows it in TensorBoard."""
-        path = self._path.parent / f"{name.rsplit('/', 1)[-1]}.png"
-        with writing(path):
-            path = draw(path)
+        file = f"{name.rsplit('/', 1)[-1]}.png"
+        with writing(self._path.parent / file):
+            path = draw(self.folder / file)
+            self._mirror.push(path.name)
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
         self._show(summary.image(name, pixels, dataformats="HWC"), step)
+        self._trackers.figure(name, path, step)
 
     def _show(self, shown: summary.Summary, step: int) -> None:
         with writing(self._path.parent / "tensorboard"):
@@ -81,7 +108,13 @@ class Records:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._board.flush()
+            self._push()
         return self._file.tell() if self._resume_at is None else self._resume_at
+
+    def _push(self) -> None:
+        for name in (self._path.name, "tensorboard", PROFILE):
+            self._mirror.push(name)
+        self._pushed = time.monotonic()
 
     def resume_at(self, length: int) -> None:
         """Lets the first new line follow the first `length` bytes.
@@ -89,17 +122,26 @@ class Records:
         What a run wrote after the checkpoint from which it resumes is dropped then, and not before: reopening a finished
         run changes nothing.
         """
-        size = self._path.stat().st_size
+        size = (self.folder / self._path.name).stat().st_size
         if size < length:
             logger.warning("%s has lost its end: %d of %d bytes remain", self._path, size, length)
         self._resume_at = min(length, size)
 
-    def close(self) -> None:
-        """Writes everything out."""
-        with writing(self._path), contextlib.closing(self._board), contextlib.closing(self._file):
+    def close(self, *, finished: bool = True) -> None:
+        """Writes everything out.
+
+        Args:
+          finished: False for a run that stopped before its end, which the services are told.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._mirror.close)
+            stack.callback(self._trackers.close, finished)
+            stack.enter_context(writing(self._path))
+            stack.enter_context(contextlib.closing(self._board))
+            stack.enter_context(contextlib.closing(self._file))
             self.sync()
 
 
-def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`."""
-    return [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
+    return [json.loads(line) for line in user_path("path", path).read_text().splitlines()]

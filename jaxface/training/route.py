@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from jaxface.checks import Integers, Positive, check_number
 from jaxface.errors import UserError
 from jaxface.training.checkpoints import checkpoint_steps, restore_params
+from jaxface.training.distributed import on_host
 from jaxface.training.recognition import statistics
 from jaxface.training.stages import Stage, no_figures
 from jaxface.training.step import TrainState, create_state
@@ -139,12 +139,7 @@ def batches_from(batches, step: int):
 def _host_state(state: TrainState) -> TrainState:
     """A state's averaged parameters and batch statistics in host memory, without the rest."""
 
-    def fetch(leaf):
-        if leaf.is_fully_addressable or leaf.is_fully_replicated:
-            return np.asarray(leaf)
-        return multihost_utils.process_allgather(leaf, tiled=True)
-
-    params, extra = jax.tree.map(fetch, (state.averaged_params, statistics(state.extra)))
+    params, extra = on_host((state.averaged_params, statistics(state.extra)))
     return create_state(jax.random.key(0), params, extra=extra)
 
 

@@ -21,9 +21,8 @@ from jaxface.training.workdir import STAGE_NAME
 State = Any  # any pytree of arrays; `jaxface.training.TrainState` for a plain method
 Metrics = dict[str, jax.Array]
 HostBatch = dict[str, np.ndarray]
-Figures = Mapping[
-    str, Callable[[pathlib.Path], pathlib.Path]
-]  # name -> function that draws the figure to a path
+Figures = Mapping[str, Callable[[pathlib.Path], pathlib.Path]]
+"""Name of a figure -> function that draws it to a path, and returns the path."""
 Evaluation = Callable[[State], dict[str, float]]  # one with figures has a method `figures(state) -> Figures`
 
 
@@ -98,11 +97,15 @@ def no_figures(state: State) -> Figures:
 
 
 class Outcome(NamedTuple):
-    """What a finished stage leaves; sent back into a generator of stages, so that the next stage may depend on it."""
+    """What a finished stage leaves; sent back into a generator of stages, so that the next stage may depend on it.
+
+    `best` is the key of `metrics` whose largest value marks the best checkpoint, where the stage has one.
+    """
 
     name: str
     state: State
     metrics: dict[str, float]
+    best: str | None = None
 
 
 Stages = Iterable[Stage] | Generator[Stage, Outcome, None]

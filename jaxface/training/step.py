@@ -13,6 +13,7 @@ import optax
 from jaxface import axes
 from jaxface.checks import ProperFraction, check_number
 from jaxface.errors import UserError
+from jaxface.training.frozen import Frozen
 
 Params = Any
 LossFunction = Callable[[Params, Any, dict[str, jax.Array], jax.Array], tuple[jax.Array, tuple[Any, dict]]]
@@ -112,12 +113,15 @@ def _microbatches(batch: dict, count: int) -> dict:
     return jax.tree.map(deal, batch)
 
 
-def _gradients(objective: Objective, state: TrainState, batch: dict, rng: jax.Array, accumulate: int):
+def _gradients(
+    objective: Objective, state: TrainState, batch: dict, rng: jax.Array, accumulate: int, frozen: Frozen
+):
     """Gradients, new extra and metrics of one objective; the mean over micro-batches where `accumulate` > 1."""
 
     def loss_of(trained, extra, batch, rng):
         params = trained if objective.trains is None else {**state.params, **trained}
-        return objective.loss(params, extra, batch, rng)
+        with frozen.held(params):
+            return objective.loss(frozen.stopped(params), extra, batch, rng)
 
     value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
     trained = objective.select(state.params)
@@ -139,7 +143,12 @@ def _gradients(objective: Objective, state: TrainState, batch: dict, rng: jax.Ar
     return jax.tree.map(lambda g: g / accumulate, total), extra, jax.tree.map(lambda m: m.mean(0), metrics)
 
 
-def gradient_step(*objectives: Objective, accumulate: int = 1, ema_decay: float | None = None):
+def gradient_step(
+    *objectives: Objective,
+    accumulate: int = 1,
+    ema_decay: float | None = None,
+    frozen: Frozen | None = None,
+):
     """A pure training step.
 
     The objectives are taken in order, each on the parameters that the one before has updated (a discriminator, then its
@@ -150,6 +159,7 @@ def gradient_step(*objectives: Objective, accumulate: int = 1, ema_decay: float 
       accumulate: number of micro-batches into which a batch is cut; gradients are averaged over them, so that memory falls and
         the step stays the same (batch statistics excepted, which see one micro-batch after the other).
       ema_decay: in [0, 1), decay of the moving average per step; the state needs to be created with `ema=True`.
+      frozen: parts whose gradients are 0; the objectives' optimizers leave them out.
 
     Returns:
       step(state, batch) -> (state, metrics); metrics hold `loss`, `gradient_norm` and what the losses report.
@@ -162,6 +172,7 @@ def gradient_step(*objectives: Objective, accumulate: int = 1, ema_decay: float 
     if not objectives or len(set(names)) != len(names):
         raise ValueError(f"objectives: needs at least one, each with its own name, got {names}")
 
+    frozen = frozen or Frozen()
     if ema_decay is not None:
         check_number("ema_decay", ema_decay, ProperFraction)
 
@@ -172,7 +183,7 @@ def gradient_step(*objectives: Objective, accumulate: int = 1, ema_decay: float 
         opt_states, reported = [], {}
         for index, objective in enumerate(objectives):
             gradients, extra, metrics = _gradients(
-                objective, state, batch, jax.random.fold_in(rng, index), accumulate
+                objective, state, batch, jax.random.fold_in(rng, index), accumulate, frozen
             )
             gradients, metrics = axes.mean((gradients, metrics))
             trained = objective.select(state.params)

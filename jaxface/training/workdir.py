@@ -12,10 +12,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxface.errors import UserError
-from jaxface.paths import local_path
+from jaxface.paths import absolute, as_os_error, is_remote, reaching, reason_of, user_path
 
 CONFIG = "config.json"
 GIVEN_UP = "given_up.json"  # CONFIG of a run that failed and left nothing to resume from
+POSITION = (
+    "position/metadata"  # of a checkpoint: what it says about itself, put last where nothing is renamed
+)
 STAGE_NAME = r"[A-Za-z0-9_]+"
 
 
@@ -46,14 +49,18 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 
 def _disk_failure(error: BaseException) -> str | None:
     if isinstance(error, OSError):
-        return error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
+        return reason_of(error)
     # TensorStore writes the arrays and raises ValueError with the system's words in the middle of a long message.
     reasons = [os.strerror(number) for number in _DISK if os.strerror(number) in str(error)]
     return None if isinstance(error, UserError) else next(iter(reasons), None)
 
 
-def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
-    """Writes a file, a text as UTF-8, so that it exists whole or not at all."""
+def write_atomically(path, content: str | bytes) -> None:
+    """Writes a file, a text as UTF-8, so that it exists whole or not at all; `path` is a result of `user_path`."""
+    if is_remote(path):  # where a file appears when it is closed
+        with as_os_error():
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -74,16 +81,30 @@ def _differences(old, new, prefix="") -> list[str]:
     return [] if old == new else [f"{prefix[:-1]} is {old!r} there and {new!r} here"]
 
 
-def check_workdir(path: str | pathlib.Path, config: dict) -> pathlib.Path:
+def check_workdir(path: str | os.PathLike, config: dict):
     """Whether `open_workdir` would take a folder, without making it or writing to it.
 
     Arguments, result and refusals are those of `open_workdir`.
     """
-    path = local_path("workdir", path).absolute()
+    path = absolute(user_path("workdir", path))
+    with reaching(path):
+        _check_place(path)
+        return _check_run(path, config)
+
+
+def _check_place(path) -> None:
+    """Refuses what is no folder, or none to write to; elsewhere only writing tells."""
+    if is_remote(path):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"workdir: cannot use {path}: it is not a folder")
+        return
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         reason = "not writable" if existing.is_dir() else "not a folder"
         raise UserError(f"workdir: cannot use {path}: {existing} is {reason}")
+
+
+def _check_run(path, config: dict):
     file = path / CONFIG
     if file.is_file():
         config = json.loads(json.dumps(config))
@@ -95,7 +116,7 @@ def check_workdir(path: str | pathlib.Path, config: dict) -> pathlib.Path:
             )
     # A process killed while it claimed the folder leaves no more than a temporary file of ours.
     elif (
-        existing == path
+        path.is_dir()
         and not (path / GIVEN_UP).is_file()
         and any(not p.name.startswith(f".{CONFIG}.") for p in path.iterdir())
     ):
@@ -103,7 +124,7 @@ def check_workdir(path: str | pathlib.Path, config: dict) -> pathlib.Path:
     return path
 
 
-def open_workdir(path: str | pathlib.Path, config: dict) -> pathlib.Path:
+def open_workdir(path: str | os.PathLike, config: dict):
     """Makes or reopens the folder of a run.
 
     Args:
@@ -121,45 +142,62 @@ def open_workdir(path: str | pathlib.Path, config: dict) -> pathlib.Path:
     path = check_workdir(path, config)
     file = path / CONFIG
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        if file.is_file():
-            tempfile.TemporaryFile(dir=path).close()
-        else:
-            if (path / GIVEN_UP).is_file():
-                for folder in ("tensorboard", "checkpoints"):
-                    shutil.rmtree(path / folder, ignore_errors=True)
-                (path / "metrics.jsonl").unlink(missing_ok=True)
-            write_atomically(file, json.dumps(config, indent=2) + "\n")
-            (path / GIVEN_UP).unlink(missing_ok=True)
+        with as_os_error() if is_remote(path) else contextlib.nullcontext():
+            path.mkdir(parents=True, exist_ok=True)
+            if not file.is_file():
+                if (path / GIVEN_UP).is_file():
+                    for folder in ("tensorboard", "checkpoints", "profile"):
+                        _remove_folder(path / folder)
+                    (path / "metrics.jsonl").unlink(missing_ok=True)
+                write_atomically(file, json.dumps(config, indent=2) + "\n")
+                (path / GIVEN_UP).unlink(missing_ok=True)
+            elif not is_remote(path):
+                tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
-        raise UserError(f"workdir: cannot write to {path}: {error.strerror}") from None
+        raise UserError(f"workdir: cannot write to {path}: {reason_of(error)}") from None
     return path
 
 
-def give_up_workdir(path: pathlib.Path) -> None:
+def _remove_folder(path) -> None:
+    if is_remote(path):
+        path.rmtree(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def give_up_workdir(path) -> None:
     """Lets the folder of a failed run go, so that the corrected command may have it, unless there is a checkpoint to resume from.
 
     What the run wrote stays to be looked at until then. Only a run that failed gives up its folder: one that has no
     checkpoint yet may still be running.
     """
-    if all(checkpoint_step(entry) is None for entry in path.glob("checkpoints/*/*")):
+    stages = (path / "checkpoints").iterdir() if (path / "checkpoints").is_dir() else ()
+    entries = (entry for stage in stages if stage.is_dir() for entry in stage.iterdir())
+    if any(checkpoint_step(entry) is not None for entry in entries):
+        return
+    if is_remote(path):
+        write_atomically(path / GIVEN_UP, (path / CONFIG).read_bytes())
+        (path / CONFIG).unlink()
+    else:
         os.replace(path / CONFIG, path / GIVEN_UP)
 
 
-def stage_folder(workdir: pathlib.Path, number: int, name: str) -> pathlib.Path:
+def stage_folder(workdir, number: int, name: str):
     """Where the checkpoints of a stage go: `checkpoints/<number>-<stage>`, the first stage being number 0."""
     return workdir / "checkpoints" / f"{number:02d}-{name}"
 
 
-def stage_folders(workdir: str | os.PathLike) -> list[pathlib.Path]:
+def stage_folders(workdir: str | os.PathLike) -> list:
     """The folders with the checkpoints of a run, stage after stage; what else lies beside them is not looked at.
 
     Raises:
-      UserError: an empty path or an address; two folders of one number, such as a stage and its copy.
+      UserError: a path that `user_path` refuses; two folders of one number, such as a stage and its copy.
     """
-    root = local_path("run", workdir) / "checkpoints"
-    by_number: dict[int, pathlib.Path] = {}
-    for path in sorted(root.iterdir()) if root.is_dir() else []:
+    root = user_path("run", workdir) / "checkpoints"
+    by_number: dict[int, Any] = {}
+    with reaching(root):
+        entries = sorted(root.iterdir()) if root.is_dir() else []
+    for path in entries:
         name = re.fullmatch(rf"([0-9]+)-{STAGE_NAME}", path.name)
         if name is None or not path.is_dir():
             continue
@@ -171,11 +209,11 @@ def stage_folders(workdir: str | os.PathLike) -> list[pathlib.Path]:
     return [by_number[number] for number in sorted(by_number)]
 
 
-def _description_file(folder: pathlib.Path) -> pathlib.Path:
+def _description_file(folder):
     return folder.with_name(f"{folder.name}.json")
 
 
-def write_description(folder: pathlib.Path, description: Mapping[str, Any]) -> None:
+def write_description(folder, description: Mapping[str, Any]) -> None:
     """Writes beside the checkpoints of a stage, `folder`, what their state is of; `read_description` reads it back.
 
     Raises:
@@ -186,7 +224,7 @@ def write_description(folder: pathlib.Path, description: Mapping[str, Any]) -> N
         write_atomically(file, json.dumps(description, indent=2) + "\n")
 
 
-def read_description(workdir: str | os.PathLike) -> tuple[pathlib.Path, dict[str, Any]] | None:
+def read_description(workdir: str | os.PathLike) -> tuple[Any, dict[str, Any]] | None:
     """(folder of its checkpoints, description) of the last stage of a run that says what its state is of; None where none does.
 
     Raises:
@@ -206,20 +244,25 @@ def read_description(workdir: str | os.PathLike) -> tuple[pathlib.Path, dict[str
     return None
 
 
-def checkpoint_step(path: pathlib.Path) -> int | None:
+def checkpoint_step(path) -> int | None:
     """The step of a checkpoint in the folder of its stage; None for anything else there."""
-    return int(path.name) if re.fullmatch(r"0|[1-9][0-9]*", path.name) and path.is_dir() else None
+    if not re.fullmatch(r"0|[1-9][0-9]*", path.name):
+        return None
+    # Elsewhere there is no renaming of what is whole: what says so is the file that is put last.
+    whole = (path / POSITION).exists() if is_remote(path) else path.is_dir()
+    return int(path.name) if whole else None
 
 
-def read_config(path: str | pathlib.Path) -> dict:
+def read_config(path: str | os.PathLike) -> dict:
     """The configuration of the run in a folder, or in a file that a run wrote.
 
     Raises:
       UserError: there is none, or it is not JSON.
     """
-    path = local_path("run", path)
-    file = path if path.is_file() else path / CONFIG
+    path = user_path("run", path)
+    file = path
     try:
+        file = path if path.is_file() else path / CONFIG
         return json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"run: {path} holds no {CONFIG}; give the work directory of a run") from None

@@ -222,6 +222,10 @@ def compose_taps(a: jax.Array, b: jax.Array) -> jax.Array:
 
     Raises:
       KernelError: other ranks, or channels that do not fit.
+
+    Example:
+      >>> compose_taps(jnp.ones((2, 2)), jnp.ones((2, 2))).tolist()  # two 2×2 filters are one of 3×3
+      [[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]
     """
     if (a.ndim, b.ndim) not in ((2, 2), (3, 3), (3, 4), (4, 4)):
         raise KernelError(

@@ -139,6 +139,7 @@ class Margin:
 
 
 Head = SFace | Margin
+"""What `margin_softmax` computes: SFace, or a softmax with margins."""
 
 
 def softmax(scale: float = 64.0) -> Margin:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from experiments import launch
-from jaxface.data import RenderedSource
+from jaxface.data import RenderedSource, encode_image, write_bin
 from jaxface.data.transforms.alignment import template
 
 COMPILED: list[str] = []
@@ -56,6 +56,28 @@ def write_people(root: pathlib.Path, suffixes: list[str], people: int = 6, each:
 def photographs(tmp_path_factory) -> pathlib.Path:
     """Six people with four images each, gray PGM and color PNG."""
     return write_people(tmp_path_factory.mktemp("photographs"), ["pgm", "png"])
+
+
+def write_pack(path: pathlib.Path, *, seed: int, pairs: int = 20) -> None:
+    """Pairs of rendered people, every second one of one person."""
+    source = RenderedSource(8, 4, 16, seed=seed, first_identity=7000)
+    encoded = [encode_image(source[i]["image"]) for i in range(len(source))]
+    images = []
+    for pair in range(pairs):
+        first = 4 * (pair % 8)
+        images += [encoded[first], encoded[first + 1 + pair % 3 if pair % 2 == 0 else (first + 4) % 32]]
+    write_bin(path, images, [pair % 2 == 0 for pair in range(pairs)])
+
+
+@pytest.fixture(scope="session")
+def packs(tmp_path_factory) -> pathlib.Path:
+    """A folder with two verification packs, `first.bin` and `second.bin`, and files of no concern."""
+    folder = tmp_path_factory.mktemp("packs")
+    for number, name in enumerate(("first", "second")):
+        write_pack(folder / f"{name}.bin", seed=number)
+    (folder / "property").write_text("8,16,16")
+    (folder / "train.rec").write_bytes(b"of no concern")
+    return folder
 
 
 class TemplateSet(NamedTuple):

@@ -85,6 +85,7 @@ CONFIGS = st.builds(
     optimizer=st.builds(
         training.Optimizer,
         name=st.sampled_from(["sgd", "adam", "adamw"]),
+        rates=st.lists(st.text(), max_size=2).map(tuple),
         decay_at=st.lists(real, max_size=4).map(tuple),
         clip_norm=st.none() | real,
     ),
@@ -99,7 +100,7 @@ def test_any_values_are_read_back_as_they_were(config, every, shards):
 
 
 def test_the_folder_and_the_bar_are_no_part_of_a_configuration():
-    run = configs.Run(workdir="somewhere", quiet=True)
+    run = configs.Run(workdir="somewhere", shard="fsdp", quiet=True)
     assert written(sface.Config(), run) == written(sface.Config())
 
 

@@ -61,7 +61,15 @@ def test_the_outcome_is_what_is_written(finished, capsys):
     assert all(key in shown for key in outcome.metrics)
 
 
-@pytest.mark.parametrize("flags", [["--parallel", "pmap"], ["--model-shards", "2"], ["--accumulate", "2"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--parallel", "pmap"],
+        ["--model-shards", "2"],
+        ["--accumulate", "2"],
+        pytest.param(["--shard", "fsdp", "--remat", "block"], marks=pytest.mark.slow),
+    ],
+)
 def test_every_way_to_compute_gives_the_losses_of_one_device(one_device, tiny, tmp_path, flags):
     launch.main(["sface", *tiny, *flags, "--workdir", str(tmp_path / "run")])
     np.testing.assert_allclose(losses(tmp_path / "run"), one_device, rtol=2e-4)
@@ -182,6 +190,19 @@ FOLDER = (
             "sface --preset digits --optimizer.learning-rate 0",
             "optimizer.learning_rate: needs a finite number above 0",
         ),
+        ("sface --preset digits --parallel pmap --shard fsdp", "shard: pmap replicates every parameter"),
+        ("sface --preset digits --optimizer.name lyon", "got 'lyon'; did you mean 'lion'?"),
+        (RENDERED + "--optimizer.rates head", "optimizer.rates: needs NAME=FACTOR, got 'head'"),
+        (RENDERED + "--optimizer.rates head=ten", "optimizer.rates: needs NAME=FACTOR, got 'head=ten'"),
+        (RENDERED + "--optimizer.rates head=-1", "optimizer.rates of head: needs a finite number above 0"),
+        (RENDERED + "--optimizer.rates haed=2", "'haed' selects no parameter; did you mean 'head'?"),
+        (RENDERED + "--optimizer.frozen hidden3", "'hidden3' selects no parameter; did you mean 'hidden"),
+        (RENDERED + "--optimizer.frozen-statistics", "optimizer.frozen_statistics: needs frozen parts"),
+        (RENDERED + "--optimizer.layer-decay 0", "optimizer.layer_decay: needs a number above 0"),
+        (
+            "cckd --preset procedural --teacher.optimizer.frozen hiden1",
+            "'hiden1' selects no parameter; did you mean 'hidden1'?",
+        ),
         ("sface --preset digits --cadence.keep 0", "cadence.keep: needs an integer from 1, got 0"),
         (FOLDER + "--init-from {tmp}/nowhere", "nowhere: No such file or directory"),
         (
@@ -208,7 +229,10 @@ FOLDER = (
         ("sface --data folder --data.root gs://bucket/faces", "root: needs a path of this machine"),
         ("sface --preset digits --workdir=", "workdir: needs a path, got an empty one"),
         ("sface --config s3://bucket/run", "config: needs a path of this machine, got 's3://bucket/run'"),
-        (FOLDER + "--init-from gs://bucket/run", "init_from: needs a path of this machine, got 'gs://bucket"),
+        (
+            FOLDER + "--init-from ftp://host/run",
+            "init_from: needs a path of this machine or an address from gs://, s3://",
+        ),
         ("cckd --preset procedural --teacher.run gs://bucket/run", "run: needs a path of this machine"),
     ],
 )

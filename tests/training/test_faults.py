@@ -28,9 +28,11 @@ PLAIN = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}  # eight fake de
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_twenty_random_moments_ends_as_if_it_had_not_been(tmp_path):
-    report = faults.kill_and_compare(tmp_path, kills=20, seed=11, environment=PLAIN)
-    assert report["kills"] == sum(report["phases"].values()) == 20
+def test_a_run_killed_at_eight_random_moments_ends_as_if_it_had_not_been(tmp_path):
+    report = faults.kill_and_compare(
+        tmp_path, kills=8, seed=16, environment=PLAIN
+    )  # a hundred: `benchmarks.faults`
+    assert report["kills"] == sum(report["phases"].values()) == 8
     assert report["equal"], report["differences"]
     assert {"start-up", "between steps", "writing a checkpoint"} <= report["phases"].keys()
     whole = tmp_path / "whole/checkpoints/00-recognition"

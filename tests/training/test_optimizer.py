@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -85,3 +86,53 @@ def test_clipping_bounds_the_norm():
 def test_refusals_name_the_field(options):
     with pytest.raises(UserError, match=f"optimizer.{next(iter(options))}"):
         Optimizer(**options).build(10)
+
+
+def test_the_state_of_a_default_is_what_it_was():
+    """Checkpoints depend on it: the chain of SGD is decay, momentum, rate."""
+    state = Optimizer().build(10).init(PARAMS)
+    assert [type(part).__name__ for part in state] == ["MaskedState", "TraceState", "ScaleByScheduleState"]
+
+
+class Net(nn.Module):
+    def depth_order(self):
+        return ("conv",), ("norm",)
+
+
+def test_rates_and_layer_decay_multiply_the_learning_rate():
+    rule = Optimizer(
+        name="sgd",
+        learning_rate=0.1,
+        schedule="constant",
+        momentum=0.0,
+        weight_decay=0.0,
+        rates=("prelu=10",),
+        layer_decay=0.5,
+    ).build(10, network=("net", Net()))
+    params = {"net": PARAMS}
+    updates, _ = rule.update(params, rule.init(params), params)
+    found = {name: jnp.unique(jnp.concatenate(list(part.values()))) for name, part in updates["net"].items()}
+    for name, rate in {"conv": 0.025, "norm": 0.05, "prelu": 1.0}.items():
+        np.testing.assert_allclose(found[name], [-rate], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "network", "words"),
+    [
+        ({"layer_decay": 0.5}, None, "layer_decay: needs a network, which this optimizer does not train"),
+        (
+            {"layer_decay": 0.5},
+            ("net", nn.Dense(2)),
+            "layer_decay: needs a network that declares an order, Dense",
+        ),
+        ({"layer_decay": 1.5}, None, "layer_decay: needs a number above 0 and up to 1, got 1.5"),
+        ({"frozen_statistics": True, "frozen": ("conv",)}, None, "frozen_statistics: needs frozen parts"),
+        ({"frozen_statistics": True}, ("net", Net()), "frozen_statistics: needs frozen parts of a network"),
+        ({"rates": ("conv",)}, None, "optimizer.rates: needs NAME=FACTOR, got 'conv'"),
+        ({"rates": ("conv=0",)}, None, "optimizer.rates of conv: needs a finite number above 0, got 0"),
+    ],
+)
+def test_refusals_of_groups(options, network, words):
+    with pytest.raises(UserError, match=words) as caught:
+        Optimizer(**options).build(10, network=network)
+    assert "\n" not in str(caught.value)

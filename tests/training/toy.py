@@ -39,8 +39,11 @@ class Net(nn.Module):
         return nn.Dense(5, name="prototypes")(nn.relu(x))
 
 
-def objective(optimizer=None, **fields):
+def objective(optimizer=None, *, wrap=None, **fields):
+    """The network's parameters are the state's, or the part of them called `wrap`."""
+
     def loss(params, extra, batch, rng):
+        params = params if wrap is None else params[wrap]
         logits, extra = Net().apply(
             {"params": params, **extra}, batch["image"], train=True, mutable=["batch_stats"]
         )

@@ -99,6 +99,11 @@ def corrupt_labels(
 
     Raises:
       UserError: `fraction` outside [0, 1], or one class only.
+
+    Example:
+      >>> noisy, replaced = corrupt_labels(np.array([0, 1, 2, 0]), 0.5, 3, seed=0)
+      >>> int(replaced.sum()), bool(np.all((noisy != [0, 1, 2, 0]) == replaced))
+      (2, True)
     """
     check_number("label_noise", fraction, Fraction)
     noisy = index_array("labels", labels, len(labels), num_classes).astype(np.int32)

@@ -135,6 +135,10 @@ def class_means(embeddings: np.ndarray, labels: np.ndarray, classes: int) -> np.
 
     Raises:
       ValueError: shapes disagree, or a label that is no class. UserError: empty or not finite.
+
+    Example:
+      >>> class_means(np.array([[2.0, 0.0], [0.0, 3.0], [0.0, 1.0]]), np.array([0, 1, 1]), 3).tolist()
+      [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
     """
     embeddings = real_array("embeddings", embeddings, ndim=2).astype(np.float64)
     labels = index_array("labels", labels, len(embeddings), classes)
@@ -157,6 +161,11 @@ def superclasses(features: np.ndarray, count: int, *, seed: int) -> np.ndarray:
 
     Raises:
       UserError: `count` out of its range, or a feature that is not finite.
+
+    Example:
+      >>> groups = superclasses(np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), 2, seed=0)
+      >>> bool(groups[0] == groups[1]), bool(groups[0] == groups[2])
+      (True, False)
     """
     KMeans = optional("sklearn.cluster", "sets").KMeans
     threadpool_limits = optional("threadpoolctl", "sets").threadpool_limits

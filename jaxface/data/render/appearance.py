@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxface.data.render import styling
 from jaxface.data.render.face_model import SKIN, WAVES, ellipsoid, face_model
 from jaxface.data.render.rasterize import settle
 
@@ -57,15 +58,17 @@ def _layers(u, x, y, z):
     }
 
 
-def albedo(u: jax.Array, v: jax.Array, identity) -> jax.Array:
+def albedo(u: jax.Array, v: jax.Array, identity, shot=None) -> jax.Array:
     """Reflectance of the head at grid positions (u, v) in [-1, 1].
 
     Skin `lerp(SKIN, 5 tone) (1 + 0.06 T gamma)`, then cheeks, lips, brows, hair, sclera, irises, nostrils,
-    lids and the line of the mouth blended over it in this order (design).
+    lids and the line of the mouth blended over it in this order (design). With a style (`styling.layers`) these have a
+    person's own forms, and shadows, beard, an open mouth and glasses come between and over them.
 
     Args:
       u, v: [...], along azimuth and elevation.
-      identity: renderer.Identity of one face.
+      identity: face_parameters.Identity of one face.
+      shot: styling.Shot of a face with a style.
 
     Returns:
       [..., 3] linear RGB, about [0, 1].
@@ -76,30 +79,49 @@ def albedo(u: jax.Array, v: jax.Array, identity) -> jax.Array:
     field = sum(along_v[j] * sum(waves[j, i] * along_u[i] for i in range(WAVES)) for j in range(WAVES))
     modulation = 1 + 0.06 * field
     base = skin_color(identity.tone)
-    weight = _layers(u, x, y, z)
+    style = identity.style
+    if style is None:
+        weight = _layers(u, x, y, z)
+        hair = brows = (identity.hair,) * 3
+    else:
+        waves = styling.ripple(style, x, y)
+        weight, modulation, strands = settle(
+            (
+                styling.layers(style, shot, u, x, y, z),
+                modulation * styling.spotted(style, waves, x, y),
+                1 + 0.12 * waves,
+            )
+        )
+        hair, brows = [level * strands for level in style.hair_color], 0.7 * style.hair_color
     channels = []
     for k in range(3):
         skin = base[k] * modulation
         color = skin
-        for name, over in (
-            ("cheeks", skin * (1.15, 0.8, 0.8)[k]),
-            ("lips", skin * (0.95, 0.55, 0.55)[k] * identity.lips),
-            ("brows", identity.hair),
-            ("hair", identity.hair),
-            ("sclera", (0.9, 0.9, 0.88)[k]),
-            ("iris", (0.1, 0.07, 0.05)[k]),
-            ("nostrils", 0.3 * skin),
-            ("lids", 0.25 * skin),
-            ("mouth", 0.3 * skin),
-        ):
-            color = color + weight[name] * (over - color)
+        paints = {
+            "cheeks": skin * (1.15, 0.8, 0.8)[k],
+            "lips": skin * (0.95, 0.55, 0.55)[k] * identity.lips,
+            "brows": brows[k],
+            "hair": hair[k],
+            "sclera": (0.9, 0.9, 0.88)[k],
+            "iris": (0.1, 0.07, 0.05)[k],
+            "nostrils": 0.3 * skin,
+            "lids": 0.25 * skin,
+            "mouth": 0.3 * skin,
+        }
+        if style is not None:
+            shadow = 0.45 * skin
+            paints |= {"sockets": shadow, "bags": shadow, "folds": shadow, "beard": brows[k]}
+            paints |= {"opening": shot.mouth[1], "lenses": shot.glare[1], "rims": style.glasses[4]}
+        for name in weight if style is None else styling.PAINTED:
+            color = color + weight[name] * (paints[name] - color)
         channels.append(color)
     return jnp.stack(channels, -1)
 
 
-def infrared_albedo(u: jax.Array, v: jax.Array, identity) -> jax.Array:
+def infrared_albedo(u: jax.Array, v: jax.Array, identity, shot=None) -> jax.Array:
     """Near-infrared reflectance, almost the same for every tone: 0.75 - 0.05 tone, darker on hair and irises."""
-    weight = _layers(u, *ellipsoid(u, v, jnp))
+    at = u, *ellipsoid(u, v, jnp)
+    weight = _layers(*at) if identity.style is None else styling.layers(identity.style, shot, *at)
     value = 0.75 - 0.05 * identity.tone
     for name, over in (("brows", 0.35), ("hair", 0.3), ("iris", 0.15)):
         value = value + weight[name] * (over - value)

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 
 from jaxface.data.render.presentation import SPOOFS, Attack
+from jaxface.data.render.styling import Shot, Style
 from jaxface.errors import UserError
 
 
@@ -18,6 +19,7 @@ class Identity:
       tone: [...] in [0, 1], from the lightest to the darkest skin anchor.
       hair: [...] in [0, 1], gray level of hair and brows.
       lips: [...] > 0, brightness of the lips against the skin.
+      style: features, hair, beard, glasses and skin, or None for the plain head.
     """
 
     shape: jax.Array
@@ -25,6 +27,7 @@ class Identity:
     tone: jax.Array
     hair: jax.Array
     lips: jax.Array
+    style: Style | None = None
 
 
 @flax.struct.dataclass
@@ -67,6 +70,7 @@ class FaceParameters:
       sensor: the camera.
       spoof: [...] int32, index into presentation.SPOOFS.
       attack: the presentation attack; read only where spoof is not live.
+      shot: mouth, clothes, background and camera of a person with a style; None for one without.
     """
 
     identity: Identity
@@ -80,6 +84,7 @@ class FaceParameters:
     sensor: Sensor
     spoof: jax.Array
     attack: Attack
+    shot: Shot | None = None
 
 
 def validate(faces: FaceParameters) -> None:

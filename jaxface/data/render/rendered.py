@@ -38,7 +38,7 @@ def draw_faces(
         key = jax.random.fold_in(jax.random.key(seed), person)
         return sample(
             jax.random.fold_in(key, shot + 1),
-            sampling.sample_identity(jax.random.fold_in(key, 0), tone),
+            sampling.sample_identity(jax.random.fold_in(key, 0), tone, variation),
             variation,
         )
 
@@ -157,6 +157,7 @@ class RenderedSource:
 
     @functools.cached_property
     def groups(self) -> np.ndarray:
+        """[N] int32, the skin-tone group of each record."""
         people = np.arange(len(self.class_names), dtype=np.int32) + self._first
         return np.asarray(_groups(self._seed, people, self._tone))[self.labels]
 

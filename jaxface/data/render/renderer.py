@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxface.checks import AtLeast, check_number
-from jaxface.data.render import appearance, presentation
-from jaxface.data.render.face_model import ALBEDO, EXPRESSION, GRID, IDENTITY, face_model
+from jaxface.data.render import appearance, presentation, styling
+from jaxface.data.render.face_model import ALBEDO, EXPRESSION, GRID, IDENTITY, ellipsoid, face_model
 from jaxface.data.render.face_parameters import FaceParameters
 from jaxface.data.render.head_geometry import grid_normals, head, project, rotation_matrix, shading
 from jaxface.data.render.rasterize import sample_grid, settle, visible_surface
@@ -72,7 +72,11 @@ def _render_one(face: FaceParameters, size: int, outputs: frozenset, attacks: bo
     if attacks:
         identity, expression = presentation.behind_mask(identity, expression, face.spoof == presentation.MASK)
     rotation = rotation_matrix(face.pose)
-    points = head(identity.shape, expression) @ rotation.T
+    points = head(identity.shape, expression)
+    if identity.style is not None:
+        u, v = np.float32(2 / (GRID - 1)) * np.indices((GRID, GRID), np.float32)[::-1] - 1
+        points = points + styling.hair_volume(identity.style, u, *ellipsoid(u, v))
+    points = points @ rotation.T
     scale = face.scale * size
     grid = project(points, scale, face.translation * size, size, size)
     at, mask = settle(visible_surface(grid, height=size, width=size, spacing=_SPACING * size))
@@ -94,11 +98,24 @@ def _render_one(face: FaceParameters, size: int, outputs: frozenset, attacks: bo
     )
     uv = at[..., ::-1] * (2 / (GRID - 1)) - 1
     if "image" in outputs:
-        color = settle(appearance.albedo(uv[..., 0], uv[..., 1], identity))
+        color = settle(appearance.albedo(uv[..., 0], uv[..., 1], identity, face.shot))
         color = color * jnp.maximum(light, 0.0)[..., None]
         if attacks:
             color = presentation.gloss(color, normals, face.spoof == presentation.MASK)
         around = appearance.background(face.background, size)
+        behind = None
+        if face.shot is not None:
+            around = styling.photographed(around, face.shot, size)
+            # Hair and clothes have no geometry: their light is that of a wall.
+            behind = jnp.maximum(
+                shading(np.array([0.0, 0.0, 1.0], np.float32), face.ambient, face.light), 0.0
+            )
+            center = project(rotation @ np.zeros(3, np.float32), scale, face.translation * size, size, size)[
+                :2
+            ]
+            around = styling.long_hair(
+                around, identity.style, 0.8 * behind, (face.pose[2], scale, center), size
+            )
         root = project(rotation @ NECK, scale, face.translation * size, size, size)[:2]
         around = appearance.neck(
             around,
@@ -107,15 +124,19 @@ def _render_one(face: FaceParameters, size: int, outputs: frozenset, attacks: bo
             (face.pose[2], scale, root),
             size,
         )
+        if behind is not None:
+            around = styling.clothes(around, face.shot, behind, (face.pose[2], scale, root), size)
         scene = scene.replace(image=settle(appearance.tone_map(jnp.where(mask[..., None], color, around))))
     if "infrared" in outputs:
-        lamp = appearance.infrared_albedo(uv[..., 0], uv[..., 1], identity) * jnp.maximum(
+        lamp = appearance.infrared_albedo(uv[..., 0], uv[..., 1], identity, face.shot) * jnp.maximum(
             normals[..., 2], 0.0
         )
         scene = scene.replace(infrared=lamp * mask)
     if attacks:
         scene = presentation.present(scene, face.attack, face.spoof)
     scene = appearance.record(scene, face.sensor)
+    if face.shot is not None and scene.image is not None:
+        scene = scene.replace(image=styling.develop(scene.image, face.shot))
 
     return Rendered(
         image=scene.image,

@@ -12,19 +12,22 @@ from jaxface.data.render.face_model import ALBEDO, EXPRESSION, IDENTITY, face_mo
 from jaxface.data.render.face_parameters import FaceParameters, Identity, Sensor
 from jaxface.data.render.head_geometry import directional_light, head, rotation_matrix
 from jaxface.data.render.presentation import SPOOFS, Attack
+from jaxface.data.render.styling import sample_shot, sample_style
 from jaxface.data.render.variation import MODERATE, Variation
 from jaxface.data.transforms.alignment import template
 
 GROUPS = 6  # skin-tone bins
+_STYLE = 1 << 16  # numbers the keys of styles and shots, far from those of a `_Draw`
 ILLUMINATIONS = ("normal", "strong", "back", "dark")
 
 
-def sample_identity(key: jax.Array, tone=(0.0, 1.0)) -> Identity:
+def sample_identity(key: jax.Array, tone=(0.0, 1.0), variation: Variation = MODERATE) -> Identity:
     """A person: alpha, gamma ~ N(0, I), tone ~ U(0, 1), lips ~ U(.8, 1.2), hair gray ~ U(.03, .35) (1 - .7 tone).
 
     Args:
       key: typed jax.random key.
       tone: (low, high) of another range of tones in [0, 1].
+      variation: the person has a style where it asks for one; nothing else of a person depends on it.
 
     Returns:
       Identity without leading axes; map over keys for a crowd.
@@ -32,13 +35,17 @@ def sample_identity(key: jax.Array, tone=(0.0, 1.0)) -> Identity:
     low, high = tone
     shape, albedo, tone, hair, lips = jax.random.split(key, 5)
     shade = low + (high - low) * jax.random.uniform(tone)
-    return Identity(
+    identity = Identity(
         shape=jax.random.normal(shape, (IDENTITY,)),
         albedo=jax.random.normal(albedo, (ALBEDO,)),
         tone=shade,
         hair=jax.random.uniform(hair, minval=0.03, maxval=0.35) * (1 - 0.7 * shade),
         lips=jax.random.uniform(lips, minval=0.8, maxval=1.2),
     )
+    if not variation.styled:
+        return identity
+    style = sample_style(jax.random.fold_in(key, _STYLE), shade, identity.hair, variation)
+    return identity.replace(style=style)
 
 
 class _Draw:
@@ -120,6 +127,11 @@ def sample_faces(key: jax.Array, identity: Identity, variation: Variation = MODE
         ]
     )
     attacked = draw.uniform(0.0, 1.0) < variation.spoof
+    shot = None
+    if identity.style is not None:
+        other = sample_style(jax.random.fold_in(key, _STYLE), identity.tone, identity.hair, variation)
+        style, shot = sample_shot(jax.random.fold_in(key, _STYLE + 1), identity.style, other, variation)
+        identity = identity.replace(style=style)
     return FaceParameters(
         identity=identity,
         expression=expression,
@@ -140,6 +152,7 @@ def sample_faces(key: jax.Array, identity: Identity, variation: Variation = MODE
         ),
         spoof=jnp.where(attacked, draw.index(1, len(SPOOFS)), 0).astype(jnp.int32),
         attack=_attack(draw),
+        shot=shot,
     )
 
 

@@ -5,6 +5,11 @@ from typing import Annotated
 
 from jaxface.checks import Fraction, NonNegative, Ordered, Range, check_fields
 
+_STYLED = (
+    "features", "skin", "hair", "beard", "glasses", "restyle", "mouth", "clothes", "photographs", "exposure",
+    "vignette", "gray",
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Variation:
@@ -53,9 +58,45 @@ class Variation:
     """Fraction of images with a patch before the face."""
     spoof: Annotated[float, Fraction] = 0.0
     """Fraction of presentation attacks: print, replay, mask and cut-out in equal parts."""
+    features: Annotated[float, Range(0, 2, below=True)] = 0.0
+    """How much people differ in brows, eyes, lips, nostrils, folds and shadows (styling.FEATURES), standard deviations."""
+    skin: Annotated[float, Range(0, 2, below=True)] = 0.0
+    """Texture and spots of a person's skin, relative to 3 % of its reflectance."""
+    hair: Annotated[float, Fraction] = 0.0
+    """Fraction of people with hair of their own in volume, hairline, length and color; the others have a plain cap."""
+    beard: Annotated[float, Fraction] = 0.0
+    """Fraction of people with a moustache or a beard."""
+    glasses: Annotated[float, Fraction] = 0.0
+    """Fraction of people who wear glasses, on three of four images."""
+    restyle: Annotated[float, Fraction] = 0.0
+    """Fraction of images with other hair, and half of them with another beard, than the person's."""
+    mouth: Annotated[float, Fraction] = 0.0
+    """Fraction of images with an open mouth; three tenths as many have closed eyes."""
+    clothes: Annotated[float, Fraction] = 0.0
+    """Fraction of images with shoulders."""
+    photographs: Annotated[float, Fraction] = 0.0
+    """Fraction of images before a part of a photograph that scikit-image or scikit-learn brings."""
+    exposure: Annotated[float, Fraction] = 0.0
+    """How far the camera evens the brightness of its images out, in [0, 1]."""
+    vignette: Annotated[float, Fraction] = 0.0
+    """Largest relative darkening at the corners."""
+    response: Annotated[tuple[float, float], Range(0.1, 10), Ordered()] = (1.0, 1.0)
+    """Exponent of the recorded values, which are in [0, 1]."""
+    contrast: Annotated[tuple[float, float], Range(0.1, 10), Ordered()] = (1.0, 1.0)
+    """Slope of the recorded values at middle gray."""
+    gray: Annotated[float, Fraction] = 0.0
+    """Fraction of gray images."""
 
     def __post_init__(self):
         check_fields(self)
+
+    @property
+    def styled(self) -> bool:
+        """Whether people and images have a `styling.Style` and a `styling.Shot`: any of these dials is not at rest."""
+        return (
+            any(getattr(self, name) > 0 for name in _STYLED)
+            or (self.response, self.contrast) != ((1.0, 1.0),) * 2
+        )
 
     @classmethod
     def none(cls) -> "Variation":
@@ -94,6 +135,16 @@ class Variation:
         return cls(
             yaw=20.0, pitch=10.0, ambient=(0.1, 0.4), gain=(0.7, 1.3), noise=(0.015, 0.03), depth_noise=(4.0, 8.0),
             depth_holes=(0.05, 0.3), dark=0.1, spoof=0.6,
+        )  # fmt: skip
+
+    @classmethod
+    def photographed(cls) -> "Variation":
+        """People and cameras as photographs have them, to learn from before photographs; docs/guides/photographs.md."""
+        return cls(
+            yaw=32.0, pitch=15.0, roll=20.0, expression=0.7, ambient=(0.15, 0.45), light=(0.35, 0.8), light_spread=0.8,
+            shift=0.04, zoom=0.12, gain=(0.85, 1.15), white_balance=0.1, noise=(0.0, 0.015), blur=(0.2, 0.7),
+            occlusion=0.05, features=1.0, skin=0.5, hair=0.9, beard=0.25, glasses=0.3, restyle=0.15, mouth=0.35,
+            clothes=0.8, photographs=0.4, exposure=0.6, vignette=0.3, response=(0.8, 1.3), contrast=(1.0, 1.9), gray=0.5,
         )  # fmt: skip
 
 

@@ -50,6 +50,12 @@ def nose_depth(depth: np.ndarray, landmarks: np.ndarray | None = None) -> float 
 
     Returns:
       mm; None for a map without a reading.
+
+    Example:
+      >>> depth = np.full((20, 20), 600.0)
+      >>> depth[8:12, 8:12] = 570.0
+      >>> float(nose_depth(depth, np.array([[5, 5], [15, 5], [10, 10], [6, 15], [14, 15]])))
+      570.0
     """
     height, width = depth.shape
     if landmarks is not None:
@@ -79,6 +85,10 @@ def encode_depth(depth: np.ndarray, nose: float | None) -> np.ndarray:
 
     Raises:
       ValueError: not [H, W].
+
+    Example:
+      >>> encode_depth(np.array([[500.0, 530.0, 0.0]]), 500.0)[..., 0].tolist()  # the nose, 30 mm behind it, no reading
+      [[128, 191, 0]]
     """
     if depth.ndim != 2:
         raise ValueError(f"depth: needs shape [H, W], got {depth.shape}")

@@ -15,6 +15,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from jaxface.checks import AtLeast, Integers, check_number
+from jaxface.errors import UserError
+from jaxface.paths import file_size, is_remote, reaching, user_path
 
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "WEBP")  # Pillow's PPM reader is also the one for PGM and PBM
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".pnm", ".bmp", ".webp"})
@@ -125,16 +127,23 @@ def decode_image(encoded: Encoded | str | os.PathLike) -> np.ndarray:
     Raises:
       CorruptImage: not such an image, truncated, empty, a side longer than `MAX_SIDE`, a file longer than
         `MAX_ENCODED`, or a header that claims more pixels than so few bytes can hold; a path without a file.
+      UserError: an address that cannot be reached, which says nothing of the image.
       TypeError: neither bytes nor a path.
+
+    Example:
+      >>> pixels = np.full((4, 6, 3), 128, np.uint8)
+      >>> decode_image(encode_image(pixels)).shape
+      (4, 6, 3)
     """
     if not isinstance(encoded, str | os.PathLike):
         encoded = encoded_bytes(encoded)
     try:
         if not isinstance(encoded, bytes):
-            path = pathlib.Path(encoded).expanduser()
-            if path.stat().st_size > MAX_ENCODED:
-                raise CorruptImage(f"more than {MAX_ENCODED} bytes")
-            encoded = path.read_bytes()
+            path = user_path("path", encoded) if is_remote(encoded) else pathlib.Path(encoded).expanduser()
+            with reaching(path):
+                if file_size(path) > MAX_ENCODED:
+                    raise CorruptImage(f"more than {MAX_ENCODED} bytes")
+                encoded = path.read_bytes()
         pixels = _opencv(encoded)
         if pixels is not None:
             return pixels
@@ -148,7 +157,7 @@ def decode_image(encoded: Encoded | str | os.PathLike) -> np.ndarray:
                 gray = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
                 return np.repeat(gray[..., None], 3, axis=-1)
             return np.asarray(image.convert("RGB"))
-    except CorruptImage:
+    except (CorruptImage, UserError):
         raise
     except Exception as error:  # a decoder fed with garbage raises nearly anything
         raise CorruptImage(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from error
@@ -159,6 +168,10 @@ def encode_image(pixels: np.ndarray, *, encoding: Literal["png", "jpeg"] = "png"
 
     Raises:
       ValueError: pixels of another type or shape, or another encoding. UserError: a quality out of its range.
+
+    Example:
+      >>> encode_image(np.zeros((4, 6, 3), np.uint8))[:4]
+      b'\x89PNG'
     """
     check_bytes("pixels", pixels)
     if encoding not in ("png", "jpeg"):
@@ -216,6 +229,11 @@ def fit_square(pixels: np.ndarray, size: int, *, fit: Fit = "pad") -> np.ndarray
 
     Raises:
       ValueError: another shape, a dtype that OpenCV does not resize, or another fit. UserError: a size below 1.
+
+    Example:
+      >>> portrait = np.zeros((112, 92, 3), np.uint8)
+      >>> fit_square(portrait, 64).shape
+      (64, 64, 3)
     """
     _check_fit(size, fit)
     if pixels.ndim not in (2, 3) or pixels.dtype not in _RESIZED or 0 in pixels.shape:

@@ -15,6 +15,7 @@ from jaxface.checks import OpenFraction, check_number, integer_array
 from jaxface.errors import UserError
 
 Record = dict[str, np.ndarray]
+"""One example: a flat dict of arrays, `image` and `label` and what else the source has."""
 
 
 @runtime_checkable
@@ -31,6 +32,9 @@ class Source(Protocol):
     reading it says so by `groups` [N] int32 and `group_names`, one per group. One whose records have names or places of their
     own, such as files, says so by `record_names` [N], strings or integers. One whose records are of parts that a benchmark
     reports one by one says so by `subsets` [N] int32 and `subset_names`, that of the gallery first.
+
+    One that has a protocol of its own, such as a benchmark's, is judged by `report(features, weights)`, the metrics by name of
+    features [N, D] that are not normalized; its records have `weight`, 0 for an image that could not be read.
 
     One whose records have boxes (`sources.objects.object_fields`) has `max_objects`, the rows of each, and `ground_truth(i)`,
     what is in image i as `jaxface.metrics.detection` takes it; its `class_names` are those of the objects, and its labels zeros.

@@ -1,8 +1,6 @@
 """WIDER FACE: photographs with many faces (arXiv:1511.06523), its annotations and its lists of easy, medium and hard faces."""
 
 import pathlib
-import struct
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,16 +11,14 @@ from jaxface.data.sources.annotated import (
     inside,
     numbers,
     read_lines,
-    read_text,
     unknown_landmarks,
 )
+from jaxface.data.sources.matlab import read_mat
 from jaxface.errors import UserError
-from jaxface.extras import optional
 from jaxface.paths import local_path, name_text
 
 SUBSETS = ("easy", "medium", "hard")
 _FLAGS = ("blur", "expression", "illumination", "invalid", "occlusion", "pose")
-MOST_UNPACKED = 1 << 28  # bytes of a list, unpacked; the published ones have some million
 
 
 def _files(lines: Sequence[tuple[int, str]], path: pathlib.Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
@@ -83,36 +79,14 @@ def _landmark_files(
     ]
 
 
-def _check_mat(name: str, data: bytes, path: pathlib.Path) -> None:
-    """Refuses what is no MATLAB 5 file, or unpacks to more than `MOST_UNPACKED` bytes."""
-    if len(data) < 136 or data[126:128] != b"IM":
-        raise UserError(f"{name}: needs a MATLAB 5 file, {name_text(path)} is none")
-    at, left = 128, MOST_UNPACKED
-    while at + 8 <= len(data):
-        kind, length = struct.unpack_from("<II", data, at)
-        if kind == 15:  # compressed
-            unpacker, rest = zlib.decompressobj(), data[at + 8 : at + 8 + length]
-            while rest and left > 0 and not unpacker.eof:
-                left -= len(unpacker.decompress(rest, 1 << 20))
-                rest = unpacker.unconsumed_tail
-        if left <= 0:
-            raise UserError(
-                f"{name}: needs a list of at most {MOST_UNPACKED} bytes, {name_text(path)} unpacks to more"
-            )
-        at += 8 + length
-
-
 def kept_faces(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The faces that a list keeps, `wider_{easy,medium,hard}_val.mat`: `<event>/<image>` without suffix -> numbers from 0.
 
     Raises:
       UserError: no such file, or no such list in it.
     """
-    loadmat = optional("scipy.io", "detection").loadmat
-    data = read_text("lists", path, limit=MOST_UNPACKED)
+    table = read_mat("lists", path, ("event_list", "file_list", "gt_list"))
     try:
-        _check_mat("lists", data, path)
-        table = loadmat(path, variable_names=("event_list", "file_list", "gt_list"))
         kept = {}
         for event, files, lists in zip(
             table["event_list"][:, 0], table["file_list"][:, 0], table["gt_list"][:, 0], strict=True
@@ -120,9 +94,7 @@ def kept_faces(path: pathlib.Path) -> dict[str, np.ndarray]:
             for name, rows in zip(files[:, 0], lists[:, 0], strict=True):
                 kept[f"{event[0]}/{name[0]}"] = np.asarray(rows, np.int64).reshape(-1) - 1
         return kept
-    except UserError:
-        raise
-    except Exception as error:  # a reader fed with garbage raises nearly anything
+    except Exception as error:  # whatever a list of another shape leads to
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise UserError(f"lists: needs a WIDER FACE list, {name_text(path)} is none: {reason}") from error
 

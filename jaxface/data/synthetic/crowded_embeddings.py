@@ -55,6 +55,11 @@ def crowded_embeddings(
 
     Raises:
       UserError: a number out of its range.
+
+    Example:
+      >>> people = crowded_embeddings(6, 2, seed=0, groups=3)
+      >>> people.labels.tolist()
+      [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     """
     numbers = dict(
         identities=(identities, 1), per_identity=(per_identity, 1), seed=(seed, 0), first_identity=(first_identity, 0),

@@ -48,6 +48,11 @@ def ellipses(count: int, *, seed: int, first: int = 0, noise: float = 0.25) -> W
 
     Raises:
       UserError: a number out of its range.
+
+    Example:
+      >>> source = ellipses(2, seed=0)
+      >>> source[0]["image"].shape, source[0]["cells"].shape
+      ((40, 40, 1), (20, 20))
     """
     for name, value, least in (("count", count, 1), ("seed", seed, 0), ("first", first, 0)):
         check_number(name, value, AtLeast(least))

@@ -61,6 +61,11 @@ def procedural_images(
 
     Raises:
       UserError: a number out of its range.
+
+    Example:
+      >>> source = procedural_images(3, 2, seed=0)
+      >>> len(source), source[0]["image"].shape
+      (6, (16, 16, 1))
     """
     least = dict(identities=1, per_identity=1, seed=0, side=2, patterns=1, nuisance=1)
     values = dict(

@@ -47,6 +47,11 @@ def procedural_vectors(
 
     Raises:
       UserError: a number out of its range.
+
+    Example:
+      >>> source = procedural_vectors(3, 2, seed=0)
+      >>> len(source), source.labels.tolist()
+      (6, [0, 0, 1, 1, 2, 2])
     """
     least = dict(identities=1, per_identity=1, groups=1, latent=1, nuisance=0, observed=1, seed=0)
     values = dict(

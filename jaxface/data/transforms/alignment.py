@@ -38,6 +38,10 @@ def template(height: int = 112, width: int | None = None) -> np.ndarray:
 
     Raises:
       UserError: a size with no template.
+
+    Example:
+      >>> [round(x, 2) for x in template(112)[2].tolist()]  # the nose tip
+      [56.03, 71.74]
     """
     width = height if width is None else width
     points = np.array(_TEMPLATE_112, np.float64)
@@ -95,6 +99,10 @@ def five_from_68(points: jax.Array) -> jax.Array:
 
     Returns:
       [..., 5, 2], in the order of the template.
+
+    Example:
+      >>> five_from_68(jnp.zeros((68, 2))).shape
+      (5, 2)
     """
     xp = jnp if isinstance(points, jax.Array) else np
     points = xp.asarray(points)
@@ -151,6 +159,12 @@ def estimate_similarity(src: jax.Array, dst: jax.Array) -> jax.Array:
     Raises:
       ValueError: other shapes, or concrete values that are not finite or whose landmarks coincide. Under a trace the
         values are not known: coincident landmarks then give scale 0 and the warp an image of border.
+
+    Example:
+      >>> points = jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+      >>> matrix = estimate_similarity(points, 2 * points + 5)
+      >>> bool(jnp.allclose(matrix, jnp.array([[2.0, 0.0, 5.0], [0.0, 2.0, 5.0]]), atol=1e-5))
+      True
     """
     src, dst = jnp.asarray(src, jnp.float32), jnp.asarray(dst, jnp.float32)
     _check_landmarks(src, dst)
@@ -178,6 +192,11 @@ def umeyama(src: np.ndarray, dst: np.ndarray) -> np.ndarray:
 
     Raises:
       ValueError: other shapes, values that are not finite, or landmarks that coincide.
+
+    Example:
+      >>> points = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+      >>> (umeyama(points, 2 * points + 5).round(3) + 0.0).tolist()
+      [[2.0, 0.0, 5.0], [0.0, 2.0, 5.0]]
     """
     src, dst = np.asarray(src, np.float64), np.asarray(dst, np.float64)
     _check_landmarks(src, dst)
@@ -206,6 +225,11 @@ def warp_affine(image: jax.Array, matrix: jax.Array, out_hw: tuple[int, int]) ->
 
     Returns:
       [height, width, C] float32, on the scale of `image`. All border where `matrix` cannot be inverted.
+
+    Example:
+      >>> image = jnp.arange(4.0).reshape(2, 2, 1)
+      >>> warp_affine(image, jnp.array([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]), (2, 2))[..., 0].tolist()  # one to the right
+      [[0.0, 0.0], [0.0, 2.0]]
     """
     if image.ndim != 3 or matrix.shape != (2, 3):
         raise ValueError(
@@ -309,6 +333,12 @@ def align_face(image: np.ndarray, landmarks: np.ndarray, size: int | tuple[int, 
     Raises:
       ValueError: an image of another type or shape.
       UserError: a size without a template; landmarks that are not five finite points or that coincide.
+
+    Example:
+      >>> photo = np.zeros((250, 250, 3), np.uint8)
+      >>> landmarks = 2 * template(112) + 10  # the face of the template, twice as large
+      >>> align_face(photo, landmarks).shape
+      (112, 112, 3)
     """
     check_bytes("image", image)
     height, width = (size, size) if np.ndim(size) == 0 else size

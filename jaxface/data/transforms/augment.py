@@ -85,6 +85,7 @@ class Augmentation(grain.transforms.RandomMap):
         self.config = config
 
     def random_map(self, element: Record, rng: np.random.Generator) -> Record:
+        """One record with its image changed at random; grain calls it with a generator of the record's own."""
         config = self.config
         record = dict(element)
         # One draw and one seed per change whether or not it fires, so that switching one on leaves the

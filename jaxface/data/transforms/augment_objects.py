@@ -100,6 +100,7 @@ class ObjectAugmentation(grain.transforms.RandomMap):
         self.config = config
 
     def random_map(self, element: Record, rng: np.random.Generator) -> Record:
+        """One record, its image and boxes changed at random; grain calls it with a generator of the record's own."""
         config = self.config
         # One generator each, so that switching one change on leaves the others' choices alone.
         window_rng, color_rng, resize_rng = (

@@ -63,5 +63,9 @@ def to_original(boxes: np.ndarray, image_size: Sequence[int], original_size: Seq
     Args:
       boxes: (y0, x0, y1, x1), pixels of the padded image.
       image_size, original_size: of the record.
+
+    Example:
+      >>> to_original(np.array([0.0, 0.0, 32.0, 64.0]), (32, 64), (320, 640)).tolist()
+      [0.0, 0.0, 320.0, 640.0]
     """
     return np.asarray(boxes) * np.tile(np.divide(original_size, image_size), 2).astype(np.float32)

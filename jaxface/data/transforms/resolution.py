@@ -57,6 +57,10 @@ def low_resolution(images: jax.Array, size: int, *, round_levels: bool = True) -
     Raises:
       ValueError: not a batch of images, another type, or (where the values are known) floats beyond [-1, 1].
       UserError: a size out of its range.
+
+    Example:
+      >>> jax.eval_shape(lambda images: low_resolution(images, 2), jnp.zeros((1, 8, 8, 3))).shape
+      (1, 8, 8, 3)
     """
     if images.ndim != 4:
         raise ValueError(f"images: needs shape [B, H, W, C], got {images.shape}")
@@ -96,6 +100,14 @@ def degrade_resolution(
 
     Raises:
       ValueError: not a batch of images. UserError: no size or one out of its range, or probabilities that do not fit.
+
+    Example:
+      >>> import functools
+      >>> images = jnp.zeros((4, 8, 8, 3))
+      >>> degrade = functools.partial(degrade_resolution, sizes=(2, 8), probabilities=(0.5, 0.5))
+      >>> small, index = jax.eval_shape(degrade, jax.random.key(0), images)
+      >>> small.shape, index.shape
+      ((4, 8, 8, 3), (4,))
     """
     if not sizes:
         raise UserError("sizes: needs at least one, got none")
@@ -148,6 +160,10 @@ def resize_twice(pixels: np.ndarray, size: int) -> np.ndarray:
 
     Raises:
       ValueError: pixels of another type or shape. UserError: a size out of its range.
+
+    Example:
+      >>> resize_twice(np.zeros((8, 8, 3), np.uint8), 2).shape
+      (8, 8, 3)
     """
     check_bytes("pixels", pixels)
     check_sizes((size,), pixels.shape, name="size")

@@ -26,6 +26,11 @@ def attention_coverage(maps) -> np.ndarray:
 
     Raises:
       ValueError: not three axes. UserError: a negative or infinite value, or a map of one place.
+
+    Example:
+      >>> maps = np.array([[[1.0, 1.0], [1.0, 1.0]], [[1.0, 1.0], [0.0, 0.0]]])
+      >>> attention_coverage(maps).round(3).tolist()  # spread over all four places, over two of them
+      [1.0, 0.5]
     """
     flat = _flat(maps)
     if flat.shape[1] < 2:
@@ -39,6 +44,10 @@ def sensitive_area(maps, *, share: float = 0.5) -> np.ndarray:
 
     Raises:
       ValueError: not three axes. UserError: a negative or infinite value, or a share outside (0, 1].
+
+    Example:
+      >>> sensitive_area(np.array([[[0.6, 0.2], [0.1, 0.1]]])).tolist()  # one of four places holds half
+      [0.25]
     """
     flat = _flat(maps)
     checks.check_number("share", share, checks.Range(0, 1, above=True))
@@ -58,6 +67,11 @@ def attention_gap(maps, groups, first: int = 0, second: int = 1) -> float:
 
     Raises:
       ValueError: shapes disagree. UserError: no map of one of the groups.
+
+    Example:
+      >>> maps = np.array([[[1.0, 0.0]], [[0.0, 1.0]]])
+      >>> attention_gap(maps, np.array([0, 1]))  # two groups, looked at in two places
+      2.0
     """
     flat = _flat(maps)
     groups = checks.integer_array("groups", groups, len(flat))
@@ -79,6 +93,11 @@ def attention_mass(maps, region) -> np.ndarray:
 
     Raises:
       ValueError: shapes that do not fit.
+
+    Example:
+      >>> region = np.array([[True, False]])
+      >>> attention_mass(np.array([[[0.25, 0.75]]]), region).tolist()
+      [0.25]
     """
     flat = _flat(maps)
     height, width = np.shape(maps)[1:]

@@ -24,6 +24,11 @@ def congruence_error(student, teacher) -> float:
 
     Raises:
       ValueError: not matrices of as many rows. UserError: empty or not finite.
+
+    Example:
+      >>> teacher = np.eye(2)
+      >>> congruence_error(teacher[::-1], teacher), round(congruence_error(np.ones((2, 2)), teacher), 3)
+      (0.0, 0.5)
     """
     student, teacher = (
         checks.real_array(name, values, ndim=2).astype(np.float64)

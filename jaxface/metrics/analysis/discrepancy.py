@@ -95,6 +95,12 @@ def local_discrepancy(
       ValueError: shapes disagree.
       UserError: no candidate, K outside [1, M], rows that are not finite or not of unit length (within 1e-3; values are
         checked outside of compiled functions only), or one of the labels without the other.
+
+    Example:
+      >>> embeddings = jnp.array([[1.0, 0.0]])
+      >>> candidates = jnp.array([[0.8, 0.6], [0.6, 0.8], [0.0, 1.0]])
+      >>> [round(x, 2) for x in local_discrepancy(embeddings, candidates, k=2).mean.tolist()]  # of 0.8 and 0.6
+      [0.7]
     """
     nearest = _checked_nearest(
         embeddings, candidates, k, mask, labels, candidate_labels, same_above, tile, rows
@@ -130,6 +136,12 @@ def local_discrepancy_cap(
 
     Raises:
       ValueError, UserError: as `local_discrepancy`; τ or a K out of its range.
+
+    Example:
+      >>> embeddings = jnp.array([[1.0, 0.0]])
+      >>> candidates = jnp.array([[0.8, 0.6], [0.6, 0.8], [0.0, 1.0]])
+      >>> local_discrepancy_cap(embeddings, candidates, 0.5, k_min=1, k_max=3).count.tolist()  # two are inside
+      [2]
     """
     checks.check_number("cap", cap, checks.Cosine)
     if not 1 <= k_min <= k_max:
@@ -158,6 +170,10 @@ def aligned_similarity(
 
     Returns:
       [...] float32.
+
+    Example:
+      >>> [round(x, 2) for x in aligned_similarity(jnp.array([0.5, 0.5]), jnp.array([0.4, 0.0]), jnp.array([0.4, 0.0])).tolist()]
+      [0.1, 0.5]
     """
     similarity, first, second = (jnp.asarray(x, jnp.float32) for x in (similarity, first, second))
     return similarity - 0.5 * weight * (first + second)
@@ -178,6 +194,11 @@ def pairwise_aligned_similarity(
 
     Raises:
       AssertionError: shapes disagree.
+
+    Example:
+      >>> rows = jnp.array([[1.0, 0.0], [0.6, 0.8]])
+      >>> [round(x, 2) for x in pairwise_aligned_similarity(rows, jnp.array([0.2, 0.0]), rows, jnp.array([0.2, 0.0]))[0].tolist()]
+      [0.8, 0.5]
     """
     chex.assert_rank([a, b, discrepancy_a, discrepancy_b], [2, 2, 1, 1])
     chex.assert_equal_shape_suffix([a, b], 1, custom_message="a and b differ in width")
@@ -214,6 +235,10 @@ def adaptive_snorm(
 
     Raises:
       UserError: eps ≤ 0.
+
+    Example:
+      >>> round(float(adaptive_snorm(jnp.float32(0.5), 0.3, 0.1, 0.1, 0.2)), 3)  # ½ (0.2 / 0.1 + 0.4 / 0.2)
+      2.0
     """
     checks.check_number("eps", eps, checks.Positive)
     similarity, m1, s1, m2, s2 = (
@@ -255,6 +280,13 @@ def gallery_similarity(
 
     Raises:
       ValueError, UserError: as `local_discrepancy`; a gallery of fewer than K + 1 entries.
+
+    Example:
+      >>> gallery = jnp.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+      >>> ids = jnp.arange(3)
+      >>> crowd = local_discrepancy(gallery, gallery, k=1, labels=ids, candidate_labels=ids).mean
+      >>> [round(x, 2) for x in gallery_similarity(gallery[:1], gallery, crowd, k=1)[0].tolist()]
+      [0.2, -0.1, -0.8]
     """
     if k >= len(gallery):
         raise UserError(f"k: needs at most the other {len(gallery) - 1} entries of the gallery, got {k}")
@@ -287,7 +319,7 @@ def discrepancy_weight(labeled, discrepancy) -> float:
       ValueError: shapes differ or are not [N].
 
     Example:
-      >>> discrepancy_weight([0.2, 0.4, 0.6], [0.1, 0.5, 0.9])
+      >>> round(discrepancy_weight([0.2, 0.4, 0.6], [0.1, 0.5, 0.9]), 3)
       0.5
     """
     labeled, discrepancy = (np.asarray(x, np.float64) for x in (labeled, discrepancy))
@@ -350,6 +382,11 @@ def filter_candidates(
     Raises:
       ValueError: shapes disagree.
       UserError: no candidate, a row that is not finite or not of unit length, or a cosine out of its range.
+
+    Example:
+      >>> candidates = np.array([[1.0, 0.0], [0.96, 0.28], [0.0, 1.0]])
+      >>> filter_candidates(candidates).tolist()  # the second repeats the first
+      [True, False, True]
     """
     rows = checks.real_array("candidates", candidates, ndim=2).astype(np.float32)
     checks.check_unit_rows("candidates", rows)
@@ -393,6 +430,11 @@ def group_false_accepts(scores, groups, far: float, *, pooled=None) -> GroupRate
 
     Raises:
       ValueError: shapes disagree. UserError: no score, one that is not finite, or a target outside (0, 1).
+
+    Example:
+      >>> scores, groups = np.array([0.9, 0.8, 0.2, 0.1]), np.array([0, 0, 1, 1])
+      >>> group_false_accepts(scores, groups, far=0.25).rates.tolist()  # the one false accept is in group 0
+      [0.5, 0.0]
     """
     scores = checks.real_array("scores", scores, ndim=1)
     groups = checks.integer_array("groups", groups, len(scores))

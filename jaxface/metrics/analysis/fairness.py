@@ -71,6 +71,11 @@ def group_fairness(accuracies) -> Fairness:
     Raises:
       ValueError: not one axis.
       UserError: fewer than two groups, or a value that is not in [0, 1].
+
+    Example:
+      >>> fairness = group_fairness([0.9, 0.8])
+      >>> round(fairness.average, 3), round(fairness.gap, 3), round(fairness.skewed_error_ratio, 3)
+      (0.85, 0.1, 2.0)
     """
     values = checks.real_array("accuracies", accuracies, ndim=1).astype(np.float64)
     if values.size < 2:
@@ -109,6 +114,10 @@ def group_accuracy(correct, groups, *, count: int) -> np.ndarray:
 
     Raises:
       ValueError: shapes disagree, or a group out of range. UserError: a group without records, or R < 2.
+
+    Example:
+      >>> group_accuracy([True, False, True, True], [0, 0, 1, 1], count=2).tolist()
+      [0.5, 1.0]
     """
     correct = checks.truth_array("correct", correct, np.size(groups))
     return np.array([correct[rows].mean() for rows in _members(groups, correct.size, count)])
@@ -191,6 +200,12 @@ def group_verification(
     Raises:
       ValueError: shapes disagree, or a group out of range.
       UserError: a group without records, with one person or with fewer than two genuine pairs; R < 2.
+
+    Example:
+      >>> embeddings = np.tile(np.eye(4), (4, 1))  # four people, four records each
+      >>> people, groups = np.tile(np.arange(4), 4), np.tile([0, 0, 1, 1], 4)
+      >>> group_verification(embeddings, people, groups, count=2).accuracies.tolist()
+      [1.0, 1.0]
     """
     embeddings = checks.real_array("embeddings", embeddings, ndim=2)
     if pairs is None:

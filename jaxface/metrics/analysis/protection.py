@@ -35,6 +35,12 @@ def protection_success(masked, clean, distractors, ks: Sequence[int] = (1, 5)) -
     Raises:
       ValueError: shapes disagree.
       UserError: fewer than two images per person, a rank out of its range, a zero vector, empty or not finite input.
+
+    Example:
+      >>> masked = np.array([[[1.0, 0.0], [1.0, 0.0]]])  # one person, two photographs
+      >>> clean, distractors = np.array([[[0.0, 1.0], [0.0, 1.0]]]), np.array([[0.8, 0.6]])
+      >>> protection_success(masked, clean, distractors, ks=(1, 2))
+      {1: 1.0, 2: 0.0}
     """
     masked, clean = checks.real_array("masked", masked, ndim=3), checks.real_array("clean", clean, ndim=3)
     distractors = checks.real_array("distractors", distractors, ndim=2)

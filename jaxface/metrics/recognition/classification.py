@@ -26,6 +26,11 @@ def correct_top_k(logits: jax.Array, labels: jax.Array, *, k: int = 1) -> jax.Ar
 
     Raises:
       ValueError: shapes disagree, labels of another dtype or (where the values are known) out of range, or k < 1.
+
+    Example:
+      >>> logits, labels = jnp.array([[0.5, 0.2, 0.3]]), jnp.array([2])
+      >>> correct_top_k(logits, labels).tolist(), correct_top_k(logits, labels, k=2).tolist()
+      ([0.0], [1.0])
     """
     labels = checks.int32_labels("labels", labels, None if logits.ndim != 2 else logits.shape[1], low=-1)
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
@@ -44,6 +49,10 @@ def top_k_accuracy(logits, labels, *, k: int = 1) -> float:
 
     Raises:
       ValueError: shapes disagree, a label outside [0, C), or k < 1. UserError: empty or not finite.
+
+    Example:
+      >>> top_k_accuracy(np.array([[0.5, 0.2, 0.3], [0.1, 0.2, 0.7]]), np.array([2, 0]), k=2)
+      0.5
     """
     logits = checks.real_array("logits", logits, ndim=2)
     labels = checks.index_array("labels", labels, *logits.shape)
@@ -51,7 +60,12 @@ def top_k_accuracy(logits, labels, *, k: int = 1) -> float:
 
 
 def accuracy(logits, labels) -> float:
-    """Fraction of rows whose highest logit is the true class; arguments and refusals of `top_k_accuracy`."""
+    """Fraction of rows whose highest logit is the true class; arguments and refusals of `top_k_accuracy`.
+
+    Example:
+      >>> accuracy(np.array([[0.1, 0.9], [0.8, 0.2]]), np.array([1, 1]))
+      0.5
+    """
     return top_k_accuracy(logits, labels, k=1)
 
 
@@ -63,6 +77,10 @@ def nearest_prototype(embeddings, prototypes, *, block: int = 4096) -> np.ndarra
 
     Raises:
       ValueError: not matrices, or widths differ. UserError: empty or not finite.
+
+    Example:
+      >>> nearest_prototype(np.array([[2.0, 0.1], [0.0, 3.0]]), np.eye(2)).tolist()
+      [0, 1]
     """
     embeddings = checks.real_array("embeddings", embeddings, ndim=2)
     prototypes = checks.real_array("prototypes", prototypes, ndim=2)
@@ -78,6 +96,10 @@ def nearest_prototype_accuracy(embeddings, prototypes, labels, *, block: int = 4
     """Fraction of embeddings [N, D] whose nearest prototype [C, D] is that of their class.
 
     Labels are [N] integers in [0, C); the rest, and what is refused, as `nearest_prototype`.
+
+    Example:
+      >>> nearest_prototype_accuracy(np.array([[2.0, 0.1], [0.0, 3.0]]), np.eye(2), np.array([0, 0]))
+      0.5
     """
     predicted = nearest_prototype(embeddings, prototypes, block=block)
     return float((predicted == checks.index_array("labels", labels, len(predicted), len(prototypes))).mean())
@@ -88,6 +110,10 @@ def confusion_matrix(predicted, labels, *, num_classes: int) -> np.ndarray:
 
     Raises:
       ValueError: shapes disagree or a class outside [0, num_classes). UserError: empty.
+
+    Example:
+      >>> confusion_matrix([0, 1, 1], [0, 0, 1], num_classes=2).tolist()
+      [[1, 1], [0, 1]]
     """
     labels = np.asarray(labels)
     if labels.size == 0:
@@ -99,7 +125,12 @@ def confusion_matrix(predicted, labels, *, num_classes: int) -> np.ndarray:
 
 
 def per_class_accuracy(predicted, labels, *, num_classes: int) -> np.ndarray:
-    """Fraction right of each class, [C]; NaN for a class that does not occur, so use `np.nanmean`."""
+    """Fraction right of each class, [C]; NaN for a class that does not occur, so use `np.nanmean`.
+
+    Example:
+      >>> per_class_accuracy([0, 1, 1], [0, 0, 1], num_classes=3).tolist()
+      [0.5, 1.0, nan]
+    """
     counts = confusion_matrix(predicted, labels, num_classes=num_classes)
     occurrences = counts.sum(axis=1)
     return np.where(occurrences > 0, np.diag(counts) / np.maximum(occurrences, 1), np.nan)

@@ -80,6 +80,11 @@ def roc(genuine, impostor) -> Roc:
 
     Raises:
       UserError: either set is empty or not finite.
+
+    Example:
+      >>> curve = roc([0.9, 0.4], [0.1, 0.5])
+      >>> curve.far.tolist(), curve.tar.tolist()
+      ([0.0, 0.0, 0.5, 0.5, 1.0], [0.0, 0.5, 0.5, 1.0, 1.0])
     """
     genuine, impostor = _sorted_pair(genuine, impostor)
     thresholds, accepted, false = _points(genuine, impostor)
@@ -98,6 +103,10 @@ def auc(genuine, impostor) -> float:
 
     Raises:
       UserError: either set is empty or not finite.
+
+    Example:
+      >>> auc([0.9, 0.4], [0.1, 0.5])  # three of the four pairs are in order
+      0.75
     """
     genuine, impostor = _sorted_pair(genuine, impostor)
     below = np.searchsorted(impostor, genuine, side="left").sum(dtype=np.int64)
@@ -118,6 +127,11 @@ def equal_error_rate(genuine, impostor) -> EqualError:
 
     Raises:
       UserError: either set is empty or not finite.
+
+    Example:
+      >>> result = equal_error_rate([0.9, 0.8, 0.3], [0.1, 0.2, 0.7])
+      >>> round(float(result.eer), 3), float(result.threshold)
+      (0.333, 0.3)
     """
     genuine, impostor = _sorted_pair(genuine, impostor)
 
@@ -168,6 +182,11 @@ def tar_at_far(genuine, impostor, fars, *, rule: Rule = "at_most", strict: bool 
     Raises:
       UserError: a set is empty or not finite, a target outside (0, 1), an unknown rule, or `strict` and I < 1
         / f.
+
+    Example:
+      >>> result = tar_at_far([0.9, 0.8, 0.3], [0.1, 0.2, 0.4, 0.5], 0.25)
+      >>> round(float(result.tar), 3), float(result.threshold)
+      (0.667, 0.4)
     """
     targets = checks.rates("fars", fars)
     genuine, impostor = _sorted_pair(genuine, impostor)
@@ -192,7 +211,12 @@ def tar_at_far(genuine, impostor, fars, *, rule: Rule = "at_most", strict: bool 
 
 
 def fnmr_at_fmr(genuine, impostor, fmrs, *, rule: Rule = "at_most", strict: bool = False) -> FnmrAtFmr:
-    """False non-match rate at target false match rates, 1 - TAR; arguments and refusals of `tar_at_far`."""
+    """False non-match rate at target false match rates, 1 - TAR; arguments and refusals of `tar_at_far`.
+
+    Example:
+      >>> round(float(fnmr_at_fmr([0.9, 0.8, 0.3], [0.1, 0.2, 0.4, 0.5], 0.25).fnmr), 3)
+      0.333
+    """
     point = tar_at_far(genuine, impostor, fmrs, rule=rule, strict=strict)
     return FnmrAtFmr(1 - point.tar, point.threshold, point.far, point.resolvable)
 

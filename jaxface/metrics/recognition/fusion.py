@@ -31,7 +31,12 @@ class RgbdTemplates(NamedTuple):
 
 
 def confidence_logit(logits: jax.Array) -> jax.Array:
-    """a = clip(l_r - l_d, -15, 15) of confidence logits l [..., 2], RGB first: [...] float32; σ(a) is the confidence in RGB."""
+    """a = clip(l_r - l_d, -15, 15) of confidence logits l [..., 2], RGB first: [...] float32; σ(a) is the confidence in RGB.
+
+    Example:
+      >>> confidence_logit(jnp.array([[2.0, 1.0], [0.0, 40.0]])).tolist()
+      [1.0, -15.0]
+    """
     if logits.shape[-1:] != (2,):
         raise ValueError(f"logits: needs shape [..., 2], got {logits.shape}")
     logits = jnp.asarray(logits, jnp.float32)
@@ -50,6 +55,11 @@ def missing_modality(templates: RgbdTemplates, has_rgb, has_depth) -> RgbdTempla
     Raises:
       ValueError: shapes disagree.
       UserError: an image without either.
+
+    Example:
+      >>> images = RgbdTemplates(jnp.eye(2), jnp.eye(2), jnp.zeros(2))
+      >>> missing_modality(images, [True, False], [True, True])[2].tolist()  # the second has depth alone
+      [0.0, -15.0]
     """
     count = len(templates.logit)
     has_rgb, has_depth = (
@@ -85,6 +95,10 @@ def pair_weight(query: jax.Array, gallery: jax.Array) -> jax.Array:
 
     Raises:
       AssertionError: not vectors. UserError: an empty gallery.
+
+    Example:
+      >>> [round(x, 3) for x in pair_weight(jnp.array([2.0, -2.0]), jnp.array([2.0])).ravel().tolist()]
+      [0.982, 0.5]
     """
     chex.assert_rank([query, gallery], 1, custom_message="query must be [Q] and gallery [G]")
     if not gallery.shape[0]:
@@ -122,6 +136,11 @@ def fuse_scores(
 
     Raises:
       AssertionError: shapes disagree. UserError: an empty gallery, or a spread that is not positive.
+
+    Example:
+      >>> rgb, depth = jnp.array([[0.9]]), jnp.array([[0.1]])
+      >>> round(float(fuse_scores(rgb, depth, jnp.array([3.0]), jnp.array([3.0]))[0, 0]), 2)  # both images trust RGB
+      0.9
     """
     chex.assert_rank([rgb_scores, depth_scores], 2, custom_message="scores must be [Q, G]")
     chex.assert_equal_shape([rgb_scores, depth_scores], custom_message="rgb_scores and depth_scores differ")
@@ -142,6 +161,11 @@ def equalize(rgb_scores: jax.Array, depth_scores: jax.Array, spread: Spread) -> 
 
     Raises:
       UserError: (where the values are known) a spread that is not positive.
+
+    Example:
+      >>> rgb, depth = equalize(jnp.array([0.4]), jnp.array([0.1]), (0.4, 0.1))
+      >>> round(float(rgb[0]), 2), round(float(depth[0]), 2)  # each is one of its spreads
+      (0.2, 0.2)
     """
     for sigma in spread:
         if not isinstance(sigma, jax.core.Tracer) and not (np.isfinite(sigma) and sigma > 0):
@@ -164,6 +188,13 @@ def combine_scores(
 
     Raises:
       UserError: another rule, or w outside [0, 1].
+
+    Example:
+      >>> rgb, depth = jnp.array([0.8, 0.2]), jnp.array([0.4, 0.6])
+      >>> [round(x, 2) for x in combine_scores(rgb, depth, "sum").tolist()]
+      [0.6, 0.4]
+      >>> [round(x, 2) for x in combine_scores(rgb, depth, 0.75).tolist()]
+      [0.7, 0.3]
     """
     if rule == "max":
         return jnp.maximum(rgb_scores, depth_scores)
@@ -185,6 +216,10 @@ def impostor_spread(embeddings, labels, *, most: int = 8192) -> float:
 
     Raises:
       ValueError: shapes disagree. UserError: not finite, not of length 1, one person only, or no spread at all.
+
+    Example:
+      >>> round(float(impostor_spread(np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]), [0, 1, 2])), 3)  # of 0, 0.6 and 0.8
+      0.34
     """
     embeddings = checks.unit_rows("embeddings", embeddings)
     labels = checks.integer_array("labels", labels, len(embeddings))
@@ -221,6 +256,11 @@ def fused_similarities(
 
     Raises:
       ValueError: shapes disagree. UserError: as `fused_search`.
+
+    Example:
+      >>> images = RgbdTemplates(jnp.eye(2), jnp.eye(2), jnp.zeros(2))
+      >>> fused_similarities(images, images).tolist()
+      [[1.0, 0.0], [0.0, 1.0]]
     """
     options = dict(probe_only=probe_only, block=_check_search(probes, gallery, block))
     return _similarities(_device(probes), _device(gallery), jnp.asarray(spread, jnp.float32), **options)
@@ -247,6 +287,12 @@ def fused_search(
     Raises:
       ValueError: shapes disagree.
       UserError: no probe, an empty gallery, templates that are not finite or neither of length 1 nor zero, k out of its range.
+
+    Example:
+      >>> images = RgbdTemplates(jnp.eye(3), jnp.eye(3), jnp.zeros(3))
+      >>> scores, ids = fused_search(images, images, k=1)
+      >>> ids.ravel().tolist()
+      [0, 1, 2]
     """
     options = dict(probe_only=probe_only, block=_check_search(probes, gallery, block))
     checks.check_number("k", k, checks.Integers(1, len(gallery.logit)))
@@ -263,6 +309,10 @@ def rank1(scores, probe_labels, gallery_labels) -> float:
 
     Raises:
       ValueError: shapes disagree. UserError: no probe, an empty gallery, or a score that is not finite.
+
+    Example:
+      >>> rank1(np.array([[0.9, 0.2], [0.8, 0.3]]), [7, 8], [7, 8])
+      0.5
     """
     scores = checks.real_array("scores", scores, ndim=2)
     probe_labels = checks.integer_array("probe_labels", probe_labels, scores.shape[0])

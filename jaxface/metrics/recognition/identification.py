@@ -61,6 +61,10 @@ def ranks(similarity, mate) -> np.ndarray:
     Raises:
       ValueError: shapes disagree, or a mate outside the gallery.
       UserError: no probes, no gallery, or a score that is not finite.
+
+    Example:
+      >>> ranks([[0.9, 0.5], [0.6, 0.4], [0.7, 0.7]], [0, 1, 0]).tolist()  # a tie counts against the mate
+      [1, 2, 2]
     """
     similarity, mate = _scored(similarity, mate)
     mate_scores = similarity[np.arange(len(mate)), mate]
@@ -72,13 +76,22 @@ def rank_k(similarity, mate, k: int = 1) -> float:
 
     Raises:
       ValueError: k < 1, and as `ranks`.
+
+    Example:
+      >>> rank_k([[0.9, 0.5], [0.6, 0.4]], [0, 1]), rank_k([[0.9, 0.5], [0.6, 0.4]], [0, 1], k=2)
+      (0.5, 1.0)
     """
     checks.check_number("k", k, checks.AtLeast(1))
     return float((ranks(similarity, mate) <= k).mean())
 
 
 def cmc(similarity, mate, *, max_rank: int | None = None) -> np.ndarray:
-    """Cumulative match characteristic: `rank_k` for k = 1..max_rank (G unless given), [max_rank]."""
+    """Cumulative match characteristic: `rank_k` for k = 1..max_rank (G unless given), [max_rank].
+
+    Example:
+      >>> cmc([[0.9, 0.5], [0.6, 0.4]], [0, 1]).tolist()
+      [0.5, 1.0]
+    """
     if max_rank is not None:
         checks.check_number("max_rank", max_rank, checks.AtLeast(1))
     mate_ranks = ranks(similarity, mate)
@@ -106,6 +119,11 @@ def tpir_at_fpir(mated, mate, non_mated, fpirs, *, rank1: bool = True, strict: b
       ValueError: shapes disagree, or a mate outside the gallery.
       UserError: no probes of either kind, a score that is not finite, a target outside (0, 1), or `strict`
         and N < 1 / f.
+
+    Example:
+      >>> mated, non_mated = [[0.9, 0.1], [0.2, 0.6]], [[0.5, 0.1], [0.1, 0.7]]
+      >>> float(tpir_at_fpir(mated, [0, 1], non_mated, 0.5).tpir)
+      1.0
     """
     targets = checks.rates("fpirs", fpirs)
     mated, mate = _scored(mated, mate)
@@ -146,6 +164,11 @@ def two_gallery_tpir(first, first_mate, second, second_mate, fpirs, *, rank1: bo
     Raises:
       ValueError: shapes disagree, a mate outside its gallery, or a probe with a mate in both.
       UserError: as `tpir_at_fpir`; a gallery without mated or without non-mated probes.
+
+    Example:
+      >>> first, second = [[0.9, 0.1], [0.2, 0.3]], [[0.1, 0.2], [0.8, 0.1]]  # probe 0 is in the first, 1 in the second
+      >>> float(two_gallery_tpir(first, [0, -1], second, [-1, 0], 0.5).tpir)
+      1.0
     """
     first_mate, second_mate = np.asarray(first_mate), np.asarray(second_mate)
     if first_mate.shape != second_mate.shape or first_mate.ndim != 1:
@@ -185,6 +208,10 @@ def mate_scores_above_non_mates(similarity, mate, rates) -> MateScores:
     Raises:
       ValueError: shapes disagree, or a mate outside the gallery.
       UserError: empty, not finite, one gallery entry only, or a rate outside (0, 1).
+
+    Example:
+      >>> float(mate_scores_above_non_mates([[0.9, 0.1], [0.2, 0.3]], [0, 1], 0.5).rate)
+      1.0
     """
     targets = checks.rates("rates", rates)
     similarity, mate = _scored(similarity, mate)

@@ -33,6 +33,12 @@ def distractor_rank1(probes, labels, distractors, *, sizes: Sequence[int]) -> np
     Raises:
       ValueError: shapes disagree. UserError: no pair of one identity, a size outside [1, N], empty or not
         finite input.
+
+    Example:
+      >>> probes = np.array([[1.0, 0.0], [0.8, 0.6]])  # one person
+      >>> distractors = np.array([[0.0, 1.0], [0.95, 0.3]])
+      >>> distractor_rank1(probes, [5, 5], distractors, sizes=[1, 2]).tolist()
+      [1.0, 0.0]
     """
     probes, distractors, probe, mate = _prepared(probes, labels, distractors)
     counts = checks.integer_array("sizes", sizes)
@@ -61,6 +67,11 @@ def distractor_verification(probes, labels, distractors, fars, *, bins: int = 1 
 
     Raises:
       ValueError: shapes disagree. UserError: no pair of one identity, empty or not finite input.
+
+    Example:
+      >>> probes, distractors = np.array([[1.0, 0.0], [0.8, 0.6]]), np.array([[0.0, 1.0], [-1.0, 0.0]])
+      >>> float(distractor_verification(probes, [5, 5], distractors, 0.25).tar)
+      1.0
     """
     probes, distractors, probe, mate = _prepared(probes, labels, distractors)
     histogram = ScoreHistogram(bins=bins)

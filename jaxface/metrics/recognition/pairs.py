@@ -34,6 +34,11 @@ def all_pairs(labels) -> Pairs:
 
     Raises:
       UserError: fewer than two records.
+
+    Example:
+      >>> pairs = all_pairs([7, 7, 8])
+      >>> pairs.indices.tolist(), pairs.same.tolist()
+      ([[0, 1], [0, 2], [1, 2]], [True, False, False])
     """
     labels = checks.integer_array("labels", labels)
     if labels.size < 2:
@@ -64,6 +69,11 @@ def make_pairs(labels, *, folds: int = 10, per_fold: int | None = None, seed: in
     Raises:
       UserError: fewer than two people, fewer genuine or impostor pairs than asked for, or a bad `folds` or
         `per_fold`.
+
+    Example:
+      >>> pairs = make_pairs([0, 0, 1, 1, 2, 2, 3, 3], folds=2)
+      >>> pairs.same.tolist(), bool(pairs.disjoint)
+      ([True, True, False, False, True, True, False, False], True)
     """
     labels = checks.integer_array("labels", labels)
     checks.check_number("folds", folds, checks.AtLeast(2))
@@ -104,6 +114,10 @@ def draw_pairs(labels, *, most: int = 5_000_000, seed: int = 0) -> Pairs:
 
     Raises:
       UserError: fewer than two records.
+
+    Example:
+      >>> len(draw_pairs([0, 0, 1, 1, 2], most=100).same)  # few enough to take all
+      10
     """
     labels = checks.integer_array("labels", labels)
     count = len(labels)

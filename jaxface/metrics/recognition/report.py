@@ -45,6 +45,11 @@ def verify(embeddings, labels, *, pairs: PairChoice = None, seed: int = 0) -> di
       ValueError: shapes disagree.
       UserError: an embedding that is not finite, fewer than two people, fewer than two genuine pairs, more
         pairs asked for than there are, or pairs="all" on more than 20,000 records.
+
+    Example:
+      >>> embeddings, labels = np.eye(4)[[0, 0, 1, 1, 2, 2, 3, 3]], [0, 0, 1, 1, 2, 2, 3, 3]
+      >>> verify(embeddings, labels)["verification/accuracy"]
+      1.0
     """
     unit = _unit(embeddings, labels, pairs)
     folds = _folds(labels, None if isinstance(pairs, str) else pairs, seed)
@@ -91,6 +96,11 @@ def verification_scores(
     """The cosines behind the curve of `verify`, for figures: (scores [P] float32, same [P] bool).
 
     Arguments and refusals of `verify`; with pairs="all" the genuine scores come first.
+
+    Example:
+      >>> scores, same = verification_scores(np.eye(4)[[0, 0, 1, 1, 2, 2, 3, 3]], [0, 0, 1, 1, 2, 2, 3, 3], "all")
+      >>> scores[same].tolist(), float(scores[~same].max())
+      ([1.0, 1.0, 1.0, 1.0], 0.0)
     """
     unit = _unit(embeddings, labels, pairs)
     if isinstance(pairs, str):
@@ -115,6 +125,12 @@ def report_scores(scores, pairs: Pairs, groups=None) -> dict[str, float]:
 
     Raises:
       ValueError, UserError: as `tar_at_far` and `group_false_accepts`.
+
+    Example:
+      >>> from jaxface.metrics import all_pairs
+      >>> pairs = all_pairs(np.arange(60) // 2)
+      >>> report_scores(np.where(pairs.same, 0.9, 0.1), pairs)["eer"]
+      0.0
     """
     scores = np.asarray(scores)
     genuine, impostor = np.sort(scores[pairs.same]), np.sort(scores[~pairs.same])

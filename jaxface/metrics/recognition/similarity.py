@@ -42,6 +42,10 @@ def similarity_matrix(a: jax.Array, b: jax.Array) -> jax.Array:
     """All dot products [M, N] float32 of a [M, D] and b [N, D]; cosines where the rows are unit vectors.
 
     In full float32 on every device: the reduced-precision default of matrix units would move scores by 1e-3.
+
+    Example:
+      >>> similarity_matrix(jnp.eye(2), jnp.array([[3.0, 4.0]])).tolist()
+      [[3.0], [4.0]]
     """
     return jnp.einsum(
         "md,nd->mn", a.astype(jnp.float32), b.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
@@ -67,6 +71,10 @@ def similarity_blocks(a, b=None, *, block: int = BLOCK) -> Iterator[Block]:
 
     Raises:
       ValueError: not matrices, or widths differ. UserError: empty or not finite.
+
+    Example:
+      >>> [block.scores.shape for block in similarity_blocks(np.eye(3), block=2)]
+      [(2, 2), (2, 1), (1, 1)]
     """
     a = checks.real_array("a", a, ndim=2)
     symmetric = b is None
@@ -89,6 +97,10 @@ def pair_similarities(embeddings, pairs, *, block: int = 1 << 15) -> np.ndarray:
 
     Raises:
       ValueError: wrong shapes, or an index outside [0, N). UserError: embeddings empty or not finite.
+
+    Example:
+      >>> pair_similarities(np.eye(3), np.array([[0, 0], [0, 1]])).tolist()
+      [1.0, 0.0]
     """
     embeddings = checks.real_array("embeddings", embeddings, ndim=2)
     pairs = np.asarray(pairs)
@@ -119,6 +131,11 @@ def all_pair_similarities(embeddings, labels, *, block: int = BLOCK) -> tuple[np
 
     Raises:
       ValueError: shapes disagree. UserError: embeddings empty or not finite.
+
+    Example:
+      >>> genuine, impostor = all_pair_similarities(np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), [0, 0, 1])
+      >>> [round(x, 2) for x in genuine.tolist()], sorted(round(x, 2) for x in impostor.tolist())
+      ([0.8], [0.0, 0.6])
     """
     labels = checks.integer_array("labels", labels, len(embeddings))
     count = len(labels)

@@ -41,6 +41,12 @@ def aggregate_templates(features, template_ids, media_ids, weights=None) -> Temp
       ValueError: shapes disagree, or ids that are not integers.
       UserError: no images, a value that is not finite, a negative weight, a template whose weights sum to
         zero or whose pooled feature is the zero vector.
+
+    Example:
+      >>> features = np.array([[3.0, 0.0], [0.0, 4.0]])
+      >>> templates = aggregate_templates(features, [9, 9], [0, 1])
+      >>> [round(x, 2) for x in templates.embeddings[0].tolist()], templates.ids.tolist()
+      ([0.6, 0.8], [9])
     """
     features = checks.real_array("features", features, ndim=2).astype(np.float32, copy=False)
     count = len(features)
@@ -89,6 +95,11 @@ def template_pair_similarities(templates: Templates, first, second) -> np.ndarra
 
     Raises:
       ValueError: shapes differ. UserError: an id that no template has.
+
+    Example:
+      >>> templates = aggregate_templates(np.array([[3.0, 0.0], [0.0, 4.0], [3.0, 4.0]]), [9, 5, 5], [0, 0, 1])
+      >>> [round(x, 2) for x in template_pair_similarities(templates, [9, 9], [9, 5]).tolist()]
+      [1.0, 0.35]
     """
     columns = []
     for name, ids in (("first", np.asarray(first)), ("second", np.asarray(second))):

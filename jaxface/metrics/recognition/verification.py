@@ -6,7 +6,7 @@ Curves over scores (ROC, TAR at FAR) are in `curves`.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxface import checks
 from jaxface.errors import UserError
 
 Measure = Literal["cosine", "squared_l2", "l2", "angle"]
+Flip = Literal["none", "sum", "concat"]
 
 
 class TenFold(NamedTuple):
@@ -51,50 +52,92 @@ class ValAtFar(NamedTuple):
 
 
 def normalize(x: jax.typing.ArrayLike) -> jax.Array:
-    """Rows of `x` [..., D] scaled to unit length, in float32; a zero row stays zero."""
+    """Rows of `x` [..., D] scaled to unit length, in float32; a zero row stays zero.
+
+    Example:
+      >>> normalize(jnp.array([[0.0, 4.0], [0.0, 0.0]])).tolist()
+      [[0.0, 1.0], [0.0, 0.0]]
+    """
     x = jnp.asarray(x, jnp.float32)
     squared = jnp.sum(x * x, axis=-1, keepdims=True)
     return x * jnp.where(squared > 0, jax.lax.rsqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)
 
 
 def flip_embeddings(
-    embed: Callable[[jax.Array], jax.Array], images: jax.Array, *, unit: bool = True
+    embed: Callable[[jax.Array], jax.Array], images: jax.Array, *, unit: bool = True, flip: Flip = "sum"
 ) -> jax.Array:
-    """Embeddings with the flip test: add the two views as they come, then normalize.
+    """Embeddings with the flip test: both views of an image together, then normalized.
 
-        e = f(x) + f(mirror(x)),   e / |e|
+        sum:     e = f(x) + f(mirror(x)),   e / |e|
+        concat:  e = [f(x) / |f(x)|, f(mirror(x)) / |f(mirror(x))|] / √2
 
-    The order matters: normalizing each view first weighs them alike whatever their lengths.
+    A sum takes the two views as they come: normalizing each first would weigh them alike whatever their lengths. Of the other
+    form, which LRFR uses (arXiv:2302.05621), the cosine of two images is the mean of the cosines of their views.
 
     Args:
       embed: images [B, H, W, C] -> un-normalized embeddings [B, D]; pure, so that the whole may be jitted.
       images: [B, H, W, C] in the range that `embed` wants.
-      unit: normalize. False keeps the length, which template pooling uses as a quality weight.
+      unit: normalize. False keeps the lengths, which template pooling uses as a quality weight: f + f', or [f, f'].
+      flip: "none" looks at the image alone.
 
     Returns:
-      [B, D] float32.
+      [B, D] float32, [B, 2 D] for "concat".
 
     Raises:
-      ValueError: `images` does not have four axes.
+      ValueError: `images` does not have four axes. UserError: another `flip`.
+
+    Example:
+      >>> images = jnp.arange(2.0).reshape(1, 1, 2, 1)
+      >>> [round(x, 3) for x in flip_embeddings(lambda x: x.reshape(1, 2), images)[0].tolist()]  # (0, 1) + (1, 0), of length 1
+      [0.707, 0.707]
     """
     if images.ndim != 4:
         raise ValueError(f"images: needs shape [B, H, W, C], got {images.shape}")
-    both = embed(images).astype(jnp.float32) + embed(images[:, :, ::-1, :]).astype(jnp.float32)
+    check_flip(flip)
+    view = embed(images).astype(jnp.float32)
+    if flip == "none":
+        return normalize(view) if unit else view
+    mirrored = embed(images[:, :, ::-1, :]).astype(jnp.float32)
+    if flip == "sum":
+        return normalize(view + mirrored) if unit else view + mirrored
+    views = (normalize(view), normalize(mirrored)) if unit else (view, mirrored)
+    both = jnp.concatenate(views, axis=-1)
     return normalize(both) if unit else both
 
 
+def check_flip(flip: str) -> None:
+    """Raises UserError unless `flip` is one of `Flip`."""
+    if flip not in get_args(Flip):
+        raise UserError(f"flip: needs one of {', '.join(get_args(Flip))}, got {flip!r}")
+
+
 def mean_norm(*views: jax.Array) -> jax.Array:
-    """Mean length of un-normalized embeddings [B, D] over the views given ("XNorm" of public evaluations)."""
+    """Mean length of un-normalized embeddings [B, D] over the views given ("XNorm" of public evaluations).
+
+    Example:
+      >>> float(mean_norm(jnp.array([[3.0, 4.0]]), jnp.array([[0.0, 1.0]])))
+      3.0
+    """
     return jnp.mean(jnp.linalg.norm(jnp.stack(views).astype(jnp.float32), axis=-1))
 
 
 def cosine_to_squared_l2(cosine):
-    """d = 2 - 2c, the squared distance of unit vectors at cosine c; any shape."""
+    """d = 2 - 2c, the squared distance of unit vectors at cosine c; any shape.
+
+    Example:
+      >>> cosine_to_squared_l2(np.array([1.0, 0.0, -1.0])).tolist()
+      [0.0, 2.0, 4.0]
+    """
     return 2 - 2 * cosine
 
 
 def squared_l2_to_cosine(distance):
-    """c = 1 - d / 2, the cosine of unit vectors at squared distance d; any shape."""
+    """c = 1 - d / 2, the cosine of unit vectors at squared distance d; any shape.
+
+    Example:
+      >>> squared_l2_to_cosine(np.array([0.0, 2.0, 4.0])).tolist()
+      [1.0, 0.0, -1.0]
+    """
     return 1 - distance / 2
 
 
@@ -112,6 +155,10 @@ def convert_threshold(value: float, *, source: Measure, target: Measure) -> floa
 
     Raises:
       UserError: an unknown measure, or a value outside the range of its measure.
+
+    Example:
+      >>> round(convert_threshold(0.5, source="cosine", target="squared_l2"), 3)
+      1.0
     """
     ranges = {"cosine": (-1.0, 1.0), "squared_l2": (0.0, 4.0), "l2": (0.0, 2.0), "angle": (0.0, float(np.pi))}
     for name, measure in (("source", source), ("target", target)):
@@ -154,6 +201,12 @@ def ten_fold_accuracy(distances, same, *, folds: int = 10, thresholds=None) -> T
       ValueError: shapes disagree, or `thresholds` do not increase.
       UserError: no pairs, fewer pairs than folds, a distance that is not finite or beyond 4 without `thresholds`, or pairs of
         one kind only (any threshold at the end of the range would then score 1).
+
+    Example:
+      >>> distances, same = np.array([0.5, 1.5] * 10), np.array([True, False] * 10)
+      >>> result = ten_fold_accuracy(distances, same)
+      >>> float(result.accuracy), float(result.std)
+      (1.0, 0.0)
     """
     accepted, sizes, thresholds = _accepted_per_fold(distances, same, folds, thresholds, step=0.01)
     correct = accepted[:, 1] + sizes[:, :1] - accepted[:, 0]  # [folds, T]
@@ -182,6 +235,11 @@ def val_at_far(distances, same, *, far: float = 1e-3, folds: int = 10, threshold
     Raises:
       ValueError: shapes disagree, or `thresholds` do not increase.
       UserError: as for `ten_fold_accuracy`, or a fold without genuine or without impostor pairs.
+
+    Example:
+      >>> distances, same = np.array([0.5, 1.5] * 10), np.array([True, False] * 10)
+      >>> val_at_far(distances, same, far=0.1).val
+      1.0
     """
     far = float(checks.rates("far", far))
     accepted, sizes, thresholds = _accepted_per_fold(distances, same, folds, thresholds, step=0.001)

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jaxface.errors import UserError
 from jaxface.layers import BatchNorm, PReLU
 from jaxface.layers.binary import BinaryConv, ChannelBias
+from jaxface.layers.remat import Remat, run_block
+from jaxface.models.depth import DepthOrder, stage_blocks
 from jaxface.models.registry import MODELS
 
 
@@ -31,6 +33,7 @@ class BinaryResNet(nn.Module):
       small_images: the plain stem.
       conv: makes a binary layer of (features, kernel_size=, strides=, dtype=, param_dtype=, name=), such as
         `functools.partial(BinaryConv, scale="learned")`.
+      remat: "block" stores the inputs of the units alone for the backward pass.
 
     image [B, H, W, C] -> [B, E] float32; `dtype` is that of stem and stages, the head is float32.
     """
@@ -42,6 +45,7 @@ class BinaryResNet(nn.Module):
     conv: Callable[..., nn.Module] = BinaryConv
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    remat: Remat = "none"
 
     def __post_init__(self):
         if len(self.stages) != len(self.channels):
@@ -57,11 +61,16 @@ class BinaryResNet(nn.Module):
         if not self.small_images:
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         for name, features, stride in self.units():
-            x = BinaryUnit(features, stride, self.conv, name=name, **types)(x, train=train)
+            unit = BinaryUnit(features, stride, self.conv, name=name, **types)
+            x = run_block(unit, x, remat=self.remat, train=train)
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         if self.embedding is None:
             return x
         return nn.Dense(self.embedding, param_dtype=self.param_dtype, name="head_dense")(x)
+
+    def depth_order(self) -> DepthOrder:
+        """Names of the parts from the image on, the head left out."""
+        return ("stem",), *stage_blocks(self.stages, "unit")
 
     def units(self) -> list[tuple[str, int, int]]:
         """(name, features, stride) of every unit, in order."""

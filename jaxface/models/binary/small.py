@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jaxface.errors import UserError
 from jaxface.layers import BatchNorm
 from jaxface.layers.binary import BinaryConv, ChannelBias, uniform_init
+from jaxface.layers.remat import Remat, run_block
+from jaxface.models.depth import DepthOrder
 from jaxface.models.registry import MODELS
 
 WEIGHT_INITS: dict[str, Callable] = {
@@ -37,6 +39,7 @@ class BinarySmall(nn.Module):
       depth: binary layers.
       weight_init: of latent weights: "normal" with variance 1 / fan_in, or "uniform" on [-1, 1].
       conv: makes a binary layer of (features, kernel_size=, kernel_init=, dtype=, param_dtype=, name=).
+      remat: "block" stores the inputs of the binary layers alone for the backward pass.
 
     image [B, ...] float -> [B, embedding or width] float32.
     """
@@ -48,6 +51,7 @@ class BinarySmall(nn.Module):
     conv: Callable[..., nn.Module] = BinaryConv
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    remat: Remat = "none"
 
     def __post_init__(self):
         if self.weight_init not in WEIGHT_INITS:
@@ -60,11 +64,16 @@ class BinarySmall(nn.Module):
         x = image.reshape(image.shape[0], 1, 1, -1)
         x = nn.Dense(self.width, use_bias=False, name="input_dense", **types)(x)
         for i in range(1, self.depth + 1):
-            x = SmallBlock(self.width, self.weight_init, self.conv, name=f"block{i}", **types)(x, train=train)
+            block = SmallBlock(self.width, self.weight_init, self.conv, name=f"block{i}", **types)
+            x = run_block(block, x, remat=self.remat, train=train)
         x = x.reshape(x.shape[0], -1).astype(jnp.float32)
         if self.embedding is None:
             return x
         return nn.Dense(self.embedding, param_dtype=self.param_dtype, name="head_dense")(x)
+
+    def depth_order(self) -> DepthOrder:
+        """Names of the parts from the image on, the head left out."""
+        return ("input",), *((f"block{i}",) for i in range(1, self.depth + 1))
 
 
 class SmallBlock(nn.Module):

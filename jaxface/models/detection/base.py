@@ -50,7 +50,8 @@ class Detector(Protocol):
     stride: int
 
     @property
-    def module(self) -> nn.Module: ...
+    def module(self) -> nn.Module:
+        """The network: images [B, H, W, 3] -> its outputs."""
 
     def anchors(self, image_size: tuple[int, int]) -> np.ndarray:
         """[P, 4] boxes that the outputs of images (H, W) are relative to."""

@@ -12,9 +12,13 @@ import jax.numpy as jnp
 from jaxface.errors import UserError
 from jaxface.layers.cassod import CASCADE_KINDS, CascadedDilatedConv
 from jaxface.layers.depthwise import DepthwiseConv
+from jaxface.layers.remat import Remat, run_block
+from jaxface.models.depth import DepthOrder
 
 Structure = Literal["pointwise", "dense", "separable", "bottleneck", "ddp", "dc", "cc", "cd"]
+"""How the 3×3 convolution of a `CellNet` is made."""
 STRUCTURES = ("pointwise", "dense", "separable", "bottleneck", *CASCADE_KINDS)
+"""All of them."""
 
 _unit = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 _he = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -35,7 +39,8 @@ class CellNet(nn.Module):
     | bottleneck | 3×3 of the dilation to `narrow` channels, 1×1 | 1120 |
     | ddp, dc, cc, cd | `CascadedDilatedConv` of the dilation | 384, 1088, 2048, 1088 |
 
-    All begin alike: unit gain, and He's in the layer's last linear operation.
+    All begin alike: unit gain, and He's in the layer's last linear operation. With `remat` "block" the backward pass computes the
+    context again.
 
     image [B, H, W, C] -> [B, ⌈H/2⌉, ⌈W/2⌉] float32.
 
@@ -49,17 +54,22 @@ class CellNet(nn.Module):
     narrow: int = 7
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = nn.Conv(self.width, (3, 3), 2, padding=1, kernel_init=_he, name="stem", **types)(image)
         x = nn.relu(x)
-        x = nn.relu(x + self._context(x, train, types))
+        x = run_block(self, x, remat=self.remat, call=_with_context, train=train, types=types)
         x = nn.relu(nn.Conv(self.width, (1, 1), kernel_init=_he, name="hidden", **types)(x))
         start = nn.initializers.constant(-4.0)  # few cells hold a center
         logits = nn.Conv(1, (1, 1), kernel_init=_unit, bias_init=start, name="logits", **types)(x)
         return logits[..., 0].astype(jnp.float32)
+
+    def depth_order(self) -> DepthOrder:
+        """Names of the parts from the image on, the last one left out."""
+        return ("stem",), ("context",), ("hidden",)
 
     def _context(self, x, train, types):
         spread = {"padding": self.dilation, "kernel_dilation": self.dilation}
@@ -90,6 +100,10 @@ class CellNet(nn.Module):
         else:
             raise UserError(f"structure: needs one of {', '.join(STRUCTURES)}, got {self.structure!r}")
         return nn.Conv(self.width, (1, 1), kernel_init=_he, name="context", **types)(x)
+
+
+def _with_context(net: CellNet, x: jax.Array, *, train: bool, types: dict) -> jax.Array:
+    return nn.relu(x + net._context(x, train, types))
 
 
 def context_weights(params: dict) -> int:

@@ -10,12 +10,15 @@ import jax.numpy as jnp
 
 from jaxface.layers import BatchNorm
 from jaxface.layers.context import leaky_slope
+from jaxface.layers.remat import Remat, run_block
+from jaxface.models.depth import DepthOrder, stage_blocks
 from jaxface.models.recognition.mobilenet_v1 import MobileNetV1
 from jaxface.models.recognition.resnet import Block
 from jaxface.registry import Registry
 
 BACKBONES: Registry[Callable[..., nn.Module]] = Registry("backbone", "jaxface.models.detection")
-"""Modules, or partial applications of them, with a method `levels(image, *, train) -> (maps at strides 8, 16, 32)`."""
+"""Modules, or partial applications of them, with a method `levels(image, *, train) -> (maps at strides 8, 16, 32)`,
+a field `remat` and a method `depth_order`."""
 
 Levels = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -31,6 +34,7 @@ class ResNetLevels(nn.Module):
 
     Args:
       stages, channels: bottleneck units, and channels of their 3x3 convolutions, per stage.
+      remat: "block" stores the inputs of the units alone for the backward pass.
 
     image [B, H, W, 3] -> (8, 16, 32 · channels of the first stage) at strides 8, 16, 32.
     """
@@ -39,6 +43,7 @@ class ResNetLevels(nn.Module):
     channels: tuple[int, int, int, int] = (64, 128, 256, 512)
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    remat: Remat = "none"
 
     @nn.compact
     def levels(self, image: jax.Array, *, train: bool) -> Levels:
@@ -50,11 +55,14 @@ class ResNetLevels(nn.Module):
         for i, (units, features) in enumerate(zip(self.stages, self.channels, strict=True), start=1):
             for j in range(1, units + 1):
                 stride = 2 if j == 1 and i > 1 else 1
-                x = Block(features, stride, bottleneck=True, name=f"stage{i}_block{j}", **types)(
-                    x, train=train
-                )
+                unit = Block(features, stride, bottleneck=True, name=f"stage{i}_block{j}", **types)
+                x = run_block(unit, x, remat=self.remat, train=train)
             levels.append(x)
         return tuple(levels[1:])
+
+    def depth_order(self) -> DepthOrder:
+        """Names of the parts from the image on."""
+        return ("stem",), *stage_blocks(self.stages)
 
 
 class FeaturePyramid(nn.Module):

@@ -13,7 +13,9 @@ from jaxface import boxes
 from jaxface.checks import AtLeast, NonNegative, Positive
 from jaxface.errors import UserError
 from jaxface.layers.context import CONTEXTS
+from jaxface.layers.remat import Remat, run_block
 from jaxface.losses.detection import multibox_loss
+from jaxface.models.depth import DepthOrder
 from jaxface.models.detection.base import DETECTORS, Detections, select_detections
 from jaxface.models.detection.pyramid import BACKBONES, FeaturePyramid
 
@@ -38,6 +40,7 @@ class RetinaFaceNet(nn.Module):
       features: of pyramid and context modules.
       anchors_per_place: of each level.
       pixels: what the stem sees: RGB in [-1, 1], or as the published weights BGR in [0, 255] less `MEAN`.
+      remat: "block" stores the inputs of the backbone's units, the pyramid and the context modules alone for the backward pass.
 
     image [B, H, W, 3] float in [-1, 1] -> {"class_logits": [B, P, 2] (background, face), "box_deltas": [B, P, 4] (dx, dy, dw,
     dh), "point_deltas": [B, P, 10]} float32; the anchors come level by level from the finest, row by row, size by size.
@@ -51,22 +54,31 @@ class RetinaFaceNet(nn.Module):
     pixels: Pixels = "rgb"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         if self.pixels == "bgr":
             image = (image[..., ::-1] + 1) * 127.5 - jnp.array(MEAN, image.dtype)
-        backbone = BACKBONES[self.backbone](name="backbone", **types)
+        backbone = BACKBONES[self.backbone](remat=self.remat, name="backbone", **types)
         levels = backbone.levels(image.astype(self.dtype), train=train)
-        levels = FeaturePyramid(self.features, name="pyramid", **types)(levels, train=train)
+        pyramid = FeaturePyramid(self.features, name="pyramid", **types)
+        levels = run_block(pyramid, levels, remat=self.remat, train=train)
         outputs = {name: [] for name in _OUTPUTS}
         for i, level in enumerate(levels, start=1):
-            level = CONTEXTS[self.context](self.features, name=f"context{i}", **types)(level, train=train)
+            context = CONTEXTS[self.context](self.features, name=f"context{i}", **types)
+            level = run_block(context, level, remat=self.remat, train=train)
             for name, size in _OUTPUTS.items():
                 head = nn.Conv(self.anchors_per_place * size, (1, 1), name=f"{name}{i}", **types)
                 outputs[name].append(head(level).astype(jnp.float32).reshape(level.shape[0], -1, size))
         return {name: jnp.concatenate(parts, axis=1) for name, parts in outputs.items()}
+
+    def depth_order(self) -> DepthOrder:
+        """Names of the parts from the image on: those of the backbone, the pyramid, the context modules."""
+        backbone = BACKBONES[self.backbone]().depth_order()
+        inside = (tuple(f"backbone/{name}" for name in names) for names in backbone)
+        return *inside, ("pyramid",), ("context1", "context2", "context3")
 
 
 @DETECTORS.register("retinaface")
@@ -96,6 +108,8 @@ class RetinaFace:
     """What the stem sees: rgb in [-1, 1], or bgr in [0, 255] less a mean, as the published weights do."""
     bfloat16: bool = False
     """Compute in bfloat16; parameters, statistics, outputs and the loss stay float32."""
+    remat: Remat = "none"
+    """What the backward pass computes again instead of storing it: nothing, or each block."""
 
     num_classes = 1
     stride = STRIDES[-1]
@@ -116,6 +130,7 @@ class RetinaFace:
 
     @property
     def module(self) -> RetinaFaceNet:
+        """The network of this description."""
         features = self.features or (256 if self.backbone == "resnet50" else 64)
         return RetinaFaceNet(
             self.backbone,
@@ -124,6 +139,7 @@ class RetinaFace:
             self.per_place,
             self.pixels,
             jnp.bfloat16 if self.bfloat16 else jnp.float32,
+            remat=self.remat,
         )
 
     def anchors(self, image_size: tuple[int, int]) -> np.ndarray:

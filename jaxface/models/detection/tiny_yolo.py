@@ -16,7 +16,9 @@ import numpy as np
 from jaxface.checks import AtLeast, Fraction, Integers, NonNegative
 from jaxface.errors import UserError
 from jaxface.layers.condensation import CondensationConv, FusedCondensation, fuse_condensation
+from jaxface.layers.remat import Remat, run_block
 from jaxface.losses.yolo import decode_yolo, yolo_loss
+from jaxface.models.depth import DepthOrder
 from jaxface.models.detection.base import DETECTORS, Detections, select_detections
 
 _VOC = ((38.08, 34.56), (141.12, 109.44), (364.16, 212.16), (163.52, 301.44), (336.64, 531.84))
@@ -36,6 +38,7 @@ class TinyYoloNet(nn.Module):
       num_anchors: A.
       num_classes: C.
       quantized: binary weights and 2-bit activations in all layers but the first and the head.
+      remat: "block" stores the inputs of the layers alone for the backward pass.
 
     image [B, H, W, 3] float in [-1, 1] -> [B, h, w, A, 5 + C] float32 with h = H / stride; H and W are multiples of the stride,
     the product of `pools`. As in darknet's VOC configuration 15,758,256 weights of convolutions with one class; R = 2 in layers 2
@@ -51,6 +54,7 @@ class TinyYoloNet(nn.Module):
     quantized: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    remat: Remat = "none"
 
     def setup(self):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -68,9 +72,13 @@ class TinyYoloNet(nn.Module):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         x = image.astype(self.dtype)
         for i in range(1, len(self.widths) + 1):
-            x = getattr(self, f"layer{i}")(x, train=train)
+            x = run_block(getattr(self, f"layer{i}"), x, remat=self.remat, train=train)
         x = self.head(x).astype(jnp.float32)
         return x.reshape(*x.shape[:3], self.num_anchors, 5 + self.num_classes)
+
+    def depth_order(self) -> DepthOrder:
+        """Names of the parts from the image on, the head left out."""
+        return tuple((f"layer{i}",) for i in range(1, len(self.widths) + 1))
 
 
 class FusedTinyYolo(flax.struct.PyTreeNode):
@@ -148,6 +156,8 @@ class TinyYolo:
     """Overlap with an object from which a box is no background."""
     bfloat16: bool = False
     """Compute in bfloat16; parameters, statistics, outputs and the loss stay float32."""
+    remat: Remat = "none"
+    """What the backward pass computes again instead of storing it: nothing, or each layer."""
 
     def __post_init__(self):
         if not self.anchor_sizes or any(len(size) != 2 or min(size) <= 0 for size in self.anchor_sizes):
@@ -166,6 +176,7 @@ class TinyYolo:
 
     @property
     def module(self) -> TinyYoloNet:
+        """The network of this description."""
         return TinyYoloNet(
             self.widths,
             self.pools,
@@ -175,6 +186,7 @@ class TinyYolo:
             self.num_classes,
             self.quantized,
             jnp.bfloat16 if self.bfloat16 else jnp.float32,
+            remat=self.remat,
         )
 
     def anchors(self, image_size: tuple[int, int]) -> np.ndarray:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxface.errors import UserError
+from jaxface.layers.remat import Remat, run_block
+from jaxface.models.depth import DepthOrder
 from jaxface.models.registry import MODELS
 
 
@@ -17,6 +19,7 @@ class ConvNet(nn.Module):
       embedding: features of the last layer; None leaves it out.
       channels: channels of the convolutions `stage1`, `stage2`, …
       strides: their strides.
+      remat: "block" stores the inputs of the convolutions alone for the backward pass.
 
     image [B, H, W, C] float -> [B, embedding] float32; `train` changes nothing. SiLU has second derivatives everywhere, which
     a loss over gradients needs. `dtype` is that of the convolutions.
@@ -27,6 +30,7 @@ class ConvNet(nn.Module):
     strides: tuple[int, ...] = (1, 2, 1)
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    remat: Remat = "none"
 
     def __post_init__(self):
         if len(self.channels) != len(self.strides):
@@ -40,11 +44,15 @@ class ConvNet(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = image.astype(self.dtype)
         for i, (features, stride) in enumerate(zip(self.channels, self.strides, strict=True), start=1):
-            x = ConvSilu(features, stride, name=f"stage{i}", **types)(x)
+            x = run_block(ConvSilu(features, stride, name=f"stage{i}", **types), x, remat=self.remat)
         x = x.reshape(x.shape[0], -1).astype(jnp.float32)
         if self.embedding is None:
             return x
         return nn.Dense(self.embedding, param_dtype=self.param_dtype, name="head_dense")(x)
+
+    def depth_order(self) -> DepthOrder:
+        """Names of the parts from the image on, the head left out."""
+        return tuple((f"stage{i}",) for i in range(1, len(self.channels) + 1))
 
 
 class ConvSilu(nn.Module):

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from jaxface.errors import UserError
 from jaxface.layers import BatchNorm
+from jaxface.layers.remat import Remat, run_block
+from jaxface.models.depth import DepthOrder
 from jaxface.models.registry import MODELS
 
 # Branches of a residual unit: (channels, kernel, padding) of each convolution in turn.
@@ -43,6 +45,7 @@ class InceptionResNet(nn.Module):
       embedding: size E of the embedding, or the number of classes.
       stages: residual units per stage.
       dropout: rate before the Dense layer, in [0, 1).
+      remat: "block" stores the inputs of the residual units alone for the backward pass.
 
     image [B, H, W, C] float in [-1, 1] -> [B, E] float32, not normalized; H and W from 75 on. `dtype` is that of all before the
     mean. Convolutions start from He's normal initialization (fan out), Dense from uniform(±1/sqrt(fan_in)).
@@ -53,6 +56,7 @@ class InceptionResNet(nn.Module):
     dropout: float = 0.2
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -72,7 +76,7 @@ class InceptionResNet(nn.Module):
             for i in range(1, count + 1):
                 linear = last_linear and i == count
                 unit = Unit(branches, 1.0 if linear else share, linear, name=f"{name}_unit{i}", **options)
-                x = unit(x, train=train)
+                x = run_block(unit, x, remat=self.remat, train=train)
             return x
 
         point, same, half = {"kernel": 1}, {"padding": 1}, {"stride": 2}
@@ -108,6 +112,11 @@ class InceptionResNet(nn.Module):
             param_dtype=self.param_dtype,
             name="head_dense",
         )(x)
+
+    def depth_order(self) -> DepthOrder:
+        """Names of the parts from the image on, the head left out."""
+        stages = [[(f"stage{i}_unit{j}",) for j in range(1, n + 1)] for i, n in enumerate(self.stages, 1)]
+        return ("stem",), *stages[0], ("reduce1",), *stages[1], ("reduce2",), *stages[2]
 
 
 class ConvNorm(nn.Module):

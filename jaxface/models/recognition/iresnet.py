@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from jaxface.errors import UserError
 from jaxface.layers import BatchNorm, PReLU
+from jaxface.layers.remat import Remat, run_block
+from jaxface.models.depth import DepthOrder, stage_blocks
 from jaxface.models.registry import MODELS
 
 BLOCKS = ("insightface", "sface")
@@ -32,6 +34,7 @@ class IResNet(nn.Module):
         With "sface" it is learned.
       dropout: rate before the Dense layer, in [0, 1); 0 in recent recipes, 0.5 in that of SFace (arXiv:2205.12010).
       squeeze: channels per hidden unit of a `SqueezeExcite` that ends every branch (16 as published); 0 has none.
+      remat: "block" stores the inputs of the residual units alone for the backward pass.
 
     image [B, H, W, C] float in [-1, 1] -> [B, E] float32, not normalized. H and W are free (112 as published): whatever
     plane is left is flattened in the order height, width, channel, where PyTorch weights expect channel, height, width.
@@ -51,6 +54,7 @@ class IResNet(nn.Module):
     squeeze: int = 0
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    remat: Remat = "none"
 
     def __post_init__(self):
         if self.block not in BLOCKS:
@@ -73,7 +77,8 @@ class IResNet(nn.Module):
             for j in range(units):
                 stride = 2 if j == 0 else 1
                 name = f"stage{i}_block{j + 1}"
-                x = Block(features, stride, self.block, self.squeeze, name=name, **types)(x, train=train)
+                unit = Block(features, stride, self.block, self.squeeze, name=name, **types)
+                x = run_block(unit, x, remat=self.remat, train=train)
 
         x = BatchNorm(name="head_norm", **types)(x, train=train)
         x = x.reshape(x.shape[0], -1).astype(jnp.float32)
@@ -88,6 +93,10 @@ class IResNet(nn.Module):
         return BatchNorm(use_scale=scaled, param_dtype=self.param_dtype, name="head_embedding")(
             x, train=train
         )
+
+    def depth_order(self) -> DepthOrder:
+        """Names of the parts from the image on, the head left out."""
+        return ("stem",), *stage_blocks(self.stages)
 
 
 class Block(nn.Module):

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxface.layers import BatchNorm, DepthwiseConv, PReLU
+from jaxface.layers.remat import Remat, run_block
+from jaxface.models.depth import DepthOrder, stage_blocks
 from jaxface.models.registry import MODELS
 
 
@@ -79,6 +81,7 @@ class MobileFaceNet(nn.Module):
       hidden: expanded channels: first block of stage 1, rest of stage 1, and so on for the three stages.
       blocks: stride-1 blocks per stage.
       use_bias: whether the Dense layer has a bias (the original has, the wider one has not).
+      remat: "block" stores the inputs of the bottlenecks alone for the backward pass.
 
     image [B, H, W, C] float in [-1, 1] -> [B, E] float32, not normalized. H and W are free; 112 leaves 7x7 to the head.
     `dtype` is that of the convolutions; the last two layers are float32.
@@ -91,6 +94,7 @@ class MobileFaceNet(nn.Module):
     use_bias: bool = True
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -104,9 +108,10 @@ class MobileFaceNet(nn.Module):
         for i, (features, (first, rest), blocks) in enumerate(
             zip(stages, self.hidden, self.blocks, strict=True), start=1
         ):
-            x = Bottleneck(features, first, stride=2, name=f"stage{i}_block1", **types)(x, train=train)
-            for j in range(blocks):
-                x = Bottleneck(features, rest, name=f"stage{i}_block{j + 2}", **types)(x, train=train)
+            for j in range(1, blocks + 2):
+                hidden, stride = (first, 2) if j == 1 else (rest, 1)
+                block = Bottleneck(features, hidden, stride, name=f"stage{i}_block{j}", **types)
+                x = run_block(block, x, remat=self.remat, train=train)
         x = ConvNorm(512, name="head_conv", **types)(x, train=train)
         x = ConvNorm(512, x.shape[1:3], groups=512, linear=True, name="head_pool", **types)(x, train=train)
         x = x.reshape(x.shape[0], -1).astype(jnp.float32)
@@ -118,6 +123,10 @@ class MobileFaceNet(nn.Module):
             name="head_dense",
         )(x)
         return BatchNorm(param_dtype=self.param_dtype, name="head_embedding")(x, train=train)
+
+    def depth_order(self) -> DepthOrder:
+        """Names of the parts from the image on, the head left out."""
+        return ("stem1",), ("stem2",), *stage_blocks([1 + count for count in self.blocks])
 
 
 MODELS.update(

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxface.layers import BatchNorm, DepthwiseConv, PReLU
+from jaxface.layers.remat import Remat, run_block
+from jaxface.models.depth import DepthOrder
 from jaxface.models.registry import MODELS
 
 _STAGES = (
@@ -37,6 +39,7 @@ class MobileNet(nn.Module):
       stages: channels out and stride of the depthwise convolution, of each of the 13 units.
       width: factor on the channels, rounded to multiples of 8.
       dropout: rate before the Dense layer, in [0, 1).
+      remat: "block" stores the inputs of the units alone for the backward pass.
 
     image [B, H, W, C] float in [-1, 1] -> [B, E] float32, not normalized. H and W are free; 112 leaves 7x7 to the head. The
     scales of the BN between the convolutions and of the last one are fixed at 1, as released. `dtype` is that of the
@@ -50,6 +53,7 @@ class MobileNet(nn.Module):
     dropout: float = 0.4
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -71,12 +75,14 @@ class MobileNet(nn.Module):
                 **types,
             )
 
+        def unit(_, x, *, number, features, stride):
+            x = DepthwiseConv((3, 3), stride, padding=1, name=f"unit{number}_depthwise", **types)(x)
+            x = conv(features, 1, f"unit{number}_conv")(activate(x, f"unit{number}_depthwise"))
+            return activate(x, f"unit{number}_conv") if number < len(self.stages) else x
+
         x = activate(conv(32, 3, "stem_conv")(image.astype(self.dtype)), "stem")
         for i, (features, stride) in enumerate(self.stages, start=1):
-            x = DepthwiseConv((3, 3), stride, padding=1, name=f"unit{i}_depthwise", **types)(x)
-            x = conv(features, 1, f"unit{i}_conv")(activate(x, f"unit{i}_depthwise"))
-            if i < len(self.stages):
-                x = activate(x, f"unit{i}_conv")
+            x = run_block(self, x, remat=self.remat, call=unit, number=i, features=features, stride=stride)
         x = BatchNorm(name="head_norm", **types)(x, train=train)
         x = x.reshape(x.shape[0], -1).astype(jnp.float32)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
@@ -87,6 +93,10 @@ class MobileNet(nn.Module):
             name="head_dense",
         )(x)
         return BatchNorm(use_scale=False, param_dtype=self.param_dtype, name="head_embedding")(x, train=train)
+
+    def depth_order(self) -> DepthOrder:
+        """Names of the parts from the image on, the head left out."""
+        return ("stem",), *((f"unit{i}",) for i in range(1, len(self.stages) + 1))
 
 
 MODELS.update({"mobilenet": MobileNet})

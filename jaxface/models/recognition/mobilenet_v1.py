@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jaxface.errors import UserError
 from jaxface.layers import BatchNorm
 from jaxface.layers.ddc import DDCLayer, check_filter
+from jaxface.layers.remat import Remat, run_block
+from jaxface.models.depth import DepthOrder
 from jaxface.models.registry import MODELS
 
 # channels at width 1, stride
@@ -42,6 +44,7 @@ class MobileNetV1(nn.Module):
       width: factor of every number of channels (the integer part is taken).
       depthwise_kernel: k, odd; 5 is the large-kernel network of arXiv:2104.14125, the strides and the planes stay.
       negative_slope: of φ below zero: 0 is ReLU; 0.1 is what RetinaFace's MobileNetV1-0.25 has.
+      remat: "block" stores the inputs of the units alone for the backward pass.
 
     image [B, H, W, C] -> [B, E] float32. `dtype` is that of stem and units; the head is float32. Without normalizations, with
     1000 classes at width 1: 4,209,088 weights and 568.7 million multiply-accumulates at 224², with 5x5 filters 4,288,448 and
@@ -54,6 +57,7 @@ class MobileNetV1(nn.Module):
     negative_slope: float = 0.0
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    remat: Remat = "none"
 
     def __post_init__(self):
         if int(32 * self.width) < 1:
@@ -91,7 +95,7 @@ class MobileNetV1(nn.Module):
         x = nn.leaky_relu(x, self.negative_slope) if self.negative_slope else nn.relu(x)
         maps = []
         for i in range(1, len(_UNITS) + 1):
-            x = getattr(self, f"unit{i}")(x, train=train)
+            x = run_block(getattr(self, f"unit{i}"), x, remat=self.remat, train=train)
             if i in _LEVELS:
                 maps.append(x)
         return tuple(maps)
@@ -99,6 +103,10 @@ class MobileNetV1(nn.Module):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         x = jnp.mean(self.levels(image, train=train)[-1], axis=(1, 2), dtype=jnp.float32)
         return x if self.embedding is None else self.head_dense(x)
+
+    def depth_order(self) -> DepthOrder:
+        """Names of the parts from the image on, the head left out."""
+        return ("stem",), *((f"unit{i}",) for i in range(1, len(_UNITS) + 1))
 
 
 MODELS.update(

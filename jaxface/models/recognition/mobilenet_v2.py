@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from jaxface.errors import UserError
 from jaxface.layers import BatchNorm, DepthwiseConv
+from jaxface.layers.remat import Remat, run_block
+from jaxface.models.depth import DepthOrder, stage_blocks
 from jaxface.models.registry import MODELS
 
 # expansion, channels at width 1, blocks, stride of the first
@@ -34,6 +36,7 @@ class MobileNetV2(nn.Module):
       embedding: features of the last Dense layer: the size of an embedding, or the number of classes; None leaves it out.
       width: factor of every number of channels (the integer part is taken); the 1280 of the head grow above 1 but do not
         shrink below. 0.5 is the paper's student: 812,836 parameters with 100 classes.
+      remat: "block" stores the inputs of the bottlenecks alone for the backward pass.
 
     image [B, H, W, C] -> [B, E] float32. `dtype` is that of stem, stages and the head's convolution. Convolutions start from
     normal(sqrt(2 / (k² · channels out))), the Dense layer from normal(0.01).
@@ -43,6 +46,7 @@ class MobileNetV2(nn.Module):
     width: float = 1.0
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    remat: Remat = "none"
 
     def __post_init__(self):
         if int(_STAGES[0][1] * self.width) < 1:
@@ -58,13 +62,14 @@ class MobileNetV2(nn.Module):
         x = nn.relu(BatchNorm(name="stem_norm", **types)(x, train=train))
         for i, (expansion, channels, blocks, first) in enumerate(_STAGES, start=1):
             for j in range(blocks):
-                x = InvertedBottleneck(
+                block = InvertedBottleneck(
                     int(channels * self.width),
                     expansion,
                     first if j == 0 else 1,
                     name=f"stage{i}_block{j + 1}",
                     **types,
-                )(x, train=train)
+                )
+                x = run_block(block, x, remat=self.remat, train=train)
         x = _conv(max(1280, int(1280 * self.width)), name="head_conv", **types)(x)
         x = nn.relu(BatchNorm(name="head_norm", **types)(x, train=train))
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
@@ -76,6 +81,10 @@ class MobileNetV2(nn.Module):
             param_dtype=self.param_dtype,
             name="head_dense",
         )(x)
+
+    def depth_order(self) -> DepthOrder:
+        """Names of the parts from the image on, the head left out."""
+        return ("stem",), *stage_blocks([blocks for _, _, blocks, _ in _STAGES])
 
 
 class InvertedBottleneck(nn.Module):

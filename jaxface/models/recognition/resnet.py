@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from jaxface.errors import UserError
 from jaxface.layers import BatchNorm
+from jaxface.layers.remat import Remat, run_block
+from jaxface.models.depth import DepthOrder, stage_blocks
 from jaxface.models.registry import MODELS
 
 BLOCKS = ("basic", "bottleneck")
@@ -29,6 +31,7 @@ class ResNet(nn.Module):
         known as v1.5).
       small_images: the CIFAR form: plain stem, and shortcuts without parameters (subsampling, new channels zero).
       plain_shortcut: such shortcuts; as `small_images` unless given.
+      remat: "block" stores the inputs of the residual units alone for the backward pass.
 
     image [B, H, W, C] -> [B, E] float32. `dtype` is that of stem and stages; the head is float32.
     Convolutions start from He's normal initialization (fan out), as published for ReLU.
@@ -42,6 +45,7 @@ class ResNet(nn.Module):
     plain_shortcut: bool | None = None
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    remat: Remat = "none"
 
     def __post_init__(self):
         if self.block not in BLOCKS:
@@ -62,18 +66,23 @@ class ResNet(nn.Module):
         for i, (units, features) in enumerate(zip(self.stages, self.channels, strict=True), start=1):
             for j in range(units):
                 stride = 2 if j == 0 and i > 1 else 1
-                x = Block(
+                unit = Block(
                     features,
                     stride,
                     bottleneck=self.block == "bottleneck",
                     plain_shortcut=self.small_images if self.plain_shortcut is None else self.plain_shortcut,
                     name=f"stage{i}_block{j + 1}",
                     **types,
-                )(x, train=train)
+                )
+                x = run_block(unit, x, remat=self.remat, train=train)
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         if self.embedding is None:
             return x
         return nn.Dense(self.embedding, param_dtype=self.param_dtype, name="head_dense")(x)
+
+    def depth_order(self) -> DepthOrder:
+        """Names of the parts from the image on, the head left out."""
+        return ("stem",), *stage_blocks(self.stages)
 
 
 class FaceResNet(nn.Module):
@@ -87,6 +96,7 @@ class FaceResNet(nn.Module):
       embedding: size E of the embedding.
       stages, channels: residual units, and channels of their convolutions, per stage.
       dropout: rate before the Dense layer, in [0, 1).
+      remat: "block" stores the inputs of the residual units alone for the backward pass.
 
     image [B, H, W, C] -> [B, E] float32, not normalized. H and W are free; `dtype` is that of stem and stages, the Dense layer
     and the last BN are float32. Convolutions start from He's normal initialization (fan out), Dense from
@@ -99,6 +109,7 @@ class FaceResNet(nn.Module):
     dropout: float = 0.4
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    remat: Remat = "none"
 
     def __post_init__(self):
         _check_stages(self.stages, self.channels)
@@ -113,7 +124,8 @@ class FaceResNet(nn.Module):
         for i, (units, features) in enumerate(zip(self.stages, self.channels, strict=True), start=1):
             for j in range(units):
                 stride = 2 if j == 0 and i > 1 else 1
-                x = Block(features, stride, name=f"stage{i}_block{j + 1}", **types)(x, train=train)
+                unit = Block(features, stride, name=f"stage{i}_block{j + 1}", **types)
+                x = run_block(unit, x, remat=self.remat, train=train)
         x = BatchNorm(name="head_norm", **types)(x, train=train)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         x = nn.Dense(
@@ -123,6 +135,10 @@ class FaceResNet(nn.Module):
             name="head_dense",
         )(x.reshape(x.shape[0], -1).astype(jnp.float32))
         return BatchNorm(param_dtype=self.param_dtype, name="head_embedding")(x, train=train)
+
+    def depth_order(self) -> DepthOrder:
+        """Names of the parts from the image on, the head left out."""
+        return ("stem",), *stage_blocks(self.stages)
 
 
 class Block(nn.Module):

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from jaxface.errors import UserError
 from jaxface.layers.ddc import DDCLayer, check_filter
+from jaxface.layers.remat import Remat, run_block
+from jaxface.models.depth import DepthOrder
 from jaxface.models.registry import MODELS
 
 
@@ -26,6 +28,7 @@ class SeparableNet(nn.Module):
       channels: C of every layer.
       depthwise_kernel: k, odd.
       dilations: d of each layer.
+      remat: "block" stores the inputs of the layers alone for the backward pass.
 
     image [B, H, W, c] -> [B, embedding] or [B, C] float32; `train` changes nothing. 3C² + 52C parameters with three 3x3 layers, a
     gray image and ten classes: 2,976 for 24 channels, and 4,128 with 5x5 filters. `dtype` is that of stem and layers.
@@ -37,6 +40,7 @@ class SeparableNet(nn.Module):
     dilations: tuple[int, ...] = (1, 1, 1)
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    remat: Remat = "none"
 
     def __post_init__(self):
         if self.channels < 1:
@@ -59,7 +63,8 @@ class SeparableNet(nn.Module):
             **types,
         )(image.astype(self.dtype))
         x = nn.relu(x)
-        for i, dilation in enumerate(self.dilations, start=1):
+
+        def layer(_, x, *, number, dilation):
             y = DDCLayer(
                 self.channels,
                 self.depthwise_kernel,
@@ -67,14 +72,21 @@ class SeparableNet(nn.Module):
                 norm=False,
                 middle=False,
                 activate=False,
-                name=f"layer{i}",
+                name=f"layer{number}",
                 **types,
             )(x)
-            x = x + nn.relu(nn.InstanceNorm(epsilon=1e-5, name=f"layer{i}_norm", **types)(y))
+            return x + nn.relu(nn.InstanceNorm(epsilon=1e-5, name=f"layer{number}_norm", **types)(y))
+
+        for i, dilation in enumerate(self.dilations, start=1):
+            x = run_block(self, x, remat=self.remat, call=layer, number=i, dilation=dilation)
         x = jnp.max(x, axis=(1, 2)).astype(jnp.float32)
         if self.embedding is None:
             return x
         return nn.Dense(self.embedding, use_bias=False, param_dtype=self.param_dtype, name="head_dense")(x)
+
+    def depth_order(self) -> DepthOrder:
+        """Names of the parts from the image on, the head left out."""
+        return ("stem",), *((f"layer{i}",) for i in range(1, len(self.dilations) + 1))
 
 
 MODELS.update({"separable_net": SeparableNet})

@@ -1,5 +1,6 @@
-"""The plain vision transformer (arXiv:2010.11929; sizes tiny and small of arXiv:2012.12877)."""
+"""Plain vision transformers: ViT (arXiv:2010.11929) and DeiT, which has a second token to be taught by (arXiv:2012.12877)."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,17 +9,78 @@ import jax
 import jax.numpy as jnp
 
 from jaxface.errors import UserError
+from jaxface.layers.attention import Attention, LayerScale
+from jaxface.layers.remat import Remat, run_block
+from jaxface.models.depth import DepthOrder
 from jaxface.models.registry import MODELS
 
 POOLS = ("class", "mean")
 
 
+def exact_gelu(x: jax.Array) -> jax.Array:
+    """x Φ(x), without the approximation by tanh."""
+    return nn.gelu(x, approximate=False)
+
+
+class Block(nn.Module):
+    """Attention and a two-layer perceptron, each normalized before and added after.
+
+        tokens += s1 · attention(LayerNorm(tokens));   tokens += s2 · project(φ(expand(LayerNorm(tokens))))
+
+    Args:
+      heads: of the attention.
+      mlp_ratio: hidden units of the perceptron per channel.
+      layer_scale: start of s1 and s2 per channel (`LayerScale`); None has none.
+      dropout: rate in both branches, in [0, 1).
+      drop_path: rate at which an example skips a branch, in [0, 1).
+      attention: makes the attention of (heads, dtype=, param_dtype=, name=): `Attention` with other fields, or another module.
+      dense: makes the perceptron's layers, as in `Attention`.
+      activation: φ.
+
+    tokens [B, N, D] -> [B, N, D]; `mask` goes to the attention.
+    """
+
+    heads: int
+    mlp_ratio: float = 4.0
+    layer_scale: float | None = None
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    attention: Callable[..., nn.Module] = Attention
+    dense: Callable[..., nn.Module] = nn.Dense
+    activation: Callable[[jax.Array], jax.Array] = exact_gelu
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, *, mask: jax.Array | None = None, train: bool) -> jax.Array:
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dim = tokens.shape[-1]
+        dense = {"kernel_init": nn.initializers.xavier_uniform(), **types}
+
+        y = nn.LayerNorm(epsilon=1e-6, name="norm1", **types)(tokens)
+        y = self.attention(self.heads, name="attention", **types)(y, mask=mask, train=train)
+        tokens = tokens + self._branch(y, "scale1", train)
+
+        y = nn.LayerNorm(epsilon=1e-6, name="norm2", **types)(tokens)
+        y = self.activation(self.dense(round(self.mlp_ratio * dim), name="expand", **dense)(y))
+        y = self.dense(dim, name="project", **dense)(y)
+        return tokens + self._branch(y, "scale2", train)
+
+    def _branch(self, y: jax.Array, scale: str, train: bool) -> jax.Array:
+        if self.layer_scale is not None:
+            y = LayerScale(self.layer_scale, self.dtype, self.param_dtype, name=scale)(y)
+        y = nn.Dropout(self.dropout)(y, deterministic=not train)
+        # One draw for all tokens of an example: the whole branch is skipped or kept.
+        return nn.Dropout(self.drop_path, broadcast_dims=(1, 2))(y, deterministic=not train)
+
+
 class ViT(nn.Module):
     """Pre-norm vision transformer.
 
-        tokens  = Dense(patches) (+ class token) + learned positions
-        tokens += attention(LayerNorm(tokens));  tokens += mlp(LayerNorm(tokens))        `depth` times
-        output  = Dense(LayerNorm(tokens) of the class token, or their mean)
+        tokens  = patches(image) (+ class token, + distillation token) + learned positions
+        tokens  = block(tokens)                                                           `depth` times
+        output  = head(LayerNorm(tokens) of the class token, or of their mean)
+                  ½ (head(class token) + distillation_head(distillation token))           with `distilled`
 
     Args:
       embedding: features of the last Dense layer: the size of an embedding, or the number of classes; None leaves it out.
@@ -27,12 +89,20 @@ class ViT(nn.Module):
       heads: attention heads.
       patch: side of a square patch in pixels; H and W need to be multiples of it, or a call raises UserError.
       pool: "class" (a learned token is read out) or "mean" (no such token).
+      distilled: a second token with a head of its own, which learns from a teacher; with pool "class".
+      layer_scale: start of a learned factor per channel on each branch; None has none.
       dropout: rate after the positions and in each block's two branches, in [0, 1).
       drop_path: rate at which an example skips a branch in the last block; it grows linearly from 0 in the first
         (stochastic depth, arXiv:1603.09382).
+      unit: makes a block of (heads, layer_scale=, dropout=, drop_path=, dtype=, param_dtype=, name=): `Block`, or with other
+        fields, `functools.partial(Block, attention=functools.partial(Attention, mix=…))`.
+      conv: makes the layer of the patches, as `flax.linen.Conv`.
+      dense: makes the heads, as `flax.linen.Dense`.
+      remat: "block" stores the blocks' inputs alone for the backward pass.
 
-    image [B, H, W, C] float -> [B, E] float32. The positions are learned for the plane the model was initialized with.
-    `dtype` is that of the blocks; LayerNorm statistics, softmax and head are float32.
+    image [B, H, W, C] float -> [B, E] float32; with `separate`, of a distilled network, the outputs of its two heads, which are
+    averaged else. The positions are learned for the plane the model was initialized with. `dtype` is that of the blocks;
+    LayerNorm statistics, softmax and heads are float32.
     """
 
     embedding: int | None = 512
@@ -45,105 +115,89 @@ class ViT(nn.Module):
     drop_path: float = 0.0
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    distilled: bool = False
+    layer_scale: float | None = None
+    unit: Callable[..., nn.Module] = Block
+    conv: Callable[..., nn.Module] = nn.Conv
+    dense: Callable[..., nn.Module] = nn.Dense
+    remat: Remat = "none"
 
     def __post_init__(self):
         if self.pool not in POOLS:
             raise UserError(f"pool: needs one of {', '.join(POOLS)}, got {self.pool!r}")
+        if self.distilled and self.pool != "class":
+            raise UserError(f"distilled: needs pool 'class', got {self.pool!r}")
         if self.dim % self.heads:
             raise UserError(f"dim: needs a multiple of heads, {self.heads}, got {self.dim}")
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, image: jax.Array, *, train: bool = False, separate: bool = False
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
         if image.shape[1] % self.patch or image.shape[2] % self.patch:
             raise UserError(
                 f"image_size: needs a multiple of the patch, which has {self.patch} pixels, got {image.shape[1:3]}"
             )
+        if separate and not self.distilled:
+            raise UserError("separate: needs a distilled network, which has two heads")
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
         size = (self.patch, self.patch)
-        x = nn.Conv(self.dim, size, size, padding="VALID", name="patches", **types)(image.astype(self.dtype))
+        x = self.conv(self.dim, size, size, padding="VALID", name="patches", **types)(
+            image.astype(self.dtype)
+        )
         x = x.reshape(x.shape[0], -1, self.dim)
-        if self.pool == "class":
-            token = self.param("class_token", nn.initializers.zeros, (1, 1, self.dim), self.param_dtype)
-            x = jnp.concatenate(
-                [jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.dim)), x], axis=1
-            )
+        extra = ["class_token"] * (self.pool == "class") + ["distillation_token"] * self.distilled
+        tokens = [
+            self.param(name, nn.initializers.zeros, (1, 1, self.dim), self.param_dtype) for name in extra
+        ]
+        tokens = [jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.dim)) for token in tokens]
+        x = jnp.concatenate([*tokens, x], axis=1) if tokens else x
         positions = self.param("positions", nn.initializers.normal(0.02), (1, *x.shape[1:]), self.param_dtype)
         x = x + positions.astype(x.dtype)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         for i in range(self.depth):
-            rate = self.drop_path * i / max(self.depth - 1, 1)
-            x = Block(self.heads, dropout=self.dropout, drop_path=rate, name=f"block{i + 1}", **types)(
-                x, train=train
+            block = self.unit(
+                self.heads,
+                layer_scale=self.layer_scale,
+                dropout=self.dropout,
+                drop_path=self.drop_path * i / max(self.depth - 1, 1),
+                name=f"block{i + 1}",
+                **types,
             )
+            x = run_block(block, x, remat=self.remat, train=train)
 
         x = nn.LayerNorm(epsilon=1e-6, param_dtype=self.param_dtype, name="head_norm")(x)
-        x = x[:, 0] if self.pool == "class" else jnp.mean(x, axis=1)
-        if self.embedding is None:
-            return x
-        return nn.Dense(self.embedding, param_dtype=self.param_dtype, name="head_dense")(x)
+        pooled = [x[:, i] for i in range(len(tokens))] or [jnp.mean(x, axis=1)]
+        if self.embedding is not None:
+            pooled = [
+                self.dense(self.embedding, param_dtype=self.param_dtype, name=name)(one)
+                for name, one in zip(("head_dense", "distillation_dense"), pooled, strict=False)
+            ]
+        if separate:
+            return tuple(pooled)
+        return (pooled[0] + pooled[1]) / 2 if self.distilled else pooled[0]
+
+    def depth_order(self) -> DepthOrder:
+        """Names of the parts from the image on, the heads left out."""
+        first = ("patches", "class_token", "distillation_token", "positions")
+        return first, *((f"block{i + 1}",) for i in range(self.depth))
 
 
-class Block(nn.Module):
-    """Self-attention and a two-layer perceptron (4 D hidden units, GELU), each normalized before and added after.
-
-    tokens [B, N, D] -> [B, N, D].
-    """
-
-    heads: int
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, tokens: jax.Array, *, train: bool) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        dim = tokens.shape[-1]
-        dense = {"kernel_init": nn.initializers.xavier_uniform(), **types}
-
-        y = nn.LayerNorm(epsilon=1e-6, name="norm1", **types)(tokens)
-        y = SelfAttention(self.heads, name="attention", **types)(y)
-        tokens = tokens + self._branch(y, train)
-
-        y = nn.LayerNorm(epsilon=1e-6, name="norm2", **types)(tokens)
-        y = nn.gelu(nn.Dense(4 * dim, name="expand", **dense)(y), approximate=False)
-        y = nn.Dense(dim, name="project", **dense)(y)
-        return tokens + self._branch(y, train)
-
-    def _branch(self, y: jax.Array, train: bool) -> jax.Array:
-        y = nn.Dropout(self.dropout)(y, deterministic=not train)
-        # One draw for all tokens of an example: the whole branch is skipped or kept.
-        return nn.Dropout(self.drop_path, broadcast_dims=(1, 2))(y, deterministic=not train)
-
-
-class SelfAttention(nn.Module):
-    """softmax(q kᵀ / sqrt(D / heads)) v for each head, then a Dense layer. tokens [B, N, D] -> [B, N, D]."""
-
-    heads: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        batch, count, dim = tokens.shape
-        dense = {
-            "kernel_init": nn.initializers.xavier_uniform(),
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-        }
-        qkv = nn.Dense(3 * dim, name="qkv", **dense)(tokens)
-        query, key, value = jnp.moveaxis(qkv.reshape(batch, count, 3, self.heads, dim // self.heads), 2, 0)
-        mixed = jax.nn.dot_product_attention(query, key, value)
-        return nn.Dense(dim, name="out", **dense)(mixed.reshape(batch, count, dim))
-
+_tiny = partial(ViT, dim=192, depth=12, heads=3)
+_small = partial(ViT, dim=384, depth=12, heads=6)
+_base = partial(ViT, dim=768, depth=12, heads=12)
 
 MODELS.update(
     {
-        "vit_tiny": partial(ViT, dim=192, depth=12, heads=3),
-        "vit_small": partial(ViT, dim=384, depth=12, heads=6),
-        "vit_base": partial(ViT, dim=768, depth=12, heads=12),
+        "vit_tiny": _tiny,
+        "vit_small": _small,
+        "vit_base": _base,
         "vit_large": partial(ViT, dim=1024, depth=24, heads=16),
+        # DeiT without its second token is the ViT of that size.
+        "deit_tiny_distilled": partial(_tiny, distilled=True),
+        "deit_small_distilled": partial(_small, distilled=True),
+        "deit_base_distilled": partial(_base, distilled=True),
     }
 )

@@ -3,11 +3,11 @@
 Methods: rbonn
 """
 
-import jax
 import numpy as np
 
 from jaxface.layers.rbonn import Variant, backtrack, density_mask
 from jaxface.optimizers import last_gradient
+from jaxface.training.distributed import on_host
 from jaxface.training.step import TrainState
 
 
@@ -28,9 +28,9 @@ class DensityGate:
         self.variant, self.tau = variant, tau
 
     def __call__(self, state: TrainState) -> dict[str, float]:
-        params = jax.device_get(state.averaged_params["backbone"])
+        params = on_host(state.averaged_params["backbone"])
         gradients = {} if self.variant == "paper" else last_gradient(state.opt_state).get("backbone", {})
-        layers = list(_layers(params, jax.device_get(gradients)))
+        layers = list(_layers(params, on_host(gradients)))
         masks, kernels, flips = [], [], []
         for layer, gradient in layers:
             kernel = layer["kernel"]

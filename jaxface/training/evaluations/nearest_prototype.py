@@ -4,11 +4,11 @@ Methods: sface
 """
 
 import flax.linen as nn
-import jax
 import numpy as np
 
 from jaxface import metrics
 from jaxface.data.sources.source import Source
+from jaxface.training.distributed import on_host
 from jaxface.training.evaluations.needs import check_not_empty
 from jaxface.training.recognition import class_scores, embed_source
 from jaxface.training.step import TrainState
@@ -31,9 +31,9 @@ class NearestPrototype:
         embeddings = embed_source(self.model, params["backbone"], state.extra, self.source, flip=False)
         classes = len(self.source.class_names)
         if "bias" in params:
-            scores = class_scores(jax.device_get(params), embeddings, classes)
+            scores = class_scores(on_host(params), embeddings, classes)
             correct = float((np.asarray(scores).argmax(axis=1) == self.source.labels).mean())
         else:
-            prototypes = np.asarray(params["prototypes"])[:classes]
+            prototypes = on_host(params["prototypes"])[:classes]
             correct = metrics.nearest_prototype_accuracy(embeddings, prototypes, self.source.labels)
         return {"classification/accuracy": correct}

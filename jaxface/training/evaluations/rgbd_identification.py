@@ -12,6 +12,7 @@ import numpy as np
 from jaxface import data, metrics
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines, l2_normalize
+from jaxface.training.distributed import on_host
 from jaxface.training.rgbd import RgbdClasses, RgbdFeatures, RgbdNetworks
 from jaxface.training.step import TrainState
 
@@ -108,7 +109,7 @@ class RgbdIdentification:
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         networks, learned = self.networks, self.fusion
-        params, classes = jax.device_get((state.averaged_params, state.extra["classes"]))
+        params, classes = on_host((state.averaged_params, state.extra["classes"]))
         if self.to_classes:
             gallery = _class_gallery(classes)
         else:

@@ -123,8 +123,8 @@ def verification_accuracy(embeddings, labels, rng, folds=10, count=1500):
 @pytest.mark.slow
 def test_a_linear_classifier_on_pixels_does_not_solve_verification():
     train, test = (
-        RenderedSource(200, 12, 64).prepare(),
-        RenderedSource(60, 12, 64, first_identity=200).prepare(),
+        RenderedSource(120, 8, 32).prepare(),
+        RenderedSource(48, 8, 32, first_identity=120).prepare(),
     )
     reduced = PCA(150, whiten=True, random_state=0).fit(features(train))
     x, y = reduced.transform(features(train)), reduced.transform(features(test))
@@ -133,7 +133,7 @@ def test_a_linear_classifier_on_pixels_does_not_solve_verification():
     assert verification_accuracy(y, test.labels, rng) < 0.8
     assert verification_accuracy(lda.transform(y), test.labels, rng) < 0.8
     # It is no fault of the images: the same classifier manages cooperative ones, and the coefficients separate.
-    easy = RenderedSource(60, 12, 64, variation=Variation.none()).prepare()
+    easy = RenderedSource(48, 8, 32, variation=Variation.none()).prepare()
     pixels = features(easy)
     assert verification_accuracy(pixels - pixels.mean(0), easy.labels, rng) > 0.9
 
@@ -145,7 +145,7 @@ def test_identity_is_in_the_picture():
     code = np.concatenate([identity.shape, identity.albedo, np.asarray(identity.tone)[:, None]], 1)
     code = np.repeat(code, 4, 0)
     assert verification_accuracy(code, np.repeat(people, 4), np.random.default_rng(0)) > 0.99
-    frontal = RenderedSource(60, 4, 64, variation=Variation.none())
+    frontal = RenderedSource(60, 4, 32, variation=Variation.none())
     pixels = features(frontal)
     distance = euclidean_distances(pixels)
     np.fill_diagonal(distance, np.inf)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxface import data
-from jaxface.data.sources import wider_face
+from jaxface.data.sources import matlab, wider_face
 from jaxface.errors import UserError
 
 TEXT = """0--Parade/a.jpg
@@ -144,7 +144,7 @@ def test_another_list_gets_one_line(tmp_path, folder, monkeypatch):
     other = io.BytesIO()
     savemat(other, {"x": np.zeros(3)})
     path = tmp_path / "list.mat"
-    monkeypatch.setattr(wider_face, "MOST_UNPACKED", 1 << 20)
+    monkeypatch.setattr(matlab, "MAX_UNPACKED", 1 << 20)
     for content, words in (
         (b"\x80\x04pickle" * 40, "is none"),
         (other.getvalue(), "is none: KeyError"),

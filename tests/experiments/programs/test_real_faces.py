@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from experiments import configs
 from experiments.programs import real_faces
 from jaxface import data, inference, metrics, training
 
-ROWS = ["pixels", "rendered only", "fine-tuned"]
+ROWS = list(real_faces.ROWS)
 
 
 @pytest.fixture
@@ -18,9 +19,9 @@ def short(monkeypatch):
     plan = real_faces.fine_tuning
 
     def fine_tuning(*arguments):
-        tuned = plan(*arguments)
+        tuned = dataclasses.replace(plan(*arguments), steps=3)
         asked.append(tuned)
-        return dataclasses.replace(tuned, steps=3)
+        return tuned
 
     monkeypatch.setattr(real_faces, "fine_tuning", fine_tuning)
     return asked
@@ -29,8 +30,9 @@ def short(monkeypatch):
 def test_end_to_end(short, finished, photographs, tmp_path, capsys):
     workdir = tmp_path / "out"
     real_faces.main(["--run", str(finished), "--faces", str(photographs), "--workdir", str(workdir)])
-    table = json.loads((workdir / "real_faces.json").read_text())
-    assert list(table) == ROWS
+    written = json.loads((workdir / "real_faces.json").read_text())
+    table = written["rows"]
+    assert list(table) == ROWS and written["splits"] == 1 and written["gains"] == {}
     for row in table.values():
         assert {"verification/accuracy", "verification/auc", "verification/eer"} <= row.keys()
         assert set(row) <= set(real_faces.REPORTED)
@@ -56,14 +58,47 @@ def test_end_to_end(short, finished, photographs, tmp_path, capsys):
     ]
     for key, value in table["rendered only"].items():
         assert value == pytest.approx(np.mean([report[key] for report in reports]))
-    assert table["fine-tuned"] != table["rendered only"]
+    assert table["fine-tuned"] != table["rendered only"] and table["from scratch"] != table["fine-tuned"]
 
-    # Fine-tuned networks are kept as runs, and the same command resumes from them.
-    for name in ("half-0", "half-1"):
-        assert (workdir / name / "results.json").is_file()
+    # Networks are kept as runs, and the same command resumes from them.
+    for half in (0, 1):
+        for name in ("fine-tuned", "from-scratch"):
+            assert (workdir / f"split-0-half-{half}-{name}" / "results.json").is_file()
     before = (workdir / "real_faces.json").read_bytes()
     real_faces.main(["--run", str(finished), "--faces", str(photographs), "--workdir", str(workdir)])
     assert (workdir / "real_faces.json").read_bytes() == before
+
+
+def test_several_splits_are_paired(short, finished, photographs, tmp_path, monkeypatch):
+    """Four splits into halves with a stand-in for training: the gain is Student's interval over the splits."""
+    plans = []
+
+    def launch(method, plan, run):
+        plans.append(plan)
+        model, backbone, extra, _ = configs.load_network(finished)
+        state = types.SimpleNamespace(averaged_params={"backbone": backbone}, extra=extra)
+        return types.SimpleNamespace(state=state)
+
+    # Fine-tuned networks are as good as 0.8 + 0.01 split, those from scratch always 0.7.
+    def verify(embeddings, labels, pairs):
+        trained = embeddings is not None and len(plans) and embeddings.shape[1] != 256
+        value = 0.7 if not trained or plans[-1].init_from is None else 0.8 + 0.01 * plans[-1].data_seed
+        return dict.fromkeys(real_faces.REPORTED, value)
+
+    monkeypatch.setattr(real_faces, "launch", launch)
+    monkeypatch.setattr(real_faces.metrics, "verify", verify)
+    monkeypatch.setattr(real_faces.training, "embed_source", lambda *_: np.ones((12, 8)))
+    result = real_faces.real_faces(finished, data.Folder(root=str(photographs)), tmp_path, splits=4)
+    assert [plan.data_seed for plan in plans] == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
+    assert [plan.init_from is None for plan in plans] == [False, True] * 8
+    assert all(plan.steps == 3 for plan in plans)
+    _, _, _, config = configs.load_network(finished)
+    assert all(plan.optimizer == config.optimizer for plan in plans[1::2])
+    gains = np.array([0.1, 0.11, 0.12, 0.13])
+    half = 3.182446 * gains.std(ddof=1) / 2
+    for key in real_faces.REPORTED:
+        assert result.gains[key] == pytest.approx((0.115, 0.115 - half, 0.115 + half))
+        assert result.rows["from scratch"][key] == pytest.approx(0.7)
 
 
 def test_fine_tuning_keeps_the_network(finished, photographs):
@@ -84,6 +119,20 @@ def test_pixels_as_embeddings(photographs):
     np.testing.assert_allclose(embeddings[3].reshape(16, 16), gray - gray.mean(), atol=1e-3)
 
 
+def test_centering_takes_the_common_direction_away():
+    rng = np.random.default_rng(0)
+    common = np.array([5.0, 0.0, 0.0, 0.0])
+    one, other = rng.normal(size=(2, 400, 4)) + common
+    moved = real_faces.centered(3 * one, other)
+    np.testing.assert_allclose(
+        moved,
+        one / np.linalg.norm(one, axis=1)[:, None] - (other / np.linalg.norm(other, axis=1)[:, None]).mean(0),
+    )
+    assert (
+        np.linalg.norm(moved.mean(0)) < 0.05 < 0.9 < (one / np.linalg.norm(one, axis=1)[:, None]).mean(0)[0]
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -91,6 +140,7 @@ def test_pixels_as_embeddings(photographs):
         ("--run {tmp} --faces {people}", "holds no bundle.json, and no run"),
         ("--run {finished} --faces {tmp}/nowhere", "nowhere: No such file or directory"),
         ("--run {finished} --faces {tmp}", "no image in"),
+        ("--run {finished} --faces {people} --splits 0", "splits: needs"),
     ],
 )
 def test_bad_input_is_one_line_before_any_compile(

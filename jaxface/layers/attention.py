@@ -1,0 +1,115 @@
+"""Attention of the transformers, which a method extends by its fields: another linear layer, or another mixing of values."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxface.errors import UserError
+
+
+class DotProduct(nn.Module):
+    """softmax(q kᵀ / √d) v for each head; softmax in float32.
+
+    query [B, N, h, d], key and value [B, M, h, d] -> [B, N, h, d]. `mask` is bool, [B or 1, h or 1, N or 1, M]: where it is False
+    a query does not see a key; each query needs a key that it sees.
+    """
+
+    @nn.compact
+    def __call__(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        del train
+        return jax.nn.dot_product_attention(query, key, value, mask=mask)
+
+
+class Attention(nn.Module):
+    """Multi-head attention (arXiv:1706.03762): of tokens to themselves, or to those of another source.
+
+        q, k, v = split(Dense_qkv(tokens));                            y = Dense_out(mix(q, k, v))
+        q = Dense_query(tokens);  k, v = split(Dense_key_value(context))       with a context
+
+    Args:
+      heads: h, a divisor of D.
+      qkv_bias: whether the layers that make q, k and v have a bias.
+      dense: makes a linear layer of (features, use_bias=, kernel_init=, dtype=, param_dtype=, name=), such as `flax.linen.Dense`.
+      mix: makes the module `mix` that mixes values, (query, key, value, mask=, train=) as `DotProduct`: with quantized operands,
+        with a score of the tokens, or by a kernel.
+      out_init: initializer of the output layer's kernel; zeros make a residual branch start as nothing.
+
+    tokens [B, N, D], context [B, M, C] or None, mask as `mix` takes it or None -> [B, N, D].
+
+    Raises:
+      UserError: heads that do not divide D.
+    """
+
+    heads: int
+    qkv_bias: bool = True
+    dense: Callable[..., nn.Module] = nn.Dense
+    mix: Callable[..., nn.Module] = DotProduct
+    out_init: Callable = nn.initializers.xavier_uniform()
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        context: jax.Array | None = None,
+        *,
+        mask: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        dim = tokens.shape[-1]
+        if dim % self.heads:
+            raise UserError(f"heads: needs a divisor of the token size, {dim}, got {self.heads}")
+
+        def project(x, count, name):
+            layer = self.dense(
+                count * dim,
+                use_bias=self.qkv_bias,
+                kernel_init=nn.initializers.xavier_uniform(),
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name=name,
+            )
+            split = layer(x).reshape(*x.shape[:2], count, self.heads, dim // self.heads)
+            return jnp.moveaxis(split, 2, 0)
+
+        if context is None:
+            query, key, value = project(tokens, 3, "qkv")
+        else:
+            (query,), (key, value) = project(tokens, 1, "query"), project(context, 2, "key_value")
+        mixed = self.mix(name="mix")(query, key, value, mask=mask, train=train)
+        return self.dense(
+            dim,
+            kernel_init=self.out_init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="out",
+        )(mixed.reshape(tokens.shape))
+
+
+class LayerScale(nn.Module):
+    """scale · x with one learned scale per channel (arXiv:2103.17239). x [..., D] -> [..., D].
+
+    Weight decay leaves `scale` alone, as it does those of normalizations.
+    """
+
+    start: float = 1e-5
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        start = nn.initializers.constant(self.start)
+        scale = self.param("scale", start, x.shape[-1:], self.param_dtype)
+        return x * scale.astype(self.dtype)
