@@ -366,22 +366,22 @@ def open_bundle(path: str | pathlib.Path, *, best: bool = False) -> Bundle:
     Raises:
       UserError: it is none of them, of a newer format, of another library, or damaged.
     """
-    path = user_path("bundle", path)
-    with reaching(path):
-        is_bundle, is_folder = (path / BUNDLE).is_file(), path.is_dir()
+    place: Any = user_path("bundle", path)  # of this machine, or what etils opens
+    with reaching(place):
+        is_bundle, is_folder = (place / BUNDLE).is_file(), place.is_dir()
     if best and (is_bundle or not is_folder):
         raise UserError("best: needs a run; weights have one state")
     if is_folder and not is_bundle:
-        return _open_run(path, best)
-    if not is_remote(path):
-        return _open_folder(path) if is_bundle else _open_weights(path)
-    with contextlib.closing(Mirror(path if is_bundle else path.parent)) as mirror:
-        names = (BUNDLE, WEIGHTS) if is_bundle else (path.name,)
-        with reaching(path):
+        return _open_run(place, best)
+    if not is_remote(place):
+        return _open_folder(place) if is_bundle else _open_weights(place)
+    with contextlib.closing(Mirror(place if is_bundle else place.parent)) as mirror:
+        names = (BUNDLE, WEIGHTS) if is_bundle else (place.name,)
+        with reaching(place):
             for name in names:
                 mirror.pull(name)
-        bundle = _open_folder(mirror.local) if is_bundle else _open_weights(mirror.local / path.name)
-        return dataclasses.replace(bundle, source=str(path))
+        bundle = _open_folder(mirror.local) if is_bundle else _open_weights(mirror.local / place.name)
+        return dataclasses.replace(bundle, source=str(place))
 
 
 def open_recognizer(path: str | pathlib.Path, *, best: bool = False) -> RecognizerBundle:
