@@ -7,6 +7,7 @@ A run of the launcher says the same beside its checkpoints, and published weight
 are opened alike: `open_recognizer`, `open_detector`, or `open_bundle` for either.
 """
 
+import abc
 import dataclasses
 import functools
 import hashlib
@@ -114,7 +115,7 @@ class EmbeddingNetwork:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class _Bundle:
+class _Bundle(abc.ABC):
     variables: Mapping[str, Any]
     source: str = ""
     license: str | None = None
@@ -133,8 +134,9 @@ class _Bundle:
         text = json.dumps({**said, "weights": self.weights_digest}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
+    @abc.abstractmethod
     def description(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """All but the weights, JSON-like."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
