@@ -358,6 +358,8 @@ def on_page_markdown(markdown, page, config, files):
     address = page.file.src_uri
     if address == "index.md":
         page.meta["hide"] = ["navigation"]
+    if address.startswith(("source/", "repository/", "studies/")):
+        page.meta["search"] = {"exclude": True}  # code and tables of numbers would bury what is explained
     study = re.fullmatch(r"studies/(\w+)/([\w-]+)\.md", address)
     if study:
         markdown = _study(markdown, *study.groups())

@@ -193,6 +193,7 @@ def build(config: Config) -> list[training.Stage]:
     """One stage: the classifier, tested on images of the same classes, or the detector, tested on images it never saw."""
     split = inputs.load(config.data, image_size=config.image_size, seed=config.data_seed)
     if split.protocol == "detection":
+        recipe.check_no_packs(config, "these data train a detector")
         yolo = detector(config, split.train)
         return [detection_stage("detector", detection_recipe(config), split, yolo)]
     model = network(config)

@@ -7,9 +7,10 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from jaxface.errors import UserError
+from jaxface.extras import optional
 from jaxface.paths import local_path, name_text
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -54,15 +55,17 @@ def exit_on_user_error(main):
 
 def show_metrics(metrics: Mapping[str, float], title: str) -> None:
     """A table of results on the terminal."""
-    from rich.console import Console
-    from rich.table import Table
+    show_table(["metric", "value"], [[name, f"{value:.4f}"] for name, value in metrics.items()], title)
 
-    table = Table(title=one_line(title), title_justify="left")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    for name, value in metrics.items():
-        table.add_row(one_line(name), f"{value:.4f}")
-    Console().print(table)
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
+    """A table on the terminal, names in the first column and numbers in the others."""
+    table = optional("rich.table", "train").Table(title=one_line(title), title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(one_line(column), justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*map(one_line, row))
+    optional("rich.console", "train").Console().print(table)
 
 
 def use_compilation_cache() -> None:

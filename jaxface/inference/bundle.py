@@ -7,6 +7,7 @@ A run of the launcher says the same beside its checkpoints, and published weight
 are opened alike: `open_recognizer`, `open_detector`, or `open_bundle` for either.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -37,7 +38,7 @@ from jaxface.interop.files import optional
 from jaxface.interop.state_dict import check_variables, difference
 from jaxface.layers.prototypes import l2_normalize
 from jaxface.models.detection import Detector, RetinaFace, describe, from_description
-from jaxface.paths import local_path, name_text
+from jaxface.paths import is_remote, local_path, name_text, reaching, user_path
 from jaxface.training import (
     map_source,
     read_description,
@@ -46,6 +47,7 @@ from jaxface.training import (
     statistics,
     write_atomically,
 )
+from jaxface.training.mirror import Mirror
 
 FORMAT = 1
 BUNDLE, WEIGHTS = "bundle.json", "weights.safetensors"
@@ -363,13 +365,22 @@ def open_bundle(path: str | pathlib.Path, *, best: bool = False) -> Bundle:
     Raises:
       UserError: it is none of them, of a newer format, of another library, or damaged.
     """
-    path = local_path("bundle", path)
-    is_bundle = (path / BUNDLE).is_file()
-    if best and (is_bundle or not path.is_dir()):
+    path = user_path("bundle", path)
+    with reaching(path):
+        is_bundle, is_folder = (path / BUNDLE).is_file(), path.is_dir()
+    if best and (is_bundle or not is_folder):
         raise UserError("best: needs a run; weights have one state")
-    if is_bundle:
-        return _open_folder(path)
-    return _open_run(path, best) if path.is_dir() else _open_weights(path)
+    if is_folder and not is_bundle:
+        return _open_run(path, best)
+    if not is_remote(path):
+        return _open_folder(path) if is_bundle else _open_weights(path)
+    with contextlib.closing(Mirror(path if is_bundle else path.parent)) as mirror:
+        names = (BUNDLE, WEIGHTS) if is_bundle else (path.name,)
+        with reaching(path):
+            for name in names:
+                mirror.pull(name)
+        bundle = _open_folder(mirror.local) if is_bundle else _open_weights(mirror.local / path.name)
+        return dataclasses.replace(bundle, source=str(path))
 
 
 def open_recognizer(path: str | pathlib.Path, *, best: bool = False) -> RecognizerBundle:

@@ -17,7 +17,7 @@ from jaxface.inference.gallery_rows import BLOCK, CodedRows, ExactRows
 from jaxface.interop.files import optional, replacing
 from jaxface.paths import local_path, name_text
 
-FORMAT = 1
+_FORMAT = 1
 _HEADER = "jaxface_gallery"  # the key of a safetensors file's metadata that says what the file is
 _UNIT = 1e-3  # how far from 1 the length of a row of a file may be
 _AT_ONCE = 8192  # rows that are read together
@@ -195,7 +195,7 @@ class Gallery:
         path = local_path("gallery", path)
         names = json.dumps(self._names).encode()  # ASCII, also of names that are no UTF-8
         rows = 4 * len(self) * self.dim
-        description = {"format": FORMAT, "identity": self.identity, "dim": self.dim, "source": self.source}
+        description = {"format": _FORMAT, "identity": self.identity, "dim": self.dim, "source": self.source}
         header = json.dumps(
             {
                 "__metadata__": {_HEADER: json.dumps(description)},
@@ -306,9 +306,9 @@ def _described(path: pathlib.Path, text: str | None) -> dict[str, Any]:
         description = json.loads(text)
     if not isinstance(description, dict) or type(description.get("format")) is not int:
         raise UserError(f"gallery: {path} is no gallery; jaxface enroll makes one")
-    if description["format"] > FORMAT:
+    if description["format"] > _FORMAT:
         raise UserError(
-            f"gallery: {path} is of format {description['format']}, this library reads up to {FORMAT}; install a newer one"
+            f"gallery: {path} is of format {description['format']}, this library reads up to {_FORMAT}; install a newer one"
         )
     dim, identity = description.get("dim"), description.get("identity")
     if type(dim) is not int or dim < 1 or not isinstance(identity, str):

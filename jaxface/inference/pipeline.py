@@ -73,7 +73,7 @@ class Pipeline:
       UserError: a number out of its range, or a detector without landmarks.
 
     Example:
-      >>> import numpy as np
+      >>> import jax, numpy as np
       >>> from jaxface import inference, models
       >>> module = models.create("mlp_8", embedding=4)
       >>> variables = module.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32), train=False)
@@ -365,7 +365,8 @@ def _embedded(
         embeddings, crops = filled
         rows = jax.lax.dynamic_slice_in_dim(order, number * batch, batch)
         levels = align_faces(images, rows // slots, points[rows], target, size, valid_size=valid_size)
-        pixels = jnp.clip(jnp.round(levels), 0, 255).astype(jnp.uint8)
+        # The crops that are returned are those that the recognizer sees: without the barrier each is rounded by itself.
+        pixels = jax.lax.optimization_barrier(jnp.clip(jnp.round(levels), 0, 255).astype(jnp.uint8))
         unit = l2_normalize(network.features(variables, pixels, flip=flip).astype(jnp.float32))
         start = number * batch
         return (

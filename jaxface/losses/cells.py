@@ -27,8 +27,9 @@ def cell_loss(logits: jax.Array, cells: jax.Array, *, positive_weight: float = 1
 
     Example:
       >>> import jax.numpy as jnp
-      >>> cell_loss(jnp.zeros((1, 1, 2)), jnp.array([[[1, 0]]]), positive_weight=3.0).round(4).tolist()
-      [1.3863]
+      >>> losses = cell_loss(jnp.zeros((1, 1, 2)), jnp.array([[[1, 0]]]), positive_weight=3.0)
+      >>> [round(x, 3) for x in losses.tolist()]
+      [1.386]
     """
     chex.assert_rank(logits, 3)
     chex.assert_equal_shape([logits, cells])

@@ -36,7 +36,7 @@ def detect(photos, *arguments):
         [
             "detect",
             *map(str, arguments),
-            "--weights",
+            "--detector",
             str(photos.parent / "bundle"),
             "--out",
             str(photos.parent / "out"),
@@ -78,9 +78,8 @@ def test_drawings_can_be_left_out(photos):
     [
         (["b.png", "none.png"], "none of 2 can be read"),
         (["empty"], "no image in the folder"),
-        (["a.png", "--threshold", "2"], "threshold: needs a number from 0 to 1"),
+        (["a.png", "--score", "2"], "score: needs a number from 0 to 1"),
         (["a.png", "--best"], "best: needs a run"),
-        (["a.png", "--run", "nowhere"], "not allowed with"),
         ([], "required: PHOTO"),
     ],
 )
@@ -94,9 +93,17 @@ def test_mistakes_are_one_line(photos, monkeypatch, capsys, arguments, words):
     assert all(line.startswith("skipped ") for line in said[:-1])
 
 
+def test_json_is_all_that_is_printed(photos, capsys, monkeypatch):
+    monkeypatch.chdir(photos)
+    cli.main(["detect", "a.png", "--detector", str(photos.parent / "bundle"), "--json"])
+    (row,) = json.loads(capsys.readouterr().out)["photographs"]
+    assert row["photo"] == "a.png" and len(row["faces"]) == 1 and "drawing" not in row
+    assert sorted(p.name for p in photos.iterdir()) == ["a.png", "b.png", "more"]
+
+
 def test_a_run_without_a_detector_is_named(photos, capsys):
     with pytest.raises(SystemExit):
-        cli.main(["detect", str(photos), "--run", str(photos)])
+        cli.main(["detect", str(photos), "--detector", str(photos)])
     assert capsys.readouterr().err == (
         f"error: bundle: {photos} holds no bundle.json, and no run of a recognizer or a detector\n"
     )

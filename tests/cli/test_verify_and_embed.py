@@ -20,7 +20,7 @@ def photograph(light):
     """A red square, of another tint for another person."""
     image = red_square.photograph(96, 64, ONE)
     red = image[..., 0] == 255
-    image[20:40, :, 1][red[20:40]], image[40:, :, 2][red[40:]] = light, 40 - light
+    image[red, 1], image[red, 2] = light, 48 - light
     return image
 
 
@@ -38,7 +38,7 @@ def places(tmp_path_factory):
     inference.save_bundle(root / "plain", inference.RecognizerBundle(**fields, alignment=None))
     inference.save_bundle(root / "d", red_square.bundle(spread=1.0))
     Image.fromarray(photograph(0)).save(root / "a.png")
-    Image.fromarray(photograph(40)).save(root / "b.png")
+    Image.fromarray(photograph(48)).save(root / "b.png")
     Image.fromarray(red_square.photograph(96, 64, NONE)).save(root / "none.png")
     exif, buffer = Image.Exif(), io.BytesIO()
     exif[0x0112] = 6  # turn by 90° clockwise to see it upright

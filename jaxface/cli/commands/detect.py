@@ -1,9 +1,10 @@
 """Finds faces in photographs: boxes, five points and scores as JSON, drawn on copies.
 
-    jaxface detect PHOTO… --run RUN                 a detector that a run of the launcher has trained
-    jaxface detect PHOTO… --weights FILE            published RetinaFace weights, or the folder of a bundle
+    jaxface detect PHOTO… --detector DETECTOR --out DIR     detections.json and drawings in a folder
+    jaxface detect PHOTO… --detector DETECTOR --json        one JSON document on the terminal, and nothing else
 
-A photograph may be a folder of them. Coordinates in the JSON are pixels of the upright photograph, the origin at its top left.
+DETECTOR is the work directory of a run that has trained one, the folder of a bundle, or published RetinaFace weights. A
+photograph may be a folder of them. Coordinates in the JSON are pixels of the upright photograph, the origin at its top left.
 """
 
 import argparse
@@ -26,14 +27,13 @@ def _arguments(arguments: list[str]):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="image, or folder of images")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", help="work directory of a run that trained a detector")
-    source.add_argument(
-        "--weights", help="RetinaFace weights (.pth, .safetensors), or the folder of a bundle"
+    parser.add_argument(
+        "--detector", required=True, help="work directory of a run, folder of a bundle, or published weights"
     )
     parser.add_argument("--best", action="store_true", help="of a run: the best checkpoint, not the newest")
-    parser.add_argument("--out", default="detections", help="folder for detections.json and the drawings")
-    parser.add_argument("--threshold", type=float, default=0.8, help="smallest score, 0 to 1; default 0.8")
+    parser.add_argument("--out", metavar="DIR", help="folder for both; detections unless --json is given")
+    parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    parser.add_argument("--score", type=float, default=0.8, help="smallest score, 0 to 1; default 0.8")
     parser.add_argument(
         "--size",
         type=int,
@@ -44,7 +44,10 @@ def _arguments(arguments: list[str]):
         "--batch-size", type=int, default=8, help="images that are computed together; default 8"
     )
     parser.add_argument("--no-drawings", action="store_true", help="write the JSON alone")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.out is None and not options.json:
+        options.out = "detections"
+    return options
 
 
 def _faces(detections, class_names: tuple[str, ...]) -> list[dict]:
@@ -67,22 +70,24 @@ def _faces(detections, class_names: tuple[str, ...]) -> list[dict]:
 def main(arguments: list[str]) -> None:
     """Detects, writes and says how many."""
     options = _arguments(arguments)
-    if options.best and options.run is None:
-        raise UserError("best: needs a run; weights have one state")
-    paths, out = listed_photographs(options.photos), local_path("out", options.out)
+    paths = listed_photographs(options.photos)
+    out = None if options.out is None else local_path("out", options.out)
     use_compilation_cache()
     from jaxface import inference
+    from jaxface.checks import Fraction, check_number
     from jaxface.data.sources.images import CorruptImage, decode_image, encode_image
     from jaxface.data.transforms.drawing import draw_boxes
     from jaxface.training import write_atomically
 
-    bundle = inference.open_detector(options.run or options.weights, best=options.best)
+    check_number("score", options.score, Fraction)
+    bundle = inference.open_detector(options.detector, best=options.best)
     detect = inference.PhotoDetector(
-        bundle, threshold=options.threshold, longest=options.size, batch_size=options.batch_size
+        bundle, threshold=options.score, longest=options.size, batch_size=options.batch_size
     )
     rows, count = [], 0
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
         names = drawing_names(paths)
         for start in range(0, len(paths), _AT_ONCE):
             images, readable = [], []
@@ -98,7 +103,7 @@ def main(arguments: list[str]) -> None:
                 faces = _faces(found, bundle.class_names)
                 rows[number] |= {"width": image.shape[1], "height": image.shape[0], "faces": faces}
                 count += len(faces)
-                if not options.no_drawings:
+                if out is not None and not options.no_drawings:
                     drawn = draw_boxes(
                         image,
                         found.boxes,
@@ -111,10 +116,15 @@ def main(arguments: list[str]) -> None:
         unread = sum("error" in row for row in rows)
         if unread == len(paths):
             raise UserError(f"photo: none of {len(paths)} can be read")
-        written = {"detector": bundle.source, "threshold": options.threshold, "photographs": rows}
-        write_atomically(out / "detections.json", json.dumps(written, indent=2) + "\n")
+        written = {"detector": name_text(bundle.source), "score": options.score, "photographs": rows}
+        document = json.dumps(written, indent=2) + "\n"
+        if out is not None:
+            write_atomically(out / "detections.json", document)
     except OSError as error:
         raise UserError(f"out: cannot write to {out}: {error.strerror or error}") from None
+    if options.json:
+        sys.stdout.write(document)
+        return
     skipped = f", {unread} skipped" if unread else ""
     say(f"{count} faces in {len(paths) - unread} photographs{skipped}: {out / 'detections.json'}")
 

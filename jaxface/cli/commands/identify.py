@@ -27,7 +27,7 @@ from jaxface.cli.photos import (
 from jaxface.errors import UserError
 from jaxface.paths import local_path, name_text
 
-UNKNOWN = "unknown"
+_UNKNOWN = "unknown"
 
 
 def _arguments(arguments: list[str]):
@@ -83,13 +83,13 @@ class _Identifier:
 
 def _label(row: dict) -> str:
     similarity = row["matches"][0]["similarity"]
-    return UNKNOWN if row["identity"] is None else f"{row['identity']} {similarity:.2f}"
+    return _UNKNOWN if row["identity"] is None else f"{row['identity']} {similarity:.2f}"
 
 
 def _sentence(row: dict) -> str:
     first, *others = (f"{match['name']} {match['similarity']:.2f}" for match in row["matches"])
     if row["identity"] is None:
-        return f"{UNKNOWN} (nearest {', '.join([first, *others])})"
+        return f"{_UNKNOWN} (nearest {', '.join([first, *others])})"
     return first + (f" (then {', '.join(others)})" if others else "")
 
 
@@ -225,7 +225,7 @@ def _frames(capture, options) -> Iterator[tuple]:
 
 
 def _people(rows: list[dict]) -> list[str]:
-    return sorted(row["identity"] or UNKNOWN for row in rows)
+    return sorted(row["identity"] or _UNKNOWN for row in rows)
 
 
 def _window(cv2) -> bool:

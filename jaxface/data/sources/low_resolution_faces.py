@@ -30,8 +30,8 @@ from jaxface.metrics.recognition.benchmarks import gallery_report
 from jaxface.metrics.recognition.low_resolution import rank1_by_distance
 from jaxface.paths import local_path, name_text
 
-DISTANCES = {1: "4.2m", 2: "2.6m", 3: "1m"}
-"""Of SCface: what the number at the end of a name means."""
+DISTANCES = ("d1", "d2", "d3")
+"""Of SCface: 4.2, 2.6 and 1 m from the cameras, by the number at the end of a name."""
 _CAMERAS = range(1, 6)  # 6 and 7 see infrared
 _CROP = 112  # side at which the template of the landmarks is defined
 
@@ -69,7 +69,7 @@ class ScfaceSource(_Searched):
     """One frontal photograph of each person as the gallery, and what five visible-light cameras saw of them at three distances.
 
     Attributes:
-      distances: [N] the distance of each record, "4.2m", "2.6m" or "1m"; "" of the gallery.
+      distances: [N] the distance of each record, "d1" (4.2 m), "d2" (2.6 m) or "d3" (1 m); "" of the gallery.
       num_gallery: how many records are the gallery; the probes come after.
     """
 
@@ -105,7 +105,7 @@ class ScfaceSource(_Searched):
         if len(names) != len(people):
             raise UserError(f"root: needs one photograph of each person in {name_text(mugshots)}")
         distances = [""] * len(names)
-        for number, distance in DISTANCES.items():
+        for number, distance in enumerate(DISTANCES, start=1):
             folder = root / f"surveillance_cameras_distance_{number}"
             for name, match in _matching(root, folder, rf"(\d{{3}})_cam(\d)_{number}").items():
                 if int(match[1]) <= skip or int(match[2]) not in _CAMERAS:

@@ -303,7 +303,7 @@ def align_faces(
     left, top = jnp.floor(source_x), jnp.floor(source_y)
     share_x, share_y = source_x - left, source_y - top
     left, top = left.astype(jnp.int32), top.astype(jnp.int32)
-    rows = images.reshape(batch * height * width, channels)
+    rows = jnp.asarray(images).reshape(batch * height * width, channels)
     first = (image_ids * (height * width)).astype(jnp.int32)[:, None, None]
     limit_y, limit_x = sizes[:, 0, None, None], sizes[:, 1, None, None]
 

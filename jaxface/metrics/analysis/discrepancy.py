@@ -319,7 +319,7 @@ def discrepancy_weight(labeled, discrepancy) -> float:
       ValueError: shapes differ or are not [N].
 
     Example:
-      >>> discrepancy_weight([0.2, 0.4, 0.6], [0.1, 0.5, 0.9])
+      >>> round(discrepancy_weight([0.2, 0.4, 0.6], [0.1, 0.5, 0.9]), 3)
       0.5
     """
     labeled, discrepancy = (np.asarray(x, np.float64) for x in (labeled, discrepancy))

@@ -53,6 +53,16 @@ def template_report(embeddings, pairs: Pairs, search: TemplateSearch | None = No
 
     Raises:
       ValueError: shapes or indices that do not fit. UserError: pairs of one kind only, or a gallery that no probe belongs to.
+
+    Example:
+      >>> import numpy as np
+      >>> from jaxface.metrics import Pairs
+      >>> templates = np.array([[1.0, 0.0], [0.0, 1.0], [0.8, 0.6], [0.6, 0.8]])
+      >>> pairs = Pairs(np.array([[0, 2], [1, 2], [0, 3], [1, 3]]), np.array([True, False, False, True]), folds=1)
+      >>> search = TemplateSearch(([0], [1]), ([5], [6]), [2, 3], [5, 6])
+      >>> report = template_report(templates, pairs, search)
+      >>> report["verification/auc"], report["one_gallery/rank1"]
+      (1.0, 1.0)
     """
     scores = pair_similarities(embeddings, pairs.indices)
     genuine, impostor = np.sort(scores[pairs.same]), np.sort(scores[~pairs.same])
@@ -98,6 +108,7 @@ def _search_report(embeddings: np.ndarray, search: TemplateSearch) -> dict[str, 
 
 def _mates(people: np.ndarray, probe_people: np.ndarray) -> np.ndarray:
     """[P], the place of each probe's person in a gallery, -1 where it is not there."""
+    people, probe_people = np.asarray(people), np.asarray(probe_people)
     order = np.argsort(people)
     place = order[np.minimum(np.searchsorted(people[order], probe_people), len(people) - 1)]
     return np.where(people[place] == probe_people, place, -1)
@@ -118,6 +129,12 @@ def refined_probes(features, labels, noisy, *, seed: int = 0) -> np.ndarray:
 
     Raises:
       ValueError: shapes disagree. UserError: a person without a clean image.
+
+    Example:
+      >>> import numpy as np
+      >>> features = np.array([[3.0, 0.0], [0.0, 2.0], [-1.0, 0.0]])
+      >>> refined_probes(features, [0, 0, 0], [False, False, True])[2].round(2).tolist()
+      [0.7099999785423279, 0.7099999785423279]
     """
     unit = np.array(normalize(checks.real_array("features", features, ndim=2)))
     labels = checks.integer_array("labels", labels, len(unit))
@@ -146,6 +163,14 @@ def megaface_report(probes, labels, distractors, *, seed: int = 0) -> dict[str, 
 
     Raises:
       ValueError, UserError: as `distractor_rank1`; fewer than ten distractors.
+
+    Example:
+      >>> import numpy as np
+      >>> probes = np.array([[1.0, 0.1], [1.0, -0.1], [0.5, 1.0]])
+      >>> distractors = np.stack([np.cos(np.arange(2, 12)), np.sin(np.arange(2, 12))], axis=1)
+      >>> report = megaface_report(probes, [0, 0, 1], distractors)
+      >>> report["identification/distractor_rank1@10"], report["verification/tar@1e-1"]
+      (0.5, 1.0)
     """
     distractors = checks.real_array("distractors", distractors, ndim=2)
     sizes = [10**k for k in range(1, 8) if 10**k <= len(distractors)]

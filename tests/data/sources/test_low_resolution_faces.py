@@ -37,11 +37,11 @@ def test_scface_is_a_gallery_and_three_distances(tmp_path):
     source = data.ScfaceSource(tmp_path, image_size=12)
     assert source.class_names == ["051", "052", "053"] and source.num_gallery == 3
     assert len(source) == 3 + 3 * 3 * 2 and source.labels[:3].tolist() == [0, 1, 2]
-    assert {d: (source.distances == d).sum() for d in ("", "4.2m", "2.6m", "1m")} == {
+    assert {d: (source.distances == d).sum() for d in ("", "d1", "d2", "d3")} == {
         "": 3,
-        "4.2m": 6,
-        "2.6m": 6,
-        "1m": 6,
+        "d1": 6,
+        "d2": 6,
+        "d3": 6,
     }
     assert all(
         f"{source.class_names[source.labels[i]]}_" in source.record_names[i] for i in range(len(source))
@@ -58,13 +58,13 @@ def test_scface_by_distance(tmp_path):
     """Oracle: the nearest of the gallery, counted one by one."""
     scface(tmp_path)
     source = data.ScfaceSource(tmp_path, image_size=8)
-    noise = {"": 0.1, "4.2m": 2.0, "2.6m": 0.7, "1m": 0.1}
+    noise = {"": 0.1, "d1": 2.0, "d2": 0.7, "d3": 0.1}
     rng = np.random.default_rng(0)
     features = np.array([np.eye(3)[source.labels[i]] for i in range(len(source))])
     features += rng.normal(size=features.shape) * [[noise[d]] for d in source.distances]
     report = source.report(features, np.ones(len(source)))
     rates = {}
-    for distance in ("4.2m", "2.6m", "1m"):
+    for distance in ("d1", "d2", "d3"):
         hits = []
         for i in np.flatnonzero(source.distances == distance):
             cosines = [
@@ -73,7 +73,7 @@ def test_scface_by_distance(tmp_path):
             ]
             hits.append(np.argmax(cosines) == source.labels[i])
         rates[distance] = np.mean(hits)
-    assert 0 < rates["4.2m"] < 1 == rates["1m"]
+    assert 0 < rates["d1"] < 1 == rates["d3"]
     expected = {f"identification/rank1@{d}": rate for d, rate in rates.items()}
     expected |= {"identification/rank1": np.mean(list(rates.values())), "data/left_out": 0.0}
     assert report == pytest.approx(expected)

@@ -21,7 +21,11 @@ SMALL = dict(
 )
 
 
-CHANGES = {"cloak": {"people": 2, "photos": 1, "tests": 2}}
+CHANGES = {
+    "cloak": {"people": 2, "photos": 2, "tests": 2},
+    "gabn": {"data": dataclasses.replace(SMALL["data"], identities=80, held_out_identities=80)},
+    "lrfr": {"sizes": (4, 6, 8), "probe_sizes": (4, 16)},
+}
 
 
 def packed(evaluate) -> list[training.PackVerification]:
@@ -34,15 +38,24 @@ def packed(evaluate) -> list[training.PackVerification]:
 RECIPES = [m for m in methods.descriptions() if issubclass(configs.method_module(m).Config, Recipe)]
 
 
-@pytest.mark.parametrize("method", [m for m in RECIPES if m not in ("acw", "gabn")])
-def test_every_recipe_takes_packs(method, packs):
-    """One network of the run, the last that is evaluated by verification, has them; gabn is tried below."""
-    config = dataclasses.replace(configs.method_module(method).Config(), **SMALL, validate_packs=str(packs))
+@pytest.mark.parametrize("method", [method for method in RECIPES if method != "acw"])
+def test_every_recipe_takes_packs(method, packs, monkeypatch):
+    """The last network of a run has them; where stages depend on those before, they are opened before any runs."""
+    made = []
+
+    class Recorded(training.PackVerification):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+    monkeypatch.setattr(training, "PackVerification", Recorded)
+    changes = SMALL | CHANGES.get(method, {})
+    config = dataclasses.replace(configs.method_module(method).Config(), **changes, validate_packs=str(packs))
     stages = configs.build(method, config)
-    stages = stages if isinstance(stages, Sequence) else [next(iter(stages))]
-    evaluations = [found for stage in stages for found in packed(stage.evaluate)]
-    assert evaluations and all(sorted(e.packs) == ["first", "second"] for e in evaluations)
-    assert all(pack.image_shape == (16, 16, 3) for pack in evaluations[0].packs.values())
+    assert made and all(list(evaluation.packs) == ["first", "second"] for evaluation in made)
+    assert all(pack.image_shape == (16, 16, 3) for pack in made[0].packs.values())
+    if isinstance(stages, Sequence):
+        assert [found for stage in stages for found in packed(stage.evaluate)] == made
 
 
 def test_packs_at_the_cadence_and_in_the_results(tiny, packs, tmp_path):
@@ -81,6 +94,11 @@ def test_one_line_before_any_step(tiny, packs, tmp_path, refusal):
     assert said.endswith("nowhere: No such file or directory")
     said = refused("sface", "--preset", "digits", "--validate-packs", packs)
     assert said == "validate_packs: needs a network of square color images, got 8x8 of 1 channels"
+    scenes = data.Scenes(scenes=2, held_out_scenes=2, people=1, held_out_people=1, per_person=1)
+    with pytest.raises(UserError, match=r"^validate_packs: needs a network that .* train a detector$"):
+        configs.build(
+            "ddc", configs.method_module("ddc").Config(data=scenes, image_size=32, validate_packs=str(packs))
+        )
     with pytest.raises(
         UserError, match=r"^validate_packs: needs a network that the run trains on photographs"
     ):

@@ -169,6 +169,26 @@ def test_flip_adds_before_it_normalizes():
     )
 
 
+def test_views_side_by_side_compare_by_the_mean_of_their_cosines():
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(2, 3, 4, 1)), jnp.float32)
+
+    def embed(x):
+        return x.reshape(len(x), -1)
+
+    plain = np.asarray(images).reshape(2, -1)
+    mirrored = np.asarray(images)[:, :, ::-1].reshape(2, -1)
+    both = np.asarray(flip_embeddings(embed, images, flip="concat"))
+    assert both.shape == (2, 24)
+    views = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (plain, mirrored)]
+    np.testing.assert_allclose(both[0] @ both[1], np.mean([v[0] @ v[1] for v in views]), atol=1e-6)
+    raw = flip_embeddings(embed, images, flip="concat", unit=False)
+    np.testing.assert_allclose(raw, np.hstack([plain, mirrored]), rtol=1e-6)
+    np.testing.assert_allclose(flip_embeddings(embed, images, flip="none"), views[0], atol=1e-6)
+    with pytest.raises(UserError, match=r"^flip: needs one of none, sum, concat, got 'both'$"):
+        flip_embeddings(embed, images, flip="both")
+
+
 def test_flip_needs_four_axes():
     with pytest.raises(ValueError, match=r"images: needs shape \[B, H, W, C\]"):
         flip_embeddings(lambda x: x, jnp.zeros((2, 2, 1)))
