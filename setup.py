@@ -42,7 +42,7 @@ DETECTION = [
     "pycocotools>=2.0.10",  # COCO's evaluation, its own code
     "scipy>=1.14",  # matching of ellipses, lists of WIDER FACE
 ]
-TRACKERS = ["wandb>=0.19", "mlflow-skinny>=3"]  # writers beside JSON lines and TensorBoard
+TRACKING = ["wandb>=0.19", "mlflow-skinny>=3"]  # writers beside JSON lines and TensorBoard
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"]
 NOTEBOOKS = ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6"]  # scripts as notebooks, and executed
 
@@ -52,7 +52,7 @@ _PEOPLE = [
     *INTEROP,
     *GALLERY,
     *DETECTION,
-    *TRACKERS,
+    *TRACKING,
 ]  # all that needs no device and no developer
 
 setup(
@@ -108,7 +108,7 @@ setup(
         "inference": INFERENCE,
         "gallery": GALLERY,
         "detection": DETECTION,
-        "trackers": TRACKERS,
+        "tracking": TRACKING,
         "docs": DOCS,
         "notebooks": NOTEBOOKS,
         "bench": ["torch>=2.4"],

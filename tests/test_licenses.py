@@ -72,7 +72,7 @@ def notice() -> str:
         "inference",
         "gallery",
         "detection",
-        "trackers",
+        "tracking",
         "docs",
         "notebooks",
     ):

@@ -288,7 +288,7 @@ def test_every_module_that_needs_an_extra_names_it():
         [
             sys.executable,
             "-c",
-            f"{WITHOUT_EXTRAS}\nfrom jaxface.cli.main import main; main(['detect', 'x.png'])",
+            f"{WITHOUT_EXTRAS}\nfrom jaxface.cli.main import main; main('detect . --detector d'.split())",
         ],
         cwd=ROOT,
         capture_output=True,

@@ -13,7 +13,7 @@ from jaxface.errors import UserError
 from jaxface.metrics.recognition.verification import normalize
 
 
-def correct_top_k(logits: jax.Array | np.ndarray, labels: jax.Array | np.ndarray, *, k: int = 1) -> jax.Array:
+def correct_top_k(logits: jax.Array, labels: jax.Array, *, k: int = 1) -> jax.Array:
     """Whether the true class is among the k highest; pure and jittable, for a training step.
 
         #{j : z_j > z_y  or  (z_j = z_y and j < y)} < k
@@ -56,7 +56,7 @@ def top_k_accuracy(logits, labels, *, k: int = 1) -> float:
     """
     logits = checks.real_array("logits", logits, ndim=2)
     labels = checks.index_array("labels", labels, *logits.shape)
-    return float(np.asarray(correct_top_k(logits, labels, k=k), np.float64).mean())
+    return float(np.asarray(correct_top_k(jnp.asarray(logits), jnp.asarray(labels), k=k), np.float64).mean())
 
 
 def accuracy(logits, labels) -> float:
