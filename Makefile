@@ -9,11 +9,12 @@ UNOPTIMIZED := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_p
 WORKDIR ?= runs/demo
 METHOD ?= sface
 HAS_JAX := import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, ("jax", "flax", "optax"))))
+TYPED := $(addprefix jaxface/,losses metrics layers boxes inference)
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo real-faces test test-times test-slow test-aot test-accelerator lint format bench bench-kernels gpu-report tpu-aot reproduce clean
+.PHONY: help venv demo real-faces test test-times test-slow test-aot test-accelerator lint format bench bench-kernels gpu-report tpu-aot reproduce docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -23,7 +24,8 @@ venv: $(STAMP)  ## the environment alone, in .venv
 $(STAMP): setup.py constraints.txt pyproject.toml .python-version
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 12) else f"Python {v[0]}.{v[1]} is too old: jaxface needs 3.12 or newer; set PYTHON=/path/to/python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt \
+		--config-settings editable_mode=compat --editable '.[test]'
 	@touch $@
 
 demo: $(STAMP)  ## train SFace on rendered faces and verify on people it never saw (WORKDIR=runs/demo)
@@ -60,9 +62,10 @@ test-accelerator:  ## the kernels against the reference on this machine's GPU or
 	@if $(PYTHON) -c '$(HAS_JAX)'; then python=$(PYTHON); else $(MAKE) --no-print-directory venv && python=$(BIN)/python; fi; \
 		$$python -m pytest -q -m accelerator tests/accelerator $(ARGS)
 
-lint: $(STAMP)  ## ruff: formatting and lint
+lint: $(STAMP)  ## ruff: formatting and lint; ty: types of what people call
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
+	$(BIN)/ty check --quiet --python $(VENV) $(TYPED)
 
 format: $(STAMP)  ## let ruff format the code
 	$(BIN)/ruff format --quiet .
@@ -95,6 +98,9 @@ tpu-aot: $(COMPILERS)/.installed  ## compile the steps of 10^8 and 10^9 identiti
 
 reproduce: $(STAMP)  ## METHOD=sface against its baselines over seeds
 	$(BIN)/python -m experiments.reproduce $(METHOD) $(ARGS)
+
+docs: $(STAMP)  ## build the documentation as a site, strictly, into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove the environment and the caches, keep the runs
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis *.egg-info

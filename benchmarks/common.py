@@ -31,12 +31,17 @@ def folder_argument(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def cores() -> int:
+    """Processor cores that this process may use; where the system does not say, all that there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def device_name() -> str:
     """A folder name for the device, such as `cpu-2-cores` or `nvidia-h200`."""
     device = jax.devices()[0]
-    return device_folder(
-        f"cpu {len(os.sched_getaffinity(0))} cores" if device.platform == "cpu" else device.device_kind
-    )
+    return device_folder(f"cpu {cores()} cores" if device.platform == "cpu" else device.device_kind)
 
 
 def device_folder(kind: str) -> str:
@@ -242,7 +247,7 @@ def write(
         "device": jax.devices()[0].device_kind,
         "platform": jax.devices()[0].platform,
         "device_count": jax.device_count(),
-        "cpu_cores": len(os.sched_getaffinity(0)),
+        "cpu_cores": cores(),
         "clocks": clocks() if clock else None,
         "versions": versions(*packages),
         "commit": commit(),

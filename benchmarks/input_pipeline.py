@@ -91,7 +91,7 @@ def loop(decode: Callable[[bytes], np.ndarray], files: list[bytes]) -> Callable[
 
 def stream(source: Source, augment: Augment | None, workers: int, arguments: argparse.Namespace) -> dict:
     """The pipeline with so many workers, once what it worked ahead while it started is used up."""
-    ahead = PREFETCH if workers else len(os.sched_getaffinity(0))
+    ahead = PREFETCH if workers else common.cores()
     began = time.perf_counter()
     taken = batches(
         source,
@@ -167,7 +167,7 @@ def main() -> None:
     if min(arguments.workers) < 0 or arguments.repeats < 1 or arguments.seconds <= 0:
         parser.error("needs workers >= 0, repeats >= 1 and seconds > 0")
     cv2.setNumThreads(1)
-    sys.stdout.write(f"on {len(os.sched_getaffinity(0))} cores\n")
+    sys.stdout.write(f"on {common.cores()} cores\n")
     rows = run(arguments)
     options = {key: value for key, value in vars(arguments).items() if key != "folder"}
     path = common.write(

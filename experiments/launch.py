@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments import methods
 from jaxface.cli import console
@@ -17,28 +18,35 @@ if TYPE_CHECKING:  # imported where they are used: `--list` and `--help` answer 
     from experiments import configs
     from jaxface import training
 
+RESULTS = "results.json"
+"""File of a work directory with the results of a run that is done."""
 USAGE = "usage: python -m experiments.launch METHOD [--help | flags], or --list"
 
 
-def launch(method: str, config, run: configs.Run) -> training.Outcome:
-    """Runs a configured method in its work directory, from its beginning or from where it was interrupted.
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run that nothing is wrong with as far as can be told before anything is compiled or written."""
 
-    Everything that can be refused is refused before the first compilation.
+    workdir: pathlib.Path
+    written: dict
+    parallel: Any
+    stages: Any
+    tracking: training.Tracking
+    profile: training.ProfiledSteps | None
+
+
+def prepare(method: str, config, run: configs.Run) -> Prepared:
+    """Everything that can be refused is refused here, before the first compilation; writes nothing.
 
     Raises:
       UserError: data, batch size, work directory or configuration that cannot be used.
-      Diverged: a loss became NaN or infinite.
       KernelError: a kernel cannot do what the configuration asks for.
-
-    Before the first checkpoint these two let the work directory go, so that the corrected command may have it.
     """
     import jax
 
     from experiments import configs
     from jaxface import training
     from jaxface.checks import check_fields
-    from jaxface.training.workdir import writing
-    from pallas_kernels.common import KernelError
 
     parallel = training.make_parallel(run.parallel, model_shards=run.model_shards, shard=run.shard)
     check_fields(run)
@@ -50,22 +58,45 @@ def launch(method: str, config, run: configs.Run) -> training.Outcome:
     profile = None if run.profile is None else training.ProfiledSteps.parse(run.profile)
     training.check_workdir(workdir, written)
     stages = configs.build(method, config)
-    if isinstance(stages, Sequence) and stages[0].compile_init:
-        # Traced for what it refuses: images that the network cannot take, prototypes that do not divide.
-        first = jax.eval_shape(stages[0].init, jax.eval_shape(lambda: jax.random.key(0)), None)
-        parallel.shardings(first, stages[0].sharding)
+    if isinstance(stages, Sequence):
+        if profile is not None:
+            profile.check(sum(stage.steps for stage in stages))
+        if stages[0].compile_init:
+            # Traced for what it refuses: images that the network cannot take, prototypes that do not divide.
+            first = jax.eval_shape(stages[0].init, jax.eval_shape(lambda: jax.random.key(0)), None)
+            parallel.shardings(first, stages[0].sharding)
+    return Prepared(workdir, written, parallel, stages, tracking, profile)
+
+
+def launch(method: str, config, run: configs.Run) -> training.Outcome:
+    """Runs a configured method in its work directory, from its beginning or from where it was interrupted.
+
+    Raises:
+      UserError: as `prepare`.
+      Diverged: a loss became NaN or infinite.
+      KernelError: as `prepare`.
+
+    Before the first checkpoint these two let the work directory go, so that the corrected command may have it.
+    """
+    import jax
+
+    from jaxface import training
+    from jaxface.training.workdir import writing
+    from pallas_kernels.common import KernelError
+
+    prepared = prepare(method, config, run)
     # Claimed last, so that a mistake found by `build` can be corrected and launched again in the same folder.
-    workdir = training.open_workdir(workdir, written)
+    workdir = training.open_workdir(prepared.workdir, prepared.written)
     try:
         outcome = training.run(
-            stages,
+            prepared.stages,
             seed=config.seed,
-            parallel=parallel,
+            parallel=prepared.parallel,
             cadence=run.cadence,
             workdir=workdir,
             progress=not run.quiet,
-            tracking=tracking,
-            profile=profile,
+            tracking=prepared.tracking,
+            profile=prepared.profile,
         )
     except (training.Diverged, KernelError):
         if jax.process_index() == 0:
@@ -77,9 +108,9 @@ def launch(method: str, config, run: configs.Run) -> training.Outcome:
             "device": jax.devices()[0].device_kind,
             "devices": jax.device_count(),
         }
-        results = {"method": method, "metrics": outcome.metrics, **versions}
-        with writing(workdir / "results.json"):
-            training.write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+        results = {"method": method, "metrics": outcome.metrics, "best": outcome.best, **versions}
+        with writing(workdir / RESULTS):
+            training.write_atomically(workdir / RESULTS, json.dumps(results, indent=2) + "\n")
         if not run.quiet:
             console.show_metrics(outcome.metrics, f"{method}: {workdir}")
     return outcome

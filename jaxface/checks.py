@@ -170,7 +170,7 @@ def check_finite(name: str, values: jax.Array) -> None:
         _need_finite(name, np.asarray(values, np.float32))
 
 
-def check_unit_rows(name: str, rows: jax.Array, *, zeros: bool = False) -> None:
+def check_unit_rows(name: str, rows: jax.typing.ArrayLike, *, zeros: bool = False) -> None:
     """Holds rows [..., D] to length 1, within `UNIT_TOLERANCE`.
 
     Args:

@@ -5,10 +5,13 @@ A path is one of this machine (`pathlib.Path`), or the address of a place elsewh
 of this machine calls `local_path`.
 """
 
+import contextlib
+import errno
 import importlib.util
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from jaxface.errors import UserError
@@ -95,6 +98,40 @@ def absolute(path: "Path") -> "Path":
 def file_size(path: "Path") -> int:
     """Bytes of a file; raises OSError where there is none."""
     return path.stat().length if is_remote(path) else path.stat().st_size
+
+
+@contextlib.contextmanager
+def reaching(path: os.PathLike) -> Iterator[None]:
+    """What is read inside may be elsewhere: whatever a library raises that cannot reach it becomes one line.
+
+    Raises:
+      UserError: anything but a missing file, where `path` is an address. Local errors pass as they are.
+    """
+    try:
+        yield
+    except (UserError, FileNotFoundError, NotADirectoryError):
+        raise
+    except Exception as error:
+        if not is_remote(path):
+            raise
+        raise UserError(f"{path} cannot be reached: {reason_of(error)}") from error
+
+
+@contextlib.contextmanager
+def as_os_error() -> Iterator[None]:
+    """What a library raises that reads or writes elsewhere, under its own names, becomes an OSError."""
+    try:
+        yield
+    except (OSError, UserError):
+        raise
+    except Exception as error:
+        raise OSError(errno.EIO, reason_of(error)) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what an exception says, in the system's words where it is the system's."""
+    words = error.strerror if isinstance(error, OSError) else None
+    return words or (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def name_text(path: str | os.PathLike) -> str:

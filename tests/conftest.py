@@ -6,6 +6,7 @@
 import collections
 import ctypes
 import gc
+import getpass
 import os
 import pathlib
 import tempfile
@@ -16,7 +17,8 @@ flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(tempfile.gettempdir()) / f"jaxface-tests-{os.getuid()}")
+    "JAX_COMPILATION_CACHE_DIR",
+    str(pathlib.Path(tempfile.gettempdir()) / f"jaxface-tests-{getpass.getuser()}"),
 )
 # Programs of single operations too: a test file without `jit` runs hundreds, each in milliseconds but compiled in many more.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -6,7 +6,6 @@ import pathlib
 import re
 
 import pytest
-import yaml
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [
@@ -154,11 +153,3 @@ def test_snippets_run(page):
     """Each on its own, as somebody who copies it would run it."""
     for code in snippets(page):
         exec(compile(code, name(page), "exec"), {"__name__": "snippet"})
-
-
-def test_the_citation_parses():
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
-    assert citation["cff-version"] == "1.2.0" and citation["title"] == "jaxface"
-    assert citation["license"] == "Apache-2.0" and citation["message"]
-    assert citation["authors"] == [{"name": "The jaxface developers"}]
-    assert f'version="{citation["version"]}"' in (ROOT / "setup.py").read_text("utf-8")

@@ -6,19 +6,21 @@ import graphlib
 import importlib
 import pathlib
 import pkgutil
+import re
 import subprocess
 import sys
 
 import pytest
 
 import jaxface
+from jaxface import extras
 from jaxface.cli.commands.where import methods_line, slugs
 
 ROOT = pathlib.Path(jaxface.__file__).parents[1]
 PACKAGES = ("jaxface", "experiments", "pallas_kernels")
 # Imports go down only; packages of one layer may use each other.
 LAYERS = [
-    {"errors", "axes", "registry"},
+    {"errors", "axes", "extras", "registry"},
     {"boxes", "search", "checks", "paths", "safe_pickle"},
     {"layers", "optimizers", "metrics", "hardware"},
     {"data", "models", "losses"},
@@ -214,7 +216,9 @@ def test_every_module_imports_and_every_public_name_is_there(name):
 
 def test_packages_are_attributes_of_jaxface():
     assert set(jaxface.__all__) <= set(dir(jaxface))
-    packages = {path.stem for path in (ROOT / "jaxface").iterdir() if path.stem.isidentifier()} - {"__init__"}
+    packages = {path.stem for path in (ROOT / "jaxface").iterdir() if path.suffix in ("", ".py")} - {
+        "__init__"
+    }
     assert packages - {"__pycache__"} <= set(jaxface.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'attic'"):
         _ = jaxface.attic
@@ -232,17 +236,77 @@ def test_importing_the_package_is_cheap():
     assert not {"jax", "flax", "grain", "tensorflow", "tyro", "matplotlib", "cv2", "sklearn"} & set(loaded)
 
 
+# Every package of an extra, by the name that is imported.
+EXTRAS = (
+    "absl", "array_record", "cattrs", "cv2", "etils", "faiss", "flatbuffers", "grain", "jax2onnx", "matplotlib", "mlflow", "onnx",
+    "onnxruntime", "orbax", "PIL", "pycocotools", "rich", "safetensors", "scipy", "skimage", "sklearn", "tensorboardX",
+    "tensorflow", "tensorflow_datasets", "tyro", "usearch", "wandb", "experiments",
+)  # fmt: skip
+PURE = ("boxes", "hardware", "interop", "layers", "losses", "metrics", "models", "optimizers", "search")
+# `jax` and `flax` import some of them where they can: these stay until both are loaded.
+WITHOUT_EXTRAS = f"""
+import importlib, sys
+import flax.linen, jax, jax.export, jax.numpy, optax, chex
+for name in {EXTRAS}:
+    for loaded in [module for module in sys.modules if module.partition('.')[0] == name]:
+        del sys.modules[loaded]
+    sys.modules[name] = None
+"""
+
+
 def test_the_pure_packages_need_neither_pipelines_nor_programs():
-    absent = (
-        "grain", "tensorflow", "tensorflow_datasets", "tyro", "matplotlib", "cv2", "PIL",
-        "tensorboardX", "sklearn", "skimage", "experiments",
-    )  # fmt: skip
     python(
-        f"import sys\nsys.modules.update(dict.fromkeys({absent}))\n"
-        "from jaxface import axes, layers, losses, metrics, models\n"
+        f"{WITHOUT_EXTRAS}\n"
+        f"for name in {PURE}: importlib.import_module(f'jaxface.{{name}}')\n"
+        "from jaxface import axes, cli, losses, metrics, models\n"
+        "import jaxface.cli.main, pallas_kernels.margin_softmax\n"
         "assert losses.sface_loss and models.create('mlp') and metrics.verify\n"
-        "import jax\nassert not jax._src.xla_bridge.backends_are_initialized(), 'an import touched a device'"
+        "assert not jax._src.xla_bridge.backends_are_initialized(), 'an import touched a device'"
     )
+
+
+def test_every_module_that_needs_an_extra_names_it():
+    """One line for whoever imports it, and one for whoever runs a command."""
+    library = [name for name in modules() if not name.startswith("experiments")]
+    said = python(
+        f"{WITHOUT_EXTRAS}\n"
+        f"for name in {library}:\n"
+        "    try: importlib.import_module(name)\n"
+        "    except ImportError as error: print(name, type(error).__name__, error)\n"
+    )
+    refused = {}
+    for line in said.splitlines():
+        name, kind, words = line.split(" ", 2)
+        assert kind == "MissingExtra" and re.match(r"jaxface\[(\w+)\] is needed: the package", words), line
+        refused[name] = re.match(r"jaxface\[(\w+)\]", words)[1]
+    assert refused["jaxface.data"] == "data" and refused["jaxface.training.loop"] == "train"
+    assert refused["jaxface.inference"] == "inference"
+    assert not {f"jaxface.{name}" for name in PURE} & refused.keys()
+    extras = set(re.findall(r"^        \"(\w+)\": ", (ROOT / "setup.py").read_text(), re.MULTILINE))
+    assert {"data", "train", "all"} <= extras and set(refused.values()) <= extras
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"{WITHOUT_EXTRAS}\nfrom jaxface.cli.main import main; main('detect . --detector d'.split())",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2 and re.fullmatch(r"error: jaxface\[\w+\] is needed: .*\n", done.stderr)
+
+
+def test_a_broken_package_of_an_extra_speaks_for_itself(tmp_path, monkeypatch):
+    (tmp_path / "broken_extra.py").write_text("import a_module_that_nobody_has")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match="a_module_that_nobody_has"):
+        extras.optional("broken_extra", "data")
+    with pytest.raises(extras.MissingExtra, match=r"jaxface\[data\] is needed: the package absent_package"):
+        extras.optional("absent_package.part", "data")
+    with pytest.raises(extras.MissingExtra, match="absent_package"):
+        extras.need("data", "json", "absent_package.part")
 
 
 def test_an_import_leaves_the_logs_alone():

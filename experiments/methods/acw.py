@@ -221,7 +221,8 @@ def pretraining(config: Config, split: inputs.Split) -> tuple[list[training.Stag
                     f"prototypes: class weights need the classes of data, {len(classes)}, in {name}_data, "
                     f"which has {len(people.train.class_names)}"
                 )
-        stage, teacher = teacher_stage(recipe, spec, people, prototypes=weights)
+        start = config.init_from if name == "rgb" else None
+        stage, teacher = teacher_stage(recipe, spec, people, prototypes=weights, init_from=start)
         step = stage.step
         if name == "depth" and config.depth_noise and step is not None:
             step = training.with_depth_noise(step)

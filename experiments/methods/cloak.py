@@ -18,7 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.recipes.heads import HeadSpec
-from experiments.recipes.recognition import Recipe, check_no_packs, load, network, recognition_stage
+from experiments.recipes.recognition import (
+    Recipe,
+    check_no_packs,
+    check_trained,
+    load,
+    network,
+    recognition_stage,
+)
 from experiments.recipes.teachers import TeacherSpec, teacher_stage
 from jaxface import attacks, axes, training
 from jaxface import data as inputs
@@ -193,6 +200,7 @@ def methods(config: Config) -> dict[str, attacks.Cloak]:
 def surrogate_stage(config: Config, split: inputs.Split) -> tuple[training.Stage, training.Teacher]:
     """The network that masks are made on: that of a finished run, or the configured one, trained first."""
     if config.surrogate is not None:
+        check_trained(config.init_from, "surrogate")
         return teacher_stage(config, TeacherSpec(run=config.surrogate), split)
     model = network(config)
     return recognition_stage("surrogate", config, split, model, config.head.build()), training.Teacher(model)

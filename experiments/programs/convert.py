@@ -12,7 +12,6 @@ everything lies in .NAME.converting beside the target, so that no half of a data
 import collections
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -232,7 +231,10 @@ class Target(Protocol):
 
 
 def _sync(path: pathlib.Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folder
+        return
     try:
         os.fsync(handle)
     finally:
@@ -418,27 +420,53 @@ def _work_folder(final: pathlib.Path) -> pathlib.Path:
 
 
 @contextlib.contextmanager
+def _locked(work: pathlib.Path, final: pathlib.Path) -> Iterator[None]:
+    """Holds a folder while the block runs, by a lock that the system drops when the process dies; where the system has none,
+    by a file beside it, which a process that is killed leaves behind."""
+    try:
+        import fcntl
+    except ImportError:
+        fcntl = None
+    lock = work.with_name(f"{work.name}.lock")
+    try:
+        if fcntl is not None:
+            handle = os.open(work, os.O_RDONLY)
+        else:
+            handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError as error:
+        raise UserError(
+            f"target: another process is writing {final}; where none is, one was killed: delete {lock}"
+        ) from error
+    except OSError as error:
+        raise UserError(f"target: cannot write to {final.parent}: {error.strerror}") from error
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"target: another process is writing {final}") from error
+        yield
+    finally:
+        os.close(handle)
+        if fcntl is None:
+            lock.unlink()
+
+
+@contextlib.contextmanager
 def _working(final: pathlib.Path) -> Iterator[pathlib.Path]:
     """The folder beside a target in which it is made, held by one process at a time."""
     work = _work_folder(final)
     try:
         work.mkdir(parents=True, exist_ok=True)
-        handle = os.open(work, os.O_RDONLY)
     except OSError as error:
         raise UserError(f"target: cannot write to {final.parent}: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"target: another process is writing {final}") from error
+    with _locked(work, final):
         try:
             yield work
         except OSError as error:
             raise UserError(
                 f"target: cannot write {final}: {error.strerror}; what is done is kept"
             ) from error
-    finally:
-        os.close(handle)
 
 
 def convert(

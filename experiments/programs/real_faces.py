@@ -1,12 +1,14 @@
 """From rendered faces to photographs: `python -m experiments.programs.real_faces --run RUN --faces DIR`.
 
-A network that has only seen rendered faces is verified on real people as it stands, then fine-tuned on half of the people and
+A network that has only seen rendered faces is verified on real people as it stands, and less the mean direction of the
+photographs of other people (`centered`, which needs no label), then fine-tuned on half of the people and
 verified on the other half, then the halves are swapped. A network that starts from nothing learns the same photographs in as
 many steps: what the rendered faces were worth. Every number is over all pairs of the half that was not trained on; with several
 splits into halves there is a 95 % interval of the difference, paired by split.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -26,7 +28,7 @@ from jaxface.paths import local_path
 
 REPORTED = ("verification/accuracy", "verification/auc", "verification/eer", "verification/tar@1e-2")
 TUNED, SCRATCH = "fine-tuned", "from scratch"
-ROWS = ("pixels", "rendered only", TUNED, SCRATCH)
+ROWS = ("pixels", "pixels, centered", "rendered only", "rendered only, centered", TUNED, SCRATCH)
 
 
 def fine_tuning(config, run: str | pathlib.Path, faces: data.Folder, photographs: int):
@@ -57,6 +59,15 @@ def pixel_baseline(source: data.Source) -> np.ndarray:
     images = np.stack([source[i]["image"] for i in range(len(source))]).astype(np.float32).mean(axis=-1)
     images = images.reshape(len(images), -1)
     return images - images.mean(axis=1, keepdims=True)
+
+
+def centered(embeddings: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Directions of embeddings [N, D] less the mean direction of `others` [M, D]: what all photographs share says nothing on who
+    is on them, and a network that has never seen one puts them all into one corner of the sphere. No label is used."""
+    embeddings, others = (
+        x / np.linalg.norm(x, axis=1, keepdims=True) for x in (np.asarray(embeddings), np.asarray(others))
+    )
+    return embeddings - others.mean(axis=0)
 
 
 class Comparison(NamedTuple):
@@ -94,8 +105,10 @@ def real_faces(
             def score(name, embeddings, labels=unseen.labels):
                 scores[name][-1].append(metrics.verify(embeddings, labels, pairs="all"))
 
-            score("pixels", pixel_baseline(unseen))
-            score("rendered only", bundle.embed_source(unseen, flip=True))
+            embed = functools.partial(bundle.embed_source, flip=True)
+            for name, embeddings in (("pixels", pixel_baseline), ("rendered only", embed)):
+                score(name, embeddings(unseen))
+                score(f"{name}, centered", centered(embeddings(unseen), embeddings(seen)))
             tuned = dataclasses.replace(fine_tuning(config, run, half, len(seen)), data_seed=seed)
             for name, plan in ((TUNED, tuned), (SCRATCH, from_scratch(config, tuned))):
                 place = workdir / f"split-{split}-half-{int(swap)}-{name.replace(' ', '-')}"

@@ -6,12 +6,15 @@ Methods: cassod, condensation_net, ddc
 import dataclasses
 from typing import Annotated
 
+import flax.traverse_util
 import jax
+import numpy as np
 
 from jaxface import data as inputs
 from jaxface import inference, training
 from jaxface.checks import AtLeast, NonNegative, Positive, ProperFraction
 from jaxface.errors import UserError
+from jaxface.interop.architecture import abstract_variables
 from jaxface.interop.state_dict import check_variables
 from jaxface.layers.remat import Remat
 from jaxface.models.detection import Detector, RetinaFace, init_variables
@@ -71,7 +74,7 @@ class DetectionRecipe:
     remat: Remat = "none"
     """What of the network the backward pass computes again instead of storing it: nothing, or each block; saves memory."""
     init_from: str | None = None
-    """What to start from: a run of the same detector, a bundle, or published weights."""
+    """What to start from: a run of the same detector, a bundle, or published weights; a head for other classes starts afresh."""
     optimizer: training.Optimizer = training.adam(0.02, warmup=0.02)
     """Optimizer and learning-rate schedule; small batches and large steps learn most in minutes."""
     accumulate: Annotated[int, AtLeast(1)] = 1
@@ -123,6 +126,41 @@ def load(recipe: DetectionRecipe) -> inputs.Split:
     return split
 
 
+def pretrained(
+    recipe: DetectionRecipe, detector: Detector, size: tuple[int, int]
+) -> dict[tuple[str, ...], np.ndarray] | None:
+    """Path -> leaf of the variables that `init_from` gives a detector; None without it.
+
+    Where the two know another number of classes, the layers whose outputs that makes more or fewer have no leaf here: they start
+    afresh.
+
+    Raises:
+      UserError: no detector there, or another one: names the first tensor that differs.
+    """
+    if recipe.init_from is None:
+        return None
+    given = inference.open_detector(recipe.init_from)
+    trained, wanted = (getattr(d, "pixels", None) for d in (given.detector, detector))
+    if trained != wanted:
+        raise UserError(f"pixels: needs {trained!r}, which {recipe.init_from} was trained on; got {wanted!r}")
+    flat = flax.traverse_util.flatten_dict(dict(given.variables))
+    if given.detector.num_classes != detector.num_classes:
+        expected = flax.traverse_util.flatten_dict(abstract_variables(detector.module, (*size, 3)))
+        heads = {
+            path
+            for path in flat.keys() & expected.keys()
+            if flat[path].shape[:-1] == expected[path].shape[:-1] and flat[path].shape != expected[path].shape
+        }
+        # A layer's output is one: a bias without its kernel would be of neither.
+        layers = {path[1:-1] for path in heads}
+        fresh = {path: expected[path] for path in expected if path[1:-1] in layers}
+        check_variables(flax.traverse_util.unflatten_dict({**flat, **fresh}), detector.module, (*size, 3))
+        flat = {path: leaf for path, leaf in flat.items() if path not in fresh}
+    else:
+        check_variables(given.variables, detector.module, (*size, 3))
+    return flat
+
+
 def detection_stage(
     name: str,
     recipe: DetectionRecipe,
@@ -143,16 +181,7 @@ def detection_stage(
     """
     steps = recipe.steps if steps is None else steps
     size = split.train.image_shape[:2]
-    start = None
-    if recipe.init_from is not None:
-        pretrained = inference.open_detector(recipe.init_from)
-        start = pretrained.variables
-        check_variables(start, detector.module, split.train.image_shape)
-        trained, given = (getattr(d, "pixels", None) for d in (pretrained.detector, detector))
-        if trained != given:
-            raise UserError(
-                f"pixels: needs {trained!r}, which {recipe.init_from} was trained on; got {given!r}"
-            )
+    start = pretrained(recipe, detector, size)
 
     def loss_fn(params, extra, batch, rng):
         variables = {"params": params["detector"], **statistics(extra)}
@@ -172,7 +201,9 @@ def detection_stage(
         del previous
         params, extra = init_variables(detector, rng, size)
         if start is not None:
-            params, extra = start["params"], statistics(start)
+            fresh = flax.traverse_util.flatten_dict({"params": params, **extra})
+            variables = flax.traverse_util.unflatten_dict({**fresh, **start})
+            params, extra = variables["params"], statistics(variables)
         return training.create_state(
             rng, {"detector": params}, objective, extra=extra, ema=recipe.ema_decay is not None
         )

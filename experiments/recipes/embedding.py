@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.recipes.heads import HeadSpec
-from experiments.recipes.recognition import Recipe, network, recognition_stage
+from experiments.recipes.recognition import Recipe, check_trained, network, recognition_stage
 from experiments.recipes.teachers import TeacherSpec, teacher_stage
 from jaxface import data as inputs
 from jaxface import training
@@ -34,7 +34,7 @@ class FrozenEmbedding:
       flip: whether mirror images are added, as they are where training mirrors.
 
     Raises:
-      UserError: no such run, or one whose network does not take the images.
+      UserError: no such run, or one whose network does not take the images; `init_from` where no network is trained.
     """
 
     def __init__(
@@ -48,6 +48,8 @@ class FrozenEmbedding:
     ):
         self.stage = self.teacher = None
         self.flip = not vectors and recipe.augment.flip > 0
+        if vectors or run is not None:
+            check_trained(recipe.init_from, "data of embeddings" if vectors else "run")
         if not vectors and run is None:
             model = network(recipe)
             self.stage = recognition_stage("recognition", recipe, split, model, head.build())

@@ -25,7 +25,7 @@ from jaxface.errors import UserError
 from jaxface.layers.norm import OneExample
 from jaxface.layers.prototypes import l2_normalize
 from jaxface.layers.remat import Remat
-from jaxface.paths import local_path
+from jaxface.paths import user_path
 
 LARGE = 16_384
 """From so many classes on, or with sampled ones, the loss makes no [B, C]; below, whole cosines are faster."""
@@ -224,13 +224,19 @@ class Classification(NamedTuple):
         return {name + suffix: value for name, value in self.watched.items()}
 
 
+def check_trained(init_from: str | None, argument: str) -> None:
+    """Raises UserError where there is an `init_from` for a network that the run does not train, because `argument` gives it."""
+    if init_from is not None:
+        raise UserError(f"init_from: needs a network that the run trains; with {argument} there is none")
+
+
 def pretrained(path: str, recognizer: training.Recognizer) -> tuple[dict, dict]:
     """(backbone parameters, batch statistics) to start from, of a run, a bundle or published weights.
 
     Raises:
       UserError: none of them there, or a network that is another one or sees other pixels than a run trains on.
     """
-    bundle = inference.open_recognizer(local_path("init_from", path))
+    bundle = inference.open_recognizer(user_path("init_from", path))
     bundle.check_plain("init_from")
     training.check_backbone(path, bundle.variables, recognizer)
     return bundle.variables["params"], training.statistics(bundle.variables)

@@ -7,12 +7,12 @@ import dataclasses
 from typing import Annotated
 
 from experiments.recipes.heads import HeadSpec
-from experiments.recipes.recognition import Recipe, network, recognition_stage
+from experiments.recipes.recognition import Recipe, check_trained, network, recognition_stage
 from jaxface import data as inputs
 from jaxface import inference, training
 from jaxface.checks import AtLeast
 from jaxface.errors import UserError
-from jaxface.paths import local_path
+from jaxface.paths import user_path
 from jaxface.training.workdir import stage_folders
 
 
@@ -41,6 +41,7 @@ def teacher_stage(
     *,
     embedding: int | None = None,
     prototypes: bool = False,
+    init_from: str | None = None,
 ) -> tuple[training.Stage, training.Teacher]:
     """The first stage of a distillation, which ends in the teacher's state, and the teacher for the step of the second.
 
@@ -50,9 +51,11 @@ def teacher_stage(
       split: the data.
       embedding: size that the teacher's embedding must have, where the method needs a certain one.
       prototypes: whether the method asks the teacher for classes, which must then be those of the data.
+      init_from: what a teacher that is trained starts from; the recipe's is for the student.
 
     Raises:
-      UserError: no such run, a network that does not take the images, an embedding of another size, or other classes.
+      UserError: no such run, a network that does not take the images, an embedding of another size, or other classes; `init_from`
+        for a teacher that is finished.
     """
     if teacher.run is None:
         if embedding not in (None, teacher.embedding):
@@ -62,7 +65,9 @@ def teacher_stage(
         model = network(recipe, backbone=teacher.backbone, embedding=teacher.embedding)
         stage = recognition_stage(
             "teacher",
-            dataclasses.replace(recipe, init_from=None, validate_packs=None),  # which are the student's
+            dataclasses.replace(
+                recipe, init_from=init_from, validate_packs=None
+            ),  # the packs are the student's
             split,
             model,
             teacher.head.build(),
@@ -70,7 +75,8 @@ def teacher_stage(
             steps=teacher.steps,
         )
         return stage, training.Teacher(model)
-    bundle = inference.open_recognizer(local_path("teacher.run", teacher.run))
+    check_trained(init_from, "teacher.run")
+    bundle = inference.open_recognizer(user_path("teacher.run", teacher.run))
     model, extra = bundle.module, training.statistics(bundle.variables)
     if embedding not in (None, model.embedding):
         raise UserError(

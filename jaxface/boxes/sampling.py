@@ -53,6 +53,7 @@ def sample_rois(
     if assigned.ndim != 1 or (priority is not None and priority.shape != assigned.shape):
         raise ValueError(f"assigned: needs [N], and priority its shape, got {assigned.shape}")
     if priority is None:
+        assert key is not None  # one of the two is given
         priority = jax.random.uniform(key, assigned.shape)
     priority = jax.lax.stop_gradient(priority.astype(jnp.float32))
     most = int(num * positive_fraction)

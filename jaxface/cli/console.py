@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from jaxface.errors import UserError
+from jaxface.extras import optional
 from jaxface.paths import local_path, name_text
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -59,15 +60,12 @@ def show_metrics(metrics: Mapping[str, float], title: str) -> None:
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
     """A table on the terminal, names in the first column and numbers in the others."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=one_line(title), title_justify="left")
+    table = optional("rich.table", "train").Table(title=one_line(title), title_justify="left")
     for number, column in enumerate(columns):
         table.add_column(one_line(column), justify="right" if number else "left")
     for row in rows:
         table.add_row(*map(one_line, row))
-    Console().print(table)
+    optional("rich.console", "train").Console().print(table)
 
 
 def use_compilation_cache() -> None:

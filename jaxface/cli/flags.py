@@ -6,11 +6,12 @@ import io
 import re
 from typing import Any
 
-import tyro
-
 from jaxface.data.specs.base import KINDS, DataSpec
 from jaxface.errors import UserError
+from jaxface.extras import optional
 from jaxface.registry import nearest
+
+tyro = optional("tyro", "train")
 
 
 def unset_data(kind: str) -> DataSpec:

@@ -5,6 +5,11 @@ and splits it, `batches` feeds the training and `evaluation_batches` the evaluat
 `jaxface.data.faces_builder`.
 """
 
+# ruff: noqa: E402 - what is missing is named before anything fails for want of it
+from jaxface.extras import need
+
+need("data", "absl", "cv2", "grain", "PIL")
+
 from jaxface.data.pipeline.batches import Batches, Relabeled, batches, corrupt_labels, evaluation_batches
 from jaxface.data.pipeline.buckets import BucketOrder, bucket_evaluation_batches, bucket_order
 from jaxface.data.pipeline.samplers import ClassUniform, Order, SuperclassUniform, class_means, superclasses

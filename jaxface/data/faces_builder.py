@@ -15,13 +15,15 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from jaxface.data.sources.images import encode_image
 from jaxface.data.sources.source import Source
 from jaxface.data.sources.tfds_source import class_label
 from jaxface.errors import UserError
+from jaxface.extras import optional
 from jaxface.paths import local_path
+
+tfds = optional("tensorflow_datasets", "data")
 
 
 class Faces(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -135,8 +137,7 @@ def build_faces(
 
 def main() -> None:
     """Command line: which faces, and where to."""
-    import tyro
-
+    tyro = optional("tyro", "train")
     from jaxface.data.specs.base import KINDS
     from jaxface.data.specs.rendered_people import RenderedFaces
 

@@ -5,6 +5,11 @@ run, of a folder that `save_bundle` wrote, or of published weights. `PhotoDetect
 size. A `Gallery` says who of the people in it, if anybody, an embedding is of.
 """
 
+# ruff: noqa: E402 - what is missing is named before anything fails for want of it
+from jaxface.extras import need
+
+need("inference", "cv2", "orbax.checkpoint", "safetensors")
+
 from jaxface.inference.bundle import (
     DetectorBundle,
     EmbeddingNetwork,

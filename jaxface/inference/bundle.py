@@ -7,6 +7,8 @@ A run of the launcher says the same beside its checkpoints, and published weight
 are opened alike: `open_recognizer`, `open_detector`, or `open_bundle` for either.
 """
 
+import abc
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -37,7 +39,7 @@ from jaxface.interop.files import optional
 from jaxface.interop.state_dict import check_variables, difference
 from jaxface.layers.prototypes import l2_normalize
 from jaxface.models.detection import Detector, RetinaFace, describe, from_description
-from jaxface.paths import local_path, name_text
+from jaxface.paths import is_remote, local_path, name_text, reaching, user_path
 from jaxface.training import (
     map_source,
     read_description,
@@ -46,6 +48,7 @@ from jaxface.training import (
     statistics,
     write_atomically,
 )
+from jaxface.training.mirror import Mirror
 
 FORMAT = 1
 BUNDLE, WEIGHTS = "bundle.json", "weights.safetensors"
@@ -93,7 +96,8 @@ class EmbeddingNetwork:
 
     def __call__(self, variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
         """[B, D] float32, not normalized, of RGB or gray images [B, H, W, 3 or 1]: levels in [0, 255], uint8 or float. Pure."""
-        return self.module.apply(variables, self.normalized(images), train=False)
+        embeddings: Any = self.module.apply(variables, self.normalized(images), train=False)
+        return embeddings
 
     def normalized(self, images: jax.Array) -> jax.Array:
         """What the module sees of RGB or gray levels in [0, 255]."""
@@ -114,7 +118,7 @@ class EmbeddingNetwork:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class _Bundle:
+class _Bundle(abc.ABC):
     variables: Mapping[str, Any]
     source: str = ""
     license: str | None = None
@@ -133,8 +137,9 @@ class _Bundle:
         text = json.dumps({**said, "weights": self.weights_digest}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
+    @abc.abstractmethod
     def description(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """All but the weights, JSON-like."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -363,13 +368,22 @@ def open_bundle(path: str | pathlib.Path, *, best: bool = False) -> Bundle:
     Raises:
       UserError: it is none of them, of a newer format, of another library, or damaged.
     """
-    path = local_path("bundle", path)
-    is_bundle = (path / BUNDLE).is_file()
-    if best and (is_bundle or not path.is_dir()):
+    place: Any = user_path("bundle", path)  # of this machine, or what etils opens
+    with reaching(place):
+        is_bundle, is_folder = (place / BUNDLE).is_file(), place.is_dir()
+    if best and (is_bundle or not is_folder):
         raise UserError("best: needs a run; weights have one state")
-    if is_bundle:
-        return _open_folder(path)
-    return _open_run(path, best) if path.is_dir() else _open_weights(path)
+    if is_folder and not is_bundle:
+        return _open_run(place, best)
+    if not is_remote(place):
+        return _open_folder(place) if is_bundle else _open_weights(place)
+    with contextlib.closing(Mirror(place if is_bundle else place.parent)) as mirror:
+        names = (BUNDLE, WEIGHTS) if is_bundle else (place.name,)
+        with reaching(place):
+            for name in names:
+                mirror.pull(name)
+        bundle = _open_folder(mirror.local) if is_bundle else _open_weights(mirror.local / place.name)
+        return dataclasses.replace(bundle, source=str(place))
 
 
 def open_recognizer(path: str | pathlib.Path, *, best: bool = False) -> RecognizerBundle:
@@ -668,7 +682,9 @@ def _reader(
     )
     need(color in COLORS, f"a color of {', '.join(COLORS)}")
     scaling = description.get("normalization", {"mean": 127.5, "std": 127.5})
-    numbers = [scaling.get(name) if isinstance(scaling, Mapping) else None for name in ("mean", "std")]
+    numbers: list[Any] = [
+        scaling.get(name) if isinstance(scaling, Mapping) else None for name in ("mean", "std")
+    ]
     need(
         all(_is_number(n) for n in numbers) and numbers[1] > 0,
         "a normalization of two numbers, mean and std > 0",
@@ -699,7 +715,7 @@ def _reader(
     need(type(flip) is bool, "true or false as flip")
     threshold = description.get("threshold")
     if threshold is not None:
-        fields = [
+        fields: list[Any] = [
             threshold.get(n) if isinstance(threshold, Mapping) else None for n in ("value", "far", "set")
         ]
         numbers_fit = (
@@ -740,7 +756,7 @@ def _is_number(value: Any) -> bool:
 def _expected(module: nn.Module, shape: tuple[int, int, int], source: str) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every variable of a network; nothing is computed."""
     try:
-        tree = abstract_variables(module, shape)
+        tree = abstract_variables(module, shape)  # ty: ignore[invalid-argument-type] - Flax hashes modules
     except Exception as error:  # fields from outside: whatever a network makes of impossible ones
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"bundle: {source} describes an impossible network ({reason})") from None

@@ -303,7 +303,7 @@ def _first_places(names: list[str], k: int) -> list[int]:
 def _described(path: pathlib.Path, text: str | None) -> dict[str, Any]:
     description = None
     with contextlib.suppress(ValueError, TypeError, RecursionError):
-        description = json.loads(text)
+        description = json.loads(text or "")
     if not isinstance(description, dict) or type(description.get("format")) is not int:
         raise UserError(f"gallery: {path} is no gallery; jaxface enroll makes one")
     if description["format"] > _FORMAT:

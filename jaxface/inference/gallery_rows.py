@@ -7,6 +7,7 @@ import functools
 import importlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +110,8 @@ class ExactRows(_Blocks):
         results = [
             self._nearest(queries[start : start + _QUERIES], k) for start in range(0, len(queries), _QUERIES)
         ]
-        return tuple(np.concatenate(values) for values in zip(*results, strict=True))
+        scores, ids = (np.concatenate(values) for values in zip(*results, strict=True))
+        return scores, ids
 
     def _nearest(self, queries, k):
         count = len(queries)
@@ -121,7 +123,9 @@ class ExactRows(_Blocks):
             blocks.append(self._last_on_device)
         merged = []
         for start, rows in zip(np.cumsum([0, *map(len, blocks[:-1])]).tolist(), blocks, strict=True):
-            some = dict(similarity=_similarities, query_block=_QUERIES, candidate_block=len(rows))
+            some: dict[str, Any] = dict(
+                similarity=_similarities, query_block=_QUERIES, candidate_block=len(rows)
+            )
             if rows is self._last_on_device:  # filled up with zeros, which nobody may have
                 some["labels"] = np.zeros(len(queries), np.int32)
                 some["candidate_labels"] = (np.arange(len(rows)) < self._last_length).astype(np.int32)

@@ -177,13 +177,15 @@ def detect_at_scales(
       trained_size: side of the images that the detector was trained on, pixels.
       detector, score_threshold, iou_threshold, max_outputs: as in `Detector.detect`.
     """
-    options = dict(score_threshold=score_threshold, iou_threshold=iou_threshold, max_outputs=max_outputs)
+    options: dict[str, Any] = dict(
+        score_threshold=score_threshold, iou_threshold=iou_threshold, max_outputs=max_outputs
+    )
     looks, pixels, size = [], normalize_pixels(images), valid_size
     for k in range(1 + _halvings(max(images.shape[1:3]), trained_size)):
         if k:
             pixels, size = _half(pixels, detector.stride), -(-size // 2)
         outputs = detector.module.apply(variables, pixels, train=False)
-        found = detector.detect(outputs, pixels.shape[1:3], valid_size=size, **options)
+        found = detector.detect(outputs, (pixels.shape[1], pixels.shape[2]), valid_size=size, **options)
         points = None if found.landmarks is None else found.landmarks * 2**k
         looks.append(found._replace(boxes=found.boxes * 2**k, landmarks=points))
     if len(looks) == 1:
@@ -242,8 +244,8 @@ def _in_photograph(detections: Detections, row: int, scale: tuple[float, float])
     factors = np.array(scale, np.float32)
     landmarks = detections.landmarks
     return PhotoDetections(
-        detections.boxes[row][valid] * np.tile(factors, 2),
-        detections.scores[row][valid],
-        detections.classes[row][valid],
-        None if landmarks is None else landmarks[row][valid] * factors[::-1],
+        np.asarray(detections.boxes[row])[valid] * np.tile(factors, 2),
+        np.asarray(detections.scores[row])[valid],
+        np.asarray(detections.classes[row])[valid],
+        None if landmarks is None else np.asarray(landmarks[row])[valid] * factors[::-1],
     )

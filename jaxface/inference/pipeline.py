@@ -188,12 +188,12 @@ class Pipeline:
         embeddings = self.recognizer.embed(rows, batch_size=self.batch_size)
         return [
             Faces(
-                np.float32([[0, 0, *image.shape[:2]]]),
+                np.array([[0, 0, *image.shape[:2]]], np.float32),
                 np.ones(1, np.float32),
                 None,
                 embeddings[i : i + 1],
                 rows[i : i + 1],
-                np.float32([height / image.shape[0]]),
+                np.array([height / image.shape[0]], np.float32),
             )
             for i, image in enumerate(images)
         ]
@@ -203,11 +203,13 @@ class Pipeline:
         return named_template(self.recognizer.alignment or ASSUMED, self._crop)
 
     def _detected(self, images: Sequence[np.ndarray]) -> list[Faces]:
+        detector = self._detector
+        assert detector is not None  # `__call__` asked
         run = functools.partial(
             _detect_and_embed,
-            (self._detector.variables, self._variables),
+            (detector.variables, self._variables),
             target=self._target,
-            found=tuple(sorted(self._detector.options.items())),
+            found=tuple(sorted(detector.options.items())),
             **self._options,
         )
         return self._collected(images, lambda bucket: run(bucket.images, bucket.valid_size))
@@ -229,7 +231,7 @@ class Pipeline:
             valid = np.zeros((len(bucket.images), slots), bool)
             for row, number in enumerate(bucket.numbers):
                 count = len(points[number])
-                rows[row, :count] = points[number] / np.float32(bucket.scales[row])[::-1]
+                rows[row, :count] = points[number] / np.array(bucket.scales[row], np.float32)[::-1]
                 valid[row, :count] = True
             return _embed_given(
                 self._variables,
@@ -256,7 +258,7 @@ class Pipeline:
             for row, number in enumerate(bucket.numbers):
                 results[number] = _faces_of(faces, row, slice(*starts[row : row + 2]), bucket.scales[row])
 
-        stride = 32 if self._detector is None else self.detector.detector.stride
+        stride = 32 if self.detector is None else self.detector.detector.stride
         for image in images:
             _check_image(image)
         for bucket in in_buckets(images, longest=self.longest, stride=stride, batch_size=self.batch_size):
@@ -283,7 +285,7 @@ def _has_landmarks(detector: PhotoDetector) -> bool:
 
 def _faces_of(faces: dict, row: int, computed: slice, scale: tuple[float, float]) -> Faces:
     """The faces of one image: its valid slots, and what was computed of them, in the pixels of the original."""
-    valid, factors = faces["valid"][row], np.float32(scale)
+    valid, factors = faces["valid"][row], np.array(scale, np.float32)
     return Faces(
         faces["boxes"][row][valid] * np.tile(factors, 2),
         faces["scores"][row][valid],
@@ -298,6 +300,7 @@ def _faces_of(faces: dict, row: int, computed: slice, scale: tuple[float, float]
 def _detect_and_embed(variables, images, valid_size, *, target, found, network, flip, size) -> dict:
     """Everything that happens to one bucket: `_embedded` of what the detector finds in it."""
     detections = detect_at_scales(variables[0], images, valid_size, **dict(found))
+    assert detections.landmarks is not None  # `Pipeline` takes no detector without
     faces = _embedded(
         variables[1],
         images,

@@ -1,13 +1,13 @@
 """Files that are written whole or not at all, and optional packages."""
 
 import contextlib
-import importlib
 import os
 import pathlib
 import tempfile
 import types
 from collections.abc import Iterator
 
+from jaxface import extras
 from jaxface.errors import UserError
 from jaxface.paths import local_path
 
@@ -41,10 +41,6 @@ def optional(name: str) -> types.ModuleType:
     """A module of the extra `interop`, imported when it is needed.
 
     Raises:
-      UserError: it is not installed.
+      MissingExtra: it is not installed.
     """
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        package = name.partition(".")[0]
-        raise UserError(f"format: needs the package {package}; pip install 'jaxface[interop]'") from None
+    return extras.optional(name, "interop")

@@ -256,7 +256,8 @@ def convolve(
 
 def half_padding(kernel_size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
     """Half the kernel on every side."""
-    return tuple((size // 2, size // 2) for size in kernel_size)
+    height, width = (size // 2 for size in kernel_size)
+    return (height, height), (width, width)
 
 
 def check_kind(name: str, value: str, kinds: Sequence[str]) -> None:

@@ -51,12 +51,13 @@ def cascade_shapes(
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UserError(f"{name}: needs an integer from 1, got {value!r}")
     width = outputs if middle is None else middle
-    return {
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {
         "ddp": {"a": (2, 2, inputs), "b": (2, 2, inputs), "pointwise": (inputs, outputs)},
         "dc": {"a": (2, 2, inputs), "b": (2, 2, inputs, outputs)},
         "cd": {"a": (2, 2, inputs, outputs), "b": (2, 2, outputs)},
         "cc": {"a": (2, 2, inputs, width), "b": (2, 2, width, outputs)},
-    }[kind]
+    }
+    return shapes[kind]
 
 
 def cascaded_dilated_conv(
@@ -184,7 +185,7 @@ class CascadedDilatedConv(nn.Module):
             for name, shape in shapes.items()
         }
         x = x.astype(self.dtype)
-        options = {"kind": self.kind, "dilation": self.dilation, "padding": self.padding}
+        options: dict[str, Any] = {"kind": self.kind, "dilation": self.dilation, "padding": self.padding}
         options |= {"activation": self.activation, "slope": self.slope}
         bias = None
         if self.norm == "none":
@@ -255,7 +256,7 @@ class FusedCascade:
             self.a,
             self.b,
             self.pointwise,
-            kind=self.kind,
+            kind=self.kind,  # ty: ignore[invalid-argument-type] - checked where the layer was made
             dilation=self.dilation,
             mid_bias=self.mid_bias,
             activation=self.activation,

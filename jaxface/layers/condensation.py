@@ -402,8 +402,8 @@ class FusedCondensation(flax.struct.PyTreeNode):
         """x [N, H, W, C] float32 or bfloat16 -> as `CondensationConv`; `implementation` as the kernels take it."""
         slope = 1.0 if self.quantized else self.negative_slope
         if self.stride == 1:
-            activation = {} if slope == 1 else {"activation": "prelu", "slope": slope}
-            y = dilated_conv.conv_ccp(
+            activation: dict[str, Any] = {} if slope == 1 else {"activation": "prelu", "slope": slope}
+            y: Any = dilated_conv.conv_ccp(  # an array, since no winner is asked for
                 x, self.kernel, self.bias, groups=self.groups, implementation=implementation, **activation
             )
         else:

@@ -177,9 +177,9 @@ class FusedDDC(flax.struct.PyTreeNode):
 
     def __call__(self, x: jax.Array, *, implementation: str | None = None) -> jax.Array:
         """x [N, H, W, C] float32 or bfloat16 -> [N, ⌈H/stride⌉, ⌈W/stride⌉, O]; `implementation` as the kernels take it."""
-        middle = {0.0: {"activation": "relu"}, 1.0: {}}.get(
-            self.middle_slope, {"activation": "prelu", "slope": self.middle_slope}
-        )
+        middle: dict[str, Any] = {"activation": "prelu", "slope": self.middle_slope}
+        if self.middle_slope in (0.0, 1.0):
+            middle = {"activation": "relu"} if self.middle_slope == 0 else {}
         y = dilated_conv.depthwise_conv(
             x,
             self.depthwise,

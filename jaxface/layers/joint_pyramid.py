@@ -66,7 +66,7 @@ class JointPyramidUpsample(nn.Module):
         raised = []
         for number, x in zip((5, 4, 3), reversed(levels), strict=True):
             x = nn.Conv(self.width, (3, 3), padding=1, use_bias=False, name=f"conv{number}", **types)(x)
-            raised.append(_resize(nn.relu(norm(x, f"norm{number}")), levels[0].shape[1:3]))
+            raised.append(_resize(nn.relu(norm(x, f"norm{number}")), _plane(levels[0])))
         x = jnp.concatenate(raised, axis=-1)
         branches = []
         for dilation in self.dilations:
@@ -113,7 +113,7 @@ def fuse_joint_pyramid(
         x = jax.lax.conv_general_dilated(
             x, kernel, (1, 1), [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        raised.append(_resize(nn.relu(x + offset), levels[0].shape[1:3]))
+        raised.append(_resize(nn.relu(x + offset), _plane(levels[0])))
     x = jnp.concatenate(raised, axis=-1)
     branches = []
     for dilation in module.dilations:
@@ -160,6 +160,11 @@ def _depthwise(x, filters, pointwise=None, bias=None, **options):
     if "taps" in filters:
         return dilated_conv.depthwise_conv(x, filters["taps"], pointwise, bias=bias, **options)
     return dilated_conv.cassod(x, filters["a"], filters["b"], pointwise, bias=bias, kind="ddp", **options)
+
+
+def _plane(x: jax.Array) -> tuple[int, int]:
+    """(H, W) of [B, H, W, C]."""
+    return x.shape[1], x.shape[2]
 
 
 def _resize(x: jax.Array, plane: tuple[int, int]) -> jax.Array:

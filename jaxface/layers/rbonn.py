@@ -154,10 +154,9 @@ def backtrack(
     check_kind("variant", variant, VARIANTS)
     if variant == "paper":
         return kernel + recurrence * drelu(kernel, mask)
-    if jnp.shape(last_gradient) != kernel.shape:
-        raise UserError(
-            f"last_gradient: needs shape {kernel.shape}, as the kernel; got {jnp.shape(last_gradient)}"
-        )
+    if last_gradient is None or last_gradient.shape != kernel.shape:
+        given = None if last_gradient is None else last_gradient.shape
+        raise UserError(f"last_gradient: needs shape {kernel.shape}, as the kernel; got {given}")
     return kernel - recurrence * drelu(jax.lax.stop_gradient(last_gradient), mask)
 
 

@@ -161,9 +161,9 @@ class SFace(Head):
 class Linear(Head):
     """Cross-entropy of a linear layer's scores, a weight per class and a bias, instead of scaled cosines."""
 
-    def loss(self, scores: jax.Array, labels: jax.Array) -> jax.Array:
-        """Losses [B] float32 of scores [B, C] of any size and labels [B] int32 in [0, C)."""
-        return cross_entropy(scores, labels)
+    def loss(self, cosines: jax.Array, labels: jax.Array) -> jax.Array:
+        """Losses [B] float32 of scores [B, C] of any size, here no cosines, and labels [B] int32 in [0, C)."""
+        return cross_entropy(cosines, labels)
 
     def fused(self) -> margin_softmax.Head:
         """Raises UserError: only cosines have a fused form."""
@@ -188,5 +188,5 @@ def create_head(name: str, **options: float | None) -> Head:
       Softmax(scale=16.0)
     """
     head = HEADS[name]
-    known = {field.name for field in dataclasses.fields(head)}
+    known = {field.name for field in dataclasses.fields(head)}  # ty: ignore[invalid-argument-type] - each is a dataclass
     return head(**{name: value for name, value in options.items() if name in known and value is not None})

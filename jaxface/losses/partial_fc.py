@@ -125,6 +125,7 @@ def partial_fc_loss(
     limit = None if classes is None else jnp.clip(classes - shard * rows, 0, rows)
     sampled, where = None, None if limit is None else jnp.arange(rows) < limit
     if rate < 1:
+        assert key is not None  # checked above
         every = labels if batch_labels is None else int32_labels("batch_labels", batch_labels, total, low=-1)
         every = every - shard * rows
         every = jnp.where((every >= 0) & (every < rows), every, -1)

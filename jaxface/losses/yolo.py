@@ -74,7 +74,7 @@ def decode_yolo(outputs: jax.Array, anchor_sizes, stride: int) -> YoloBoxes:
             f"outputs: needs [B, h, w, {len(sizes)}, 5 + C] for {len(sizes)} anchors; got {list(outputs.shape)}"
         )
     outputs = outputs.astype(jnp.float32)
-    cells = np.stack(np.mgrid[: outputs.shape[1], : outputs.shape[2]], axis=-1).astype(np.float32)
+    cells = np.stack(list(np.mgrid[: outputs.shape[1], : outputs.shape[2]]), axis=-1).astype(np.float32)
     centers = (jax.nn.sigmoid(outputs[..., 1::-1]) + cells[:, :, None]) * stride
     half = sizes * jnp.exp(jnp.minimum(outputs[..., 3:1:-1], _LARGEST_LOG)) / 2
     return YoloBoxes(
@@ -170,7 +170,7 @@ def yolo_loss(
     crowd = jnp.zeros_like(box_mask) if box_crowd is None else box_crowd
     if image_size is None:
         image_size = jnp.full((len(outputs), 2), jnp.iinfo(jnp.int32).max)
-    centers = (np.stack(np.mgrid[:height, :width], axis=-1).reshape(-1, 2) + 0.5) * stride
+    centers = (np.stack(list(np.mgrid[:height, :width]), axis=-1).reshape(-1, 2) + 0.5) * stride
 
     def of_image(output, decoded, boxes, real, labels, crowd, size):
         output = output.reshape(height * width * per_cell, -1).astype(jnp.float32)

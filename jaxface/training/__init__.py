@@ -1,5 +1,10 @@
 """State, stages, the loop, parallelism, checkpoints and records of a run."""
 
+# ruff: noqa: E402 - what is missing is named before anything fails for want of it
+from jaxface.extras import need
+
+need("train", "cattrs", "matplotlib", "orbax.checkpoint", "rich", "tensorboardX")
+
 from jaxface.training.checkpoints import Checkpoints, checkpoint_steps, restore_metrics, restore_params
 from jaxface.training.distributed import start_processes, together
 from jaxface.training.evaluations.aligned_verification import (

@@ -22,13 +22,11 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from jaxface.errors import UserError
-from jaxface.paths import absolute, user_path
+from jaxface.paths import absolute, reaching, reason_of, user_path
 from jaxface.training.mirror import Mirror
 from jaxface.training.workdir import (
     POSITION,
     checkpoint_step,
-    reaching,
-    reason_of,
     write_atomically,
     writing,
 )

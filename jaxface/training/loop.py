@@ -16,14 +16,14 @@ from jax.experimental import multihost_utils
 
 from jaxface.checks import AtLeast, check_fields
 from jaxface.errors import UserError
-from jaxface.paths import is_remote, user_path
+from jaxface.paths import as_os_error, is_remote, user_path
 from jaxface.training.checkpoints import Checkpoints
 from jaxface.training.parallel import JitParallel, Parallel
 from jaxface.training.progress import Progress
 from jaxface.training.records import PROFILE, Records
 from jaxface.training.stages import Outcome, Stage, Stages, figures_of
 from jaxface.training.trace import ProfiledSteps, Trace
-from jaxface.training.workdir import as_os_error, stage_folder, write_description, writing
+from jaxface.training.workdir import stage_folder, write_description, writing
 from jaxface.training.writers.base import Tracking
 
 IN_FLIGHT = 2  # steps that may be queued on the device: enough to hide the host, too few to fill the memory
@@ -210,7 +210,7 @@ class _StageRun:
                 if self.checkpoints is not None:
                     self.checkpoints.wait()
                 self.judge(state, done, draw=True)
-        return Outcome(stage.name, self.parallel.single(state), self.metrics)
+        return Outcome(stage.name, self.parallel.single(state), self.metrics, stage.best)
 
     def after_step(self, state, done: int, stop: _StopSignal) -> None:
         cadence, last = self.cadence, done == self.stage.steps
@@ -394,4 +394,5 @@ def run(
     if len(outcomes) == 1:
         return outcomes[0]
     merged = {f"{o.name}/{k}": v for o in outcomes for k, v in o.metrics.items()}
-    return Outcome(outcomes[-1].name, outcomes[-1].state, merged)
+    best = next((f"{o.name}/{o.best}" for o in reversed(outcomes) if o.best), None)
+    return Outcome(outcomes[-1].name, outcomes[-1].state, merged, best)

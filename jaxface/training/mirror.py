@@ -9,8 +9,7 @@ import pathlib
 import shutil
 import tempfile
 
-from jaxface.paths import is_remote
-from jaxface.training.workdir import as_os_error
+from jaxface.paths import as_os_error, is_remote
 
 
 class Mirror:

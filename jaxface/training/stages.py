@@ -97,11 +97,15 @@ def no_figures(state: State) -> Figures:
 
 
 class Outcome(NamedTuple):
-    """What a finished stage leaves; sent back into a generator of stages, so that the next stage may depend on it."""
+    """What a finished stage leaves; sent back into a generator of stages, so that the next stage may depend on it.
+
+    `best` is the key of `metrics` whose largest value marks the best checkpoint, where the stage has one.
+    """
 
     name: str
     state: State
     metrics: dict[str, float]
+    best: str | None = None
 
 
 Stages = Iterable[Stage] | Generator[Stage, Outcome, None]

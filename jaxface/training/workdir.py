@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxface.errors import UserError
-from jaxface.paths import absolute, is_remote, user_path
+from jaxface.paths import absolute, as_os_error, is_remote, reaching, reason_of, user_path
 
 CONFIG = "config.json"
 GIVEN_UP = "given_up.json"  # CONFIG of a run that failed and left nothing to resume from
@@ -45,40 +45,6 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
             f"workdir: cannot write to {path}: {reason}; "
             "nothing saved is lost, and once this is fixed the same command resumes the run"
         ) from error
-
-
-@contextlib.contextmanager
-def reaching(path: os.PathLike) -> Iterator[None]:
-    """What is read inside may be elsewhere: whatever a library raises that cannot reach it becomes one line.
-
-    Raises:
-      UserError: anything but a missing file, where `path` is an address. Local errors pass as they are.
-    """
-    try:
-        yield
-    except (UserError, FileNotFoundError, NotADirectoryError):
-        raise
-    except Exception as error:
-        if not is_remote(path):
-            raise
-        raise UserError(f"{path} cannot be reached: {reason_of(error)}") from error
-
-
-@contextlib.contextmanager
-def as_os_error() -> Iterator[None]:
-    """What a library raises that reads or writes elsewhere, under its own names, becomes an OSError."""
-    try:
-        yield
-    except (OSError, UserError):
-        raise
-    except Exception as error:
-        raise OSError(errno.EIO, reason_of(error)) from error
-
-
-def reason_of(error: BaseException) -> str:
-    """The first line of what an exception says, in the system's words where it is the system's."""
-    words = error.strerror if isinstance(error, OSError) else None
-    return words or (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _disk_failure(error: BaseException) -> str | None:

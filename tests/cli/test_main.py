@@ -1,5 +1,6 @@
 """The console script: what it says, and what it says it without."""
 
+import os
 import subprocess
 import sys
 
@@ -93,6 +94,20 @@ def test_answers_come_without_jax():
         [sys.executable, "-W", "ignore", "-c", code], cwd=root(), capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("answer", ["--help", "--list"])
+def test_answers_come_within_a_second(answer):
+    """In time of the processor, whatever else it does."""
+    before = os.times()
+    subprocess.run(
+        [sys.executable, "-m", "jaxface.cli.main", answer], cwd=root(), check=True, capture_output=True
+    )
+    after = os.times()
+    seconds = sum(
+        getattr(after, part) - getattr(before, part) for part in ("children_user", "children_system")
+    )
+    assert seconds < 1
 
 
 def test_where_a_method_lives(capsys):

@@ -229,7 +229,10 @@ FOLDER = (
         ("sface --data folder --data.root gs://bucket/faces", "root: needs a path of this machine"),
         ("sface --preset digits --workdir=", "workdir: needs a path, got an empty one"),
         ("sface --config s3://bucket/run", "config: needs a path of this machine, got 's3://bucket/run'"),
-        (FOLDER + "--init-from gs://bucket/run", "init_from: needs a path of this machine, got 'gs://bucket"),
+        (
+            FOLDER + "--init-from ftp://host/run",
+            "init_from: needs a path of this machine or an address from gs://, s3://",
+        ),
         ("cckd --preset procedural --teacher.run gs://bucket/run", "run: needs a path of this machine"),
     ],
 )

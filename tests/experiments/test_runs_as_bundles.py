@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import evaluate
+from experiments import evaluate, launch
 from experiments.recipes.recognition import pretrained
 from jaxface import inference, training
 from jaxface.errors import UserError
@@ -41,3 +42,29 @@ def test_a_network_of_other_pixels_is_not_trained_on(finished, tmp_path):
     inference.save_bundle(tmp_path / "bgr", dataclasses.replace(run, color="bgr"))
     with pytest.raises(UserError, match="init_from: needs a network of RGB"):
         pretrained(str(tmp_path / "bgr"), training.Recognizer(run.module, 5, run.image_shape))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            "cloak --surrogate {run}",
+            "init_from: needs a network that the run trains; with surrogate there is none",
+        ),
+        ("ida --run {run}", "init_from: needs a network that the run trains; with run there is none"),
+    ],
+)
+def test_a_network_that_is_not_trained_starts_from_nothing(refusal, finished, tiny, tmp_path, flags, said):
+    method, *more = flags.format(run=finished).split()
+    line = refusal(
+        launch.main, [method, *tiny, *more, "--init-from", finished, "--workdir", tmp_path / "run"]
+    )
+    assert line == said
+
+
+def test_another_network_is_named_by_its_first_tensor(refusal, finished, tiny, tmp_path):
+    flags = [*tiny, "--embedding", "8", "--init-from", finished, "--workdir", tmp_path / "run"]
+    line = refusal(launch.main, ["sface", *flags])
+    assert re.match(
+        r"init_from: .*another network: backbone/\S+ is \(.*16.*\) there and \(.*8.*\) here", line
+    )

@@ -201,7 +201,9 @@ def test_a_package_that_is_not_installed_is_named(published, tmp_path, monkeypat
     variables = interop.from_state_dict(net.state, net.module, net.shape)
     for name in [name for name in sys.modules if name.partition(".")[0] == package] + [package]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=f"format: needs the package {package}; pip install"):
+    with pytest.raises(
+        UserError, match=rf"jaxface\[interop\] is needed: the package {package} is not installed; pip install"
+    ):
         save(tmp_path / "out", net.module, variables, net.shape)
 
 

@@ -4,7 +4,6 @@ import errno
 import os
 import pathlib
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -470,6 +469,7 @@ def assert_launched_alike(workdir, launched):
 @pytest.mark.slow
 def test_a_real_limit_on_the_size_of_files(launched, tmp_path):
     def limit():
+        resource = pytest.importorskip("resource")
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # less than the arrays take
 
     done = launch(tmp_path / "run", preexec_fn=limit)
@@ -498,7 +498,7 @@ def test_a_real_disk_that_is_full(launched, tmp_path, kilobytes):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only to root")
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="nothing is read-only to root")
 def test_a_read_only_work_directory(launched, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(launched, run)

@@ -229,7 +229,7 @@ def test_a_stage_starts_alike_whatever_stages_come_before():
     assert not np.allclose(alone, start_of("other"))
 
 
-def test_an_address_is_no_work_directory(tmp_path, monkeypatch):
+def test_an_address_that_nothing_opens_is_no_work_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for call in (
         lambda path: training.run([toy.stage(steps=1)], workdir=path),
@@ -238,7 +238,7 @@ def test_an_address_is_no_work_directory(tmp_path, monkeypatch):
         training.run_checkpoint,
         training.run_anchors,
     ):
-        for path in ("gs://bucket/run", pathlib.Path("gs://bucket/run"), ""):
+        for path in ("ftp://host/run", pathlib.Path("gs://bucket/run"), ""):
             with pytest.raises(UserError, match=r"^(workdir|run): needs a path"):
                 call(path)
     assert not list(tmp_path.iterdir())

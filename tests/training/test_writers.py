@@ -212,7 +212,7 @@ def test_refusals(monkeypatch, tmp_path):
             training.run([toy.stage()], workdir=tmp_path / "run", tracking=tracking)
     monkeypatch.setattr(base.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(
-        UserError, match=r"^writers: 'mlflow' needs the package mlflow-skinny: pip install mlflow-"
+        UserError, match=r"^writers: 'mlflow' needs the package mlflow-skinny: pip install 'jaxface"
     ):
         training.run([toy.stage()], workdir=tmp_path / "run", tracking=Tracking(["mlflow"]))
     assert not list(tmp_path.iterdir())

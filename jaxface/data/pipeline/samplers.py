@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxface.checks import AtLeast, Integers, check_number, index_array, integer_array, real_array
 from jaxface.errors import UserError
+from jaxface.extras import optional
 
 
 class Order(Protocol):
@@ -166,8 +167,8 @@ def superclasses(features: np.ndarray, count: int, *, seed: int) -> np.ndarray:
       >>> bool(groups[0] == groups[1]), bool(groups[0] == groups[2])
       (True, False)
     """
-    from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
+    KMeans = optional("sklearn.cluster", "sets").KMeans
+    threadpool_limits = optional("threadpoolctl", "sets").threadpool_limits
 
     check_number("superclasses", count, Integers(1, len(features)))
     if not np.isfinite(features).all():

@@ -35,17 +35,17 @@ def sample_identity(key: jax.Array, tone=(0.0, 1.0), variation: Variation = MODE
     low, high = tone
     shape, albedo, tone, hair, lips = jax.random.split(key, 5)
     shade = low + (high - low) * jax.random.uniform(tone)
-    grayness = jax.random.uniform(hair, minval=0.03, maxval=0.35) * (1 - 0.7 * shade)
-    return Identity(
+    identity = Identity(
         shape=jax.random.normal(shape, (IDENTITY,)),
         albedo=jax.random.normal(albedo, (ALBEDO,)),
         tone=shade,
-        hair=grayness,
+        hair=jax.random.uniform(hair, minval=0.03, maxval=0.35) * (1 - 0.7 * shade),
         lips=jax.random.uniform(lips, minval=0.8, maxval=1.2),
-        style=sample_style(jax.random.fold_in(key, _STYLE), shade, grayness, variation)
-        if variation.styled
-        else None,
     )
+    if not variation.styled:
+        return identity
+    style = sample_style(jax.random.fold_in(key, _STYLE), shade, identity.hair, variation)
+    return identity.replace(style=style)
 
 
 class _Draw:

@@ -10,6 +10,7 @@ from jaxface.data.sources.images import Fit, fit_square
 from jaxface.data.sources.source import Record
 from jaxface.data.transforms.pixels import fractions_to_bytes
 from jaxface.errors import UserError
+from jaxface.extras import optional
 from jaxface.paths import local_path
 
 
@@ -65,17 +66,13 @@ def _squares(images: np.ndarray, size: int, fit: Fit) -> np.ndarray:
 
 def digits() -> ArraySource:
     """scikit-learn's 1797 handwritten digits (UCI Optdigits): uint8 [8, 8, 1], ten classes, no download."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
+    data = optional("sklearn.datasets", "sets").load_digits()
     return ArraySource(_to_uint8(data.images / 16), data.target, [str(d) for d in range(10)])
 
 
 def lfw_subset(*, image_size: int = 25) -> ArraySource:
     """scikit-image's 200 gray 25x25 patches: 100 faces (class 1), then 100 of background (class 0); no download."""
-    from skimage.data import lfw_subset as load
-
-    images = _squares(_to_uint8(load()), image_size, "pad")
+    images = _squares(_to_uint8(optional("skimage.data", "sets").lfw_subset()), image_size, "pad")
     return ArraySource(images, np.repeat([1, 0], 100), ["background", "face"])
 
 
@@ -101,9 +98,8 @@ def olivetti(*, image_size: int, data_home: str | None = None) -> ArraySource:
     Raises:
       UserError: not in `data_home` and no network.
     """
-    from sklearn.datasets import fetch_olivetti_faces
-
-    data = _fetch(fetch_olivetti_faces, "the Olivetti face set", data_home=data_home)
+    load = optional("sklearn.datasets", "sets").fetch_olivetti_faces
+    data = _fetch(load, "the Olivetti face set", data_home=data_home)
     people = int(data.target.max()) + 1
     return ArraySource(
         _squares(_to_uint8(data.images), image_size, "pad"),
@@ -122,8 +118,7 @@ def lfw_people(
     Raises:
       UserError: not in `data_home` and no network, or `min_faces` below 1 or above what anybody has.
     """
-    from sklearn.datasets import fetch_lfw_people
-
+    fetch_lfw_people = optional("sklearn.datasets", "sets").fetch_lfw_people
     if not 1 <= min_faces <= 530:
         raise UserError(f"min_faces: needs a number from 1 to 530, got {min_faces}")
     data = _fetch(

@@ -9,7 +9,7 @@ from jaxface.data.sources.listing import images_by_class, unreadable
 from jaxface.data.sources.source import Record
 from jaxface.data.sources.standin import StandInSource, any_readable
 from jaxface.errors import UserError
-from jaxface.paths import local_path, name_text
+from jaxface.paths import name_text, user_path
 
 
 class FolderSource(StandInSource):
@@ -31,7 +31,7 @@ class FolderSource(StandInSource):
         """Opens the folder; decodes one image per person.
 
         Args:
-          root: the folder.
+          root: the folder; where it is an address such as gs://bucket/faces, every image is fetched whenever it is asked for.
           image_size: side of every image, pixels.
           fit: how a rectangle becomes a square, see `images.fit_square`.
           strict: decode every image now, and refuse the folder if one does not, or if a sub-folder may not be read.
@@ -43,7 +43,7 @@ class FolderSource(StandInSource):
         super().__init__()
         self._size, self._fit = image_size, fit
         self.image_shape = (image_size, image_size, 3)
-        root = local_path("root", root)
+        root = user_path("root", root)
         try:
             images = images_by_class(root, strict=strict)
         except OSError as error:

@@ -11,7 +11,7 @@ from jaxface.data.sources.images import Fit
 from jaxface.data.sources.listing import subfolders, unreadable
 from jaxface.data.sources.source import Record, Source
 from jaxface.errors import UserError
-from jaxface.paths import local_path
+from jaxface.paths import user_path
 
 
 class JoinedGroups:
@@ -78,7 +78,7 @@ def group_folders(root: str | pathlib.Path, *, image_size: int, fit: Fit = "pad"
     Raises:
       UserError: no such folder, fewer than two sub-folders, or one that `FolderSource` refuses.
     """
-    root = local_path("root", root)
+    root = user_path("root", root)
     try:
         groups = {folder.name: folder.path for folder in subfolders(root)}
     except OSError as error:

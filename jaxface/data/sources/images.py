@@ -15,6 +15,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from jaxface.checks import AtLeast, Integers, check_number
+from jaxface.errors import UserError
+from jaxface.paths import file_size, is_remote, reaching, user_path
 
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "WEBP")  # Pillow's PPM reader is also the one for PGM and PBM
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".pnm", ".bmp", ".webp"})
@@ -125,6 +127,7 @@ def decode_image(encoded: Encoded | str | os.PathLike) -> np.ndarray:
     Raises:
       CorruptImage: not such an image, truncated, empty, a side longer than `MAX_SIDE`, a file longer than
         `MAX_ENCODED`, or a header that claims more pixels than so few bytes can hold; a path without a file.
+      UserError: an address that cannot be reached, which says nothing of the image.
       TypeError: neither bytes nor a path.
 
     Example:
@@ -136,10 +139,11 @@ def decode_image(encoded: Encoded | str | os.PathLike) -> np.ndarray:
         encoded = encoded_bytes(encoded)
     try:
         if not isinstance(encoded, bytes):
-            path = pathlib.Path(encoded).expanduser()
-            if path.stat().st_size > MAX_ENCODED:
-                raise CorruptImage(f"more than {MAX_ENCODED} bytes")
-            encoded = path.read_bytes()
+            path = user_path("path", encoded) if is_remote(encoded) else pathlib.Path(encoded).expanduser()
+            with reaching(path):
+                if file_size(path) > MAX_ENCODED:
+                    raise CorruptImage(f"more than {MAX_ENCODED} bytes")
+                encoded = path.read_bytes()
         pixels = _opencv(encoded)
         if pixels is not None:
             return pixels
@@ -153,7 +157,7 @@ def decode_image(encoded: Encoded | str | os.PathLike) -> np.ndarray:
                 gray = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
                 return np.repeat(gray[..., None], 3, axis=-1)
             return np.asarray(image.convert("RGB"))
-    except CorruptImage:
+    except (CorruptImage, UserError):
         raise
     except Exception as error:  # a decoder fed with garbage raises nearly anything
         raise CorruptImage(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from error

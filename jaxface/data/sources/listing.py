@@ -4,6 +4,7 @@ Every source of files and every program that walks over photographs lists them h
 files and folders, what may not be read, and what a run wrote.
 """
 
+import errno
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from jaxface.data.sources.images import SUFFIXES
-from jaxface.paths import name_text
+from jaxface.paths import as_os_error, file_size, is_remote, name_text, reason_of
 
 _NOTE_SIZE = 1 << 20  # bytes; what runs write about themselves has some thousand
 _DEPTH = 3  # runs/reproduce/<method>: no run lies deeper in the folders that are the default
@@ -54,6 +55,8 @@ def _in_natural_order(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
 
 def contents(folder: pathlib.Path) -> Contents:
     """Folders and files in a folder, links followed; raises OSError where it cannot be read."""
+    if is_remote(folder):
+        return _contents_elsewhere(folder)
     folders, files = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -68,6 +71,19 @@ def contents(folder: pathlib.Path) -> Contents:
             except OSError:  # a link to where one may not look: reading it as either says so
                 folders.append(path)
                 files.append(path)
+    return Contents(folders, files)
+
+
+def _contents_elsewhere(folder) -> Contents:
+    folders, files = [], []
+    with as_os_error():
+        if not folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(folder))
+        for path in folder.iterdir():
+            if not path.name.startswith("."):
+                # To ask a store about every image would take longer than to read them.
+                is_folder = not _is_image(path) and path.is_dir()
+                (folders if is_folder else files).append(path)
     return Contents(folders, files)
 
 
@@ -97,7 +113,7 @@ def subfolders(root: pathlib.Path, *, strict: bool = False, log: bool = True) ->
             if strict:
                 raise
             if log:
-                _log.warning("left out %s: %s", name_text(folder), error.strerror)
+                _log.warning("left out %s: %s", name_text(folder), reason_of(error))
             continue
         if _holds_results(inside):
             if log:
@@ -119,7 +135,7 @@ def images_by_class(root: pathlib.Path, *, strict: bool = False) -> dict[str, li
 
 def unreadable(error: OSError, root: pathlib.Path) -> str:
     """`<folder>: <reason>`, where the folder in the way may be another than the root."""
-    return f"{error.filename or root}: {error.strerror}"
+    return f"{error.filename or root}: {reason_of(error)}"
 
 
 def _holds_results(inside: Contents, depth: int = _DEPTH) -> bool:
@@ -149,7 +165,7 @@ def _is_note(path: pathlib.Path) -> bool:
     if not kinds:
         return False
     try:
-        if path.stat().st_size > _NOTE_SIZE:
+        if file_size(path) > _NOTE_SIZE:
             return False
         note = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):  # somebody else's, and anything may be in it

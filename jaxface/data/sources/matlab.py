@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxface.data.sources.annotated import read_text
 from jaxface.errors import UserError
+from jaxface.extras import optional
 from jaxface.paths import name_text
 
 MAX_UNPACKED = 1 << 28  # bytes of a file, unpacked; the published lists have some million
@@ -25,8 +26,7 @@ def read_mat(name: str, path: pathlib.Path, variables: Sequence[str]) -> dict[st
     Raises:
       UserError: no such file, no MATLAB 5 file, one that unpacks to more than `MAX_UNPACKED` bytes, or a variable that it lacks.
     """
-    from scipy.io import loadmat
-
+    loadmat = optional("scipy.io", "detection").loadmat
     data = read_text(name, path, limit=MAX_UNPACKED)
     _check(name, data, path)
     try:

@@ -22,7 +22,7 @@ from jaxface.data.sources.images import CorruptImage, Fit, decode_image, encoded
 from jaxface.data.sources.source import Record
 from jaxface.errors import UserError
 from jaxface.metrics.recognition.pairs import Pairs
-from jaxface.paths import local_path, name_text
+from jaxface.paths import file_size, local_path, name_text, reaching, reason_of, user_path
 from jaxface.safe_pickle import Name, Refused
 
 MAX_PACK = 1 << 31  # bytes; the largest public ones have some hundred million
@@ -201,13 +201,15 @@ def read_bin(path: str | os.PathLike) -> tuple[list[bytes], np.ndarray]:
       UserError: no such file, or a pickle with anything but lists, tuples, numbers, bytes, strings and numpy arrays in
         it, which has been read and not run; an odd number of images or another number of labels than of pairs.
     """
-    path = local_path("path", path)
+    path = user_path("path", path)
     try:
-        if path.stat().st_size > MAX_PACK:
-            raise UserError(f"path: needs a pack of at most {MAX_PACK} bytes; got {path}")
-        return parse_bin(path.read_bytes())
+        with reaching(path):
+            if file_size(path) > MAX_PACK:
+                raise UserError(f"path: needs a pack of at most {MAX_PACK} bytes; got {path}")
+            data = path.read_bytes()
+        return parse_bin(data)
     except OSError as error:
-        raise UserError(f"path: needs a .bin pack; got {path}: {error.strerror}") from error
+        raise UserError(f"path: needs a .bin pack; got {path}: {reason_of(error)}") from error
     except Refused as error:
         raise UserError(f"path: needs a .bin pack; got {path}, which {error}") from None
 

@@ -19,6 +19,7 @@ import math
 import os
 import pathlib
 import struct
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +32,7 @@ from jaxface.data.sources.listing import contents
 from jaxface.data.sources.source import Record
 from jaxface.data.sources.standin import StandInSource
 from jaxface.errors import UserError
-from jaxface.paths import local_path, name_text
+from jaxface.paths import file_size, is_remote, local_path, name_text, reaching, reason_of, user_path
 
 MAGIC = struct.pack("<I", 0xCED7230A)
 MAX_RECORD = 1 << 26  # bytes of a payload; the format itself stops at 2^29 for each part
@@ -43,6 +44,8 @@ _LENGTH = (1 << 29) - 1
 _STAND_INS = 64  # records of a class that are tried for one that cannot be read
 _WASTE = 1 << 20  # parts that a scan may visit in vain before it stops looking back
 _log = logging.getLogger("jaxface.data")
+_OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)  # each where the system has it
+_SEEKING = threading.Lock()
 
 Read = Callable[[int, int], bytes]
 
@@ -233,6 +236,35 @@ def _index_lines(text: bytes) -> np.ndarray:
     return rows
 
 
+class SeekableFile:
+    """Reads from any place of an open file, one thread after the other: for files that have no descriptor to `pread`."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._lock = file, threading.Lock()
+
+    def read(self, offset: int, count: int) -> bytes:
+        """`count` bytes from `offset`, fewer at the end of the file."""
+        with self._lock:
+            self._file.seek(offset)
+            return self._file.read(count)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def _read_at(descriptor: int, count: int, offset: int) -> bytes:
+    """`os.pread`; where the system has none, a seek and a read that no other thread comes between."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, count, offset)
+    with _SEEKING:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, count)
+
+
+_OPENED = ("_fd", "_reader", "_size", "_close")  # of a RecordFile, made anew where it is unpickled
+
+
 class RecordFile:
     """Random access to the records of a file, from any number of threads and processes; may be pickled.
 
@@ -256,21 +288,22 @@ class RecordFile:
         Raises:
           UserError: no such file, or an index that was given and is not there.
         """
-        self.path = local_path("rec", rec)
+        self.path = user_path("rec", rec)
         self._open()
-        index = self.path.with_suffix(".idx") if idx is None else local_path("idx", idx)
+        index = self.path.with_suffix(".idx") if idx is None else user_path("idx", idx)
         lines = np.zeros((0, 2), np.int64)
         try:
-            # A line is no longer than 42 characters, a record no shorter than its head.
-            if index.stat().st_size > 42 * (self._size // _HEAD.size + 2):
-                _log.warning("%s is longer than an index of %s can be, and not used", index, self.path)
-            else:
-                lines = _index_lines(index.read_bytes())
+            with reaching(index):
+                # A line is no longer than 42 characters, a record no shorter than its head.
+                if file_size(index) > 42 * (self._size // _HEAD.size + 2):
+                    _log.warning("%s is longer than an index of %s can be, and not used", index, self.path)
+                else:
+                    lines = _index_lines(index.read_bytes())
         except FileNotFoundError as error:
             if idx is not None:
                 raise UserError(f"idx: needs the index of {self.path.name}; got no file {index}") from error
         except OSError as error:
-            raise UserError(f"idx: cannot read {index}: {error.strerror}") from error
+            raise UserError(f"idx: cannot read {index}: {reason_of(error)}") from error
         good = (lines[:, 0] >= 0) & (lines[:, 1] >= 0) & (lines[:, 1] <= self._size - _HEAD.size)
         self.scanned = not good.any()
         if self.scanned:
@@ -285,15 +318,24 @@ class RecordFile:
 
     def _open(self) -> None:
         try:
-            self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            if is_remote(self.path):
+                with reaching(self.path):
+                    self._reader = SeekableFile(self.path.open("rb"))
+                    self._size = file_size(self.path)
+                self._close = weakref.finalize(self, self._reader.close)
+                return
+            self._fd = os.open(self.path, os.O_RDONLY | _OPEN_FLAGS)
             self._close = weakref.finalize(self, os.close, self._fd)
             self._size = os.fstat(self._fd).st_size
-            os.pread(self._fd, 1, 0)  # a folder opens, but does not read
+            _read_at(self._fd, 1, 0)  # a folder opens, but does not read
         except OSError as error:
-            raise UserError(f"path: needs a .rec file; got {self.path}: {error.strerror}") from error
+            raise UserError(f"path: needs a .rec file; got {self.path}: {reason_of(error)}") from error
 
     def _pread(self, offset: int, count: int) -> bytes:
-        return os.pread(self._fd, count, offset)
+        if is_remote(self.path):
+            with reaching(self.path):
+                return self._reader.read(offset, count)
+        return _read_at(self._fd, count, offset)
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -330,7 +372,7 @@ class RecordFile:
         self._close()
 
     def __getstate__(self):
-        return {key: value for key, value in self.__dict__.items() if key not in ("_fd", "_size", "_close")}
+        return {key: value for key, value in self.__dict__.items() if key not in _OPENED}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -342,7 +384,7 @@ def record_files(folder: pathlib.Path) -> list[pathlib.Path]:
     try:
         return sorted(path for path in contents(folder).files if path.suffix == ".rec")
     except OSError as error:
-        raise UserError(f"path: cannot read {folder}: {error.strerror}") from error
+        raise UserError(f"path: cannot read {folder}: {reason_of(error)}") from error
 
 
 def record_path(path: str | os.PathLike) -> pathlib.Path:
@@ -351,9 +393,10 @@ def record_path(path: str | os.PathLike) -> pathlib.Path:
     Raises:
       UserError: there is none, or several and none of them `train.rec`.
     """
-    path = local_path("path", path)
-    if not os.path.isdir(path):
-        return path
+    path = user_path("path", path)
+    with reaching(path):
+        if not path.is_dir():
+            return path
     records = record_files(path)
     if path / "train.rec" in records:
         return path / "train.rec"

@@ -15,6 +15,7 @@ from jaxface.data.sources.source import Record
 from jaxface.data.sources.standin import StandInSource, any_readable
 from jaxface.data.transforms import geometry
 from jaxface.errors import UserError
+from jaxface.extras import optional
 from jaxface.paths import local_path, name_text
 
 # Taken over where the data set has a feature of that name.
@@ -28,7 +29,7 @@ def open_builder(name: str, data_dir: str | None):
     Raises:
       UserError: neither.
     """
-    import tensorflow_datasets as tfds
+    tfds = optional("tensorflow_datasets", "data")
 
     root = None if data_dir is None else local_path("data_dir", data_dir)
     folder = (root or pathlib.Path()) / local_path("name", name)
@@ -51,7 +52,7 @@ def class_label(names: Sequence[str]):
       UserError: a name that would be read back as another. TFDS keeps names as the lines of a text file, strips them and
         passes over empty ones.
     """
-    import tensorflow_datasets as tfds
+    tfds = optional("tensorflow_datasets", "data")
 
     names = [str(name) for name in names]
     seen = set()
@@ -101,7 +102,7 @@ class TfdsSource(StandInSource):
         Raises:
           UserError: no such data set, split or feature, or one whose format has no random access.
         """
-        import tensorflow_datasets as tfds
+        tfds = optional("tensorflow_datasets", "data")
 
         builder = open_builder(name, data_dir)
         features = builder.info.features or {}

@@ -14,12 +14,17 @@ from jaxface.data.sources.source import Source, split_identities
 from jaxface.data.sources.tfds_source import TfdsSource
 from jaxface.data.specs.base import KINDS, DataSpec, Split
 from jaxface.errors import UserError
-from jaxface.paths import local_path, name_text
+from jaxface.paths import is_remote, name_text, user_path
 
 
 def _folder_name(root: str) -> str:
     """The name of a folder as text, also of one that is given as `.`."""
-    return name_text(local_path("root", root).resolve().name)
+    return _last_name("root", root)
+
+
+def _last_name(argument: str, text: str) -> str:
+    path = user_path(argument, text)
+    return name_text(path.name if is_remote(path) else path.resolve().name)
 
 
 @KINDS.register("folder")
@@ -172,7 +177,8 @@ class RecordIO(DataSpec):
 
     @property
     def title(self) -> str:
-        path = local_path("path", self.path).resolve()
+        path = user_path("path", self.path)
+        path = path if is_remote(path) else path.resolve()
         return f"recordio {name_text(path.parent.name if path.suffix == '.rec' else path.name)}"
 
     def source(self, *, image_size: int, seed: int) -> RecordIOFaces:
@@ -182,7 +188,7 @@ class RecordIO(DataSpec):
         # The pack first: it is opened in seconds, and may be refused.
         pack = None
         if self.verification is not None:
-            pack = PackSource(local_path("verification", self.verification), image_size=image_size)
+            pack = PackSource(user_path("verification", self.verification), image_size=image_size)
         source = self.source(image_size=image_size, seed=seed)
         sources = (source, pack) if pack else split_identities(source, self.held_out, seed=seed)
         return Split(*sources, self.title, "verification")
@@ -200,7 +206,7 @@ class Bin(DataSpec):
 
     @property
     def title(self) -> str:
-        return f"bin {name_text(local_path('path', self.path).stem)}"
+        return f"bin {name_text(user_path('path', self.path).stem)}"
 
     def source(self, *, image_size: int, seed: int) -> PackSource:
         return PackSource(self.path, image_size=image_size, fit=self.fit)

@@ -7,7 +7,7 @@ import numpy as np
 Batch = dict[str, jax.Array]
 
 
-def from_levels(levels: jax.Array) -> jax.Array:
+def from_levels[Levels: (jax.Array, float)](levels: Levels) -> Levels:
     """(p - 127.5) / 127.5: levels in [0, 255] as floats in [-1, 1]."""
     return (levels - 127.5) / 127.5
 

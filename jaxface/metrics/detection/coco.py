@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxface.errors import UserError
+from jaxface.extras import optional
 from jaxface.metrics.detection.images import Regions, predicted_regions, real_vector, true_regions
 
 NAMES = (
@@ -46,13 +46,8 @@ def coco_evaluate(
       >>> round(coco_evaluate(found, truth)["AP"], 6)
       1.0
     """
-    try:
-        from pycocotools import mask
-        from pycocotools.cocoeval import COCOeval
-    except ImportError:
-        raise UserError(
-            "coco_evaluate: needs the package pycocotools; pip install 'jaxface[detection]'"
-        ) from None
+    mask = optional("pycocotools.mask", "detection")
+    COCOeval = optional("pycocotools.cocoeval", "detection").COCOeval
     predicted = predicted_regions(predictions, num_classes=num_classes)
     truth = true_regions(ground_truth, num_classes=num_classes, images=len(predicted), flags=("crowd",))
     areas = [

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxface.errors import UserError
+from jaxface.extras import optional
 from jaxface.metrics.detection.images import predicted_regions, true_regions
 
 
@@ -161,8 +162,7 @@ def _part(mask: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
 
 def _steps(overlap: np.ndarray) -> np.ndarray:
     """What each detection [D], by falling score, adds to (false positives, matched faces, sum of IoU); each [D, 3]."""
-    from scipy.optimize import linear_sum_assignment
-
+    linear_sum_assignment = optional("scipy.optimize", "detection").linear_sum_assignment
     totals = np.zeros((len(overlap) + 1, 3))
     for count in range(1, len(overlap) + 1):
         if overlap[count - 1].any():

@@ -69,7 +69,9 @@ def template_report(embeddings, pairs: Pairs, search: TemplateSearch | None = No
     points = tar_at_far(genuine, impostor, list(FARS.values()))
     report = {
         f"verification/tar@{name}": float(tar)
-        for name, tar, resolvable in zip(FARS, points.tar, points.resolvable, strict=True)
+        for name, tar, resolvable in zip(
+            FARS, *map(np.atleast_1d, (points.tar, points.resolvable)), strict=True
+        )
         if resolvable
     }
     report |= {
@@ -91,8 +93,9 @@ def _search_report(embeddings: np.ndarray, search: TemplateSearch) -> dict[str, 
         f"identification/rank{k}": float(np.mean([(place <= k).mean() for place in places])) for k in RANKS
     }
     opened = two_gallery_tpir(scores[0], mates[0], scores[1], mates[1], list(FPIRS.values()))
-    resolvable = np.logical_and(*(gallery.resolvable for gallery in opened.galleries))
-    for name, tpir, fnir, known in zip(FPIRS, opened.tpir, opened.fnir, resolvable, strict=True):
+    first, second = (np.atleast_1d(gallery.resolvable) for gallery in opened.galleries)
+    rates = map(np.atleast_1d, (opened.tpir, opened.fnir))
+    for name, tpir, fnir, known in zip(FPIRS, *rates, first & second, strict=True):
         if known:
             report |= {f"identification/tpir@{name}": float(tpir), f"identification/fnir@{name}": float(fnir)}
     mate = np.where(mates[0] >= 0, mates[0], np.where(mates[1] >= 0, mates[1] + scores[0].shape[1], -1))
@@ -102,7 +105,7 @@ def _search_report(embeddings: np.ndarray, search: TemplateSearch) -> dict[str, 
     above = mate_scores_above_non_mates(together, mate[mate >= 0], [1e-1, 1e-2]).rate
     return report | {
         f"one_gallery/mates_above@{name}": float(rate)
-        for name, rate in zip(("1e-1", "1e-2"), above, strict=True)
+        for name, rate in zip(("1e-1", "1e-2"), np.atleast_1d(above), strict=True)
     }
 
 
@@ -180,7 +183,7 @@ def megaface_report(probes, labels, distractors, *, seed: int = 0) -> dict[str, 
     rates = distractor_rank1(probes, labels, distractors, sizes=sizes)
     report = {f"identification/distractor_rank1@{n}": float(r) for n, r in zip(sizes, rates, strict=True)}
     points = distractor_verification(probes, labels, distractors, list(FARS.values()))
-    for name, tar, resolvable in zip(FARS, points.tar, points.resolvable, strict=True):
+    for name, tar, resolvable in zip(FARS, *map(np.atleast_1d, (points.tar, points.resolvable)), strict=True):
         if resolvable:
             report[f"verification/tar@{name}"] = float(tar)
     return report

@@ -56,7 +56,7 @@ def top_k_accuracy(logits, labels, *, k: int = 1) -> float:
     """
     logits = checks.real_array("logits", logits, ndim=2)
     labels = checks.index_array("labels", labels, *logits.shape)
-    return float(np.asarray(correct_top_k(logits, labels, k=k), np.float64).mean())
+    return float(np.asarray(correct_top_k(jnp.asarray(logits), jnp.asarray(labels), k=k), np.float64).mean())
 
 
 def accuracy(logits, labels) -> float:

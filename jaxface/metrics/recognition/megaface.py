@@ -41,12 +41,12 @@ def distractor_rank1(probes, labels, distractors, *, sizes: Sequence[int]) -> np
       [1.0, 0.0]
     """
     probes, distractors, probe, mate = _prepared(probes, labels, distractors)
-    sizes = checks.integer_array("sizes", sizes)
-    if sizes.size == 0 or sizes.min() < 1 or sizes.max() > len(distractors):
-        raise UserError(f"sizes: needs numbers in [1, {len(distractors)}], got {sizes.tolist()}")
-    nearest = np.full((sizes.size, len(probes)), -np.inf, np.float32)
-    for rows, columns, scores in similarity_blocks(probes, distractors[: sizes.max()]):
-        for k, size in enumerate(sizes):
+    counts = checks.integer_array("sizes", sizes)
+    if counts.size == 0 or counts.min() < 1 or counts.max() > len(distractors):
+        raise UserError(f"sizes: needs numbers in [1, {len(distractors)}], got {counts.tolist()}")
+    nearest = np.full((counts.size, len(probes)), -np.inf, np.float32)
+    for rows, columns, scores in similarity_blocks(probes, distractors[: counts.max()]):
+        for k, size in enumerate(counts):
             inside = scores[:, : max(size - columns.start, 0)]
             if inside.size:
                 np.maximum(nearest[k, rows], inside.max(axis=1), out=nearest[k, rows])

@@ -62,7 +62,9 @@ def open_set(embeddings, labels, *, seed: int = 0, most: int = 10_000) -> dict[s
         scores, mate, np.asarray(similarity_matrix(unit[strangers[:most]], gallery)), list(FPIRS.values())
     )
     report = {"identification/rank1": rank_k(scores, mate)}
-    for name, rate, resolvable in zip(FPIRS, identification.tpir, identification.resolvable, strict=True):
+    for name, rate, resolvable in zip(
+        FPIRS, np.atleast_1d(identification.tpir), np.atleast_1d(identification.resolvable), strict=True
+    ):
         if resolvable:
             report[f"identification/tpir@{name}"] = float(rate)
     sizes = [10**k for k in range(1, 7) if 10**k <= len(strangers)]

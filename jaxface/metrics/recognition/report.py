@@ -67,7 +67,7 @@ def verify(embeddings, labels, *, pairs: PairChoice = None, seed: int = 0) -> di
     }
     points = tar_at_far(genuine, impostor, list(FARS.values()))
     for name, tar, threshold, resolvable in zip(
-        FARS, points.tar, points.threshold, points.resolvable, strict=True
+        FARS, *map(np.atleast_1d, (points.tar, points.threshold, points.resolvable)), strict=True
     ):
         if resolvable:
             report[f"verification/tar@{name}"] = float(tar)
@@ -138,7 +138,9 @@ def report_scores(scores, pairs: Pairs, groups=None) -> dict[str, float]:
     points = tar_at_far(genuine, impostor, list(rates.values()))
     report = {
         f"tar@{name}": float(tar)
-        for name, tar, resolvable in zip(rates, points.tar, points.resolvable, strict=True)
+        for name, tar, resolvable in zip(
+            rates, np.atleast_1d(points.tar), np.atleast_1d(points.resolvable), strict=True
+        )
         if resolvable
     }
     report["eer"] = equal_error_rate(genuine, impostor).eer

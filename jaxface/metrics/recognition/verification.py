@@ -51,7 +51,7 @@ class ValAtFar(NamedTuple):
     fold_thresholds: np.ndarray
 
 
-def normalize(x: jax.Array) -> jax.Array:
+def normalize(x: jax.typing.ArrayLike) -> jax.Array:
     """Rows of `x` [..., D] scaled to unit length, in float32; a zero row stays zero.
 
     Example:

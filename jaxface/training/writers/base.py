@@ -63,14 +63,15 @@ class Tracking:
         for writer in self.writers:
             package, module = WRITERS[writer].package
             if importlib.util.find_spec(module) is None:
-                raise UserError(f"writers: {writer!r} needs the package {package}: pip install {package}")
+                raise UserError(
+                    f"writers: {writer!r} needs the package {package}: pip install 'jaxface[tracking]'"
+                )
         if len(set(self.writers)) < len(self.writers):
             raise UserError(f"writers: needs each name once, got {' '.join(self.writers)}")
         if self.writers and not self.project.strip():
             raise UserError("project: needs a name, got an empty one")
 
 
-Open = Callable[[Tracking, pathlib.Path | None, str | None], Writer]
 WRITERS: Registry[type[Writer]] = Registry("writers", __package__)
 """Classes of writers, called with the `Tracking`, a folder for files of the service or None, and the id of a run to go on with
 or None."""
@@ -114,15 +115,19 @@ class _Background:
             logger.warning("writer %s: %s; the run goes on without it", self.name, reason)
 
     def report(self, call: Callable[[Writer], None]) -> None:
+        """Hands a call over; drops it where the writer was given up."""
         try:
             self._reports.put_nowait(call)
         except queue.Full:
             self._give_up("it does not keep up")
 
     def close(self, finished: bool) -> None:
-        if self._failed and self._reports.full():
+        """Waits until all is sent, `PATIENCE` seconds at most."""
+        try:
+            self._reports.put(finished, timeout=0 if self._failed else PATIENCE)
+        except queue.Full:
+            self._give_up("it does not keep up")
             return
-        self._reports.put(finished)
         self._thread.join(PATIENCE)
         if self._thread.is_alive():
             self._give_up(f"not everything was sent within {PATIENCE:.0f} s")

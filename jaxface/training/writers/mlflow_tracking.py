@@ -42,15 +42,18 @@ class MlflowWriter:
         self.id = run_id
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers after a step of the run, by name."""
         now = int(1000 * time.time())
         metrics = [self._metric(_name(name), value, now, step) for name, value in values.items()]
         self._client.log_batch(self.id, metrics=metrics)
 
     def figure(self, name: str, path: pathlib.Path, step: int) -> None:
+        """A PNG file."""
         del name, step
         self._client.log_artifact(self.id, str(path))
 
     def close(self, finished: bool) -> None:
+        """Sends everything and says how the run ended."""
         self._client.set_terminated(self.id, "FINISHED" if finished else "KILLED")
 
 

@@ -32,10 +32,13 @@ class WandbWriter:
         self._run.define_metric("*", step_metric="step")
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers after a step of the run, by name."""
         self._run.log({**values, "step": step})
 
     def figure(self, name: str, path: pathlib.Path, step: int) -> None:
+        """A PNG file."""
         self._run.log({name: self._wandb.Image(str(path)), "step": step})
 
     def close(self, finished: bool) -> None:
+        """Sends everything and says how the run ended."""
         self._run.finish(exit_code=0 if finished else 1)

@@ -87,7 +87,7 @@ def test_several_splits_are_paired(short, finished, photographs, tmp_path, monke
 
     monkeypatch.setattr(real_faces, "launch", launch)
     monkeypatch.setattr(real_faces.metrics, "verify", verify)
-    monkeypatch.setattr(real_faces.training, "embed_source", lambda *_: np.zeros((12, 8)))
+    monkeypatch.setattr(real_faces.training, "embed_source", lambda *_: np.ones((12, 8)))
     result = real_faces.real_faces(finished, data.Folder(root=str(photographs)), tmp_path, splits=4)
     assert [plan.data_seed for plan in plans] == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
     assert [plan.init_from is None for plan in plans] == [False, True] * 8
@@ -117,6 +117,20 @@ def test_pixels_as_embeddings(photographs):
     np.testing.assert_allclose(embeddings.mean(axis=1), 0, atol=1e-3)
     gray = source[3]["image"].astype(float).mean(-1)
     np.testing.assert_allclose(embeddings[3].reshape(16, 16), gray - gray.mean(), atol=1e-3)
+
+
+def test_centering_takes_the_common_direction_away():
+    rng = np.random.default_rng(0)
+    common = np.array([5.0, 0.0, 0.0, 0.0])
+    one, other = rng.normal(size=(2, 400, 4)) + common
+    moved = real_faces.centered(3 * one, other)
+    np.testing.assert_allclose(
+        moved,
+        one / np.linalg.norm(one, axis=1)[:, None] - (other / np.linalg.norm(other, axis=1)[:, None]).mean(0),
+    )
+    assert (
+        np.linalg.norm(moved.mean(0)) < 0.05 < 0.9 < (one / np.linalg.norm(one, axis=1)[:, None]).mean(0)[0]
+    )
 
 
 @pytest.mark.parametrize(

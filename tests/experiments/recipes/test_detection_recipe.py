@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import flax.traverse_util
 import jax
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import tiny_detector
 from experiments.recipes import detection
 from jaxface import data, inference, training
 from jaxface.errors import UserError
+from jaxface.models.detection import TinyYolo
 
 SCENES = data.Scenes(
     scenes=64,
@@ -135,3 +137,33 @@ def test_other_data_and_other_detectors_are_refused(split, tmp_path):
         run(split, dataclasses.replace(other, init_from=str(tmp_path)))
     with pytest.raises(UserError, match="batch_size: needs at most the 64 records"):
         run(split, dataclasses.replace(TINY, batch_size=65))
+
+
+def test_a_head_for_other_classes_starts_afresh(split, tmp_path):
+    def detector(classes):
+        return TinyYolo(num_classes=classes, widths=(4, 4, 8, 8), pools=(2, 2), ccp_layers=(2, 3, 4))
+
+    def bundle(detector, names):
+        params, extra = jax.jit(lambda rng: detection.init_variables(detector, rng, (64, 64)))(
+            jax.random.key(3)
+        )
+        return inference.DetectorBundle(
+            detector=detector, variables={"params": params, **extra}, image_size=64, class_names=names
+        )
+
+    one = detector(1)
+    inference.save_bundle(tmp_path / "three", bundle(detector(3), ("cat", "dog", "face")))
+    recipe = dataclasses.replace(TINY, init_from=str(tmp_path / "three"), steps=0)
+    stage = detection.detection_stage("detector", recipe, split, one, evaluate=False)
+    started = training.run([stage], parallel=on_one_device()).state.params["detector"]
+    given = inference.open_detector(tmp_path / "three").variables["params"]
+    same = jax.tree.map(lambda a, b: a.shape == b.shape and np.array_equal(a, b), started, dict(given))
+    head = same.pop("head")
+    assert not any(jax.tree.leaves(head)) and all(jax.tree.leaves(same)) and len(jax.tree.leaves(same)) > 5
+    # The same classes: everything is taken over, and what does not fit is named.
+    inference.save_bundle(tmp_path / "one", bundle(one, ("face",)))
+    recipe = dataclasses.replace(recipe, init_from=str(tmp_path / "one"))
+    check_equal(
+        {path: leaf for path, leaf in detection.pretrained(recipe, one, (64, 64)).items()},
+        flax.traverse_util.flatten_dict(dict(inference.open_detector(tmp_path / "one").variables)),
+    )
