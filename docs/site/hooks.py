@@ -115,7 +115,12 @@ def _reference() -> dict[str, str]:
         doc = inventory.module_doc(package)
         whole = len(modules) == 1
         paths = {name.path.rpartition(".")[2]: name.path for name in names}
-        index = [f"# {package} {{ #{package} }}", "", _module_text(doc, paths), ""]
+        index = [
+            f"# {package} {{ #{package} }}",
+            "",
+            _module_text(doc, paths, "../" if whole else "../../"),
+            "",
+        ]
         for module, members in modules.items():
             label = module.removeprefix(package).lstrip(".") or module.rpartition(".")[2]
             if whole:
@@ -138,13 +143,13 @@ def _reference() -> dict[str, str]:
     return pages
 
 
-def _module_text(doc: str, paths: dict[str, str]) -> str:
+def _module_text(doc: str, paths: dict[str, str], root: str = "../../") -> str:
     """The docstring of a module, whose names and methods are links."""
     doc, _, methods = doc.rstrip().partition("\nMethods: ")
     text = to_markdown(doc)
     text = re.sub(r"(?<!\[)`(\w+)`", lambda m: f"[{m[0]}][{paths[m[1]]}]" if m[1] in paths else m[0], text)
     if methods:
-        linked = (f"[{method}](../../methods/{method}.md)" for method in methods.rstrip(".").split(", "))
+        linked = (f"[{method}]({root}methods/{method}.md)" for method in methods.rstrip(".").split(", "))
         text += f"\nMethods: {', '.join(linked)}\n"
     return text
 
