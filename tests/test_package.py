@@ -254,28 +254,36 @@ for name in {EXTRAS}:
 """
 
 
-def test_the_pure_packages_need_neither_pipelines_nor_programs():
-    python(
+@functools.cache
+def without_extras() -> list[str]:
+    """What a process with the core dependencies alone says: of the pure packages, of every module, and of a command."""
+    library = [name for name in modules() if not name.startswith("experiments")]
+    return python(
         f"{WITHOUT_EXTRAS}\n"
         f"for name in {PURE}: importlib.import_module(f'jaxface.{{name}}')\n"
         "from jaxface import axes, cli, losses, metrics, models\n"
         "import jaxface.cli.main, pallas_kernels.margin_softmax\n"
         "assert losses.sface_loss and models.create('mlp') and metrics.verify\n"
-        "assert not jax._src.xla_bridge.backends_are_initialized(), 'an import touched a device'"
-    )
+        "assert not jax._src.xla_bridge.backends_are_initialized(), 'an import touched a device'\n"
+        "print('pure')\n"
+        f"for name in {library}:\n"
+        "    try: importlib.import_module(name)\n"
+        "    except ImportError as error: print(name, type(error).__name__, error)\n"
+        "sys.stderr = sys.stdout\n"
+        "try: jaxface.cli.main.main('detect . --detector d'.split())\n"
+        "except SystemExit as end: print('status', end.code)\n"
+    ).splitlines()
+
+
+def test_the_pure_packages_need_neither_pipelines_nor_programs():
+    assert without_extras()[0] == "pure"
 
 
 def test_every_module_that_needs_an_extra_names_it():
     """One line for whoever imports it, and one for whoever runs a command."""
-    library = [name for name in modules() if not name.startswith("experiments")]
-    said = python(
-        f"{WITHOUT_EXTRAS}\n"
-        f"for name in {library}:\n"
-        "    try: importlib.import_module(name)\n"
-        "    except ImportError as error: print(name, type(error).__name__, error)\n"
-    )
+    *imported, command, status = without_extras()[1:]
     refused = {}
-    for line in said.splitlines():
+    for line in imported:
         name, kind, words = line.split(" ", 2)
         assert kind == "MissingExtra" and re.match(r"jaxface\[(\w+)\] is needed: the package", words), line
         refused[name] = re.match(r"jaxface\[(\w+)\]", words)[1]
@@ -284,18 +292,7 @@ def test_every_module_that_needs_an_extra_names_it():
     assert not {f"jaxface.{name}" for name in PURE} & refused.keys()
     extras = set(re.findall(r"^        \"(\w+)\": ", (ROOT / "setup.py").read_text(), re.MULTILINE))
     assert {"data", "train", "all"} <= extras and set(refused.values()) <= extras
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            f"{WITHOUT_EXTRAS}\nfrom jaxface.cli.main import main; main('detect . --detector d'.split())",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 2 and re.fullmatch(r"error: jaxface\[\w+\] is needed: .*\n", done.stderr)
+    assert status == "status 2" and re.fullmatch(r"error: jaxface\[\w+\] is needed: .*", command)
 
 
 def test_a_broken_package_of_an_extra_speaks_for_itself(tmp_path, monkeypatch):
