@@ -67,7 +67,7 @@ class Embedding(nn.Module):
 
 
 # %%
-def train(key, module, transfer=None, teacher=None, steps=400, batch=64):
+def train(key, module, transfer=None, teacher=None, steps=250, batch=64):
     """Parameters of `module`, trained on the seen digits."""
     init_key, prototype_key, order_key = jax.random.split(key, 3)
     params = {

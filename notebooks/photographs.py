@@ -47,7 +47,7 @@ work = pathlib.Path(tempfile.mkdtemp())
 
 if FACES is None:
     FACES = work / "faces"
-    stand_ins = data.RenderedSource(16, 6, image_size=64, seed=7)
+    stand_ins = data.RenderedSource(16, 6, image_size=32, seed=7)
     for k in range(len(stand_ins)):
         person = FACES / f"person-{stand_ins.labels[k]:02d}"
         person.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ subprocess.run(
 # First a short run on rendered people, then the photographs of three people in four; the last quarter is kept to verify.
 
 # %%
-start = sface.Config(data=data.RenderedFaces(identities=64, held_out_identities=20), steps=100, image_size=32)
+start = sface.Config(data=data.RenderedFaces(identities=40, held_out_identities=12), steps=80, image_size=32)
 launch("sface", start, configs.Run(workdir=str(work / "start"), quiet=True))
 
 tuned = dataclasses.replace(

@@ -45,7 +45,7 @@ from jaxface import data, inference
 # ## Four people, six photographs each
 
 # %%
-people = data.RenderedSource(4, 6, image_size=64)
+people = data.RenderedSource(4, 6, image_size=48)
 figure, axes = plt.subplots(4, 6, figsize=(9, 6))
 for k, axis in enumerate(axes.ravel()):
     axis.imshow(people[k]["image"])
@@ -61,7 +61,7 @@ plt.show()
 # %%
 workdir = pathlib.Path(tempfile.mkdtemp()) / "sface"
 config = sface.Config(
-    data=data.RenderedFaces(identities=96, held_out_identities=40), steps=160, image_size=32
+    data=data.RenderedFaces(identities=64, held_out_identities=30), steps=120
 )
 outcome = launch("sface", config, configs.Run(workdir=str(workdir), quiet=True))
 outcome.metrics
