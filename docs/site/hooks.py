@@ -29,6 +29,8 @@ _TEXT = {
     ".cff": "yaml",
 }
 _PICTURES = (".png", ".jpg", ".svg")
+_BADGE = re.compile(r"\[!\[([^\]]*)\]\(https?://[^)]*\)\]\(([^)]*)\)")
+"""A picture from elsewhere that is a link: only the link stays, so that a page fetches nothing from others."""
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 _ASSETS = {"stylesheets/site.css": "site.css", "assets/favicon.svg": "favicon.svg"}
 _HEADING = re.compile(r"^# +(.+?) *$", re.MULTILINE)
@@ -220,7 +222,7 @@ def _notebook(path: pathlib.Path) -> str:
     for cell in json.loads(path.read_text("utf-8"))["cells"]:
         source = "".join(cell["source"]).rstrip()
         if cell["cell_type"] == "markdown":
-            text += [source, ""]
+            text += [_BADGE.sub(r"[\1](\2)", source), ""]
         elif cell["cell_type"] == "code" and source:
             text += ["```python", source, "```", ""]
     body = "\n".join(text)
