@@ -78,10 +78,11 @@ def test_code_spans_find_what_they_name():
 
 def test_notebooks_fetch_no_badge(tmp_path):
     cells = [
+        {"cell_type": "code", "source": ["# Install\n", "1 + 1"]},
         {"cell_type": "markdown", "source": ["# Title\n", "[![Open](https://a.b/c.svg)](https://a.b/open)"]},
-        {"cell_type": "code", "source": ["1 + 1"]},
     ]
     path = tmp_path / "n.ipynb"
     path.write_text(json.dumps({"cells": cells}), "utf-8")
     page = hooks._notebook(path)
-    assert "# Title\n[Open](https://a.b/open)" in page and "```python\n1 + 1\n```" in page
+    assert page.startswith("# Title\n") and "\n[Open](https://a.b/open)\n" in page
+    assert "```python\n# Install\n1 + 1\n```" in page
