@@ -29,6 +29,8 @@ _TEXT = {
     ".cff": "yaml",
 }
 _PICTURES = (".png", ".jpg", ".svg")
+_BADGE = re.compile(r"\[!\[([^\]]*)\]\(https?://[^)]*\)\]\(([^)]*)\)")
+"""A picture from elsewhere that is a link: only the link stays, so that a page fetches nothing from others."""
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 _ASSETS = {"stylesheets/site.css": "site.css", "assets/favicon.svg": "favicon.svg"}
 _HEADING = re.compile(r"^# +(.+?) *$", re.MULTILINE)
@@ -215,16 +217,18 @@ def _study_index() -> str:
 
 
 def _notebook(path: pathlib.Path) -> str:
-    """A notebook as a page: its text and its code, without what running it shows."""
-    text = [f"[Download this notebook]({path.name}){{ download }}", ""]
+    """A notebook as a page: its title, its text and its code, without what running it shows."""
+    title, text = f"# {path.stem}", []
     for cell in json.loads(path.read_text("utf-8"))["cells"]:
         source = "".join(cell["source"]).rstrip()
         if cell["cell_type"] == "markdown":
-            text += [source, ""]
+            heading = _HEADING.search(source)
+            if heading:
+                title, source = heading[0], source.replace(heading[0], "", 1).strip()
+            text += [_BADGE.sub(r"[\1](\2)", source), ""]
         elif cell["cell_type"] == "code" and source:
             text += ["```python", source, "```", ""]
-    body = "\n".join(text)
-    return body if _HEADING.search(body) else f"# {path.stem}\n\n{body}"
+    return "\n".join([title, "", f"[Download this notebook]({path.name}){{ download }}", "", *text])
 
 
 def _method_source(method: str) -> str:

@@ -1,5 +1,6 @@
 """What the site makes of docstrings and links."""
 
+import json
 import pathlib
 import sys
 
@@ -73,3 +74,15 @@ def test_code_spans_find_what_they_name():
     assert targets["losses.sface_loss"] == targets["sface_loss"] == "jaxface.losses.sface_loss"
     assert targets["jaxface/losses/sface.py"] == "jaxface.losses.sface"
     assert "run" not in targets  # a word, not a name
+
+
+def test_notebooks_fetch_no_badge(tmp_path):
+    cells = [
+        {"cell_type": "code", "source": ["# Install\n", "1 + 1"]},
+        {"cell_type": "markdown", "source": ["# Title\n", "[![Open](https://a.b/c.svg)](https://a.b/open)"]},
+    ]
+    path = tmp_path / "n.ipynb"
+    path.write_text(json.dumps({"cells": cells}), "utf-8")
+    page = hooks._notebook(path)
+    assert page.startswith("# Title\n") and "\n[Open](https://a.b/open)\n" in page
+    assert "```python\n# Install\n1 + 1\n```" in page
