@@ -22,26 +22,37 @@ from jaxface.data.render.renderer import render, to_uint8
 from jaxface.data.render.variation import Variation
 
 
-def _parameters(count: int, *, seed: int = 0) -> FaceParameters:
+def _parameters(count: int, variation: Variation, *, seed: int = 0) -> FaceParameters:
     people = jnp.arange(count, dtype=jnp.int32)
-    return rendered.draw_faces(np.uint32(seed), people, people * 0, variation=Variation(), aligned=True)
+    return rendered.draw_faces(np.uint32(seed), people, people * 0, variation=variation, aligned=True)
 
 
 def measure(sizes: tuple[int, ...], batch: int, repeats: int) -> list[dict]:
-    """One row per image size and set of outputs."""
-    faces = _parameters(batch)
+    """One row per image size, set of outputs and kind of people."""
+    plain, photographed = (_parameters(batch, kind) for kind in (Variation(), Variation.photographed()))
     rows = []
     for size in sizes:
-        for outputs, attacks in ((("image",), False), (("image", "infrared", "depth", "normals"), True)):
+        for people, faces, outputs, attacks in (
+            ("plain", plain, ("image",), False),
+            ("plain", plain, ("image", "infrared", "depth", "normals"), True),
+            ("photographed", photographed, ("image",), False),
+        ):
             times = common.seconds(
-                lambda size=size, outputs=outputs, attacks=attacks: render(
+                lambda faces=faces, size=size, outputs=outputs, attacks=attacks: render(
                     faces, image_size=size, outputs=outputs, attacks=attacks
                 ),
                 repeats=repeats,
             )
-            row = {"image_size": size, "batch": batch, "outputs": outputs, "attacks": attacks}
+            row = {
+                "image_size": size,
+                "batch": batch,
+                "people": people,
+                "outputs": outputs,
+                "attacks": attacks,
+            }
             rows.append(row | common.summary(times, items=batch))
-            print(f"{size:4d} px  {'+'.join(outputs):34s} {rows[-1]['per_second']:9.1f} images/s")
+            shown = f"{people} {'+'.join(outputs)}"
+            print(f"{size:4d} px  {shown:46s} {rows[-1]['per_second']:9.1f} images/s")
     return rows
 
 

@@ -174,7 +174,7 @@ def test_config_of_a_run_by_folder_or_by_file(tmp_path, refusal):
 
 
 def test_presets_and_kinds_of_data():
-    assert configs.presets(sface.Config) == ["paper", "digits"]
+    assert configs.presets(sface.Config) == ["paper", "photographs", "digits"]
     assert configs.parse("sface", []) == (sface.Config(), configs.Run())
     assert configs.parse("sface", ["--preset", "paper"])[0] == sface.Config.paper()
     config = configs.parse(
