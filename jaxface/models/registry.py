@@ -86,7 +86,7 @@ def describe(module: nn.Module) -> dict[str, Any]:
     """A network as JSON-like values, from which `from_description` makes it again: {"name": …, every field}.
 
     The name is that of `MODELS` whose fields the network has; a field that is a layer of `jaxface.layers` is
-    {"layer": name, its fields}.
+    {"layer": name, its fields}, and what else makes parts of the network is left out where it is the default.
 
     Raises:
       UserError: a network that is not registered, or a field that has no such values.
@@ -100,7 +100,15 @@ def describe(module: nn.Module) -> dict[str, Any]:
     if not names:
         raise UserError(f"network: needs one of jaxface.models.MODELS, got {type(module).__name__}")
     name = max(names, key=lambda row: row[0])[1]  # the first of those that say most
-    return {"name": name, **{field: _plain(field, value) for field, value in fields.items()}}
+    defaults = {field.name: field.default for field in dataclasses.fields(module)}
+    described = {"name": name}
+    for field, value in fields.items():
+        try:
+            described[field] = _plain(field, value)
+        except UserError:
+            if value is not defaults[field]:  # what makes a part as it always does needs no description
+                raise
+    return described
 
 
 def from_description(description: Any) -> nn.Module:
@@ -132,7 +140,8 @@ def _check_size(value: Any, depth: int = 0) -> None:
             raise UserError("network: needs a network that is known, its description has too many values")
         if isinstance(value, Mapping) and depth == 0:
             repeated = [value.get(name, 0) for name in ("stages", "blocks", "depth")]
-            units = [n for item in repeated for n in jax.tree.leaves(item) if isinstance(n, int)]
+            counts = [item if isinstance(item, list | tuple) else [item] for item in repeated]
+            units = [n for items in counts for n in items if isinstance(n, int)]  # no lists of what a unit is
             if sum(units) > _DEEPEST:
                 raise UserError(f"network: needs at most {_DEEPEST} units, its description has {sum(units)}")
         for item in values:

@@ -143,7 +143,11 @@ def test_a_network_survives_json(module):
 def test_every_registered_network_has_its_name():
     for name in models.names():
         if name != "mlp":
-            assert models.describe(models.create(name, embedding=8))["name"] == name
+            description = models.describe(models.create(name, embedding=8))
+            assert description["name"] == name
+            assert (
+                models.describe(models.from_description(json.loads(json.dumps(description)))) == description
+            )
 
 
 def change(folder, **fields):
