@@ -257,7 +257,8 @@ def main() -> None:
         kind = f"{case.sample_rate:6.2f}{case.shard:>6}{case.remat:>6}{records[-1]['state_gb']:9.2f}"
         print(f"{case.topology:<12}{case.identities:14,d}{kind}{values}", flush=True)
     print(written)
-    if wrong := [f"{one['topology']}: {problem}" for one in records for problem in one["problems"]]:
+    judged = records[-1:] if vit else records  # the other forms of the same network need not fit
+    if wrong := [f"{one['topology']}: {problem}" for one in judged for problem in one["problems"]]:
         sys.exit("\n".join(wrong))
 
 

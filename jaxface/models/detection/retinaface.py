@@ -79,7 +79,7 @@ class RetinaFaceNet(nn.Module):
 
     def depth_order(self) -> DepthOrder:
         """Names of the parts from the image on: those of the backbone, the pyramid, the context modules."""
-        backbone = depth_order(BACKBONES[self.backbone]())
+        backbone = depth_order(BACKBONES[self.backbone](parent=None))
         inside = (tuple(f"backbone/{name}" for name in names) for names in backbone)
         return *inside, ("pyramid",), ("context1", "context2", "context3")
 
