@@ -172,4 +172,4 @@ class Docstrings(griffe.Extension):
 
 def usage(source: str) -> str:
     """The docstring of a command as Markdown: its examples stay as they are typed."""
-    return to_markdown(ast.get_docstring(ast.parse(source)) or "")
+    return to_markdown(ast.get_docstring(ast.parse(source)) or "").replace(".equation }", ".usage }")

@@ -114,7 +114,13 @@ def _reference() -> dict[str, str]:
             modules.setdefault(name.module, []).append(name)
         doc = inventory.module_doc(package)
         whole = len(modules) == 1
-        index = [f"# {package} {{ #{package} }}", "", to_markdown(doc), ""]
+        paths = {name.path.rpartition(".")[2]: name.path for name in names}
+        index = [
+            f"# {package} {{ #{package} }}",
+            "",
+            _module_text(doc, paths, "../" if whole else "../../"),
+            "",
+        ]
         for module, members in modules.items():
             label = module.removeprefix(package).lstrip(".") or module.rpartition(".")[2]
             if whole:
@@ -127,7 +133,7 @@ def _reference() -> dict[str, str]:
             text = [
                 f"# {package.rpartition('.')[2]}.{label} {{ #{module} }}",
                 "",
-                to_markdown(inventory.module_doc(module)),
+                _module_text(inventory.module_doc(module), paths),
                 "",
             ]
             pages[page] = "\n".join(text + [f"::: {name.path}\n" for name in members])
@@ -135,6 +141,17 @@ def _reference() -> dict[str, str]:
         overview.append(f"| [`{package}`][{package}] | {_cell(_first_sentence(doc))} |")
     pages["reference/index.md"] = "\n".join([*overview, ""])
     return pages
+
+
+def _module_text(doc: str, paths: dict[str, str], root: str = "../../") -> str:
+    """The docstring of a module, whose names and methods are links."""
+    doc, _, methods = doc.rstrip().partition("\nMethods: ")
+    text = to_markdown(doc)
+    text = re.sub(r"(?<!\[)`(\w+)`", lambda m: f"[{m[0]}][{paths[m[1]]}]" if m[1] in paths else m[0], text)
+    if methods:
+        linked = (f"[{method}]({root}methods/{method}.md)" for method in methods.rstrip(".").split(", "))
+        text += f"\nMethods: {', '.join(linked)}\n"
+    return text
 
 
 def _cell(text: str) -> str:
@@ -324,7 +341,7 @@ def _navigation(files, made: dict[str, str]) -> list:
         inside = sorted(
             a for a in made if a.startswith(f"reference/{package}/") and not a.endswith("index.md")
         )
-        pages = [{posixpath.basename(a).removesuffix(".md"): a} for a in inside]
+        pages = [{posixpath.basename(a).removesuffix(".md").replace("-", "."): a} for a in inside]
         reference.append({package: [f"reference/{package}/index.md", *pages]})
     methods = [{m: f"methods/{m}.md"} for m in _methods()]
     navigation = [

@@ -31,27 +31,22 @@ TUNED, SCRATCH = "fine-tuned", "from scratch"
 ROWS = ("pixels", "pixels, centered", "rendered only", "rendered only, centered", TUNED, SCRATCH)
 
 
-def fine_tuning(config, run: str | pathlib.Path, faces: data.Folder, photographs: int):
-    """The configuration of a run, changed to go on with photographs: small steps, stronger augmentation.
+def fine_tuning(config, run: str | pathlib.Path | None, faces: data.Folder, photographs: int):
+    """The configuration of a run, changed to go on with photographs: 150 steps of its own optimizer, stronger augmentation.
 
-    A batch holds 32 images, or as many as `photographs` can fill and the devices can share.
+    A batch holds 32 images, or as many as `photographs` can fill and the devices can share. Without a run the network starts from
+    nothing, under the same optimizer and in as many steps.
     """
     devices = jax.device_count()
     return dataclasses.replace(
         config,
         data=faces,
-        init_from=str(run),
+        init_from=None if run is None else str(run),
         augment=data.Augment(flip=0.5, crop=0.5, color=0.5),
-        optimizer=training.Optimizer(learning_rate=0.02, decay_at=(0.6,), weight_decay=5e-4),
         accumulate=1,
         batch_size=max(min(32, photographs) // devices, 1) * devices,
         steps=150,
     )
-
-
-def from_scratch(config, tuned):
-    """`tuned` without the run that it starts from, and with the optimizer that trained that run: small steps would not do."""
-    return dataclasses.replace(tuned, init_from=None, optimizer=config.optimizer)
 
 
 def pixel_baseline(source: data.Source) -> np.ndarray:
@@ -109,8 +104,8 @@ def real_faces(
             for name, embeddings in (("pixels", pixel_baseline), ("rendered only", embed)):
                 score(name, embeddings(unseen))
                 score(f"{name}, centered", centered(embeddings(unseen), embeddings(seen)))
-            tuned = dataclasses.replace(fine_tuning(config, run, half, len(seen)), data_seed=seed)
-            for name, plan in ((TUNED, tuned), (SCRATCH, from_scratch(config, tuned))):
+            for name, start in ((TUNED, run), (SCRATCH, None)):
+                plan = dataclasses.replace(fine_tuning(config, start, half, len(seen)), data_seed=seed)
                 place = workdir / f"split-{split}-half-{int(swap)}-{name.replace(' ', '-')}"
                 state = launch("sface", plan, configs.Run(workdir=str(place), quiet=quiet)).state
                 params = state.averaged_params["backbone"]

@@ -7,6 +7,7 @@ A run of the launcher says the same beside its checkpoints, and published weight
 are opened alike: `open_recognizer`, `open_detector`, or `open_bundle` for either.
 """
 
+import abc
 import contextlib
 import dataclasses
 import functools
@@ -117,7 +118,7 @@ class EmbeddingNetwork:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class _Bundle:
+class _Bundle(abc.ABC):
     variables: Mapping[str, Any]
     source: str = ""
     license: str | None = None
@@ -136,8 +137,9 @@ class _Bundle:
         text = json.dumps({**said, "weights": self.weights_digest}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
+    @abc.abstractmethod
     def description(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """All but the weights, JSON-like."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

@@ -21,7 +21,11 @@ from jaxface.training.evaluations.group_attention import AttentiveRecognizer, Gr
 from jaxface.training.evaluations.group_fairness import GroupFairness, PackFairness, source_groups
 from jaxface.training.evaluations.nearest_prototype import NearestPrototype
 from jaxface.training.evaluations.object_detection import ObjectDetection
-from jaxface.training.evaluations.pair_verification import Verification, verification_figures
+from jaxface.training.evaluations.pair_verification import (
+    Verification,
+    score_figures,
+    verification_figures,
+)
 from jaxface.training.evaluations.protocols import PackVerification, check_source, evaluate_source
 from jaxface.training.evaluations.rgbd_identification import RgbdIdentification, projected
 from jaxface.training.evaluations.route_hardness import RouteHardness
@@ -163,6 +167,7 @@ __all__ = [
     "run",
     "run_anchors",
     "run_checkpoint",
+    "score_figures",
     "sgd",
     "sign_flips",
     "source_groups",

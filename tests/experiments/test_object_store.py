@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import object_store
+import pytest
 
 from experiments import configs, launch
 from jaxface import inference, training
@@ -17,6 +18,7 @@ def put(folder, root):
             object_store.OBJECTS[f"{root}/{path.relative_to(folder).as_posix()}"] = path.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_on_photographs_there_is_the_run_on_photographs_here(photographs, tmp_path):
     object_store.clear()
     put(photographs, f"{ROOT}/people")

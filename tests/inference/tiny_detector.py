@@ -12,6 +12,7 @@ from jaxface.models.detection.pyramid import BACKBONES
 
 
 class _ThreeConvs(nn.Module):
+    remat: str = "none"  # has no blocks to compute again
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 

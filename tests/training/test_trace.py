@@ -44,6 +44,7 @@ def test_steps_are_counted_over_all_stages(two_stages):
     assert traced(two_stages) == [[4, 5, 6]]
 
 
+@pytest.mark.slow
 def test_the_lines_of_a_traced_run_are_those_of_another(two_stages, tmp_path):
     training.run(
         [toy.stage("first", steps=4), toy.stage("second", steps=4)],

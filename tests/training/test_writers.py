@@ -61,6 +61,7 @@ def whole(tmp_path_factory):
     return folder, train(folder)
 
 
+@pytest.mark.slow
 def test_weights_and_biases_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     wanted = reported_twice(tmp_path, "wandb")
@@ -104,6 +105,7 @@ def _wandb_records(file):
             whole_record = b""
 
 
+@pytest.mark.slow
 def test_mlflow_in_files(tmp_path, monkeypatch):
     import mlflow
 

@@ -173,9 +173,9 @@ def main(arguments: list[str]) -> None:
         choices["resolution"] = options.resolution
     description = described(kind, fields, **choices)
     out = default_folder(run, description) if out is None else out
-    reports, drawings, variables = {}, {}, jax.device_put(dict(bundle.variables))
+    reports, scores, variables = {}, {}, jax.device_put(dict(bundle.variables))
     for name, (source, pairs) in sources.items():
-        reports[name], figures = training.evaluate_source(
+        reports[name], of_pairs = training.evaluate_source(
             bundle.network,
             variables,
             source,
@@ -184,7 +184,8 @@ def main(arguments: list[str]) -> None:
             seed=options.seed,
             batch_size=options.batch_size,
         )
-        drawings |= {f"{name}-{figure}".lstrip("-"): draw for figure, draw in figures.items()}
+        if of_pairs is not None:
+            scores[name or "verification"] = of_pairs
     metrics = {
         f"{name}/{key.partition('/')[2]}" if name else key: value
         for name, report in reports.items()
@@ -194,7 +195,7 @@ def main(arguments: list[str]) -> None:
     text = json.dumps(document, indent=2, default=str) + "\n"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, draw in drawings.items():
+        for name, draw in training.score_figures(scores).items() if scores else ():
             draw(out / f"{name}.png")
         training.write_atomically(out / "results.json", text)
     except OSError as error:

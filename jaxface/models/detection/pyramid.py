@@ -17,8 +17,9 @@ from jaxface.models.recognition.resnet import Block
 from jaxface.registry import Registry
 
 BACKBONES: Registry[Callable[..., nn.Module]] = Registry("backbone", "jaxface.models.detection")
-"""Modules, or partial applications of them, with a method `levels(image, *, train) -> (maps at strides 8, 16, 32)`,
-a field `remat` and a method `depth_order`."""
+"""Modules, or partial applications of them, with a method `levels(image, *, train) -> (maps at strides 8, 16, 32)`.
+
+Those that have a field `remat` and a method `depth_order` may be rematerialized, and trained at rates by depth."""
 
 Levels = tuple[jax.Array, jax.Array, jax.Array]
 

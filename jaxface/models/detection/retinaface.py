@@ -15,7 +15,7 @@ from jaxface.errors import UserError
 from jaxface.layers.context import CONTEXTS
 from jaxface.layers.remat import Remat, run_block
 from jaxface.losses.detection import multibox_loss
-from jaxface.models.depth import DepthOrder
+from jaxface.models.depth import DepthOrder, depth_order
 from jaxface.models.detection.base import DETECTORS, Detections, select_detections
 from jaxface.models.detection.pyramid import BACKBONES, FeaturePyramid
 
@@ -61,7 +61,10 @@ class RetinaFaceNet(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         if self.pixels == "bgr":
             image = (image[..., ::-1] + 1) * 127.5 - jnp.array(MEAN, image.dtype)
-        backbone = BACKBONES[self.backbone](remat=self.remat, name="backbone", **types)
+        again = (
+            {} if self.remat == "none" else {"remat": self.remat}
+        )  # a backbone of a user's may not have it
+        backbone = BACKBONES[self.backbone](name="backbone", **again, **types)
         levels = backbone.levels(image.astype(self.dtype), train=train)
         pyramid = FeaturePyramid(self.features, name="pyramid", **types)
         levels = run_block(pyramid, levels, remat=self.remat, train=train)
@@ -76,7 +79,7 @@ class RetinaFaceNet(nn.Module):
 
     def depth_order(self) -> DepthOrder:
         """Names of the parts from the image on: those of the backbone, the pyramid, the context modules."""
-        backbone = BACKBONES[self.backbone]().depth_order()
+        backbone = depth_order(BACKBONES[self.backbone]())
         inside = (tuple(f"backbone/{name}" for name in names) for names in backbone)
         return *inside, ("pyramid",), ("context1", "context2", "context3")
 

@@ -4,6 +4,7 @@ Methods: cckd, coupleface, sface
 """
 
 import functools
+from collections.abc import Mapping
 
 import flax.linen as nn
 import numpy as np
@@ -68,12 +69,25 @@ class Verification:
 
 def verification_figures(embeddings: np.ndarray, labels: np.ndarray, *, pairs=None, seed: int = 0) -> Figures:
     """Name -> function that draws it to a path: the ROC curve and the genuine and impostor similarities."""
-    scores, same = metrics.verification_scores(embeddings, labels, pairs, seed=seed)
-    genuine, impostor = scores[same], scores[~same]
-    equal = metrics.equal_error_rate(genuine, impostor)
-    return {
-        "roc": functools.partial(figures.save_roc, {"verification": metrics.roc(genuine, impostor)}),
-        "similarity": functools.partial(
-            figures.save_score_histogram, genuine, impostor, threshold=float(equal.threshold)
-        ),
+    return score_figures({"verification": metrics.verification_scores(embeddings, labels, pairs, seed=seed)})
+
+
+def score_figures(scores: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figures:
+    """Name -> function that draws it to a path: the ROC curves of all, and of a single one the similarities, too.
+
+    Args:
+      scores: by name what `jaxface.metrics.verification_scores` says: (scores [P], same [P] bool).
+    """
+    divided = {name: (values[same], values[~same]) for name, (values, same) in scores.items()}
+    drawings = {
+        "roc": functools.partial(
+            figures.save_roc, {name: metrics.roc(*both) for name, both in divided.items()}
+        )
     }
+    if len(divided) == 1:
+        ((genuine, impostor),) = divided.values()
+        threshold = float(metrics.equal_error_rate(genuine, impostor).threshold)
+        drawings["similarity"] = functools.partial(
+            figures.save_score_histogram, genuine, impostor, threshold=threshold
+        )
+    return drawings

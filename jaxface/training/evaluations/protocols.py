@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxface import metrics
 from jaxface.data.sources.ijb import TemplateSource
@@ -14,10 +15,8 @@ from jaxface.data.sources.packs import PackSource
 from jaxface.data.sources.source import Source
 from jaxface.metrics.recognition.report import PairChoice, check_verification
 from jaxface.metrics.recognition.verification import Flip, check_flip
-from jaxface.training.evaluations.pair_verification import verification_figures
 from jaxface.training.map_source import map_source
 from jaxface.training.recognition import embed_source
-from jaxface.training.stages import Figures
 from jaxface.training.step import TrainState
 
 Embed = Callable[[Any, jax.Array], jax.Array]
@@ -48,8 +47,8 @@ def evaluate_source(
     pairs: PairChoice = None,
     seed: int = 0,
     batch_size: int = 128,
-) -> tuple[dict[str, float], Figures]:
-    """What a network is worth on a source, and the figures that go with it.
+) -> tuple[dict[str, float], tuple[np.ndarray, np.ndarray] | None]:
+    """What a network is worth on a source, and the scores behind it.
 
     A benchmark's source has a protocol of its own (`report`); any other is verified, by the pairs given
     (`jaxface.metrics.verify`). With `flip="concat"` the views of an image are concatenated at unit length, except in templates,
@@ -64,7 +63,7 @@ def evaluate_source(
       batch_size: images at a time.
 
     Returns:
-      (metrics by name, figures by name; a benchmark has none).
+      (metrics by name, what `jaxface.metrics.verification_scores` says; None of a benchmark).
 
     Raises:
       UserError: pairs that the source does not have, or another `flip`.
@@ -81,9 +80,9 @@ def evaluate_source(
     fields = ("image", "weight") if judged else ("image",)
     features, weights = map_source(look, source, variables, batch_size=batch_size, fields=fields)
     if judged:
-        return source.report(features, weights), {}
+        return source.report(features, weights), None
     report = metrics.verify(features, source.labels, pairs=pairs, seed=seed)
-    return report, verification_figures(features, source.labels, pairs=pairs, seed=seed)
+    return report, metrics.verification_scores(features, source.labels, pairs, seed=seed)
 
 
 class PackVerification:

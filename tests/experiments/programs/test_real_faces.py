@@ -40,13 +40,14 @@ def test_end_to_end(short, finished, photographs, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert all(name in shown for name in ROWS)
 
+    assert [config.init_from for config in short] == [str(finished), None] * 2
+    short = short[::2]
     halves = [data.load(config.data, image_size=16, seed=config.data_seed) for config in short]
     tested = [set(half.held_out.class_names) for half in halves]
     trained = [set(half.train.class_names) for half in halves]
     assert [config.data.swap for config in short] == [False, True]
     assert tested[0].isdisjoint(tested[1]) and tested[0] | tested[1] == {f"s{i}" for i in range(6)}
     assert trained == tested[::-1]
-    assert all(config.init_from == str(finished) for config in short)
     assert [len(half.train) for half in halves] == [12, 12]  # too few for a batch of 32 on 8 devices
     assert [config.batch_size for config in short] == [8, 8]
 
@@ -93,7 +94,7 @@ def test_several_splits_are_paired(short, finished, photographs, tmp_path, monke
     assert [plan.init_from is None for plan in plans] == [False, True] * 8
     assert all(plan.steps == 3 for plan in plans)
     _, _, _, config = configs.load_network(finished)
-    assert all(plan.optimizer == config.optimizer for plan in plans[1::2])
+    assert all(plan.optimizer == config.optimizer for plan in plans)
     gains = np.array([0.1, 0.11, 0.12, 0.13])
     half = 3.182446 * gains.std(ddof=1) / 2
     for key in real_faces.REPORTED:
@@ -104,10 +105,10 @@ def test_several_splits_are_paired(short, finished, photographs, tmp_path, monke
 def test_fine_tuning_keeps_the_network(finished, photographs):
     _, config, _ = configs.from_dict(training.read_config(finished))
     tuned = real_faces.fine_tuning(config, "there", data.Folder(root=str(photographs)), 1000)
-    for name in ("backbone", "embedding", "image_size", "loss", "seed"):
+    for name in ("backbone", "embedding", "image_size", "loss", "seed", "optimizer"):
         assert getattr(tuned, name) == getattr(config, name)
     assert tuned.batch_size == 32 and tuned.accumulate == 1
-    assert tuned.init_from == "there" and tuned.optimizer.learning_rate < training.Optimizer().learning_rate
+    assert tuned.init_from == "there" and tuned.augment != config.augment
 
 
 def test_pixels_as_embeddings(photographs):
