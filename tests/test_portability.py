@@ -37,7 +37,7 @@ def test_everything_imports_without_them():
     assert done.returncode == 0, done.stderr
 
 
-def test_records_are_read_by_seeking(tmp_path, monkeypatch):
+def test_records_are_read_without_pread(tmp_path, monkeypatch):
     path = tmp_path / "train.rec"
     payloads = [recordio.pack(IRHeader(0, float(i), i, 0), bytes([i]) * 40) for i in range(5)]
     with path.open("wb") as rec, path.with_suffix(".idx").open("wb") as idx:

@@ -45,7 +45,6 @@ _STAND_INS = 64  # records of a class that are tried for one that cannot be read
 _WASTE = 1 << 20  # parts that a scan may visit in vain before it stops looking back
 _log = logging.getLogger("jaxface.data")
 _OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)  # each where the system has it
-_SEEKING = threading.Lock()
 
 Read = Callable[[int, int], bytes]
 
@@ -253,13 +252,14 @@ class SeekableFile:
         self._file.close()
 
 
-def _read_at(descriptor: int, count: int, offset: int) -> bytes:
-    """`os.pread`; where the system has none, a seek and a read that no other thread comes between."""
+def _read_at(descriptor: int, path: pathlib.Path, count: int, offset: int) -> bytes:
+    """`os.pread`; where the system has none, a read of the file opened once more, whose place no thread or process shares."""
     if hasattr(os, "pread"):
         return os.pread(descriptor, count, offset)
-    with _SEEKING:
-        os.lseek(descriptor, offset, os.SEEK_SET)
-        return os.read(descriptor, count)
+    os.fstat(descriptor)  # still open
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        return file.read(count)
 
 
 _OPENED = ("_fd", "_reader", "_size", "_close")  # of a RecordFile, made anew where it is unpickled
@@ -327,7 +327,7 @@ class RecordFile:
             self._fd = os.open(self.path, os.O_RDONLY | _OPEN_FLAGS)
             self._close = weakref.finalize(self, os.close, self._fd)
             self._size = os.fstat(self._fd).st_size
-            _read_at(self._fd, 1, 0)  # a folder opens, but does not read
+            _read_at(self._fd, self.path, 1, 0)  # a folder opens, but does not read
         except OSError as error:
             raise UserError(f"path: needs a .rec file; got {self.path}: {reason_of(error)}") from error
 
@@ -335,7 +335,7 @@ class RecordFile:
         if is_remote(self.path):
             with reaching(self.path):
                 return self._reader.read(offset, count)
-        return _read_at(self._fd, count, offset)
+        return _read_at(self._fd, self.path, count, offset)
 
     def __len__(self) -> int:
         return len(self.offsets)
