@@ -89,6 +89,7 @@ print(f"largest difference of the gradients {float(jnp.abs(one[1] - eight[1]).ma
 # %%
 config = sface.Config(
     data=data.RenderedFaces(identities=24, per_identity=4, held_out_identities=8, held_out_per_identity=4),
+    backbone="mlp_128",
     image_size=16,
     batch_size=32,
     steps=12,
