@@ -87,7 +87,7 @@ def test_a_resumed_run_ends_where_the_whole_one_does_and_says_what_it_trained(sp
     assert bundle.detector == detection.retinaface(TINY) and bundle.image_size == 64
     check_equal(bundle.variables["params"], finished.params["detector"])
     described = json.loads((tmp_path / "checkpoints" / "00-detector.json").read_text())
-    assert described["network"]["detector"] == "retinaface" and described["class_names"] == ["face"]
+    assert described["network"]["name"] == "retinaface" and described["class_names"] == ["face"]
     # Fine-tuning starts from there.
     tuned = run(split, dataclasses.replace(TINY, init_from=str(tmp_path), steps=0))
     check_equal(tuned.params, finished.params)
