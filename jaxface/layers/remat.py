@@ -24,7 +24,7 @@ def run_block(
       *arrays: differentiated arguments.
       remat: "none" or "block".
       call: (module, *arrays) -> output instead, for a block that is no module of its own; it may make submodules.
-      **options: static keyword arguments, such as `train`.
+      **options: static keyword arguments; with `train=False` nothing is computed again.
 
     Raises:
       UserError: another `remat`.
@@ -35,7 +35,8 @@ def run_block(
     def run(module, *arrays):
         return (module if call is None else _bound(call, module))(*arrays, **options)
 
-    return run(module, *arrays) if remat == "none" else nn.remat(run)(module, *arrays)
+    again = remat == "block" and options.get("train", True)
+    return nn.remat(run)(module, *arrays) if again else run(module, *arrays)
 
 
 def _bound(call, module):
