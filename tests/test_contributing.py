@@ -54,15 +54,8 @@ def test_the_worked_examples_run(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("passed") == 6
-    lint = [
-        sys.executable,
-        "-m",
-        "ruff",
-        "check",
-        "--quiet",
-        "--config",
-        str(ROOT / "pyproject.toml"),
-        str(tmp_path),
-    ]
+    # Where the copies lie the order of imports from the library is another one.
+    options = ["--quiet", "--ignore", "I001", "--config", str(ROOT / "pyproject.toml")]
+    lint = [sys.executable, "-m", "ruff", "check", *options, str(tmp_path)]
     done = subprocess.run(lint, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout
