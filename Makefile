@@ -78,6 +78,8 @@ bench: $(STAMP)  ## all benchmarks on this device, into benchmarks/results/<devi
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.methods
 	$(BIN)/python -m benchmarks.boxes
+	$(BIN)/python -m benchmarks.inference
+	$(BIN)/python -m benchmarks.gallery
 	$(BIN)/python -m benchmarks.loop_overhead
 	$(BIN)/python -m benchmarks.faults
 	$(MAKE) bench-kernels
