@@ -3,8 +3,8 @@
 | question | start with |
 |---|---|
 | how good are these embeddings of a labeled set? | `verify`, `open_set` |
-| is it the same person? (pairs) | `ten_fold_accuracy`, `val_at_far`, `tar_at_far`, `auc`, `equal_error_rate`
-| | who of a gallery is it? | `rank_k`, `cmc`, `tpir_at_fpir`, `two_gallery_tpir`, `labeled_ranks`, `rank1_by_distance` |
+| is it the same person? (pairs) | `ten_fold_accuracy`, `val_at_far`, `tar_at_far`, `auc`, `equal_error_rate` |
+| who of a gallery is it? | `rank_k`, `cmc`, `tpir_at_fpir`, `two_gallery_tpir`, `labeled_ranks`, `rank1_by_distance` |
 | many images per person | `aggregate_templates`, `template_report` |
 | a million distractors | `distractor_rank1`, `distractor_verification`, `megaface_report` |
 | faces of few pixels | `gallery_report`, `labeled_average_precision`, `rank1_by_distance` |
