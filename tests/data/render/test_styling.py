@@ -30,16 +30,14 @@ def shots(variation, count=MANY):
     return jax.vmap(lambda key, style, fresh: styling.sample_shot(key, style, fresh, variation))(keys, *both)
 
 
-def plain(count=None):
-    """A style and a shot of somebody whom no dial has touched."""
-    style = styles(Variation(), 1)
-    style, shot = jax.tree.map(lambda leaf: leaf[0], (style, shots(Variation(), 1)[1]))
-    return style, shot
-
-
 @pytest.fixture(scope="module")
 def resting():
-    return plain()
+    """A style and a shot of somebody whom no dial has touched."""
+    still = (
+        styles(Variation()),
+        shots(Variation())[1],
+    )  # as many as `spread` has, so that one compilation serves both
+    return jax.tree.map(lambda leaf: leaf[0], still)
 
 
 @pytest.fixture(scope="module")
