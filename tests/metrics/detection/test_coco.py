@@ -219,7 +219,8 @@ def test_counts_that_do_not_fit_are_refused():
 
 
 def test_without_pycocotools_one_line_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    for module in ("pycocotools", "pycocotools.mask", "pycocotools.cocoeval"):
+        monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
         UserError,
         match=r"^jaxface\[detection\] is needed: the package pycocotools",
