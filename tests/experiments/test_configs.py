@@ -221,7 +221,8 @@ def test_every_field_has_a_flag(spec):
             expected[base, path] = wanted = another(hint, value)
             flag = path.replace("_", "-")
             if isinstance(wanted, bool):
-                flags.append(f"--{flag}" if wanted else f"--no-{flag}")
+                parent, _, name = flag.rpartition(".")
+                flags.append(f"--{flag}" if wanted else f"--{parent}{'.' if parent else ''}no-{name}")
             else:
                 flags += [f"--{flag}", *map(str, wanted if isinstance(wanted, tuple) else [wanted])]
     parts = configs.parse("sface", flags)

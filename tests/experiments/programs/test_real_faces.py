@@ -72,12 +72,11 @@ def test_end_to_end(short, finished, photographs, tmp_path, capsys):
 
 def test_several_splits_are_paired(short, finished, photographs, tmp_path, monkeypatch):
     """Four splits into halves with a stand-in for training: the gain is Student's interval over the splits."""
-    plans = []
+    bundle, plans = inference.open_recognizer(finished), []
 
     def launch(method, plan, run):
         plans.append(plan)
-        model, backbone, extra, _ = configs.load_network(finished)
-        state = types.SimpleNamespace(averaged_params={"backbone": backbone}, extra=extra)
+        state = types.SimpleNamespace(averaged_params={"backbone": bundle.variables["params"]}, extra={})
         return types.SimpleNamespace(state=state)
 
     # Fine-tuned networks are as good as 0.8 + 0.01 split, those from scratch always 0.7.
@@ -93,7 +92,7 @@ def test_several_splits_are_paired(short, finished, photographs, tmp_path, monke
     assert [plan.data_seed for plan in plans] == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
     assert [plan.init_from is None for plan in plans] == [False, True] * 8
     assert all(plan.steps == 3 for plan in plans)
-    _, _, _, config = configs.load_network(finished)
+    _, config, _ = configs.from_dict(training.read_config(finished))
     assert all(plan.optimizer == config.optimizer for plan in plans)
     gains = np.array([0.1, 0.11, 0.12, 0.13])
     half = 3.182446 * gains.std(ddof=1) / 2

@@ -23,7 +23,7 @@ SMALL = dict(
 
 CHANGES = {
     "cloak": {"people": 2, "photos": 2, "tests": 2},
-    "gabn": {"data": dataclasses.replace(SMALL["data"], identities=80, held_out_identities=80)},
+    "gabn": {"cells": 2, "data": dataclasses.replace(SMALL["data"], identities=80, held_out_identities=80)},
     "lrfr": {"sizes": (4, 6, 8), "probe_sizes": (4, 16)},
 }
 
