@@ -152,6 +152,6 @@ def snippets(page: pathlib.Path) -> list[str]:
     "page", [page for page in PAGES if page.name != "CONTRIBUTING.md" and snippets(page)], ids=name
 )
 def test_snippets_run(page):
-    """Each on its own, as somebody who copies it would run it; those of CONTRIBUTING need one another (tests/test_contributing.py)."""
+    """Each on its own, as somebody who copies it would run it; tests/test_contributing.py has those that need one another."""
     for code in snippets(page):
         exec(compile(code, name(page), "exec"), {"__name__": "snippet"})
