@@ -153,7 +153,7 @@ FOLDER = (
         ("sface --loss hinge", "loss: needs one of softmax, cosface, arcface, sface, linear, got 'hinge'"),
         ("sface --steps", "--steps"),
         ("sface --preset", "--preset: expected one argument"),
-        ("sface --preset big", "preset: sface has paper, digits, got 'big'"),
+        ("sface --preset big", "preset: sface has paper, photographs, digits, got 'big'"),
         ("sface --data foldr", "got 'foldr'; did you mean 'folder'?"),
         ("sface --data folder", "--data.root"),
         ("sface --data folder --data.root {tmp}/nowhere", "nowhere: No such file or directory"),
@@ -224,11 +224,14 @@ FOLDER = (
         ),
         (
             RENDERED + "--workdir gs://bucket/run",
-            "workdir: needs a path of this machine, got 'gs://bucket/run'",
+            "workdir: needs a path of this machine, or the package gcsfs for 'gs://bucket/run'",
         ),
         ("sface --data folder --data.root gs://bucket/faces", "root: needs a path of this machine"),
         ("sface --preset digits --workdir=", "workdir: needs a path, got an empty one"),
-        ("sface --config s3://bucket/run", "config: needs a path of this machine, got 's3://bucket/run'"),
+        (
+            "sface --config s3://bucket/run",
+            "config: needs a path of this machine, or the package s3fs for 's3://bucket/run'",
+        ),
         (
             FOLDER + "--init-from ftp://host/run",
             "init_from: needs a path of this machine or an address from gs://, s3://",

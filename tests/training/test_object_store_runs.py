@@ -38,9 +38,9 @@ def whole(tmp_path_factory):
     return folder, train([toy.stage(steps=11)], folder)
 
 
-def train(stages, workdir=RUN, **options):
+def train(stages, workdir=RUN, cadence=CADENCE, **options):
     parallel = training.make_parallel(devices=jax.devices()[:2])
-    return training.run(stages, cadence=CADENCE, workdir=workdir, parallel=parallel, **options)
+    return training.run(stages, cadence=cadence, workdir=workdir, parallel=parallel, **options)
 
 
 def steps_in(store):
@@ -143,7 +143,10 @@ def test_the_folder_of_a_run_is_claimed_and_given_up_there(store):
     with pytest.raises(UserError, match=r"rate is 9.0 there and 0.1 here"):
         training.open_workdir(RUN, rates[1])
     with pytest.raises(training.Diverged, match=r"there is no checkpoint before it"):
-        train([toy.stage(steps=11, step=diverging)])
+        train(
+            [toy.stage(steps=11, step=diverging)],
+            cadence=training.Cadence(evaluate_every=11, checkpoint_every=11),
+        )
     training.give_up_workdir(path)
     training.open_workdir(RUN, rates[1])
     assert sorted(store) == [f"{RUN}/config.json"]
