@@ -1,6 +1,5 @@
 """Every notebook equals its script, starts by installing, runs from top to bottom, and shows at least one figure."""
 
-import os
 import pathlib
 
 import jupytext
@@ -42,10 +41,10 @@ def test_it_opens_in_colab_and_installs_first(script):
 @pytest.mark.slow
 @EACH
 def test_it_runs(script, monkeypatch):
+    """As a reader runs it: without the flags and the figures' backend of the tests."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv(
-        "XLA_FLAGS", os.environ.get("XLA_FLAGS", "").replace("--xla_force_host_platform_device_count=8", "")
-    )
+    for name in ("XLA_FLAGS", "MPLBACKEND"):
+        monkeypatch.delenv(name, raising=False)
     notebook = nbformat.read(script.with_suffix(".ipynb"), as_version=4)
     nbclient.NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
