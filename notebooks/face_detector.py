@@ -51,7 +51,8 @@ STEPS = 200  # 2400 is the recipe
 
 # %%
 config = dataclasses.replace(cassod.Config.detector(), context="ssh", steps=STEPS)
-config = dataclasses.replace(config, data=dataclasses.replace(config.data, scenes=8 * STEPS, people=32))
+fewer = dataclasses.replace(config.data, scenes=8 * STEPS, people=32, held_out_scenes=32, held_out_people=8)
+config = dataclasses.replace(config, data=fewer)
 scenes = config.data.source(image_size=config.image_size, seed=0)
 figure, axes = plt.subplots(2, 5, figsize=(10, 4))
 for k, axis in enumerate(axes.ravel()):
