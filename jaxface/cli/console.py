@@ -23,6 +23,16 @@ class Arguments(argparse.ArgumentParser):
         raise UserError(message)
 
 
+def command_parser(name: str, description: str | None) -> Arguments:
+    """The parser of `jaxface NAME`, whose help is the docstring of its module as it stands."""
+    return Arguments(
+        prog=f"jaxface {name}",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def one_line(text: object) -> str:
     """Text for the terminal, which may have names of files in it: what would break the line, move the cursor or be no
     Unicode becomes visible."""

@@ -12,7 +12,7 @@ from jaxface.errors import UserError
 from jaxface.paths import local_path, name_text
 
 _AT_ONCE = 32  # photographs in memory
-POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
+_POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
 
 
 def photograph_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,14 @@ def photograph_arguments(parser: argparse.ArgumentParser) -> None:
     faces.add_argument(
         "--aligned", action="store_true", help="every image is one aligned face; nothing is detected"
     )
-    parser.add_argument("--score", type=float, default=0.8, help="smallest score of a face; default 0.8")
+    size_arguments(parser, batch_size=16)
+
+
+def size_arguments(parser: argparse.ArgumentParser, *, batch_size: int) -> None:
+    """The flags of a detector in photographs: smallest score, size and batch."""
+    parser.add_argument(
+        "--score", type=float, default=0.8, help="smallest score of a face, 0 to 1; default 0.8"
+    )
     parser.add_argument(
         "--size",
         type=int,
@@ -41,7 +48,10 @@ def photograph_arguments(parser: argparse.ArgumentParser) -> None:
         help="longer side that photographs are shrunk to, pixels; default 640",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=16, help="photographs that are computed together; default 16"
+        "--batch-size",
+        type=int,
+        default=batch_size,
+        help=f"photographs that are computed together; default {batch_size}",
     )
 
 
@@ -111,6 +121,20 @@ def open_landmarks(options: argparse.Namespace) -> Landmarks | None:
     return None if options.landmarks is None else Landmarks(options.landmarks)
 
 
+def decoded(paths: Sequence[pathlib.Path]) -> Iterator[dict]:
+    """{path: image, or the text of why it cannot be read} of as many photographs at a time as may be in memory."""
+    from jaxface.data.sources.images import CorruptImage, decode_image
+
+    for start in range(0, len(paths), _AT_ONCE):
+        some = {}
+        for path in paths[start : start + _AT_ONCE]:
+            try:
+                some[path] = decode_image(path)
+            except CorruptImage as error:
+                some[path] = reason(path, error)
+        yield some
+
+
 def read_photographs(
     paths: Sequence[pathlib.Path], pipeline, landmarks: Landmarks | None = None
 ) -> Iterator[tuple]:
@@ -121,15 +145,8 @@ def read_photographs(
     Raises:
       UserError: a photograph whose landmarks are not among those given, or are not in it.
     """
-    from jaxface.data.sources.images import CorruptImage, decode_image
-
-    for start in range(0, len(paths), _AT_ONCE):
-        images, errors = {}, {}
-        for path in paths[start : start + _AT_ONCE]:
-            try:
-                images[path] = decode_image(path)
-            except CorruptImage as error:
-                errors[path] = reason(path, error)
+    for some in decoded(paths):
+        images = {path: image for path, image in some.items() if not isinstance(image, str)}
         given = (
             [landmarks.of(path, *image.shape[:2]) for path, image in images.items()] if landmarks else None
         )
@@ -138,8 +155,8 @@ def read_photographs(
         for path, image in images.items():
             for note in pipeline.notes(image, faces[path]):
                 sys.stderr.write(one_line(f"{path}: {note}") + "\n")
-        for path in paths[start : start + _AT_ONCE]:
-            yield (path, None, errors[path]) if path in errors else (path, images[path], faces[path])
+        for path, image in some.items():
+            yield (path, image, faces[path]) if path in images else (path, None, image)
 
 
 def face_row(faces, number: int) -> dict:
@@ -151,5 +168,5 @@ def face_row(faces, number: int) -> dict:
     }
     if faces.landmarks is not None:
         points = [[round(x, 2), round(y, 2)] for x, y in faces.landmarks[number].tolist()]
-        row["points"] = dict(zip(POINTS, points, strict=True))
+        row["points"] = dict(zip(_POINTS, points, strict=True))
     return row

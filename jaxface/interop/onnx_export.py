@@ -129,7 +129,7 @@ def _max_pool(x, *, window_dimensions, window_strides, padding, base_dilation, w
     """A maximum over windows [1, k, k, 1] as the layer of Flax, which jax2onnx gives a node of two dimensions; of windows
     over four it makes one that no runtime has, and of a padding that is given in numbers it takes no notice."""
     if {window_dimensions[0], window_dimensions[3], *base_dilation, *window_dilation} != {1}:
-        raise NotImplementedError("a maximum over windows of batch or channels, or over windows with gaps")
+        raise ValueError("a maximum over windows of batch or channels, or over windows with gaps")
     x = _padded(x, jnp.array(-jnp.inf, x.dtype), [(*sides, 0) for sides in padding])
     return nn.max_pool(x, window_shape=window_dimensions[1:3], strides=window_strides[1:3], padding="VALID")
 
@@ -138,7 +138,7 @@ def _padded(x: jax.Array, value: jax.Array, config: Sequence[tuple[int, int, int
     """`lax.pad` without gaps as slices and concatenations: jax2onnx pads no array whose batch is any size."""
     for axis, (low, high, gap) in enumerate(config):
         if gap:
-            raise NotImplementedError("padding between the elements of an array")
+            raise ValueError("padding between the elements of an array")
         size = x.shape[axis]
         start, stop = max(0, -low), size - max(0, -high) if high < 0 else size
         if start or high < 0:

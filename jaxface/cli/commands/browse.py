@@ -8,23 +8,17 @@ so (compressed again, or at another size), and a class of too few images. The sh
 then come the first images of each class. `--json` prints all findings for programs.
 """
 
-import argparse
 import collections
 import json
 import sys
 
-from jaxface.cli.console import Arguments, exit_on_user_error, one_line, say
+from jaxface.cli.console import command_parser, exit_on_user_error, one_line, say
 from jaxface.errors import UserError
 from jaxface.paths import local_path
 
 
 def _arguments(arguments: list[str]):
-    parser = Arguments(
-        prog="jaxface browse",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("browse", __doc__)
     parser.add_argument("source", nargs="?", help="folder, .bin pack, .rec, or the folder that holds a .rec")
     parser.add_argument(
         "--data", metavar="KIND", help="a kind of data by its name, such as rendered, tfds or olivetti"

@@ -7,25 +7,17 @@ DETECTOR is the work directory of a run that has trained one, the folder of a bu
 photograph may be a folder of them. Coordinates in the JSON are pixels of the upright photograph, the origin at its top left.
 """
 
-import argparse
 import json
 import sys
 
-from jaxface.cli.console import Arguments, exit_on_user_error, one_line, say, use_compilation_cache
-from jaxface.cli.photos import POINTS, drawing_names, listed_photographs, reason
+from jaxface.cli.console import command_parser, exit_on_user_error, one_line, say, use_compilation_cache
+from jaxface.cli.photos import decoded, drawing_names, face_row, listed_photographs, size_arguments
 from jaxface.errors import UserError
 from jaxface.paths import local_path, name_text
 
-_AT_ONCE = 32  # photographs in memory
-
 
 def _arguments(arguments: list[str]):
-    parser = Arguments(
-        prog="jaxface detect",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("detect", __doc__)
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="image, or folder of images")
     parser.add_argument(
         "--detector", required=True, help="work directory of a run, folder of a bundle, or published weights"
@@ -33,16 +25,7 @@ def _arguments(arguments: list[str]):
     parser.add_argument("--best", action="store_true", help="of a run: the best checkpoint, not the newest")
     parser.add_argument("--out", metavar="DIR", help="folder for both; detections unless --json is given")
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-    parser.add_argument("--score", type=float, default=0.8, help="smallest score, 0 to 1; default 0.8")
-    parser.add_argument(
-        "--size",
-        type=int,
-        default=640,
-        help="longer side that photographs are shrunk to, pixels; default 640",
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=8, help="images that are computed together; default 8"
-    )
+    size_arguments(parser, batch_size=8)
     parser.add_argument("--no-drawings", action="store_true", help="write the JSON alone")
     options = parser.parse_args(arguments)
     if options.out is None and not options.json:
@@ -51,19 +34,8 @@ def _arguments(arguments: list[str]):
 
 
 def _faces(detections, class_names: tuple[str, ...]) -> list[dict]:
-    faces = []
-    for i, box in enumerate(detections.boxes.tolist()):
-        y0, x0, y1, x1 = (round(edge, 2) for edge in box)
-        face = {
-            "class": class_names[int(detections.classes[i])],
-            "score": round(float(detections.scores[i]), 4),
-            "box": {"left": x0, "top": y0, "right": x1, "bottom": y1},
-        }
-        if detections.landmarks is not None:
-            points = [[round(x, 2), round(y, 2)] for x, y in detections.landmarks[i].tolist()]
-            face["points"] = dict(zip(POINTS, points, strict=True))
-        faces.append(face)
-    return faces
+    classes = detections.classes.tolist()
+    return [{"class": class_names[c], **face_row(detections, i)} for i, c in enumerate(classes)]
 
 
 @exit_on_user_error
@@ -75,7 +47,7 @@ def main(arguments: list[str]) -> None:
     use_compilation_cache()
     from jaxface import inference
     from jaxface.checks import Fraction, check_number
-    from jaxface.data.sources.images import CorruptImage, decode_image, encode_image
+    from jaxface.data.sources.images import encode_image
     from jaxface.data.transforms.drawing import draw_boxes
     from jaxface.training import write_atomically
 
@@ -88,20 +60,20 @@ def main(arguments: list[str]) -> None:
     try:
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-        names = drawing_names(paths)
-        for start in range(0, len(paths), _AT_ONCE):
-            images, readable = [], []
-            for number in range(start, min(start + _AT_ONCE, len(paths))):
-                rows.append({"photo": name_text(paths[number])})
-                try:
-                    images.append(decode_image(paths[number]))
-                    readable.append(number)
-                except CorruptImage as error:
-                    rows[number]["error"] = reason(paths[number], error)
-                    sys.stderr.write(one_line(f"skipped {paths[number]}: {rows[number]['error']}") + "\n")
-            for number, image, found in zip(readable, images, detect(images), strict=True):
+        names = dict(zip(paths, drawing_names(paths), strict=True))
+        for some in decoded(paths):
+            images = {path: image for path, image in some.items() if not isinstance(image, str)}
+            of_path = dict(zip(images, detect(list(images.values())), strict=True))
+            for path, image in some.items():
+                row = {"photo": name_text(path)}
+                rows.append(row)
+                if path not in images:
+                    row["error"] = image
+                    sys.stderr.write(one_line(f"skipped {path}: {image}") + "\n")
+                    continue
+                found = of_path[path]
                 faces = _faces(found, bundle.class_names)
-                rows[number] |= {"width": image.shape[1], "height": image.shape[0], "faces": faces}
+                row |= {"width": image.shape[1], "height": image.shape[0], "faces": faces}
                 count += len(faces)
                 if out is not None and not options.no_drawings:
                     drawn = draw_boxes(
@@ -111,8 +83,8 @@ def main(arguments: list[str]) -> None:
                         classes=found.classes,
                         landmarks=found.landmarks,
                     )
-                    write_atomically(out / names[number], encode_image(drawn))
-                    rows[number]["drawing"] = names[number]
+                    write_atomically(out / names[path], encode_image(drawn))
+                    row["drawing"] = names[path]
         unread = sum("error" in row for row in rows)
         if unread == len(paths):
             raise UserError(f"photo: none of {len(paths)} can be read")

@@ -8,12 +8,11 @@ bottom, right); score [N]; points [N, 5, 2] (x, y), NaN of aligned faces; embedd
 of what made them: embeddings of two networks cannot be compared.
 """
 
-import argparse
 import json
 import pathlib
 import sys
 
-from jaxface.cli.console import Arguments, exit_on_user_error, one_line, say, use_compilation_cache
+from jaxface.cli.console import command_parser, exit_on_user_error, one_line, say, use_compilation_cache
 from jaxface.cli.photos import (
     drawing_names,
     face_row,
@@ -30,12 +29,7 @@ _SUFFIXES = (".npz", ".json")
 
 
 def _arguments(arguments: list[str]):
-    parser = Arguments(
-        prog="jaxface embed",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("embed", __doc__)
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="image, or folder of images")
     photograph_arguments(parser)
     parser.add_argument("--out", metavar="FILE", help="embeddings.npz unless given; .json writes JSON")

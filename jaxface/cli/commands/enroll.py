@@ -9,25 +9,19 @@ is replaced by what the folder holds, so that the same command twice makes the s
 gallery is written at the end, whole or not at all.
 """
 
-import argparse
 import json
 import os
 import pathlib
 import sys
 
-from jaxface.cli.console import Arguments, exit_on_user_error, one_line, say, use_compilation_cache
+from jaxface.cli.console import command_parser, exit_on_user_error, one_line, say, use_compilation_cache
 from jaxface.cli.photos import open_landmarks, open_pipeline, photograph_arguments, read_photographs
 from jaxface.errors import UserError
 from jaxface.paths import local_path, name_text
 
 
 def _arguments(arguments: list[str]):
-    parser = Arguments(
-        prog="jaxface enroll",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("enroll", __doc__)
     parser.add_argument("folder", metavar="PHOTOS", help="folder of people")
     parser.add_argument("--gallery", required=True, metavar="FILE", help="made where it does not exist")
     parser.add_argument(

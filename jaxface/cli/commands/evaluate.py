@@ -10,7 +10,6 @@ with all their fields and the options. So a second folder or another seed gets a
 place; results.json says what it was.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -18,18 +17,20 @@ import os
 import pathlib
 import sys
 
-from jaxface.cli.console import Arguments, exit_on_user_error, show_metrics, show_table, use_compilation_cache
+from jaxface.cli.console import (
+    Arguments,
+    command_parser,
+    exit_on_user_error,
+    show_metrics,
+    show_table,
+    use_compilation_cache,
+)
 from jaxface.errors import UserError
 from jaxface.paths import local_path, name_text
 
 
 def _parser() -> Arguments:
-    parser = Arguments(
-        prog="jaxface evaluate",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("evaluate", __doc__)
     parser.add_argument("run", metavar="RUN", help="work directory of a run, folder of a bundle, or weights")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--packs", metavar="DIR", help="folder with verification packs, .bin")

@@ -9,10 +9,9 @@ RUN is the work directory of a run, the folder of a bundle or published weights.
 size that it was trained on; detectors have no StableHLO.
 """
 
-import argparse
 import sys
 
-from jaxface.cli.console import Arguments, exit_on_user_error, say, use_compilation_cache
+from jaxface.cli.console import command_parser, exit_on_user_error, say, use_compilation_cache
 from jaxface.errors import UserError
 from jaxface.paths import local_path
 
@@ -20,12 +19,7 @@ FORMATS = ("safetensors", "onnx", "stablehlo")
 
 
 def _arguments(arguments: list[str]):
-    parser = Arguments(
-        prog="jaxface export",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("export", __doc__)
     parser.add_argument("run", metavar="RUN", help="work directory of a run, folder of a bundle, or weights")
     parser.add_argument("--bundle", metavar="DIR", help="folder to write a bundle to")
     parser.add_argument("--format", choices=FORMATS, help="of the file that --out names")

@@ -7,14 +7,13 @@ A face is of the most similar person where their cosine is above the threshold: 
 for two faces; with a gallery of N people a stranger is taken for one of them up to N times as often.
 """
 
-import argparse
 import json
 import pathlib
 import sys
 import time
 from collections.abc import Iterator
 
-from jaxface.cli.console import Arguments, exit_on_user_error, one_line, say, use_compilation_cache
+from jaxface.cli.console import command_parser, exit_on_user_error, one_line, say, use_compilation_cache
 from jaxface.cli.photos import (
     drawing_names,
     face_row,
@@ -31,12 +30,7 @@ _UNKNOWN = "unknown"
 
 
 def _arguments(arguments: list[str]):
-    parser = Arguments(
-        prog="jaxface identify",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("identify", __doc__)
     parser.add_argument("photos", nargs="*", metavar="PHOTO", help="image, or folder of images")
     parser.add_argument("--gallery", required=True, metavar="FILE", help="that jaxface enroll made")
     parser.add_argument("--k", type=int, default=3, help="people that are named for each face; default 3")

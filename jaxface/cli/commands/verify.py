@@ -7,12 +7,11 @@ One person is where the cosine of the two embeddings is above the threshold: tha
 needs one face; with --largest the largest of several is taken. The exit status is 0 for one person, 1 for two, 2 for a mistake.
 """
 
-import argparse
 import json
 import pathlib
 import sys
 
-from jaxface.cli.console import Arguments, exit_on_user_error, say, use_compilation_cache
+from jaxface.cli.console import command_parser, exit_on_user_error, say, use_compilation_cache
 from jaxface.cli.photos import (
     face_row,
     open_landmarks,
@@ -27,12 +26,7 @@ _DRAWN_HEIGHT = 480  # pixels of the larger photograph of a drawing
 
 
 def _arguments(arguments: list[str]):
-    parser = Arguments(
-        prog="jaxface verify",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("verify", __doc__)
     parser.add_argument("first", metavar="A", help="a photograph")
     parser.add_argument("second", metavar="B", help="another")
     photograph_arguments(parser)

@@ -7,21 +7,15 @@ Known are iResNet and MobileFaceNet under InsightFace's names, and RetinaFace un
 whose weights they are and on what terms, as far as that is known; --license says otherwise.
 """
 
-import argparse
 import sys
 
-from jaxface.cli.console import Arguments, exit_on_user_error, say, use_compilation_cache
+from jaxface.cli.console import command_parser, exit_on_user_error, say, use_compilation_cache
 from jaxface.errors import UserError
 from jaxface.paths import local_path
 
 
 def _arguments(arguments: list[str]):
-    parser = Arguments(
-        prog="jaxface weights",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("weights", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="import")
     reading = commands.add_parser("import", help="published weights to a bundle", allow_abbrev=False)
     reading.add_argument("file", metavar="FILE", help="PyTorch state dict (.pth), safetensors or ONNX")
