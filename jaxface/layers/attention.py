@@ -42,10 +42,10 @@ class Attention(nn.Module):
       qkv_bias: whether the layers that make q, k and v have a bias.
       dense: makes a linear layer of (features, use_bias=, kernel_init=, dtype=, param_dtype=, name=), such as `flax.linen.Dense`.
       mix: makes the module `mix` that mixes values, (query, key, value, mask=, train=) as `DotProduct`: with quantized operands,
-        with a score of the tokens, or by a kernel.
+        with a score of the tokens, or by a kernel. It may return a pair, of which the second, a score say, is handed on.
       out_init: initializer of the output layer's kernel; zeros make a residual branch start as nothing.
 
-    tokens [B, N, D], context [B, M, C] or None, mask as `mix` takes it or None -> [B, N, D].
+    tokens [B, N, D], context [B, M, C] or None, mask as `mix` takes it or None -> [B, N, D], or a pair where `mix` returns one.
 
     Raises:
       UserError: heads that do not divide D.
@@ -67,7 +67,7 @@ class Attention(nn.Module):
         *,
         mask: jax.Array | None = None,
         train: bool = False,
-    ) -> jax.Array:
+    ) -> jax.Array | tuple[jax.Array, Any]:
         dim = tokens.shape[-1]
         if dim % self.heads:
             raise UserError(f"heads: needs a divisor of the token size, {dim}, got {self.heads}")
@@ -89,13 +89,15 @@ class Attention(nn.Module):
         else:
             (query,), (key, value) = project(tokens, 1, "query"), project(context, 2, "key_value")
         mixed = self.mix(name="mix")(query, key, value, mask=mask, train=train)
-        return self.dense(
+        mixed, *side = mixed if isinstance(mixed, tuple) else (mixed,)
+        y = self.dense(
             dim,
             kernel_init=self.out_init,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name="out",
         )(mixed.reshape(tokens.shape))
+        return (y, *side) if side else y
 
 
 class LayerScale(nn.Module):

@@ -1,6 +1,6 @@
 """Plain vision transformers: ViT (arXiv:2010.11929) and DeiT, which has a second token to be taught by (arXiv:2012.12877)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,8 +36,11 @@ class Block(nn.Module):
       attention: makes the attention of (heads, dtype=, param_dtype=, name=): `Attention` with other fields, or another module.
       dense: makes the perceptron's layers, as in `Attention`.
       activation: φ.
+      select: makes the module `select` of (tokens [B, N, D], second value of the attention) -> [B, M, D], which drops tokens
+        between the two branches; None drops none.
 
-    tokens [B, N, D] -> [B, N, D]; `mask` goes to the attention.
+    tokens [B, N, D] -> [B, N, D], or [B, M, D] where tokens were dropped; `mask` goes to the attention. Where the attention
+    returns a pair, so does the block, with the same second value.
     """
 
     heads: int
@@ -50,21 +53,28 @@ class Block(nn.Module):
     activation: Callable[[jax.Array], jax.Array] = exact_gelu
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    select: Callable[..., nn.Module] | None = None
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, *, mask: jax.Array | None = None, train: bool) -> jax.Array:
+    def __call__(
+        self, tokens: jax.Array, *, mask: jax.Array | None = None, train: bool
+    ) -> jax.Array | tuple[jax.Array, Any]:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         dim = tokens.shape[-1]
         dense = {"kernel_init": nn.initializers.xavier_uniform(), **types}
 
         y = nn.LayerNorm(epsilon=1e-6, name="norm1", **types)(tokens)
         y = self.attention(self.heads, name="attention", **types)(y, mask=mask, train=train)
+        y, *side = y if isinstance(y, tuple) else (y,)
         tokens = tokens + self._branch(y, "scale1", train)
+        if self.select is not None:
+            tokens = self.select(name="select")(tokens, *side)
 
         y = nn.LayerNorm(epsilon=1e-6, name="norm2", **types)(tokens)
         y = self.activation(self.dense(round(self.mlp_ratio * dim), name="expand", **dense)(y))
         y = self.dense(dim, name="project", **dense)(y)
-        return tokens + self._branch(y, "scale2", train)
+        tokens = tokens + self._branch(y, "scale2", train)
+        return (tokens, *side) if side else tokens
 
     def _branch(self, y: jax.Array, scale: str, train: bool) -> jax.Array:
         if self.layer_scale is not None:
@@ -72,6 +82,23 @@ class Block(nn.Module):
         y = nn.Dropout(self.dropout)(y, deterministic=not train)
         # One draw for all tokens of an example: the whole branch is skipped or kept.
         return nn.Dropout(self.drop_path, broadcast_dims=(1, 2))(y, deterministic=not train)
+
+
+class Encoder(nn.Module):
+    """Takes tokens through blocks, one after another: what a network of its own order of blocks, or with something between
+    them, replaces.
+
+    blocks, of tokens [B, N, D] and `train`; tokens [B, N, D] -> [B, M, D].
+    """
+
+    @nn.compact
+    def __call__(
+        self, blocks: Sequence[nn.Module], tokens: jax.Array, *, remat: Remat = "none", train: bool
+    ) -> jax.Array:
+        for block in blocks:
+            tokens = run_block(block, tokens, remat=remat, train=train)
+            tokens = tokens[0] if isinstance(tokens, tuple) else tokens
+        return tokens
 
 
 class ViT(nn.Module):
@@ -96,6 +123,7 @@ class ViT(nn.Module):
         (stochastic depth, arXiv:1603.09382).
       unit: makes a block of (heads, layer_scale=, dropout=, drop_path=, dtype=, param_dtype=, name=): `Block`, or with other
         fields, `functools.partial(Block, attention=functools.partial(Attention, mix=…))`.
+      encoder: makes the module that takes tokens through the blocks, as `Encoder`, which it does in order; it may drop tokens.
       conv: makes the layer of the patches, as `flax.linen.Conv`.
       dense: makes the heads, as `flax.linen.Dense`.
       remat: "block" stores the blocks' inputs alone for the backward pass.
@@ -118,6 +146,7 @@ class ViT(nn.Module):
     distilled: bool = False
     layer_scale: float | None = None
     unit: Callable[..., nn.Module] = Block
+    encoder: Callable[..., nn.Module] = Encoder
     conv: Callable[..., nn.Module] = nn.Conv
     dense: Callable[..., nn.Module] = nn.Dense
     remat: Remat = "none"
@@ -157,8 +186,8 @@ class ViT(nn.Module):
         positions = self.param("positions", nn.initializers.normal(0.02), (1, *x.shape[1:]), self.param_dtype)
         x = x + positions.astype(x.dtype)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        for i in range(self.depth):
-            block = self.unit(
+        blocks = [
+            self.unit(
                 self.heads,
                 layer_scale=self.layer_scale,
                 dropout=self.dropout,
@@ -166,7 +195,9 @@ class ViT(nn.Module):
                 name=f"block{i + 1}",
                 **types,
             )
-            x = run_block(block, x, remat=self.remat, train=train)
+            for i in range(self.depth)
+        ]
+        x = self.encoder(name="encoder")(blocks, x, remat=self.remat, train=train)
 
         x = nn.LayerNorm(epsilon=1e-6, param_dtype=self.param_dtype, name="head_norm")(x)
         pooled = [x[:, i] for i in range(len(tokens))] or [jnp.mean(x, axis=1)]

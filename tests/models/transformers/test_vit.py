@@ -12,7 +12,7 @@ from jaxface import models
 from jaxface.errors import UserError
 from jaxface.layers import Attention
 from jaxface.layers.attention import DotProduct
-from jaxface.models.transformers.vit import Block
+from jaxface.models.transformers.vit import Block, Encoder
 
 IMAGE = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
 FIELDS = {"dim": 12, "depth": 2, "heads": 2, "patch": 8}
@@ -58,6 +58,48 @@ def test_a_method_gives_the_blocks_an_attention_of_its_own():
     changed[:, 8:, 8:] = 0.3  # the last patch
     found = [jax.jit(module.apply)(variables, image) for image in (IMAGE, changed)]
     np.testing.assert_array_equal(*found)
+
+
+class Scored(nn.Module):
+    """A mixing that hands on how long each value is."""
+
+    @nn.compact
+    def __call__(self, query, key, value, *, mask=None, train=False):
+        return DotProduct()(query, key, value, mask=mask), jnp.linalg.norm(value, axis=(2, 3))
+
+
+class Longest(nn.Module):
+    """The two tokens with the highest score."""
+
+    @nn.compact
+    def __call__(self, tokens, score):
+        return jnp.take_along_axis(tokens, jax.lax.top_k(score, 2)[1][..., None], axis=1)
+
+
+class Backwards(Encoder):
+    """The last block first; the shapes that it saw are on record."""
+
+    @nn.compact
+    def __call__(self, blocks, tokens, *, remat="none", train):
+        for block in blocks[::-1]:
+            tokens, score = block(tokens, train=train)
+            self.sow("seen", "scores", score)
+        return tokens
+
+
+@pytest.mark.parametrize("remat", ["none", "block"])
+def test_a_method_drops_tokens_within_blocks(remat):
+    unit = partial(Block, attention=partial(Attention, mix=Scored), select=Longest)
+    module, variables = create(unit=unit, remat=remat)
+    assert jax.jit(partial(module.apply, train=True))(variables, IMAGE).shape == (2, 5)
+
+
+def test_a_method_takes_tokens_through_the_blocks_in_its_own_way():
+    unit = partial(Block, attention=partial(Attention, mix=Scored), select=Longest)
+    module, variables = create(unit=unit, encoder=Backwards)
+    params = {"params": variables["params"]}
+    _, seen = jax.jit(partial(module.apply, mutable=["seen"]))(params, IMAGE)
+    assert [score.shape for score in seen["seen"]["encoder"]["scores"]] == [(2, 5), (2, 2)]
 
 
 @pytest.mark.parametrize(
