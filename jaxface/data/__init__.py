@@ -36,6 +36,14 @@ from jaxface.data.sources.low_resolution_faces import ScfaceSource, TinyFaceSour
 from jaxface.data.sources.megaface import MegaFaceSource
 from jaxface.data.sources.objects import object_fields
 from jaxface.data.sources.packs import PackSource, open_packs, read_bin, write_bin
+from jaxface.data.sources.presentations import (
+    Presentation,
+    PresentationFiles,
+    RenderedPresentations,
+    casia_surf,
+    cefa,
+    presentation_table,
+)
 from jaxface.data.sources.recordio import IRHeader, RecordFile, RecordIOFaces, RecordWriter, write_record
 from jaxface.data.sources.source import Record, Source, Subset, WithFields, split_identities
 from jaxface.data.sources.tfds_source import TfdsSource
@@ -50,6 +58,7 @@ from jaxface.data.specs.detection_sets import Coco, Fddb, Scenes, Voc, WiderFace
 from jaxface.data.specs.ellipse_sets import Ellipses
 from jaxface.data.specs.embeddings import Crowd, EmbeddingFile
 from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, RgbdFolder, Tfds
+from jaxface.data.specs.presentation_sets import CasiaSurf, Cefa, Presentations, PresentationTable
 from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
 from jaxface.data.specs.synthetic_sets import Procedural, ProceduralImages, ShortcutDigits
 from jaxface.data.synthetic.crowded_embeddings import CrowdedEmbeddings, crowded_embeddings
@@ -94,6 +103,8 @@ __all__ = [
     "Batches",
     "Bin",
     "BucketOrder",
+    "CasiaSurf",
+    "Cefa",
     "ClassUniform",
     "Coco",
     "CorruptImage",
@@ -124,6 +135,10 @@ __all__ = [
     "Olivetti",
     "Order",
     "PackSource",
+    "Presentation",
+    "PresentationFiles",
+    "PresentationTable",
+    "Presentations",
     "Procedural",
     "ProceduralImages",
     "Record",
@@ -133,6 +148,7 @@ __all__ = [
     "RecordWriter",
     "Relabeled",
     "RenderedFaces",
+    "RenderedPresentations",
     "RenderedSource",
     "RgbdCorruption",
     "RgbdFolder",
@@ -165,6 +181,8 @@ __all__ = [
     "batches",
     "bucket_evaluation_batches",
     "bucket_order",
+    "casia_surf",
+    "cefa",
     "class_means",
     "coco",
     "corrupt_labels",
@@ -196,6 +214,7 @@ __all__ = [
     "object_fields",
     "olivetti",
     "open_packs",
+    "presentation_table",
     "procedural_images",
     "procedural_vectors",
     "read_bin",
