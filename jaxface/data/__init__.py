@@ -53,7 +53,7 @@ from jaxface.data.sources.wider_face import wider_face
 from jaxface.data.specs.base import KINDS, DataSpec, Split, load, load_all
 from jaxface.data.specs.benchmarks import Ijb, MegaFace, Scface, TinyFace
 from jaxface.data.specs.bundled_sets import DigitHalves, Digits, Lfw, LfwPatches, LfwSubset, Olivetti
-from jaxface.data.specs.canvases import DigitCanvas
+from jaxface.data.specs.canvases import ClutteredDigits, DigitCanvas
 from jaxface.data.specs.detection_sets import Coco, Fddb, Scenes, Voc, WiderFace
 from jaxface.data.specs.ellipse_sets import Ellipses
 from jaxface.data.specs.embeddings import Crowd, EmbeddingFile
@@ -61,6 +61,7 @@ from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, 
 from jaxface.data.specs.presentation_sets import CasiaSurf, Cefa, Presentations, PresentationTable
 from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
 from jaxface.data.specs.synthetic_sets import Procedural, ProceduralImages, ShortcutDigits
+from jaxface.data.synthetic.cluttered_digits import cluttered_digits
 from jaxface.data.synthetic.crowded_embeddings import CrowdedEmbeddings, crowded_embeddings
 from jaxface.data.synthetic.digit_canvas import digit_canvas
 from jaxface.data.synthetic.ellipses import ellipses
@@ -106,6 +107,7 @@ __all__ = [
     "CasiaSurf",
     "Cefa",
     "ClassUniform",
+    "ClutteredDigits",
     "Coco",
     "CorruptImage",
     "Crowd",
@@ -184,6 +186,7 @@ __all__ = [
     "casia_surf",
     "cefa",
     "class_means",
+    "cluttered_digits",
     "coco",
     "corrupt_labels",
     "corrupt_rgbd",
