@@ -26,6 +26,16 @@ from jaxface.layers.context import CONTEXTS, DilatedContext, SSHContext
 from jaxface.layers.ddc import DDCLayer, FusedDDC, LargeKernelDepthwiseSeparable, depthwise_dilated, fuse_ddc
 from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
+from jaxface.layers.fmvit import (
+    ClassFusion,
+    MutualDotProduct,
+    cls_relevance,
+    fusion_attention,
+    guidance_mask,
+    informative_mask,
+    mutual_attention,
+    partner_matrix,
+)
 from jaxface.layers.joint_pyramid import JointPyramidUpsample, fuse_joint_pyramid
 from jaxface.layers.norm import BatchNorm
 from jaxface.layers.quantization import (
@@ -51,6 +61,7 @@ __all__ = [
     "CascadeFit",
     "CascadedDilatedConv",
     "ChannelBias",
+    "ClassFusion",
     "CondensationConv",
     "ConfidenceNet",
     "DDCLayer",
@@ -66,6 +77,7 @@ __all__ = [
     "LargeKernelDepthwiseSeparable",
     "LayerScale",
     "Maps",
+    "MutualDotProduct",
     "PReLU",
     "QuantizedConv",
     "QuantizedDense",
@@ -81,6 +93,7 @@ __all__ = [
     "cascade_residual",
     "cascade_shapes",
     "cascaded_dilated_conv",
+    "cls_relevance",
     "condensation_gain",
     "condense",
     "cross_channel_argmax",
@@ -91,10 +104,15 @@ __all__ = [
     "fuse_condensation",
     "fuse_ddc",
     "fuse_joint_pyramid",
+    "fusion_attention",
+    "guidance_mask",
+    "informative_mask",
     "lsq_codes",
     "lsq_init_alpha",
     "lsq_init_zero_point",
     "lsq_quantize",
+    "mutual_attention",
+    "partner_matrix",
     "run_block",
     "sign",
     "stage_ratio",

@@ -12,6 +12,7 @@ from jaxface.models.recognition.mobilenet_v1 import MobileNetV1
 from jaxface.models.recognition.mobilenet_v2 import MobileNetV2
 from jaxface.models.recognition.resnet import FaceResNet, ResNet
 from jaxface.models.registry import MODELS, create, describe, feature_size, from_description, names
+from jaxface.models.transformers.fmvit import FMViT, liveness
 from jaxface.models.transformers.swin import Swin
 from jaxface.models.transformers.vit import ViT
 
@@ -19,6 +20,7 @@ __all__ = [
     "MLP",
     "MODELS",
     "ConvNet",
+    "FMViT",
     "FaceResNet",
     "IResNet",
     "InceptionResNet",
@@ -36,6 +38,7 @@ __all__ = [
     "feature_size",
     "from_description",
     "layer_shapes",
+    "liveness",
     "multiply_accumulates",
     "names",
     "parameter_count",

@@ -26,6 +26,7 @@ from jaxface.training.evaluations.pair_verification import (
     score_figures,
     verification_figures,
 )
+from jaxface.training.evaluations.presentation_detection import PresentationDetection, sensor_images
 from jaxface.training.evaluations.protocols import PackVerification, check_source, evaluate_source
 from jaxface.training.evaluations.rgbd_identification import RgbdIdentification, projected
 from jaxface.training.evaluations.route_hardness import RouteHardness
@@ -110,6 +111,7 @@ __all__ = [
     "PackFairness",
     "PackVerification",
     "PmapParallel",
+    "PresentationDetection",
     "ProfiledSteps",
     "Recognizer",
     "Records",
@@ -168,6 +170,7 @@ __all__ = [
     "run_anchors",
     "run_checkpoint",
     "score_figures",
+    "sensor_images",
     "sgd",
     "sign_flips",
     "source_groups",

@@ -90,15 +90,22 @@ class Encoder(nn.Module):
     """Takes tokens through blocks, one after another: what a network of its own order of blocks, or with something between
     them, replaces.
 
-    blocks, of tokens [B, N, D] and `train`; tokens [B, N, D] -> [B, M, D].
+    blocks, of tokens [B, N, D], `mask` and `train`; tokens [B, N, D] -> [B, M, D].
     """
 
     @nn.compact
     def __call__(
-        self, blocks: Sequence[nn.Module], tokens: jax.Array, *, remat: Remat = "none", train: bool
+        self,
+        blocks: Sequence[nn.Module],
+        tokens: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        remat: Remat = "none",
+        train: bool,
     ) -> jax.Array:
+        masked = {} if mask is None else {"mask": mask}
         for block in blocks:
-            tokens = run_block(block, tokens, remat=remat, train=train)
+            tokens = run_block(block, tokens, remat=remat, train=train, **masked)
             tokens = tokens[0] if isinstance(tokens, tuple) else tokens
         return tokens
 
@@ -126,6 +133,7 @@ class ViT(nn.Module):
       unit: makes a block of (heads, layer_scale=, dropout=, drop_path=, dtype=, param_dtype=, name=): `Block`, or with other
         fields, `functools.partial(Block, attention=functools.partial(Attention, mix=…))`.
       encoder: makes the module that takes tokens through the blocks, as `Encoder`, which it does in order; it may drop tokens.
+        The network's `mask`, where one is given, goes to it.
       conv: makes the layer of the patches, as `flax.linen.Conv`.
       dense: makes the heads, as `flax.linen.Dense`.
       remat: "block" stores the blocks' inputs alone for the backward pass.
@@ -164,7 +172,12 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: jax.Array, *, train: bool = False, separate: bool = False
+        self,
+        image: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        train: bool = False,
+        separate: bool = False,
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         if image.shape[1] % self.patch or image.shape[2] % self.patch:
             raise UserError(
@@ -199,7 +212,8 @@ class ViT(nn.Module):
             )
             for i in range(self.depth)
         ]
-        x = self.encoder(name="encoder")(blocks, x, remat=self.remat, train=train)
+        masked = {} if mask is None else {"mask": mask}
+        x = self.encoder(name="encoder")(blocks, x, remat=self.remat, train=train, **masked)
 
         x = nn.LayerNorm(epsilon=1e-6, param_dtype=self.param_dtype, name="head_norm")(x)
         pooled = [x[:, i] for i in range(len(tokens))] or [jnp.mean(x, axis=1)]
