@@ -1,6 +1,20 @@
 """Flax modules that are parts of networks."""
 
 from jaxface.layers.activation import PReLU
+from jaxface.layers.apvit import (
+    ClassAttention,
+    PatchAttention,
+    PatchPooling,
+    TokenPooling,
+    app_scores,
+    atp_scores,
+    attentive_patch_pool,
+    class_logits,
+    gather_tokens,
+    token_counts,
+    top_k_sorted,
+    transformer_macs,
+)
 from jaxface.layers.attention import Attention, DotProduct, LayerScale
 from jaxface.layers.binary import BinaryConv, BinaryDense, ChannelBias, approx_sign, sign
 from jaxface.layers.cascade_taps import CascadeFit, cascade_defects, cascade_residual, universal_width
@@ -40,6 +54,7 @@ __all__ = [
     "CascadeFit",
     "CascadedDilatedConv",
     "ChannelBias",
+    "ClassAttention",
     "CondensationConv",
     "ConfidenceNet",
     "DDCLayer",
@@ -55,14 +70,21 @@ __all__ = [
     "LargeKernelDepthwiseSeparable",
     "LayerScale",
     "PReLU",
+    "PatchAttention",
+    "PatchPooling",
     "RBOConv",
     "Remat",
     "SSHContext",
+    "TokenPooling",
+    "app_scores",
     "approx_sign",
+    "atp_scores",
+    "attentive_patch_pool",
     "cascade_defects",
     "cascade_residual",
     "cascade_shapes",
     "cascaded_dilated_conv",
+    "class_logits",
     "condensation_gain",
     "condense",
     "cross_channel_argmax",
@@ -73,8 +95,12 @@ __all__ = [
     "fuse_condensation",
     "fuse_ddc",
     "fuse_joint_pyramid",
+    "gather_tokens",
     "run_block",
     "sign",
     "stage_ratio",
+    "token_counts",
+    "top_k_sorted",
+    "transformer_macs",
     "universal_width",
 ]
