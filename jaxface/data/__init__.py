@@ -12,7 +12,16 @@ need("data", "absl", "cv2", "grain", "PIL")
 
 from jaxface.data.pipeline.batches import Batches, Relabeled, batches, corrupt_labels, evaluation_batches
 from jaxface.data.pipeline.buckets import BucketOrder, bucket_evaluation_batches, bucket_order
-from jaxface.data.pipeline.samplers import ClassUniform, Order, SuperclassUniform, class_means, superclasses
+from jaxface.data.pipeline.samplers import (
+    ClassUniform,
+    Order,
+    SuperclassUniform,
+    class_means,
+    repeat_factors,
+    repeat_rare_classes,
+    superclasses,
+)
+from jaxface.data.render.expressions import ExpressionSource
 from jaxface.data.render.rendered import RenderedSource
 from jaxface.data.render.scenes import SceneSource, SceneVariation
 from jaxface.data.render.variation import Variation
@@ -27,6 +36,7 @@ from jaxface.data.sources.depth import (
     encode_depth,
     nose_depth,
 )
+from jaxface.data.sources.expressions import majority_votes
 from jaxface.data.sources.fddb import fddb
 from jaxface.data.sources.folder import FolderSource
 from jaxface.data.sources.groups import JoinedGroups
@@ -49,6 +59,7 @@ from jaxface.data.specs.canvases import ClutteredDigits, DigitCanvas
 from jaxface.data.specs.detection_sets import Coco, Fddb, Scenes, Voc, WiderFace
 from jaxface.data.specs.ellipse_sets import Ellipses
 from jaxface.data.specs.embeddings import Crowd, EmbeddingFile
+from jaxface.data.specs.expressions import AffectNet, FerPlus, RafDb, RenderedExpressions
 from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, RgbdFolder, Tfds
 from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
 from jaxface.data.specs.synthetic_sets import Procedural, ProceduralImages, ShortcutDigits
@@ -88,6 +99,7 @@ __all__ = [
     "RGBD_CORRUPTIONS",
     "SHORTCUT",
     "TEMPLATES",
+    "AffectNet",
     "AnnotatedSource",
     "ArraySource",
     "Augment",
@@ -108,7 +120,9 @@ __all__ = [
     "Digits",
     "Ellipses",
     "EmbeddingFile",
+    "ExpressionSource",
     "Fddb",
+    "FerPlus",
     "Folder",
     "FolderSource",
     "GroupFolders",
@@ -128,12 +142,14 @@ __all__ = [
     "PackSource",
     "Procedural",
     "ProceduralImages",
+    "RafDb",
     "Record",
     "RecordFile",
     "RecordIO",
     "RecordIOFaces",
     "RecordWriter",
     "Relabeled",
+    "RenderedExpressions",
     "RenderedFaces",
     "RenderedSource",
     "RgbdCorruption",
@@ -192,6 +208,7 @@ __all__ = [
     "load",
     "load_all",
     "low_resolution",
+    "majority_votes",
     "mirror_some",
     "mixed_people",
     "named_template",
@@ -203,6 +220,8 @@ __all__ = [
     "procedural_vectors",
     "read_bin",
     "read_embeddings",
+    "repeat_factors",
+    "repeat_rare_classes",
     "resize_twice",
     "shortcut_digits",
     "split_identities",

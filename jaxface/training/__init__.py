@@ -13,6 +13,7 @@ from jaxface.training.evaluations.aligned_verification import (
     fitted_support,
 )
 from jaxface.training.evaluations.cell_precision import CellPrecision
+from jaxface.training.evaluations.class_report import ClassReport
 from jaxface.training.evaluations.cloak_protection import CloakProtection, CloakTrial, FrozenNetwork
 from jaxface.training.evaluations.combined import Evaluations
 from jaxface.training.evaluations.cross_resolution import CrossResolution, resolution_gradient_norms
@@ -88,6 +89,7 @@ __all__ = [
     "Cadence",
     "CellPrecision",
     "Checkpoints",
+    "ClassReport",
     "CloakProtection",
     "CloakTrial",
     "CrossResolution",

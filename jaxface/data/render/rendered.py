@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxface.checks import AtLeast, check_number
 from jaxface.data.render import sampling
+from jaxface.data.render.face_model import EXPRESSIONS
 from jaxface.data.render.face_parameters import FaceParameters
 from jaxface.data.render.renderer import render, to_uint8
 from jaxface.data.render.variation import MODERATE, Variation
@@ -18,7 +19,7 @@ from jaxface.errors import UserError
 _CHUNK = 32  # images per compiled call; one size, so that one compile serves every source of an image size
 
 
-@functools.partial(jax.jit, static_argnames=("variation", "aligned"))
+@functools.partial(jax.jit, static_argnames=("variation", "aligned", "strengths"))
 def draw_faces(
     seed: jax.Array,
     people: jax.Array,
@@ -27,27 +28,30 @@ def draw_faces(
     variation: Variation,
     aligned: bool,
     tone=(0.0, 1.0),
+    strengths: tuple[float, float] | None = None,
 ) -> FaceParameters:
     """Parameters of image `shots[b]` of person `people[b]` under `seed`: [], [B], [B] int32 -> FaceParameters [B].
 
-    Skin tones are drawn from the range `tone`.
+    Skin tones are drawn from the range `tone`. With `strengths` image k shows EXPRESSIONS[k % 7] (`sampling.show_expression`).
     """
-    sample = sampling.sample_aligned if aligned else sampling.sample_faces
 
     def one(person, shot):
         key = jax.random.fold_in(jax.random.key(seed), person)
-        return sample(
-            jax.random.fold_in(key, shot + 1),
-            sampling.sample_identity(jax.random.fold_in(key, 0), tone, variation),
-            variation,
-        )
+        identity = sampling.sample_identity(jax.random.fold_in(key, 0), tone, variation)
+        key = jax.random.fold_in(key, shot + 1)
+        face = sampling.sample_faces(key, identity, variation)
+        if strengths is not None:
+            face = sampling.show_expression(key, face, shot % len(EXPRESSIONS), strengths)
+        return sampling.nearly_aligned(key, face, variation) if aligned else face
 
     return jax.vmap(one)(people, shots)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "variation", "aligned", "with_depth"))
-def _shoot(seed, people, shots, tone, *, size, variation, aligned, with_depth):
-    faces = draw_faces(seed, people, shots, variation=variation, aligned=aligned, tone=tone)
+@functools.partial(jax.jit, static_argnames=("size", "variation", "aligned", "with_depth", "strengths"))
+def _shoot(seed, people, shots, tone, *, size, variation, aligned, with_depth, strengths):
+    faces = draw_faces(
+        seed, people, shots, variation=variation, aligned=aligned, tone=tone, strengths=strengths
+    )
     outputs = ("image", "depth") if with_depth else ("image",)
     shown = render(faces, image_size=size, outputs=outputs, attacks=variation.spoof > 0)
     result = {
@@ -107,6 +111,7 @@ class RenderedSource:
         first_identity: int = 0,
         with_depth: bool = False,
         tone: tuple[float, float] = (0.0, 1.0),
+        strengths: tuple[float, float] | None = None,
     ):
         """Describes the source; nothing is rendered yet.
 
@@ -121,6 +126,8 @@ class RenderedSource:
           first_identity: number of the first person, to take people that another source does not have.
           with_depth: records carry `depth`.
           tone: (least, greatest) skin tone of these people; 0 is the lightest, 1 the darkest.
+          strengths: (least, greatest) coefficient of the expression EXPRESSIONS[k % 7] that image k of a person shows, from 0.4
+            to 1.5; expressions are as `variation` draws them unless given.
 
         Raises:
           UserError: a number out of range.
@@ -134,9 +141,11 @@ class RenderedSource:
             check_number(name, value, AtLeast(least))
         if not 0 <= tone[0] <= tone[1] <= 1:
             raise UserError(f"tone: needs 0 <= least <= greatest <= 1, got {tone}")
+        if strengths is not None and not sampling.SHOWN <= strengths[0] <= strengths[1] <= 1.5:
+            raise UserError(f"strengths: needs {sampling.SHOWN} <= least <= greatest <= 1.5, got {strengths}")
         self._arguments = dict(
             identities=identities, per_identity=per_identity, image_size=image_size, seed=seed, variation=variation,
-            aligned=aligned, first_identity=first_identity, with_depth=with_depth, tone=tone,
+            aligned=aligned, first_identity=first_identity, with_depth=with_depth, tone=tone, strengths=strengths,
         )  # fmt: skip
         self.labels = np.repeat(np.arange(identities, dtype=np.int32), per_identity)
         self.class_names = [f"person-{first_identity + i}" for i in range(identities)]
@@ -151,6 +160,7 @@ class RenderedSource:
             variation=variation,
             aligned=aligned,
             with_depth=with_depth,
+            strengths=strengths,
         )
         self._chunks: list[dict[str, np.ndarray] | None] = [None] * -(-len(self.labels) // _CHUNK)
         self._locks = [threading.Lock() for _ in self._chunks]
