@@ -15,7 +15,7 @@ from jaxface.layers.apvit import (
     top_k_sorted,
     transformer_macs,
 )
-from jaxface.layers.attention import Attention, DotProduct, LayerScale
+from jaxface.layers.attention import Attention, DotProduct, LayerScale, Maps, RelativePositions
 from jaxface.layers.binary import BinaryConv, BinaryDense, ChannelBias, approx_sign, sign
 from jaxface.layers.cascade_taps import CascadeFit, cascade_defects, cascade_residual, universal_width
 from jaxface.layers.cassod import (
@@ -42,6 +42,17 @@ from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
 from jaxface.layers.joint_pyramid import JointPyramidUpsample, fuse_joint_pyramid
 from jaxface.layers.norm import BatchNorm
+from jaxface.layers.quantization import (
+    QuantizedConv,
+    QuantizedDense,
+    QuantizedDotProduct,
+    Quantizer,
+    calibrate,
+    lsq_codes,
+    lsq_init_alpha,
+    lsq_init_zero_point,
+    lsq_quantize,
+)
 from jaxface.layers.rbonn import RBOConv
 from jaxface.layers.remat import Remat, run_block
 
@@ -69,10 +80,16 @@ __all__ = [
     "LIDEstimator",
     "LargeKernelDepthwiseSeparable",
     "LayerScale",
+    "Maps",
     "PReLU",
     "PatchAttention",
     "PatchPooling",
+    "QuantizedConv",
+    "QuantizedDense",
+    "QuantizedDotProduct",
+    "Quantizer",
     "RBOConv",
+    "RelativePositions",
     "Remat",
     "SSHContext",
     "TokenPooling",
@@ -80,6 +97,7 @@ __all__ = [
     "approx_sign",
     "atp_scores",
     "attentive_patch_pool",
+    "calibrate",
     "cascade_defects",
     "cascade_residual",
     "cascade_shapes",
@@ -96,6 +114,10 @@ __all__ = [
     "fuse_ddc",
     "fuse_joint_pyramid",
     "gather_tokens",
+    "lsq_codes",
+    "lsq_init_alpha",
+    "lsq_init_zero_point",
+    "lsq_quantize",
     "run_block",
     "sign",
     "stage_ratio",

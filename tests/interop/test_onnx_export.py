@@ -36,6 +36,7 @@ SMALL = {
         "keep_num": 40,
         "keep_rates": (1.0, 0.9),
     },
+    models.Swin: {"dim": 12, "blocks": (2, 1), "heads": (2, 3), "window": 4},
     "BinaryResNet": {"stages": (1, 1), "channels": (8, 16)},
     "BinarySmall": {"width": 8},
     "CondensedNet": {},
