@@ -1,7 +1,25 @@
 """Flax modules that are parts of networks."""
 
 from jaxface.layers.activation import PReLU
+<<<<<<< HEAD
 from jaxface.layers.attention import Attention, DotProduct, LayerScale, Maps, RelativePositions
+=======
+from jaxface.layers.apvit import (
+    ClassAttention,
+    PatchAttention,
+    PatchPooling,
+    TokenPooling,
+    app_scores,
+    atp_scores,
+    attentive_patch_pool,
+    class_logits,
+    gather_tokens,
+    token_counts,
+    top_k_sorted,
+    transformer_macs,
+)
+from jaxface.layers.attention import Attention, DotProduct, LayerScale
+>>>>>>> apvit
 from jaxface.layers.binary import BinaryConv, BinaryDense, ChannelBias, approx_sign, sign
 from jaxface.layers.cascade_taps import CascadeFit, cascade_defects, cascade_residual, universal_width
 from jaxface.layers.cassod import (
@@ -51,6 +69,7 @@ __all__ = [
     "CascadeFit",
     "CascadedDilatedConv",
     "ChannelBias",
+    "ClassAttention",
     "CondensationConv",
     "ConfidenceNet",
     "DDCLayer",
@@ -67,20 +86,33 @@ __all__ = [
     "LayerScale",
     "Maps",
     "PReLU",
+<<<<<<< HEAD
     "QuantizedConv",
     "QuantizedDense",
     "QuantizedDotProduct",
     "Quantizer",
+=======
+    "PatchAttention",
+    "PatchPooling",
+>>>>>>> apvit
     "RBOConv",
     "RelativePositions",
     "Remat",
     "SSHContext",
+    "TokenPooling",
+    "app_scores",
     "approx_sign",
+<<<<<<< HEAD
     "calibrate",
+=======
+    "atp_scores",
+    "attentive_patch_pool",
+>>>>>>> apvit
     "cascade_defects",
     "cascade_residual",
     "cascade_shapes",
     "cascaded_dilated_conv",
+    "class_logits",
     "condensation_gain",
     "condense",
     "cross_channel_argmax",
@@ -91,12 +123,19 @@ __all__ = [
     "fuse_condensation",
     "fuse_ddc",
     "fuse_joint_pyramid",
+<<<<<<< HEAD
     "lsq_codes",
     "lsq_init_alpha",
     "lsq_init_zero_point",
     "lsq_quantize",
+=======
+    "gather_tokens",
+>>>>>>> apvit
     "run_block",
     "sign",
     "stage_ratio",
+    "token_counts",
+    "top_k_sorted",
+    "transformer_macs",
     "universal_width",
 ]

@@ -28,7 +28,18 @@ SMALL = {
     models.ResNet: {"stages": (1, 1), "channels": (8, 16)},
     models.FaceResNet: {"stages": (1, 1), "channels": (8, 16)},
     models.ViT: {"dim": 24, "depth": 1, "heads": 3},
+<<<<<<< HEAD
     models.Swin: {"dim": 12, "blocks": (2, 1), "heads": (2, 3), "window": 4},
+=======
+    models.APViT: {
+        "stem": "strided",
+        "dim": 24,
+        "depth": 2,
+        "heads": 3,
+        "keep_num": 40,
+        "keep_rates": (1.0, 0.9),
+    },
+>>>>>>> apvit
     "BinaryResNet": {"stages": (1, 1), "channels": (8, 16)},
     "BinarySmall": {"width": 8},
     "CondensedNet": {},
