@@ -46,6 +46,14 @@ from jaxface.data.sources.low_resolution_faces import ScfaceSource, TinyFaceSour
 from jaxface.data.sources.megaface import MegaFaceSource
 from jaxface.data.sources.objects import object_fields
 from jaxface.data.sources.packs import PackSource, open_packs, read_bin, write_bin
+from jaxface.data.sources.presentations import (
+    Presentation,
+    PresentationFiles,
+    RenderedPresentations,
+    casia_surf,
+    cefa,
+    presentation_table,
+)
 from jaxface.data.sources.recordio import IRHeader, RecordFile, RecordIOFaces, RecordWriter, write_record
 from jaxface.data.sources.source import Record, Source, Subset, WithFields, split_identities
 from jaxface.data.sources.tfds_source import TfdsSource
@@ -61,6 +69,7 @@ from jaxface.data.specs.ellipse_sets import Ellipses
 from jaxface.data.specs.embeddings import Crowd, EmbeddingFile
 from jaxface.data.specs.expressions import AffectNet, FerPlus, RafDb, RenderedExpressions
 from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, RgbdFolder, Tfds
+from jaxface.data.specs.presentation_sets import CasiaSurf, Cefa, Presentations, PresentationTable
 from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
 from jaxface.data.specs.synthetic_sets import Procedural, ProceduralImages, ShortcutDigits
 from jaxface.data.synthetic.cluttered_digits import cluttered_digits
@@ -107,6 +116,8 @@ __all__ = [
     "Batches",
     "Bin",
     "BucketOrder",
+    "CasiaSurf",
+    "Cefa",
     "ClassUniform",
     "ClutteredDigits",
     "Coco",
@@ -140,6 +151,10 @@ __all__ = [
     "Olivetti",
     "Order",
     "PackSource",
+    "Presentation",
+    "PresentationFiles",
+    "PresentationTable",
+    "Presentations",
     "Procedural",
     "ProceduralImages",
     "RafDb",
@@ -151,6 +166,7 @@ __all__ = [
     "Relabeled",
     "RenderedExpressions",
     "RenderedFaces",
+    "RenderedPresentations",
     "RenderedSource",
     "RgbdCorruption",
     "RgbdFolder",
@@ -183,6 +199,8 @@ __all__ = [
     "batches",
     "bucket_evaluation_batches",
     "bucket_order",
+    "casia_surf",
+    "cefa",
     "class_means",
     "cluttered_digits",
     "coco",
@@ -216,6 +234,7 @@ __all__ = [
     "object_fields",
     "olivetti",
     "open_packs",
+    "presentation_table",
     "procedural_images",
     "procedural_vectors",
     "read_bin",

@@ -1,4 +1,4 @@
-"""Geometry that moves a whole record: pixels, depth, landmarks and boxes together.
+"""Geometry that moves a whole record: pixels, depth, infrared, landmarks and boxes together.
 
 Landmarks are (x, y) with pixel centers at integers. A box is (y0, x0, y1, x1) in the same coordinates.
 """
@@ -9,7 +9,7 @@ import numpy as np
 from jaxface.data.sources.images import Fit, fit_scale_offset, fit_square
 from jaxface.data.sources.source import Record
 
-MAPS = ("image", "depth")  # the arrays of a record that are sampled over its pixels
+MAPS = ("image", "depth", "infrared")  # the arrays of a record that are sampled over its pixels
 # Left and right are image sides: after a flip the eyes and the mouth corners change places.
 _MIRRORED = (1, 0, 2, 4, 3)
 

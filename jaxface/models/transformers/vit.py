@@ -90,15 +90,21 @@ class Encoder(nn.Module):
     """Takes tokens through blocks, one after another: what a network of its own order of blocks, or with something between
     them, replaces.
 
-    blocks, of tokens [B, N, D] and `train`; tokens [B, N, D] -> [B, M, D].
+    blocks, of tokens [B, N, D], `mask` and `train`; tokens [B, N, D] -> [B, M, D].
     """
 
     @nn.compact
     def __call__(
-        self, blocks: Sequence[nn.Module], tokens: jax.Array, *, remat: Remat = "none", train: bool
+        self,
+        blocks: Sequence[nn.Module],
+        tokens: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        remat: Remat = "none",
+        train: bool,
     ) -> jax.Array:
         for block in blocks:
-            tokens = run_block(block, tokens, remat=remat, train=train)
+            tokens = run_block(block, tokens, remat=remat, mask=mask, train=train)
             tokens = tokens[0] if isinstance(tokens, tuple) else tokens
         return tokens
 
@@ -126,6 +132,7 @@ class ViT(nn.Module):
       unit: makes a block of (heads, layer_scale=, dropout=, drop_path=, dtype=, param_dtype=, name=): `Block`, or with other
         fields, `functools.partial(Block, attention=functools.partial(Attention, mix=…))`; or a sequence, one for each block.
       encoder: makes the module that takes tokens through the blocks, as `Encoder`, which it does in order; it may drop tokens.
+        The network's `mask`, where one is given, goes to it.
       stem: makes the network `stem` of (image, train=) -> map [B, h, w, C] that stands before the patches, whose pixels are then
         places of the map (a hybrid: patch 1 makes a token of each); None has none.
       select: makes the module `select` of (patches [B, N, D], their positions [1, N, D]) -> [B, M, D], which adds the positions
@@ -172,7 +179,12 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: jax.Array, *, train: bool = False, separate: bool = False
+        self,
+        image: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        train: bool = False,
+        separate: bool = False,
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         if separate and not self.distilled:
             raise UserError("separate: needs a distilled network, which has two heads")
@@ -211,7 +223,8 @@ class ViT(nn.Module):
             )
             for i, unit in enumerate(units)
         ]
-        x = self.encoder(name="encoder")(blocks, x, remat=self.remat, train=train)
+        masked = {} if mask is None else {"mask": mask}
+        x = self.encoder(name="encoder")(blocks, x, remat=self.remat, train=train, **masked)
 
         x = nn.LayerNorm(epsilon=1e-6, param_dtype=self.param_dtype, name="head_norm")(x)
         pooled = [x[:, i] for i in range(len(tokens))] or [jnp.mean(x, axis=1)]
