@@ -27,6 +27,7 @@ from jaxface.training.evaluations.pair_verification import (
     score_figures,
     verification_figures,
 )
+from jaxface.training.evaluations.patch_ranking import PatchRanking
 from jaxface.training.evaluations.protocols import PackVerification, check_source, evaluate_source
 from jaxface.training.evaluations.rgbd_identification import RgbdIdentification, projected
 from jaxface.training.evaluations.route_hardness import RouteHardness
@@ -111,6 +112,7 @@ __all__ = [
     "Outcome",
     "PackFairness",
     "PackVerification",
+    "PatchRanking",
     "PmapParallel",
     "ProfiledSteps",
     "Recognizer",
