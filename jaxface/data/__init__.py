@@ -12,7 +12,16 @@ need("data", "absl", "cv2", "grain", "PIL")
 
 from jaxface.data.pipeline.batches import Batches, Relabeled, batches, corrupt_labels, evaluation_batches
 from jaxface.data.pipeline.buckets import BucketOrder, bucket_evaluation_batches, bucket_order
-from jaxface.data.pipeline.samplers import ClassUniform, Order, SuperclassUniform, class_means, superclasses
+from jaxface.data.pipeline.samplers import (
+    ClassUniform,
+    Order,
+    SuperclassUniform,
+    class_means,
+    repeat_factors,
+    repeat_rare_classes,
+    superclasses,
+)
+from jaxface.data.render.expressions import ExpressionSource
 from jaxface.data.render.rendered import RenderedSource
 from jaxface.data.render.scenes import SceneSource, SceneVariation
 from jaxface.data.render.variation import Variation
@@ -27,6 +36,7 @@ from jaxface.data.sources.depth import (
     encode_depth,
     nose_depth,
 )
+from jaxface.data.sources.expressions import majority_votes
 from jaxface.data.sources.fddb import fddb
 from jaxface.data.sources.folder import FolderSource
 from jaxface.data.sources.groups import JoinedGroups
@@ -57,6 +67,7 @@ from jaxface.data.specs.canvases import ClutteredDigits, DigitCanvas
 from jaxface.data.specs.detection_sets import Coco, Fddb, Scenes, Voc, WiderFace
 from jaxface.data.specs.ellipse_sets import Ellipses
 from jaxface.data.specs.embeddings import Crowd, EmbeddingFile
+from jaxface.data.specs.expressions import AffectNet, FerPlus, RafDb, RenderedExpressions
 from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, RgbdFolder, Tfds
 from jaxface.data.specs.presentation_sets import CasiaSurf, Cefa, Presentations, PresentationTable
 from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
@@ -97,6 +108,7 @@ __all__ = [
     "RGBD_CORRUPTIONS",
     "SHORTCUT",
     "TEMPLATES",
+    "AffectNet",
     "AnnotatedSource",
     "ArraySource",
     "Augment",
@@ -119,7 +131,9 @@ __all__ = [
     "Digits",
     "Ellipses",
     "EmbeddingFile",
+    "ExpressionSource",
     "Fddb",
+    "FerPlus",
     "Folder",
     "FolderSource",
     "GroupFolders",
@@ -143,12 +157,14 @@ __all__ = [
     "Presentations",
     "Procedural",
     "ProceduralImages",
+    "RafDb",
     "Record",
     "RecordFile",
     "RecordIO",
     "RecordIOFaces",
     "RecordWriter",
     "Relabeled",
+    "RenderedExpressions",
     "RenderedFaces",
     "RenderedPresentations",
     "RenderedSource",
@@ -210,6 +226,7 @@ __all__ = [
     "load",
     "load_all",
     "low_resolution",
+    "majority_votes",
     "mirror_some",
     "mixed_people",
     "named_template",
@@ -222,6 +239,8 @@ __all__ = [
     "procedural_vectors",
     "read_bin",
     "read_embeddings",
+    "repeat_factors",
+    "repeat_rare_classes",
     "resize_twice",
     "shortcut_digits",
     "split_identities",

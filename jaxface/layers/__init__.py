@@ -1,6 +1,20 @@
 """Flax modules that are parts of networks."""
 
 from jaxface.layers.activation import PReLU
+from jaxface.layers.apvit import (
+    ClassAttention,
+    PatchAttention,
+    PatchPooling,
+    TokenPooling,
+    app_scores,
+    atp_scores,
+    attentive_patch_pool,
+    class_logits,
+    gather_tokens,
+    token_counts,
+    top_k_sorted,
+    transformer_macs,
+)
 from jaxface.layers.attention import Attention, DotProduct, LayerScale, Maps, RelativePositions
 from jaxface.layers.binary import BinaryConv, BinaryDense, ChannelBias, approx_sign, sign
 from jaxface.layers.cascade_taps import CascadeFit, cascade_defects, cascade_residual, universal_width
@@ -61,6 +75,7 @@ __all__ = [
     "CascadeFit",
     "CascadedDilatedConv",
     "ChannelBias",
+    "ClassAttention",
     "ClassFusion",
     "CondensationConv",
     "ConfidenceNet",
@@ -79,6 +94,8 @@ __all__ = [
     "Maps",
     "MutualDotProduct",
     "PReLU",
+    "PatchAttention",
+    "PatchPooling",
     "QuantizedConv",
     "QuantizedDense",
     "QuantizedDotProduct",
@@ -87,12 +104,17 @@ __all__ = [
     "RelativePositions",
     "Remat",
     "SSHContext",
+    "TokenPooling",
+    "app_scores",
     "approx_sign",
+    "atp_scores",
+    "attentive_patch_pool",
     "calibrate",
     "cascade_defects",
     "cascade_residual",
     "cascade_shapes",
     "cascaded_dilated_conv",
+    "class_logits",
     "cls_relevance",
     "condensation_gain",
     "condense",
@@ -105,6 +127,7 @@ __all__ = [
     "fuse_ddc",
     "fuse_joint_pyramid",
     "fusion_attention",
+    "gather_tokens",
     "guidance_mask",
     "informative_mask",
     "lsq_codes",
@@ -116,5 +139,8 @@ __all__ = [
     "run_block",
     "sign",
     "stage_ratio",
+    "token_counts",
+    "top_k_sorted",
+    "transformer_macs",
     "universal_width",
 ]

@@ -25,7 +25,7 @@ def shapes(name, *, size=None, channels=3, **fields):
 DEEP = {"iresnet100", "iresnet200", "resnet101", "cifar_resnet56", "cifar_resnet110", "vit_large"}
 DEEP |= {"iresnet34", "cifar_resnet32", "cifar_resnet44", "vit_small", "vit_base"}
 DEEP |= {"deit_tiny_distilled", "deit_small_distilled", "deit_base_distilled", "swin_small", "swin_base"}
-DEEP |= {"mobilenet_v2", "mobilenet_v2_half", "se_iresnet50", "inception_resnet"}
+DEEP |= {"mobilenet_v2", "mobilenet_v2_half", "se_iresnet50", "inception_resnet", "apvit"}
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in DEEP else name for name in models.names()]
 
 

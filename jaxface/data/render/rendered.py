@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxface.checks import AtLeast, check_number
 from jaxface.data.render import sampling
+from jaxface.data.render.face_model import EXPRESSIONS
 from jaxface.data.render.face_parameters import FaceParameters
 from jaxface.data.render.renderer import render, to_uint8
 from jaxface.data.render.variation import MODERATE, Variation
@@ -18,7 +19,7 @@ from jaxface.errors import UserError
 _CHUNK = 32  # images per compiled call; one size, so that one compile serves every source of an image size
 
 
-@functools.partial(jax.jit, static_argnames=("variation", "aligned"))
+@functools.partial(jax.jit, static_argnames=("variation", "aligned", "strengths"))
 def draw_faces(
     seed: jax.Array,
     people: jax.Array,
@@ -27,27 +28,32 @@ def draw_faces(
     variation: Variation,
     aligned: bool,
     tone=(0.0, 1.0),
+    strengths: tuple[float, float] | None = None,
 ) -> FaceParameters:
     """Parameters of image `shots[b]` of person `people[b]` under `seed`: [], [B], [B] int32 -> FaceParameters [B].
 
-    Skin tones are drawn from the range `tone`.
+    Skin tones are drawn from the range `tone`. With `strengths` image k shows EXPRESSIONS[k % 7] (`sampling.show_expression`).
     """
-    sample = sampling.sample_aligned if aligned else sampling.sample_faces
 
     def one(person, shot):
         key = jax.random.fold_in(jax.random.key(seed), person)
-        return sample(
-            jax.random.fold_in(key, shot + 1),
-            sampling.sample_identity(jax.random.fold_in(key, 0), tone, variation),
-            variation,
-        )
+        identity = sampling.sample_identity(jax.random.fold_in(key, 0), tone, variation)
+        key = jax.random.fold_in(key, shot + 1)
+        face = sampling.sample_faces(key, identity, variation)
+        if strengths is not None:
+            face = sampling.show_expression(key, face, shot % len(EXPRESSIONS), strengths)
+        return sampling.nearly_aligned(key, face, variation) if aligned else face
 
     return jax.vmap(one)(people, shots)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "variation", "aligned", "with_depth", "with_infrared"))
-def _shoot(seed, people, shots, tone, *, size, variation, aligned, with_depth, with_infrared):
-    faces = draw_faces(seed, people, shots, variation=variation, aligned=aligned, tone=tone)
+@functools.partial(
+    jax.jit, static_argnames=("size", "variation", "aligned", "with_depth", "with_infrared", "strengths")
+)
+def _shoot(seed, people, shots, tone, *, size, variation, aligned, with_depth, with_infrared, strengths):
+    faces = draw_faces(
+        seed, people, shots, variation=variation, aligned=aligned, tone=tone, strengths=strengths
+    )
     outputs = ("image", *["depth"] * with_depth, *["infrared"] * with_infrared)
     shown = render(faces, image_size=size, outputs=outputs, attacks=variation.spoof > 0)
     result = {
@@ -116,6 +122,7 @@ class RenderedSource:
         with_depth: bool = False,
         with_infrared: bool = False,
         tone: tuple[float, float] = (0.0, 1.0),
+        strengths: tuple[float, float] | None = None,
     ):
         """Describes the source; nothing is rendered yet.
 
@@ -131,6 +138,8 @@ class RenderedSource:
           with_depth: records carry `depth`.
           with_infrared: records carry `infrared`.
           tone: (least, greatest) skin tone of these people; 0 is the lightest, 1 the darkest.
+          strengths: (least, greatest) coefficient of the expression EXPRESSIONS[k % 7] that image k of a person shows, from 0.4
+            to 1.5; expressions are as `variation` draws them unless given.
 
         Raises:
           UserError: a number out of range.
@@ -144,10 +153,12 @@ class RenderedSource:
             check_number(name, value, AtLeast(least))
         if not 0 <= tone[0] <= tone[1] <= 1:
             raise UserError(f"tone: needs 0 <= least <= greatest <= 1, got {tone}")
+        if strengths is not None and not sampling.SHOWN <= strengths[0] <= strengths[1] <= 1.5:
+            raise UserError(f"strengths: needs {sampling.SHOWN} <= least <= greatest <= 1.5, got {strengths}")
         self._arguments = dict(
             identities=identities, per_identity=per_identity, image_size=image_size, seed=seed, variation=variation,
             aligned=aligned, first_identity=first_identity, with_depth=with_depth, with_infrared=with_infrared,
-            tone=tone,
+            tone=tone, strengths=strengths,
         )  # fmt: skip
         self.labels = np.repeat(np.arange(identities, dtype=np.int32), per_identity)
         self.class_names = [f"person-{first_identity + i}" for i in range(identities)]
@@ -163,6 +174,7 @@ class RenderedSource:
             aligned=aligned,
             with_depth=with_depth,
             with_infrared=with_infrared,
+            strengths=strengths,
         )
         self._spoof = functools.partial(
             _spoofs, self._seed, tone=self._tone, variation=variation, aligned=aligned

@@ -127,15 +127,9 @@ class FMViT(nn.Module):
             fraction=self.fraction,
             threshold=self.threshold,
         )
-        crossing = {
-            "attention": partial(Attention, mix=mix),
-            "select": partial(ClassFusion, self.heads, **types),
-        }
-
-        def block(heads, *, name, **fields):
-            crosses = self.blocks[int(name.removeprefix("block")) - 1] == "cross"
-            return Block(heads, name=name, **fields, **(crossing if crosses else {}))
-
+        crossing = partial(
+            Block, attention=partial(Attention, mix=mix), select=partial(ClassFusion, self.heads, **types)
+        )
         return ViT(
             embedding=1,
             dim=self.dim,
@@ -144,7 +138,7 @@ class FMViT(nn.Module):
             patch=self.patch,
             dropout=self.dropout,
             drop_path=self.drop_path,
-            unit=block,
+            unit=tuple(crossing if kind == "cross" else Block for kind in self.blocks),
             encoder=partial(BranchEncoder, tuple(kind == "cross" for kind in self.blocks)),
             remat=self.remat,
             parent=None,
