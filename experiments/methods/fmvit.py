@@ -87,9 +87,9 @@ class Config:
     """Micro-batches in which a step is computed; saves memory."""
     ema_decay: Annotated[float | None, ProperFraction] = None
     """Decay per step of a moving average of the parameters, which is then evaluated; none by default."""
-    batch_size: Annotated[int, AtLeast(1)] = 48
+    batch_size: Annotated[int, AtLeast(1)] = 32
     """Presentations per step over all devices."""
-    steps: Annotated[int, AtLeast(0)] = 700
+    steps: Annotated[int, AtLeast(0)] = 500
     """Training steps."""
     workers: Annotated[int, AtLeast(0)] = 0
     """Processes that decode and augment; 0 uses threads, best for rendered faces."""

@@ -132,11 +132,13 @@ def guidance_mask(
     def informative(values):
         return informative_mask(values, fraction=fraction, threshold=threshold)
 
+    if guide == "random" and noise is None:
+        raise ValueError("noise: needs [B, N] for random patches, got none")
     if guide == "none":
         return jnp.ones(own.shape, bool)
     there = jnp.broadcast_to(others, (own.shape[0], relevance.shape[0])).T[..., None]  # [M, B, 1]
     mine = informative(own)
-    if guide == "random":
+    if noise is not None and guide == "random":
         keep = informative_mask(noise, fraction=fraction)
     elif guide == "intersection":
         keep = (informative(relevance) | ~there).all(axis=0) & mine
