@@ -181,7 +181,9 @@ def shortened(config: Recipe, *, quick: bool) -> Recipe:
             case data.TonedFaces():
                 return dataclasses.replace(value, identities=(16, 16), held_out_identities=8)
             case data.Presentations():
-                return dataclasses.replace(value, identities=16, development_identities=4, held_out_identities=4)
+                return dataclasses.replace(
+                    value, identities=16, development_identities=4, held_out_identities=4
+                )
             case data.Scenes():
                 return dataclasses.replace(value, people=8, held_out_people=4)
             case tuple():

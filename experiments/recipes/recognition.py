@@ -115,7 +115,9 @@ def load(recipe: Recipe) -> inputs.Split:
     if split.protocol == "detection":
         raise UserError(f"data: needs one person or class per image, {split.name} is for detectors")
     if split.protocol == "spoofing":
-        raise UserError(f"data: needs people or classes to recognize, {split.name} is of live faces and attacks")
+        raise UserError(
+            f"data: needs people or classes to recognize, {split.name} is of live faces and attacks"
+        )
     return split
 
 
