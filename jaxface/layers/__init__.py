@@ -1,7 +1,7 @@
 """Flax modules that are parts of networks."""
 
 from jaxface.layers.activation import PReLU
-from jaxface.layers.attention import Attention, DotProduct, LayerScale
+from jaxface.layers.attention import Attention, DotProduct, LayerScale, Maps, RelativePositions
 from jaxface.layers.binary import BinaryConv, BinaryDense, ChannelBias, approx_sign, sign
 from jaxface.layers.cascade_taps import CascadeFit, cascade_defects, cascade_residual, universal_width
 from jaxface.layers.cassod import (
@@ -65,12 +65,14 @@ __all__ = [
     "LIDEstimator",
     "LargeKernelDepthwiseSeparable",
     "LayerScale",
+    "Maps",
     "PReLU",
     "QuantizedConv",
     "QuantizedDense",
     "QuantizedDotProduct",
     "Quantizer",
     "RBOConv",
+    "RelativePositions",
     "Remat",
     "SSHContext",
     "approx_sign",

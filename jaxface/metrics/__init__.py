@@ -12,6 +12,7 @@
 | which class is it? | `accuracy`, `top_k_accuracy`, `nearest_prototype_accuracy`, `confusion_matrix` |
 | does it serve every group alike? | `group_fairness`, `group_accuracy`, `group_verification` |
 | where does it look? | `attention_coverage`, `attention_gap`, `attention_mass`, `sensitive_area` |
+| where does a transformer look? | `class_attention`, `attention_rollout` |
 | does a student see the relations that its teacher sees? | `congruence_error` |
 | how good are a detector's boxes? | `coco_evaluate`, `voc_evaluate`, `wider_face_evaluate`, `fddb_evaluate` |
 | which of two modalities to believe for this pair? | `fuse_scores`, `pair_weight`, `fused_search`, `missing_modality` |
@@ -23,6 +24,8 @@ from jaxface.metrics.analysis.attention import (
     attention_coverage,
     attention_gap,
     attention_mass,
+    attention_rollout,
+    class_attention,
     sensitive_area,
 )
 from jaxface.metrics.analysis.congruence import congruence_error
@@ -174,8 +177,10 @@ __all__ = [
     "attention_coverage",
     "attention_gap",
     "attention_mass",
+    "attention_rollout",
     "auc",
     "average_precision",
+    "class_attention",
     "class_iou",
     "cmc",
     "coco_evaluate",
