@@ -26,6 +26,7 @@ from jaxface.layers.context import CONTEXTS, DilatedContext, SSHContext
 from jaxface.layers.ddc import DDCLayer, FusedDDC, LargeKernelDepthwiseSeparable, depthwise_dilated, fuse_ddc
 from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
+from jaxface.layers.integer import IntegerConv, IntegerDense, integer_params
 from jaxface.layers.joint_pyramid import JointPyramidUpsample, fuse_joint_pyramid
 from jaxface.layers.norm import BatchNorm
 from jaxface.layers.quantization import (
@@ -39,6 +40,7 @@ from jaxface.layers.quantization import (
     lsq_init_zero_point,
     lsq_quantize,
 )
+from jaxface.layers.qvit import InformationRectification, information_rectification
 from jaxface.layers.rbonn import RBOConv
 from jaxface.layers.remat import Remat, run_block
 
@@ -61,6 +63,9 @@ __all__ = [
     "FusedCascade",
     "FusedCondensation",
     "FusedDDC",
+    "InformationRectification",
+    "IntegerConv",
+    "IntegerDense",
     "JointPyramidUpsample",
     "LIDEstimator",
     "LargeKernelDepthwiseSeparable",
@@ -91,6 +96,8 @@ __all__ = [
     "fuse_condensation",
     "fuse_ddc",
     "fuse_joint_pyramid",
+    "information_rectification",
+    "integer_params",
     "lsq_codes",
     "lsq_init_alpha",
     "lsq_init_zero_point",
