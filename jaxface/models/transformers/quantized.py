@@ -171,16 +171,17 @@ def to_integer(
         mix=_mix(precision, implementation),
     )
     layers = _layers(quantized(model, precision), variables, image_shape)
-    params, starts = flatten_dict(variables["params"]), flatten_dict(variables[QUANTIZATION])
-    for path, layer in layers.items():
-        inside, there = (_taken(flat, path) for flat in (params, starts))
-        params |= {
-            (*path, *name): leaf
-            for name, leaf in flatten_dict(
-                integer_params(layer, {"params": inside, QUANTIZATION: there})
-            ).items()
-        }
-    return module, {"params": unflatten_dict(params), QUANTIZATION: unflatten_dict(starts)}
+
+    @jax.jit
+    def converted(params, starts):
+        params, starts = flatten_dict(params), flatten_dict(starts)
+        for path, layer in layers.items():
+            inside, there = (_taken(flat, path) for flat in (params, starts))
+            made = integer_params(layer, {"params": inside, QUANTIZATION: there})
+            params |= {(*path, *name): leaf for name, leaf in flatten_dict(made).items()}
+        return {"params": unflatten_dict(params), QUANTIZATION: unflatten_dict(starts)}
+
+    return module, converted(variables["params"], variables[QUANTIZATION])
 
 
 def _taken(flat: dict, path: tuple[str, ...]) -> dict:
