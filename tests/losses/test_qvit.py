@@ -1,4 +1,4 @@
-"""Distribution-guided distillation against its N × N definition in float64, and the numbers of the specification (checks 8, 9)."""
+"""Distribution-guided distillation against its N × N definition in float64, and checks 8 and 9 of the specification."""
 
 import functools
 
