@@ -9,7 +9,8 @@
 | a million distractors | `distractor_rank1`, `distractor_verification`, `megaface_report` |
 | faces of few pixels | `gallery_report`, `labeled_average_precision`, `rank1_by_distance` |
 | does a mask keep people from being found? | `protection_success` |
-| which class is it? | `accuracy`, `top_k_accuracy`, `nearest_prototype_accuracy`, `confusion_matrix` |
+| which class is it? | `accuracy`, `top_k_accuracy`, `nearest_prototype_accuracy` |
+| which classes are taken for others? | `confusion_matrix`, `mean_class_accuracy`, `macro_f1` |
 | does it serve every group alike? | `group_fairness`, `group_accuracy`, `group_verification` |
 | where does it look? | `attention_coverage`, `attention_gap`, `attention_mass`, `sensitive_area` |
 | where does a transformer look? | `class_attention`, `attention_rollout` |
@@ -17,7 +18,7 @@
 | how good are a detector's boxes? | `coco_evaluate`, `voc_evaluate`, `wider_face_evaluate`, `fddb_evaluate` |
 | which of two modalities to believe for this pair? | `fuse_scores`, `pair_weight`, `fused_search`, `missing_modality` |
 | in which cells is something; which class has each pixel? | `average_precision`, `mean_iou`, `class_iou`, `pixel_confusion` |
-| is it a live face, or a picture or a mask? | `equal_error_threshold` on a development set, then `spoof_report`; `acer` |
+| is it a live face or a photograph, a screen, a mask? | `equal_error_threshold`, `spoof_report`, `apcer`, `bpcer`, `acer` |
 | are some people more alike than others? | `local_discrepancy`, `aligned_similarity`, `group_false_accepts` |
 """
 
@@ -72,6 +73,8 @@ from jaxface.metrics.recognition.classification import (
     accuracy,
     confusion_matrix,
     correct_top_k,
+    macro_f1,
+    mean_class_accuracy,
     nearest_prototype,
     nearest_prototype_accuracy,
     per_class_accuracy,
@@ -251,8 +254,10 @@ __all__ = [
     "leave_one_out",
     "local_discrepancy",
     "local_discrepancy_cap",
+    "macro_f1",
     "make_pairs",
     "mate_scores_above_non_mates",
+    "mean_class_accuracy",
     "mean_iou",
     "mean_norm",
     "mean_pair_cosine",

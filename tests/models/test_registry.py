@@ -34,8 +34,15 @@ SISTERS = {
     "vit_large",
 }
 SISTERS |= {"cifar_resnet32", "cifar_resnet44", "cifar_resnet56", "cifar_resnet110"}
-SISTERS |= {"deit_small_distilled", "deit_base_distilled", "swin_small", "swin_base", "mobilenet_v2", "mobilenet_v2_half"}
-DEEP = {"deit_tiny_distilled", "se_iresnet50", "inception_resnet"}
+SISTERS |= {
+    "deit_small_distilled",
+    "deit_base_distilled",
+    "swin_small",
+    "swin_base",
+    "mobilenet_v2",
+    "mobilenet_v2_half",
+}
+DEEP = {"apvit", "deit_tiny_distilled", "se_iresnet50", "inception_resnet"}
 NAMES = [
     pytest.param(name, marks=pytest.mark.slow) if name in DEEP else name
     for name in models.names()
