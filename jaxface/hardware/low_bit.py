@@ -1,4 +1,7 @@
-"""What low-bit codes save: operations and bytes of the matrix products of a network, as arithmetic on their sizes."""
+"""What low-bit codes save: operations and bytes of the matrix products of a network, as arithmetic on their sizes.
+
+Methods: qvit
+"""
 
 from collections.abc import Iterable
 from typing import NamedTuple

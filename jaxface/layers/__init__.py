@@ -1,6 +1,20 @@
 """Flax modules that are parts of networks."""
 
 from jaxface.layers.activation import PReLU
+from jaxface.layers.apvit import (
+    ClassAttention,
+    PatchAttention,
+    PatchPooling,
+    TokenPooling,
+    app_scores,
+    atp_scores,
+    attentive_patch_pool,
+    class_logits,
+    gather_tokens,
+    token_counts,
+    top_k_sorted,
+    transformer_macs,
+)
 from jaxface.layers.attention import Attention, DotProduct, LayerScale, Maps, RelativePositions
 from jaxface.layers.binary import BinaryConv, BinaryDense, ChannelBias, approx_sign, sign
 from jaxface.layers.cascade_taps import CascadeFit, cascade_defects, cascade_residual, universal_width
@@ -53,6 +67,7 @@ __all__ = [
     "CascadeFit",
     "CascadedDilatedConv",
     "ChannelBias",
+    "ClassAttention",
     "CondensationConv",
     "ConfidenceNet",
     "DDCLayer",
@@ -72,6 +87,8 @@ __all__ = [
     "LayerScale",
     "Maps",
     "PReLU",
+    "PatchAttention",
+    "PatchPooling",
     "QuantizedConv",
     "QuantizedDense",
     "QuantizedDotProduct",
@@ -80,12 +97,17 @@ __all__ = [
     "RelativePositions",
     "Remat",
     "SSHContext",
+    "TokenPooling",
+    "app_scores",
     "approx_sign",
+    "atp_scores",
+    "attentive_patch_pool",
     "calibrate",
     "cascade_defects",
     "cascade_residual",
     "cascade_shapes",
     "cascaded_dilated_conv",
+    "class_logits",
     "condensation_gain",
     "condense",
     "cross_channel_argmax",
@@ -96,6 +118,7 @@ __all__ = [
     "fuse_condensation",
     "fuse_ddc",
     "fuse_joint_pyramid",
+    "gather_tokens",
     "information_rectification",
     "integer_params",
     "lsq_codes",
@@ -105,5 +128,8 @@ __all__ = [
     "run_block",
     "sign",
     "stage_ratio",
+    "token_counts",
+    "top_k_sorted",
+    "transformer_macs",
     "universal_width",
 ]

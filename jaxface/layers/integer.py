@@ -3,6 +3,8 @@
     y = α_x α_w (r_x + o) (.) r_w + b = s_o Σ_c r_xc r_wco + b'_o,        o of a zero point, folded into b'
 
 `jaxface.models.transformers.to_integer` makes their variables of a trained network's.
+
+Methods: qvit
 """
 
 from collections.abc import Callable, Mapping, Sequence

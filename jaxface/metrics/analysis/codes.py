@@ -1,4 +1,7 @@
-"""What low-bit codes still tell: their entropy, and how unequal the vectors are that share a step."""
+"""What low-bit codes still tell: their entropy, and how unequal the vectors are that share a step.
+
+Methods: qvit
+"""
 
 import numpy as np
 
