@@ -37,6 +37,7 @@ from experiments.methods import (
     gabn,
     ida,
     lrfr,
+    qvit,
     rbonn,
     rco,
 )
@@ -164,6 +165,8 @@ CASES = (
          stage(apvit.build, "classifier"), {"keep_num": None, "keep_rates": (1.0,) * 4}),
     Case("condensation_net", condensation_net.Config(), "one filter per map",
          stage(condensation_net.build, "classifier"), {"groups": 1}),
+    Case("qvit", qvit.Config(), "LSQ and hard distillation, neither IRM nor DGD", stage(qvit.build, "student"),
+         {"precision": dataclasses.replace(qvit.Config().precision, rectify=None), "dgd_weight": 0.0}),
 )  # fmt: skip
 
 

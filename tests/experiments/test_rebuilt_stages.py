@@ -56,6 +56,7 @@ SMALL = {
         },
     ),
     "lrfr": ("digits", {}),
+    "qvit": (None, {"dim": 4, "depth": 1, "patch": 4, "calibration": 8, "batch_size": 8}),
     "rbonn": (
         None,
         {
