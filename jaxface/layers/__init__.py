@@ -30,6 +30,15 @@ from jaxface.layers.joint_pyramid import JointPyramidUpsample, fuse_joint_pyrami
 from jaxface.layers.norm import BatchNorm
 from jaxface.layers.rbonn import RBOConv
 from jaxface.layers.remat import Remat, run_block
+from jaxface.layers.sparsevit import (
+    ScoredProduct,
+    SparseEncoder,
+    block_macs,
+    head_weighted_cls_score,
+    masked_softmax,
+    prune_tokens,
+    threshold_mask,
+)
 
 __all__ = [
     "CONTEXTS",
@@ -58,7 +67,10 @@ __all__ = [
     "RBOConv",
     "Remat",
     "SSHContext",
+    "ScoredProduct",
+    "SparseEncoder",
     "approx_sign",
+    "block_macs",
     "cascade_defects",
     "cascade_residual",
     "cascade_shapes",
@@ -73,8 +85,12 @@ __all__ = [
     "fuse_condensation",
     "fuse_ddc",
     "fuse_joint_pyramid",
+    "head_weighted_cls_score",
+    "masked_softmax",
+    "prune_tokens",
     "run_block",
     "sign",
     "stage_ratio",
+    "threshold_mask",
     "universal_width",
 ]

@@ -32,6 +32,7 @@
 | `sigmoid_focal_loss`, `smooth_l1_loss` | their parts | arXiv:1708.02002, 1504.08083 |
 | `match_sets`, `detr_match`, `detr_loss` | predictions and objects one to one | arXiv:2005.12872 |
 | `yolo_loss`, `decode_yolo`, `cluster_anchors` | a grid of cells that each find the object in them | arXiv:1612.08242 |
+| `budget_loss` | the mean work of a batch of images meets a target | arXiv:2209.13802 |
 | `gan_discriminator_loss`, `gan_generator_loss`, `r1_penalty` | a generator of faces | arXiv:1406.2661, 1801.04406 |
 """
 
@@ -83,6 +84,7 @@ from jaxface.losses.partial_fc import partial_fc_loss, sample_classes, shard_bou
 from jaxface.losses.rco import hardness, hardness_ratios, hint_loss
 from jaxface.losses.sface import sface_loss
 from jaxface.losses.softmax import arcface_loss, cosface_loss, cross_entropy, margin_logits, softmax_loss
+from jaxface.losses.sparsevit import budget_loss
 from jaxface.losses.yolo import YoloBoxes, YoloTerms, cluster_anchors, decode_yolo, yolo_loss
 
 __all__ = [
@@ -108,6 +110,7 @@ __all__ = [
     "adversarial_uniform",
     "arcface_loss",
     "attention_score",
+    "budget_loss",
     "cell_loss",
     "cluster_anchors",
     "correlation_congruence_loss",

@@ -12,11 +12,13 @@ from jaxface.models.recognition.mobilenet_v1 import MobileNetV1
 from jaxface.models.recognition.mobilenet_v2 import MobileNetV2
 from jaxface.models.recognition.resnet import FaceResNet, ResNet
 from jaxface.models.registry import MODELS, create, describe, feature_size, from_description, names
+from jaxface.models.transformers.sparsevit import AdaptiveSparseViT
 from jaxface.models.transformers.vit import ViT
 
 __all__ = [
     "MLP",
     "MODELS",
+    "AdaptiveSparseViT",
     "ConvNet",
     "FaceResNet",
     "IResNet",
