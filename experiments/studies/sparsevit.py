@@ -35,8 +35,12 @@ def _same_runs(claim: str, metric: str, **changes) -> Study:
 
 STUDIES = {
     "clutter": _clutter,
-    "clutter-small": _same_runs("The same runs: accuracy of digits of 8x8 pixels, 4 of 36 tokens", "scale1/accuracy"),
-    "clutter-large": _same_runs("The same runs: accuracy of digits of 24x24 pixels, all tokens", "scale3/accuracy"),
+    "clutter-small": _same_runs(
+        "The same runs: accuracy of digits of 8x8 pixels, 4 of 36 tokens", "scale1/accuracy"
+    ),
+    "clutter-large": _same_runs(
+        "The same runs: accuracy of digits of 24x24 pixels, all tokens", "scale3/accuracy"
+    ),
     "clutter-work": _same_runs(
         "The same runs: work as a fraction of the dense network's, which 0.6 was aimed at",
         "pruning/ratio",

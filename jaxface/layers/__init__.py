@@ -1,7 +1,7 @@
 """Flax modules that are parts of networks."""
 
 from jaxface.layers.activation import PReLU
-from jaxface.layers.attention import Attention, DotProduct, LayerScale
+from jaxface.layers.attention import Attention, DotProduct, LayerScale, Maps, RelativePositions
 from jaxface.layers.binary import BinaryConv, BinaryDense, ChannelBias, approx_sign, sign
 from jaxface.layers.cascade_taps import CascadeFit, cascade_defects, cascade_residual, universal_width
 from jaxface.layers.cassod import (
@@ -28,6 +28,17 @@ from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
 from jaxface.layers.joint_pyramid import JointPyramidUpsample, fuse_joint_pyramid
 from jaxface.layers.norm import BatchNorm
+from jaxface.layers.quantization import (
+    QuantizedConv,
+    QuantizedDense,
+    QuantizedDotProduct,
+    Quantizer,
+    calibrate,
+    lsq_codes,
+    lsq_init_alpha,
+    lsq_init_zero_point,
+    lsq_quantize,
+)
 from jaxface.layers.rbonn import RBOConv
 from jaxface.layers.remat import Remat, run_block
 from jaxface.layers.sparsevit import (
@@ -63,14 +74,24 @@ __all__ = [
     "LIDEstimator",
     "LargeKernelDepthwiseSeparable",
     "LayerScale",
+    "Maps",
     "PReLU",
+    "QuantizedConv",
+    "QuantizedDense",
+    "QuantizedDotProduct",
+    "Quantizer",
     "RBOConv",
+    "RelativePositions",
     "Remat",
     "SSHContext",
     "ScoredProduct",
     "SparseEncoder",
     "approx_sign",
+<<<<<<< HEAD
     "block_macs",
+=======
+    "calibrate",
+>>>>>>> main
     "cascade_defects",
     "cascade_residual",
     "cascade_shapes",
@@ -85,9 +106,16 @@ __all__ = [
     "fuse_condensation",
     "fuse_ddc",
     "fuse_joint_pyramid",
+<<<<<<< HEAD
     "head_weighted_cls_score",
     "masked_softmax",
     "prune_tokens",
+=======
+    "lsq_codes",
+    "lsq_init_alpha",
+    "lsq_init_zero_point",
+    "lsq_quantize",
+>>>>>>> main
     "run_block",
     "sign",
     "stage_ratio",

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxface.errors import UserError
 
@@ -14,7 +15,7 @@ class DotProduct(nn.Module):
     """softmax(q kᵀ / √d) v for each head; softmax in float32.
 
     query [B, N, h, d], key and value [B, M, h, d] -> [B, N, h, d]. `mask` is bool, [B or 1, h or 1, N or 1, M]: where it is False
-    a query does not see a key; each query needs a key that it sees.
+    a query does not see a key; each query needs a key that it sees. `bias` [B or 1, h or 1, N, M] is added to q kᵀ / √d.
     """
 
     @nn.compact
@@ -25,10 +26,88 @@ class DotProduct(nn.Module):
         value: jax.Array,
         *,
         mask: jax.Array | None = None,
+        bias: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
         del train
-        return jax.nn.dot_product_attention(query, key, value, mask=mask)
+        return jax.nn.dot_product_attention(query, key, value, bias, mask)
+
+
+class Maps(nn.Module):
+    """A mixing that also sows its attention maps [B, h, N, M] as `maps` into the collection "attention".
+
+        maps = softmax(q kᵀ / √d + bias) of the float queries and keys, float32
+
+    With it in place of its `mix`, a network has the same parameters under the same names:
+
+        traced = network.clone(unit=partial(Block, attention=partial(Attention, mix=Maps)))
+        _, sown = traced.apply(variables, images, mutable=["attention"])
+        maps = sown["attention"]["block1"]["attention"]["mix"]["maps"][0]
+
+    Args:
+      mix: makes the mixing, as in `Attention`.
+    """
+
+    mix: Callable[..., nn.Module] = DotProduct
+
+    def setup(self):
+        self.inside = self.mix()
+        nn.share_scope(self, self.inside)
+
+    def __call__(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        **options: Any,
+    ) -> Any:
+        scores = jnp.einsum("bnhd,bmhd->bhnm", query, key, preferred_element_type=jnp.float32)
+        scores = scores / query.shape[-1] ** 0.5
+        if (bias := options.get("bias")) is not None:
+            scores = scores + bias.astype(scores.dtype)
+        self.sow("attention", "maps", jax.nn.softmax(scores, axis=-1, where=mask))
+        return self.inside(query, key, value, mask=mask, **options)
+
+
+class RelativePositions(nn.Module):
+    """One learned number per head and offset between two tokens of a window (arXiv:1803.02155, 2103.14030).
+
+        bias[0, a, i, j] = table[(y_i - y_j + h - 1) (2 w - 1) + x_i - x_j + w - 1, a]
+
+    Args:
+      heads: of the attention.
+      window: (h, w) tokens; token y w + x is that in row y, column x.
+
+    () -> [1, heads, h w, h w] in `param_dtype`.
+    """
+
+    heads: int
+    window: tuple[int, int]
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        height, width = self.window
+        offsets = (2 * height - 1) * (2 * width - 1)
+        table = self.param(
+            "table", nn.initializers.truncated_normal(0.02), (offsets, self.heads), self.param_dtype
+        )
+        return jnp.moveaxis(table[relative_index(self.window)], -1, 0)[None]
+
+
+def relative_index(window: tuple[int, int]) -> np.ndarray:
+    """The row of the table of `RelativePositions` for every pair of tokens: [h w, h w] int32.
+
+    Example:
+      >>> relative_index((1, 3)).tolist()
+      [[2, 1, 0], [3, 2, 1], [4, 3, 2]]
+    """
+    height, width = window
+    y, x = (axis.reshape(-1) for axis in np.mgrid[:height, :width])
+    rows, columns = y[:, None] - y + height - 1, x[:, None] - x + width - 1
+    return (rows * (2 * width - 1) + columns).astype(np.int32)
 
 
 class Attention(nn.Module):
@@ -44,6 +123,8 @@ class Attention(nn.Module):
       mix: makes the module `mix` that mixes values, (query, key, value, mask=, train=) as `DotProduct`: with quantized operands,
         with a score of the tokens, or by a kernel. It may return a pair, of which the second, a score say, is handed on.
       out_init: initializer of the output layer's kernel; zeros make a residual branch start as nothing.
+      bias: makes the module `bias` of (heads, param_dtype=, name=), such as `RelativePositions`, whose () -> [1, h, N, M] `mix`
+        gets as `bias=` and adds to the scores; None has none, and `mix` needs to take none.
 
     tokens [B, N, D], context [B, M, C] or None, mask as `mix` takes it or None -> [B, N, D], or a pair where `mix` returns one.
 
@@ -58,6 +139,7 @@ class Attention(nn.Module):
     out_init: Callable = nn.initializers.xavier_uniform()
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    bias: Callable[..., nn.Module] | None = None
 
     @nn.compact
     def __call__(
@@ -88,7 +170,10 @@ class Attention(nn.Module):
             query, key, value = project(tokens, 3, "qkv")
         else:
             (query,), (key, value) = project(tokens, 1, "query"), project(context, 2, "key_value")
-        mixed = self.mix(name="mix")(query, key, value, mask=mask, train=train)
+        options = {}
+        if self.bias is not None:
+            options["bias"] = self.bias(self.heads, param_dtype=self.param_dtype, name="bias")()
+        mixed = self.mix(name="mix")(query, key, value, mask=mask, train=train, **options)
         mixed, *side = mixed if isinstance(mixed, tuple) else (mixed,)
         y = self.dense(
             dim,

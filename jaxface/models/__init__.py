@@ -13,6 +13,7 @@ from jaxface.models.recognition.mobilenet_v2 import MobileNetV2
 from jaxface.models.recognition.resnet import FaceResNet, ResNet
 from jaxface.models.registry import MODELS, create, describe, feature_size, from_description, names
 from jaxface.models.transformers.sparsevit import AdaptiveSparseViT
+from jaxface.models.transformers.swin import Swin
 from jaxface.models.transformers.vit import ViT
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "MobileNetV1",
     "MobileNetV2",
     "ResNet",
+    "Swin",
     "ViT",
     "apply_from_layer",
     "apply_with_layer",

@@ -28,6 +28,7 @@ SMALL = {
     models.ResNet: {"stages": (1, 1), "channels": (8, 16)},
     models.FaceResNet: {"stages": (1, 1), "channels": (8, 16)},
     models.ViT: {"dim": 24, "depth": 1, "heads": 3},
+    models.Swin: {"dim": 12, "blocks": (2, 1), "heads": (2, 3), "window": 4},
     "BinaryResNet": {"stages": (1, 1), "channels": (8, 16)},
     "BinarySmall": {"width": 8},
     "CondensedNet": {},

@@ -27,6 +27,7 @@ SMALL = {
     "mobilenet_v2_quarter": {"width": 0.07},
     "resnet18": {"stages": (1, 1), "channels": (8, 8), "small_images": True},
     "separable_net": {"channels": 8},
+    "swin_tiny": {"dim": 12, "blocks": (2, 1), "heads": (2, 3), "window": 4},
 }
 LESS = {"vit_tiny": 0.95, "iresnet_pico": 0.9}
 """Most of the plain network's bytes."""

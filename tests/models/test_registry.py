@@ -9,7 +9,7 @@ import pytest
 from jaxface import models
 from jaxface.errors import UserError
 
-SIDES = {"vit": 64, "deit": 64, "cifar": 32, "mlp": 8}
+SIDES = {"vit": 64, "deit": 64, "swin": 224, "cifar": 32, "mlp": 8}
 
 
 @functools.cache
@@ -24,7 +24,7 @@ def shapes(name, *, size=None, channels=3, **fields):
 # Tracing the deepest of each family takes seconds and walks the same code as its smaller sisters; so do other widths.
 DEEP = {"iresnet100", "iresnet200", "resnet101", "cifar_resnet56", "cifar_resnet110", "vit_large"}
 DEEP |= {"iresnet34", "cifar_resnet32", "cifar_resnet44", "vit_small", "vit_base"}
-DEEP |= {"deit_tiny_distilled", "deit_small_distilled", "deit_base_distilled"}
+DEEP |= {"deit_tiny_distilled", "deit_small_distilled", "deit_base_distilled", "swin_small", "swin_base"}
 DEEP |= {"mobilenet_v2", "mobilenet_v2_half", "se_iresnet50", "inception_resnet"}
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in DEEP else name for name in models.names()]
 
@@ -79,6 +79,9 @@ def test_output_is_float32_embeddings_and_parameters_are_float32(name):
         pytest.param("deit_tiny_distilled", 1000, 224, 5_910_800, 0, marks=pytest.mark.slow),
         pytest.param("deit_small_distilled", 1000, 224, 22_436_432, 0, marks=pytest.mark.slow),
         pytest.param("deit_base_distilled", 1000, 224, 87_338_192, 0, marks=pytest.mark.slow),
+        ("swin_tiny", 1000, 224, 28_288_354, 0),
+        pytest.param("swin_small", 1000, 224, 49_606_258, 0, marks=pytest.mark.slow),
+        pytest.param("swin_base", 1000, 224, 87_768_224, 0, marks=pytest.mark.slow),
     ],
 )
 def test_parameter_counts(name, embedding, size, published, fixed):

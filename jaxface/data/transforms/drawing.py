@@ -1,4 +1,4 @@
-"""Boxes and landmarks drawn on images, and many small images on a sheet."""
+"""Boxes, landmarks, tokens and attention drawn on images, and many small images on a sheet."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,12 +6,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from jaxface.checks import AtLeast, check_number
+from jaxface.checks import AtLeast, Range, check_number
 from jaxface.data.sources.images import check_bytes
 from jaxface.errors import UserError
 
 COLORS = ((255, 64, 64), (64, 160, 255), (255, 200, 0), (64, 220, 96), (220, 96, 255), (255, 144, 64))
 """Of classes, in turn."""
+_HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
+"""From nothing to the most, at equal distances; their lightness rises evenly."""
 
 
 def draw_boxes(
@@ -63,6 +65,85 @@ def draw_boxes(
                 anchor="lb" if above else "la",
             )
     return np.asarray(canvas)
+
+
+def draw_tokens(
+    image: np.ndarray, selected: np.ndarray, grid: tuple[int, int], *, fade: float = 0.8
+) -> np.ndarray:
+    """A copy of an image on which the places of tokens that are not selected fade to white.
+
+    Args:
+      image: [H, W, 3] or [H, W, 1] uint8.
+      selected: [N] bool, row by row; tokens of the class and such left out.
+      grid: (rows, columns) of tokens, which divide H and W; N = rows · columns.
+      fade: share of white in [0, 1].
+
+    Returns:
+      [H, W, 3] uint8.
+
+    Raises:
+      ValueError: types or shapes that do not fit. UserError: a share out of its range.
+
+    Example:
+      >>> black = np.zeros((2, 4, 1), np.uint8)
+      >>> draw_tokens(black, np.array([True, False]), (1, 2), fade=1.0)[0, :, 0].tolist()
+      [0, 0, 255, 255]
+    """
+    check_number("fade", fade, Range(0, 1))
+    image, selected = _on_grid(image, "selected", selected, grid)
+    if selected.dtype != bool:
+        raise ValueError(f"selected: needs bool, got {selected.dtype}")
+    white = fade * ~selected[..., None]
+    return np.round(image + white * (255.0 - image)).astype(np.uint8)
+
+
+def draw_map(
+    image: np.ndarray, values: np.ndarray, grid: tuple[int, int], *, strength: float = 0.65
+) -> np.ndarray:
+    """A gray copy of an image under a map of its tokens, such as attention, from black over red to yellow at its largest value.
+
+    Args:
+      image: [H, W, 3] or [H, W, 1] uint8.
+      values: [N] or [rows, columns] float ≥ 0, row by row; all 0 is no map, which is black.
+      grid: (rows, columns) of tokens, which divide H and W; N = rows · columns.
+      strength: share of the map's color in [0, 1].
+
+    Returns:
+      [H, W, 3] uint8.
+
+    Raises:
+      ValueError: types or shapes that do not fit. UserError: a value below 0 or not finite, or a share out of its range.
+
+    Example:
+      >>> gray = np.full((2, 4, 3), 128, np.uint8)
+      >>> draw_map(gray, np.array([0.25, 0.5]), (1, 2), strength=1.0)[0, ::2].tolist()  # half the largest, and the largest
+      [[188, 55, 84], [252, 255, 164]]
+    """
+    check_number("strength", strength, Range(0, 1))
+    image, values = _on_grid(image, "values", values, grid)
+    values = values.astype(np.float64)
+    if not (np.isfinite(values).all() and (values >= 0).all()):
+        raise UserError("values: need to be finite and at least 0")
+    level = values / (values.max() or 1.0)
+    places = np.linspace(0.0, 1.0, len(_HEAT))
+    color = np.stack([np.interp(level, places, channel) for channel in zip(*_HEAT, strict=True)], axis=-1)
+    gray = image.mean(axis=-1, keepdims=True)
+    return np.round((1 - strength) * gray + strength * color).astype(np.uint8)
+
+
+def _on_grid(
+    image: np.ndarray, name: str, values: np.ndarray, grid: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image and values of tokens as arrays of pixels: [H, W, 3] and [H, W]."""
+    check_bytes("image", image)
+    values, (rows, columns) = np.asarray(values), grid
+    height, width = image.shape[:2]
+    if rows < 1 or columns < 1 or height % rows or width % columns:
+        raise ValueError(f"grid: needs divisors of {height} x {width} pixels, got {rows} x {columns}")
+    if values.shape not in ((rows * columns,), (rows, columns)):
+        raise ValueError(f"{name}: needs {rows} x {columns} tokens, got {values.shape}")
+    values = values.reshape(rows, columns).repeat(height // rows, axis=0).repeat(width // columns, axis=1)
+    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image, values
 
 
 class Tile(NamedTuple):

@@ -1,9 +1,12 @@
 """What attention maps look like: reported, never optimized.
 
-Maps are [N, h, w] ≥ 0 that sum to 1, or to 0 where a network gave none; those without are left out of every mean.
+Maps are [N, h, w] ≥ 0 that sum to 1, or to 0 where a network gave none; those without are left out of every mean. Those of a
+transformer, softmaxes [B, heads, N, N] of tokens over tokens, become such maps by `class_attention` or `attention_rollout`.
 
 Methods: gabn
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -107,3 +110,67 @@ def attention_mass(maps, region) -> np.ndarray:
         raise ValueError(f"region: needs multiples of the map's {height}x{width}, got {region.shape}")
     blocks = region.reshape(height, region.shape[0] // height, width, region.shape[1] // width)
     return np.where(flat.any(axis=1), flat @ blocks.mean(axis=(1, 3)).reshape(-1), np.nan)
+
+
+def class_attention(maps, *, extra: int = 1) -> np.ndarray:
+    """What the first token attends to among the patches: the mean over the heads, [B, N - extra], each row summing to 1.
+
+    Args:
+      maps: [B, heads, N, N] attention of one layer, or [B, N, N] of `attention_rollout`; the first token is that of the class.
+      extra: tokens before those of the patches.
+
+    Raises:
+      ValueError: another shape. UserError: a negative or infinite value, or no patch left.
+
+    Example:
+      >>> maps = np.array([[[[0.5, 0.4, 0.1], [0, 1, 0], [0, 0, 1]]]])  # one image, one head, a class token and two patches
+      >>> class_attention(maps).tolist()
+      [[0.8, 0.2]]
+    """
+    maps = _layer("maps", maps)
+    if not 1 <= extra < maps.shape[-1]:
+        raise UserError(f"extra: needs 1 to {maps.shape[-1] - 1} of {maps.shape[-1]} tokens, got {extra}")
+    patches = maps[:, 0, extra:]
+    total = patches.sum(axis=-1, keepdims=True)
+    return patches / np.where(total > 0, total, 1.0)
+
+
+def attention_rollout(layers: Sequence) -> np.ndarray:
+    """How much of each input token reaches each output token through attention and residuals (arXiv:2005.00928).
+
+        R = Ã_L … Ã_2 Ã_1,    Ã = ½ (mean over the heads of A) + ½ I
+
+    Args:
+      layers: [B, heads, N, N] of each layer, from the first; every row sums to 1, and N is the same in all of them.
+
+    Returns:
+      [B, N, N] float64, row i of output token i, summing to 1; `class_attention` makes maps of it.
+
+    Raises:
+      ValueError: no layer, or shapes that differ. UserError: a negative or infinite value.
+
+    Example:
+      >>> swap = np.array([[[[0.0, 1.0], [1.0, 0.0]]]])  # each of two tokens looks at the other one
+      >>> attention_rollout([swap]).tolist()
+      [[[0.5, 0.5], [0.5, 0.5]]]
+    """
+    means = [_layer(f"layers[{i}]", maps) for i, maps in enumerate(layers)]
+    shapes = {mean.shape for mean in means}
+    if len(shapes) != 1:
+        raise ValueError(f"layers: need at least one, and one shape; got {sorted(shapes)}")
+    rollout = np.eye(means[0].shape[-1])
+    for mean in means:
+        rollout = (mean @ rollout + rollout) / 2
+    return rollout
+
+
+def _layer(name: str, maps) -> np.ndarray:
+    """The mean over the heads: [B, N, N] float64."""
+    maps = np.asarray(maps)
+    maps = maps[:, None] if maps.ndim == 3 else maps
+    maps = checks.real_array(name, maps, ndim=4).astype(np.float64).mean(axis=1)
+    if maps.shape[-1] != maps.shape[-2]:
+        raise ValueError(f"{name}: needs as many queries as keys, got {maps.shape[-2:]}")
+    if maps.min() < 0:
+        raise UserError(f"{name}: needs values of at least 0, got {maps.min():g}")
+    return maps

@@ -38,6 +38,7 @@ class Block(nn.Module):
       activation: φ.
       select: makes the module `select` of (tokens [B, N, D], second value of the attention) -> [B, M, D], which drops tokens
         between the two branches; None drops none.
+      epsilon: of both normalizations.
 
     tokens [B, N, D] -> [B, N, D], or [B, M, D] where tokens were dropped; `mask` goes to the attention. Where the attention
     returns a pair, so does the block, with the same second value.
@@ -54,6 +55,7 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     select: Callable[..., nn.Module] | None = None
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(
@@ -63,14 +65,14 @@ class Block(nn.Module):
         dim = tokens.shape[-1]
         dense = {"kernel_init": nn.initializers.xavier_uniform(), **types}
 
-        y = nn.LayerNorm(epsilon=1e-6, name="norm1", **types)(tokens)
+        y = nn.LayerNorm(epsilon=self.epsilon, name="norm1", **types)(tokens)
         y = self.attention(self.heads, name="attention", **types)(y, mask=mask, train=train)
         y, *side = y if isinstance(y, tuple) else (y,)
         tokens = tokens + self._branch(y, "scale1", train)
         if self.select is not None:
             tokens = self.select(name="select")(tokens, *side)
 
-        y = nn.LayerNorm(epsilon=1e-6, name="norm2", **types)(tokens)
+        y = nn.LayerNorm(epsilon=self.epsilon, name="norm2", **types)(tokens)
         y = self.activation(self.dense(round(self.mlp_ratio * dim), name="expand", **dense)(y))
         y = self.dense(dim, name="project", **dense)(y)
         tokens = tokens + self._branch(y, "scale2", train)

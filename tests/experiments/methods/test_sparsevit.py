@@ -57,7 +57,13 @@ def test_the_second_stage_adds_thresholds_to_the_weights_of_the_first():
 
 def test_what_a_run_reports():
     report = trained()["pruning"].metrics
-    assert {"scale1/accuracy", "scale3/accuracy", "scale1/kept", "pruning/kept2", "pruning/dead"} <= report.keys()
+    assert {
+        "scale1/accuracy",
+        "scale3/accuracy",
+        "scale1/kept",
+        "pruning/kept2",
+        "pruning/dead",
+    } <= report.keys()
     assert 0.3 < report["pruning/ratio"] < 1.1 and 0 < report["pruning/weighting"] < 1
     accuracy = (report["scale1/accuracy"] + report["scale3/accuracy"]) / 2
     assert report["classification/accuracy"] == pytest.approx(accuracy)
@@ -100,13 +106,13 @@ def test_thresholds_are_held_between_the_scores_that_they_see():
 def test_thresholds_have_a_rate_of_their_own_and_no_decay():
     config = dataclasses.replace(
         SMALL,
-        prune_optimizer=training.Optimizer(name="adamw", learning_rate=1e-2, schedule="constant", weight_decay=0.5),
+        prune_optimizer=training.Optimizer(
+            name="adamw", learning_rate=1e-2, schedule="constant", weight_decay=0.5
+        ),
     )
     tx = sparsevit.Rule(config.prune_optimizer, 7.0).build(10)
     block = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
-    params = {
-        "backbone": {"encoder": {"thresholds": jnp.ones(2)}, "block1": block, "positions": jnp.ones(2)}
-    }
+    params = {"backbone": {"encoder": {"thresholds": jnp.ones(2)}, "block1": block, "positions": jnp.ones(2)}}
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates = tx.update(zeros, tx.init(params), params)[0]["backbone"]
     np.testing.assert_allclose(updates["block1"]["kernel"], -5e-3, rtol=1e-5)
@@ -158,7 +164,10 @@ def test_the_paper_recipe_against_the_source():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"backbone": "vit_tiny"}, "backbone: needs a network that drops tokens, sparsevit_…, got 'vit_tiny'"),
+        (
+            {"backbone": "vit_tiny"},
+            "backbone: needs a network that drops tokens, sparsevit_…, got 'vit_tiny'",
+        ),
         ({"stages": (2, 1)}, "stages: needs increasing blocks from 1 to 2, got 2, 1"),
         ({"stages": (0, 1)}, "stages: needs an integer from 1, got 0"),
         ({"thresholds": (0.2,)}, "start: needs one for each of 2 stages, got 1"),

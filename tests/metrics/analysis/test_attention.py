@@ -48,3 +48,45 @@ def test_refusals():
         metrics.attention_coverage(-MAP)
     with pytest.raises(UserError, match="at least two places"):
         metrics.attention_coverage(np.ones((2, 1, 1)))
+
+
+def softmaxes(heads, count):
+    values = np.random.default_rng(heads).uniform(size=(2, heads, count, count))
+    return values / values.sum(-1, keepdims=True)
+
+
+def test_rollout_is_the_product_of_layers_with_their_residuals():
+    layers = [softmaxes(heads, 5) for heads in (1, 2, 3)]
+    found = metrics.attention_rollout(layers)
+    for image in range(2):
+        expected = np.eye(5)
+        for layer in layers:
+            mixing = 0.5 * layer[image].mean(0) + 0.5 * np.eye(5)
+            expected = mixing @ expected
+        np.testing.assert_allclose(found[image], expected, rtol=1e-12)
+    np.testing.assert_allclose(found.sum(-1), 1)
+    np.testing.assert_allclose(metrics.attention_rollout([np.eye(5)[None, None]]), np.eye(5)[None])
+
+
+def test_the_class_tokens_attention_becomes_a_map():
+    layer = softmaxes(2, 6)
+    row = layer.mean(1)[:, 0, 2:]
+    found = metrics.class_attention(layer, extra=2)  # of a distilled network
+    np.testing.assert_allclose(found, row / row.sum(-1, keepdims=True))
+    np.testing.assert_allclose(metrics.class_attention(metrics.attention_rollout([layer])).sum(-1), 1)
+    assert metrics.attention_coverage(found.reshape(2, 2, 2)).shape == (2,)
+    alone = np.eye(3)[None, None]
+    np.testing.assert_array_equal(metrics.class_attention(alone), [[0, 0]])  # nothing but itself
+
+
+def test_refused_attention():
+    layer = softmaxes(2, 6)
+    for extra in (0, 6):
+        with pytest.raises(UserError, match=f"extra: needs 1 to 5 of 6 tokens, got {extra}"):
+            metrics.class_attention(layer, extra=extra)
+    with pytest.raises(ValueError, match="layers: need at least one, and one shape"):
+        metrics.attention_rollout([layer, softmaxes(2, 5)])
+    with pytest.raises(ValueError, match="as many queries as keys"):
+        metrics.class_attention(layer[:, :, :3])
+    with pytest.raises(UserError, match="needs values of at least 0"):
+        metrics.class_attention(-layer)

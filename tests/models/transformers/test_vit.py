@@ -10,7 +10,7 @@ import pytest
 
 from jaxface import models
 from jaxface.errors import UserError
-from jaxface.layers import Attention
+from jaxface.layers import Attention, Maps
 from jaxface.layers.attention import DotProduct
 from jaxface.models.transformers.vit import Block, Encoder
 
@@ -58,6 +58,21 @@ def test_a_method_gives_the_blocks_an_attention_of_its_own():
     changed[:, 8:, 8:] = 0.3  # the last patch
     found = [jax.jit(module.apply)(variables, image) for image in (IMAGE, changed)]
     np.testing.assert_array_equal(*found)
+
+
+def test_attention_maps_are_those_of_the_queries_and_keys():
+    """Of the first block, whose tokens are those of the image: softmax(q kᵀ / √d) in float64."""
+    unit = partial(Block, attention=partial(Attention, mix=Maps))
+    module = models.create("vit_tiny", embedding=5, **{**FIELDS, "depth": 1}, unit=unit)
+    run = jax.jit(partial(module.init_with_output, mutable=True, capture_intermediates=True))
+    _, sown = run(jax.random.key(0), IMAGE)
+    assert set(sown["params"]["block1"]["attention"]) == {"qkv", "out"}
+    qkv = np.float64(sown["intermediates"]["block1"]["attention"]["qkv"]["__call__"][0])
+    query, key, _ = qkv.reshape(2, 5, 3, 2, 6).transpose(2, 0, 3, 1, 4)
+    scores = query @ key.transpose(0, 1, 3, 2) / np.sqrt(6)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    (maps,) = sown["attention"]["block1"]["attention"]["mix"]["maps"]
+    np.testing.assert_allclose(maps, weights / weights.sum(-1, keepdims=True), rtol=1e-4)
 
 
 class Scored(nn.Module):
