@@ -87,11 +87,8 @@ __all__ = [
     "ScoredProduct",
     "SparseEncoder",
     "approx_sign",
-<<<<<<< HEAD
     "block_macs",
-=======
     "calibrate",
->>>>>>> main
     "cascade_defects",
     "cascade_residual",
     "cascade_shapes",
@@ -106,16 +103,13 @@ __all__ = [
     "fuse_condensation",
     "fuse_ddc",
     "fuse_joint_pyramid",
-<<<<<<< HEAD
     "head_weighted_cls_score",
-    "masked_softmax",
-    "prune_tokens",
-=======
     "lsq_codes",
     "lsq_init_alpha",
     "lsq_init_zero_point",
     "lsq_quantize",
->>>>>>> main
+    "masked_softmax",
+    "prune_tokens",
     "run_block",
     "sign",
     "stage_ratio",
