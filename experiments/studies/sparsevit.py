@@ -15,7 +15,7 @@ _best = {"select": "top", "keep": KEEP}
 
 _clutter = Study(
     claim="Test accuracy on digits of two sizes on clutter at 0.6 of the dense network's work",
-    metric="classification/accuracy",
+    metric="pruning/classification/accuracy",
     method="as-vit",
     arms={
         "as-vit": {},
@@ -24,7 +24,7 @@ _clutter = Study(
         "fixed, weighted heads": _best,
         "random": {"select": "random", "keep": KEEP},
     },
-    base=dataclasses.replace(Config(), steps=800, prune_steps=300),
+    base=dataclasses.replace(Config(), batch_size=32, steps=500, prune_steps=150),
     shared=1,
 )
 
@@ -36,14 +36,14 @@ def _same_runs(claim: str, metric: str, **changes) -> Study:
 STUDIES = {
     "clutter": _clutter,
     "clutter-small": _same_runs(
-        "The same runs: accuracy of digits of 8x8 pixels, 4 of 36 tokens", "scale1/accuracy"
+        "The same runs: accuracy of digits of 8x8 pixels, 4 of 36 tokens", "pruning/scale1/accuracy"
     ),
     "clutter-large": _same_runs(
-        "The same runs: accuracy of digits of 24x24 pixels, all tokens", "scale3/accuracy"
+        "The same runs: accuracy of digits of 24x24 pixels, all tokens", "pruning/scale3/accuracy"
     ),
     "clutter-work": _same_runs(
         "The same runs: work as a fraction of the dense network's, which 0.6 was aimed at",
-        "pruning/ratio",
+        "pruning/tokens/ratio",
         larger_is_better=False,
     ),
 }

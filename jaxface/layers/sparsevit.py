@@ -7,7 +7,7 @@ modules are in that unit; the functions take them as they are.
 import collections
 import itertools
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
@@ -128,7 +128,6 @@ def block_macs(tokens: jax.typing.ArrayLike, dim: int, mlp_dim: int) -> jax.Arra
       0.378391
     """
     n = jnp.asarray(tokens, jnp.float32)
-    # Of thousands, so that float32 keeps every digit of n².
     linear, square = 1e-9 * (4 * dim**2 + 2 * dim * mlp_dim), 1e-9 * 2 * dim
     return n * (linear + square * n)
 
@@ -446,44 +445,37 @@ class _Walk:
     def masked(self, tokens, *, hard):
         """All tokens stay; [B, N] policies say what is seen."""
         encoder = self.encoder
-        policy, mask = jnp.ones((tokens.shape[0], tokens.shape[1] - 1)), None
-        score = scores = None
-        if not hard:
-            mask = jnp.ones(tokens.shape[:2])
-        for segment in range(len(encoder.stages) + 1):
-            if segment:
-                stage, live = segment - 1, policy > 0.5
-                seen, theta = self.choice(stage, score, live)
-                if self.train and encoder.select == "threshold":
-                    new = threshold_mask(seen, theta, tau=encoder.temperature * self.unit)
-                else:
-                    new = (seen > theta).astype(jnp.float32)
-                # The released method replaces: a dropped token has hardly any score. Sums remember one.
-                policy = policy * new if hard or encoder.history != "last" else new
-                self.report(seen, theta, scores, live, policy.sum(axis=1))
-                self.reports["policy"].append(policy > 0.5)
-                mask = jnp.concatenate([jnp.ones_like(policy[:, :1]), policy], axis=1)
-                mask = mask > 0.5 if hard else mask
-            tokens, score, scores = self.run(segment, tokens, mask, score)
+        policy = jnp.ones((tokens.shape[0], tokens.shape[1] - 1))
+        tokens, score, scores = self.run(0, tokens, None if hard else jnp.ones(tokens.shape[:2]), None)
+        for stage in range(len(encoder.stages)):
+            live = policy > 0.5
+            seen, theta = self.choice(stage, score, live)
+            if self.train and encoder.select == "threshold":
+                new = threshold_mask(seen, theta, tau=encoder.temperature * self.unit)
+            else:
+                new = (seen > theta).astype(jnp.float32)
+            # The released method replaces: a dropped token has hardly any score. Sums remember one.
+            policy = policy * new if hard or encoder.history != "last" else new
+            self.report(seen, theta, scores, live, policy.sum(axis=1))
+            self.reports["policy"].append(policy > 0.5)
+            mask = jnp.concatenate([jnp.ones_like(policy[:, :1]), policy], axis=1)
+            tokens, score, scores = self.run(stage + 1, tokens, mask > 0.5 if hard else mask, score)
         self.sow()
         return tokens
 
     def capacity(self, tokens):
         """[B, C, D] with a mask of what there is."""
-        encoder = self.encoder
-        valid = score = scores = None
-        for segment in range(len(encoder.stages) + 1):
-            if segment:
-                stage = segment - 1
-                room = encoder.capacities[stage] if encoder.capacities else tokens.shape[1]
-                live = jnp.ones(score.shape, bool) if valid is None else valid[:, 1:]
-                seen, theta = self.choice(stage, score, live)
-                indices, new = _selected(seen > theta, seen, min(room, tokens.shape[1]), valid)
-                self.report(seen, theta, scores, live, (new.sum(axis=1) - 1).astype(jnp.float32))
-                tokens = jnp.take_along_axis(tokens, indices[..., None], axis=1)
-                score = jnp.take_along_axis(score, jnp.maximum(indices[:, 1:] - 1, 0), axis=1)
-                valid = new
-            tokens, score, scores = self.run(segment, tokens, valid, score)
+        encoder, valid = self.encoder, jnp.ones(tokens.shape[:2], bool)
+        tokens, score, scores = self.run(0, tokens, None, None)
+        for stage in range(len(encoder.stages)):
+            room = encoder.capacities[stage] if encoder.capacities else tokens.shape[1]
+            live = valid[:, 1:]
+            seen, theta = self.choice(stage, score, live)
+            indices, valid = _selected(seen > theta, seen, min(room, tokens.shape[1]), valid)
+            self.report(seen, theta, scores, live, (valid.sum(axis=1) - 1).astype(jnp.float32))
+            tokens = jnp.take_along_axis(tokens, indices[..., None], axis=1)
+            score = jnp.take_along_axis(score, jnp.maximum(indices[:, 1:] - 1, 0), axis=1)
+            tokens, score, scores = self.run(stage + 1, tokens, valid, score)
         self.sow()
         return tokens
 
@@ -491,10 +483,12 @@ class _Walk:
         """[1, T, D]; attention and scores are padded."""
         encoder, (batch, dense, dim) = self.encoder, tokens.shape
         wanted = range(len(encoder.stages) + 1) if encoder.segment is None else (encoder.segment,)
+        packing: Packing | None = None
+        score: Any = None
+        scores: Any = None
+        fits = jnp.ones((), bool)
         if wanted[0]:
             tokens, packing, score, scores, fits = encoder.get_variable(_CARRIED, "state")
-        else:
-            packing, score, scores, fits = None, None, None, jnp.ones((), bool)
         for segment in wanted:
             if segment:
                 stage = segment - 1
@@ -510,8 +504,8 @@ class _Walk:
             tokens, score, scores = self.run(segment, tokens, packing, score)
         if encoder.segment is not None and not encoder.is_initializing():
             encoder.put_variable(_CARRIED, "state", (tokens, packing, score, scores, fits))
-            if segment < len(encoder.stages):
-                *_, keep, _ = self.going_on(segment, score, packing)
+            if encoder.segment < len(encoder.stages):
+                *_, keep, _ = self.going_on(encoder.segment, score, packing)
                 encoder.put_variable(_CARRIED, "lengths", keep.sum(axis=1))
         self.sow()
         if packing is None:

@@ -180,7 +180,7 @@ def _segment(variables, image, state, *, network, segment, sizes):
 
 MODELS.update(
     {
-        "sparsevit_tiny": partial(AdaptiveSparseViT, dim=192, depth=12, heads=3),
+        "sparsevit_tiny": AdaptiveSparseViT,  # of any sizes, those of DeiT-T unless given
         "sparsevit_small": partial(AdaptiveSparseViT, dim=384, depth=12, heads=6),
         "sparsevit_base": partial(AdaptiveSparseViT, dim=768, depth=12, heads=12),
     }

@@ -21,9 +21,9 @@ from jaxface.training.step import TrainState
 class TokenPruning:
     """Accuracy of a classifier that drops tokens, the tokens that it keeps and its work, in the mode of its encoder.
 
-    Reported are `classification/accuracy`; `pruning/ratio` and `pruning/gmac`, the mean work over the dense network's and in
-    10⁹ multiply-accumulates; per stage `pruning/kept1` …, mean patch tokens left, and `pruning/threshold1` …, in units of the
-    mean score; `pruning/dead`, thresholds outside the scores that they see; `pruning/weighting`, mean |s - mean_h A| / mean A.
+    Reported are `classification/accuracy`; `tokens/ratio` and `tokens/gmac`, the mean work over the dense network's and in
+    10⁹ multiply-accumulates; per stage `tokens/kept1` …, mean patch tokens left, and `tokens/threshold1` …, in units of the
+    mean score; `tokens/dead`, thresholds outside the scores that they see; `tokens/weighting`, mean |s - mean_h A| / mean A.
     Where records have a `scale`, `scale1/accuracy` and `scale1/kept` … are those of each, the latter after the last stage.
 
     Args:
@@ -51,13 +51,13 @@ class TokenPruning:
         low, high, thresholds = answers["low"].min(0), answers["high"].max(0), answers["thresholds"].mean(0)
         report = {
             "classification/accuracy": correct.mean(),
-            "pruning/ratio": macs.mean() / dense_macs(self.model, shape),
-            "pruning/gmac": macs.mean(),
-            "pruning/weighting": answers["weighting"].mean(),
-            "pruning/dead": ((thresholds < low) | (thresholds > high)).sum(),
+            "tokens/ratio": macs.mean() / dense_macs(self.model, shape),
+            "tokens/gmac": macs.mean(),
+            "tokens/weighting": answers["weighting"].mean(),
+            "tokens/dead": ((thresholds < low) | (thresholds > high)).sum(),
         }
         for stage, (count, threshold) in enumerate(zip(kept.mean(0), thresholds, strict=True), start=1):
-            report |= {f"pruning/kept{stage}": count, f"pruning/threshold{stage}": threshold}
+            report |= {f"tokens/kept{stage}": count, f"tokens/threshold{stage}": threshold}
         for scale in np.unique(answers.get("scale", [])):
             rows = answers["scale"] == scale
             report |= {
