@@ -26,6 +26,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from benchmarks import common
 from experiments.methods import (
     acw,
+    apvit,
     bamsprod,
     cassod,
     cckd,
@@ -38,6 +39,7 @@ from experiments.methods import (
     lrfr,
     rbonn,
     rco,
+    sparsevit,
 )
 from experiments.recipes.recognition import Recipe
 from experiments.recipes.teachers import TeacherSpec
@@ -159,6 +161,10 @@ CASES = (
     Case("ddc", ddc.Config(), "plain 3x3 filters", stage(ddc.build, "classifier"), {"dilations": (1, 1, 1)}),
     Case("ddc, 5x5 filters", ddc.Config(depthwise_kernel=5, dilations=(1, 1, 1)), "plain 3x3 filters",
          stage(ddc.build, "classifier"), {"depthwise_kernel": 3}),
+    Case("apvit", dataclasses.replace(apvit.Config.clutter(), dense_steps=0, test_noises=()), "nothing dropped",
+         stage(apvit.build, "classifier"), {"keep_num": None, "keep_rates": (1.0,) * 4}),
+    Case("sparsevit", sparsevit.Config(), "fixed counts, mean heads", stage(sparsevit.build, "pruning"),
+         {"select": "top", "keep": (34, 7), "score": "mean"}),
     Case("condensation_net", condensation_net.Config(), "one filter per map",
          stage(condensation_net.build, "classifier"), {"groups": 1}),
 )  # fmt: skip

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 from typing import Annotated
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -154,27 +155,16 @@ def network(config: Config) -> AdaptiveSparseViT:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """The optimizer of the fine-tuning: thresholds at a rate of their own, and no decay of them, of the class token and of the
-    positions."""
+    """The optimizer of the fine-tuning, of which thresholds have a rate of their own; weight decay leaves them alone."""
 
     optimizer: training.Optimizer
     rate: float
 
-    def build(self, steps: int, *, network=None) -> optax.GradientTransformation:
+    def build(
+        self, steps: int, *, network: tuple[str, nn.Module] | None = None
+    ) -> optax.GradientTransformation:
         """The optax transformation."""
-        undecayed = optimizers.name_mask(("thresholds", "class_token", "positions"))
-
-        def decayed(params):
-            return jax.tree.map(
-                lambda usual, never: usual and not never, training.decay_mask(params), undecayed(params)
-            )
-
-        def rule(momentum, decay):
-            del decay
-            weights = optax.add_decayed_weights(self.optimizer.weight_decay, mask=decayed)
-            return optimizers.RULES[self.optimizer.name](momentum, weights)
-
-        built = self.optimizer.build(steps, rule, network=network)
+        built = self.optimizer.build(steps, network=network)
         return optax.chain(built, optimizers.scale_groups({"backbone/encoder/thresholds": self.rate}))
 
 

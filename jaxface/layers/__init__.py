@@ -1,6 +1,20 @@
 """Flax modules that are parts of networks."""
 
 from jaxface.layers.activation import PReLU
+from jaxface.layers.apvit import (
+    ClassAttention,
+    PatchAttention,
+    PatchPooling,
+    TokenPooling,
+    app_scores,
+    atp_scores,
+    attentive_patch_pool,
+    class_logits,
+    gather_tokens,
+    token_counts,
+    top_k_sorted,
+    transformer_macs,
+)
 from jaxface.layers.attention import Attention, DotProduct, LayerScale, Maps, RelativePositions
 from jaxface.layers.binary import BinaryConv, BinaryDense, ChannelBias, approx_sign, sign
 from jaxface.layers.cascade_taps import CascadeFit, cascade_defects, cascade_residual, universal_width
@@ -26,6 +40,7 @@ from jaxface.layers.context import CONTEXTS, DilatedContext, SSHContext
 from jaxface.layers.ddc import DDCLayer, FusedDDC, LargeKernelDepthwiseSeparable, depthwise_dilated, fuse_ddc
 from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
+from jaxface.layers.integer import IntegerConv, IntegerDense, integer_params
 from jaxface.layers.joint_pyramid import JointPyramidUpsample, fuse_joint_pyramid
 from jaxface.layers.norm import BatchNorm
 from jaxface.layers.quantization import (
@@ -39,6 +54,7 @@ from jaxface.layers.quantization import (
     lsq_init_zero_point,
     lsq_quantize,
 )
+from jaxface.layers.qvit import InformationRectification, information_rectification
 from jaxface.layers.rbonn import RBOConv
 from jaxface.layers.remat import Remat, run_block
 from jaxface.layers.sparsevit import (
@@ -60,6 +76,7 @@ __all__ = [
     "CascadeFit",
     "CascadedDilatedConv",
     "ChannelBias",
+    "ClassAttention",
     "CondensationConv",
     "ConfidenceNet",
     "DDCLayer",
@@ -70,12 +87,17 @@ __all__ = [
     "FusedCascade",
     "FusedCondensation",
     "FusedDDC",
+    "InformationRectification",
+    "IntegerConv",
+    "IntegerDense",
     "JointPyramidUpsample",
     "LIDEstimator",
     "LargeKernelDepthwiseSeparable",
     "LayerScale",
     "Maps",
     "PReLU",
+    "PatchAttention",
+    "PatchPooling",
     "QuantizedConv",
     "QuantizedDense",
     "QuantizedDotProduct",
@@ -86,13 +108,18 @@ __all__ = [
     "SSHContext",
     "ScoredProduct",
     "SparseEncoder",
+    "TokenPooling",
+    "app_scores",
     "approx_sign",
+    "atp_scores",
+    "attentive_patch_pool",
     "block_macs",
     "calibrate",
     "cascade_defects",
     "cascade_residual",
     "cascade_shapes",
     "cascaded_dilated_conv",
+    "class_logits",
     "condensation_gain",
     "condense",
     "cross_channel_argmax",
@@ -103,7 +130,10 @@ __all__ = [
     "fuse_condensation",
     "fuse_ddc",
     "fuse_joint_pyramid",
+    "gather_tokens",
     "head_weighted_cls_score",
+    "information_rectification",
+    "integer_params",
     "lsq_codes",
     "lsq_init_alpha",
     "lsq_init_zero_point",
@@ -114,5 +144,8 @@ __all__ = [
     "sign",
     "stage_ratio",
     "threshold_mask",
+    "token_counts",
+    "top_k_sorted",
+    "transformer_macs",
     "universal_width",
 ]

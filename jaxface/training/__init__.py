@@ -13,6 +13,7 @@ from jaxface.training.evaluations.aligned_verification import (
     fitted_support,
 )
 from jaxface.training.evaluations.cell_precision import CellPrecision
+from jaxface.training.evaluations.class_report import ClassReport
 from jaxface.training.evaluations.cloak_protection import CloakProtection, CloakTrial, FrozenNetwork
 from jaxface.training.evaluations.combined import Evaluations
 from jaxface.training.evaluations.cross_resolution import CrossResolution, resolution_gradient_norms
@@ -26,6 +27,7 @@ from jaxface.training.evaluations.pair_verification import (
     score_figures,
     verification_figures,
 )
+from jaxface.training.evaluations.patch_ranking import PatchRanking
 from jaxface.training.evaluations.protocols import PackVerification, check_source, evaluate_source
 from jaxface.training.evaluations.rgbd_identification import RgbdIdentification, projected
 from jaxface.training.evaluations.route_hardness import RouteHardness
@@ -89,6 +91,7 @@ __all__ = [
     "Cadence",
     "CellPrecision",
     "Checkpoints",
+    "ClassReport",
     "CloakProtection",
     "CloakTrial",
     "CrossResolution",
@@ -110,6 +113,7 @@ __all__ = [
     "Outcome",
     "PackFairness",
     "PackVerification",
+    "PatchRanking",
     "PmapParallel",
     "ProfiledSteps",
     "Recognizer",
