@@ -40,6 +40,7 @@ from experiments.methods import (
     qvit,
     rbonn,
     rco,
+    sparsevit,
 )
 from experiments.recipes.recognition import Recipe
 from experiments.recipes.teachers import TeacherSpec
@@ -163,6 +164,8 @@ CASES = (
          stage(ddc.build, "classifier"), {"depthwise_kernel": 3}),
     Case("apvit", dataclasses.replace(apvit.Config.clutter(), dense_steps=0, test_noises=()), "nothing dropped",
          stage(apvit.build, "classifier"), {"keep_num": None, "keep_rates": (1.0,) * 4}),
+    Case("sparsevit", sparsevit.Config(), "fixed counts, mean heads", stage(sparsevit.build, "pruning"),
+         {"select": "top", "keep": (34, 7), "score": "mean"}),
     Case("condensation_net", condensation_net.Config(), "one filter per map",
          stage(condensation_net.build, "classifier"), {"groups": 1}),
     Case("qvit", qvit.Config(), "LSQ and hard distillation, neither IRM nor DGD", stage(qvit.build, "student"),

@@ -57,6 +57,15 @@ from jaxface.layers.quantization import (
 from jaxface.layers.qvit import InformationRectification, information_rectification
 from jaxface.layers.rbonn import RBOConv
 from jaxface.layers.remat import Remat, run_block
+from jaxface.layers.sparsevit import (
+    ScoredProduct,
+    SparseEncoder,
+    block_macs,
+    head_weighted_cls_score,
+    masked_softmax,
+    prune_tokens,
+    threshold_mask,
+)
 
 __all__ = [
     "CONTEXTS",
@@ -97,11 +106,14 @@ __all__ = [
     "RelativePositions",
     "Remat",
     "SSHContext",
+    "ScoredProduct",
+    "SparseEncoder",
     "TokenPooling",
     "app_scores",
     "approx_sign",
     "atp_scores",
     "attentive_patch_pool",
+    "block_macs",
     "calibrate",
     "cascade_defects",
     "cascade_residual",
@@ -119,15 +131,19 @@ __all__ = [
     "fuse_ddc",
     "fuse_joint_pyramid",
     "gather_tokens",
+    "head_weighted_cls_score",
     "information_rectification",
     "integer_params",
     "lsq_codes",
     "lsq_init_alpha",
     "lsq_init_zero_point",
     "lsq_quantize",
+    "masked_softmax",
+    "prune_tokens",
     "run_block",
     "sign",
     "stage_ratio",
+    "threshold_mask",
     "token_counts",
     "top_k_sorted",
     "transformer_macs",

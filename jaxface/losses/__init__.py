@@ -34,6 +34,7 @@
 | `sigmoid_focal_loss`, `smooth_l1_loss` | their parts | arXiv:1708.02002, 1504.08083 |
 | `match_sets`, `detr_match`, `detr_loss` | predictions and objects one to one | arXiv:2005.12872 |
 | `yolo_loss`, `decode_yolo`, `cluster_anchors` | a grid of cells that each find the object in them | arXiv:1612.08242 |
+| `budget_loss` | the mean work of a batch of images meets a target | arXiv:2209.13802 |
 | `gan_discriminator_loss`, `gan_generator_loss`, `r1_penalty` | a generator of faces | arXiv:1406.2661, 1801.04406 |
 """
 
@@ -86,6 +87,7 @@ from jaxface.losses.qvit import dgd_loss, hard_distillation_loss, similarity_pat
 from jaxface.losses.rco import hardness, hardness_ratios, hint_loss
 from jaxface.losses.sface import sface_loss
 from jaxface.losses.softmax import arcface_loss, cosface_loss, cross_entropy, margin_logits, softmax_loss
+from jaxface.losses.sparsevit import budget_loss
 from jaxface.losses.yolo import YoloBoxes, YoloTerms, cluster_anchors, decode_yolo, yolo_loss
 
 __all__ = [
@@ -111,6 +113,7 @@ __all__ = [
     "adversarial_uniform",
     "arcface_loss",
     "attention_score",
+    "budget_loss",
     "cell_loss",
     "cluster_anchors",
     "correlation_congruence_loss",

@@ -69,6 +69,18 @@ SMALL = {
         None,
         {**STUDENT, "augment": data.Augment(flip=0.0), "recorded": 2, "anchors": 2, "validation": 0.2},
     ),
+    "sparsevit": (
+        None,
+        {
+            "data": data.ClutteredDigits(scenes=32, test_scenes=8),
+            "dim": 8,
+            "depth": 3,
+            "heads": 2,
+            "batch_size": 8,
+            "steps": 2,
+            "prune_steps": 2,
+        },
+    ),
     "sface": ("digits", {"label_noise": 0.2}),
 }
 
