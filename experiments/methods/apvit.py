@@ -115,10 +115,10 @@ class Config(recipe.Recipe):
             channels=(16, 32),
             dim=32,
             keep_num=28,
-            dense_steps=1500,
+            dense_steps=1000,
             test_noises=(0.5, 0.9),
-            optimizer=training.adam(5e-4, warmup=0.05),
-            steps=600,
+            batch_size=32,
+            steps=300,
         )
 
 

@@ -50,6 +50,7 @@ from jaxface.layers.fmvit import (
     mutual_attention,
     partner_matrix,
 )
+from jaxface.layers.integer import IntegerConv, IntegerDense, integer_params
 from jaxface.layers.joint_pyramid import JointPyramidUpsample, fuse_joint_pyramid
 from jaxface.layers.norm import BatchNorm
 from jaxface.layers.quantization import (
@@ -63,8 +64,18 @@ from jaxface.layers.quantization import (
     lsq_init_zero_point,
     lsq_quantize,
 )
+from jaxface.layers.qvit import InformationRectification, information_rectification
 from jaxface.layers.rbonn import RBOConv
 from jaxface.layers.remat import Remat, run_block
+from jaxface.layers.sparsevit import (
+    ScoredProduct,
+    SparseEncoder,
+    block_macs,
+    head_weighted_cls_score,
+    masked_softmax,
+    prune_tokens,
+    threshold_mask,
+)
 
 __all__ = [
     "CONTEXTS",
@@ -87,6 +98,9 @@ __all__ = [
     "FusedCascade",
     "FusedCondensation",
     "FusedDDC",
+    "InformationRectification",
+    "IntegerConv",
+    "IntegerDense",
     "JointPyramidUpsample",
     "LIDEstimator",
     "LargeKernelDepthwiseSeparable",
@@ -104,11 +118,14 @@ __all__ = [
     "RelativePositions",
     "Remat",
     "SSHContext",
+    "ScoredProduct",
+    "SparseEncoder",
     "TokenPooling",
     "app_scores",
     "approx_sign",
     "atp_scores",
     "attentive_patch_pool",
+    "block_macs",
     "calibrate",
     "cascade_defects",
     "cascade_residual",
@@ -129,16 +146,22 @@ __all__ = [
     "fusion_attention",
     "gather_tokens",
     "guidance_mask",
+    "head_weighted_cls_score",
+    "information_rectification",
     "informative_mask",
+    "integer_params",
     "lsq_codes",
     "lsq_init_alpha",
     "lsq_init_zero_point",
     "lsq_quantize",
+    "masked_softmax",
     "mutual_attention",
     "partner_matrix",
+    "prune_tokens",
     "run_block",
     "sign",
     "stage_ratio",
+    "threshold_mask",
     "token_counts",
     "top_k_sorted",
     "transformer_macs",

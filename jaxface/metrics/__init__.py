@@ -14,6 +14,7 @@
 | does it serve every group alike? | `group_fairness`, `group_accuracy`, `group_verification` |
 | where does it look? | `attention_coverage`, `attention_gap`, `attention_mass`, `sensitive_area` |
 | where does a transformer look? | `class_attention`, `attention_rollout` |
+| what do low-bit codes still tell? | `code_entropy`, `norm_spread` |
 | does a student see the relations that its teacher sees? | `congruence_error` |
 | how good are a detector's boxes? | `coco_evaluate`, `voc_evaluate`, `wider_face_evaluate`, `fddb_evaluate` |
 | which of two modalities to believe for this pair? | `fuse_scores`, `pair_weight`, `fused_search`, `missing_modality` |
@@ -30,6 +31,7 @@ from jaxface.metrics.analysis.attention import (
     class_attention,
     sensitive_area,
 )
+from jaxface.metrics.analysis.codes import code_entropy, norm_spread
 from jaxface.metrics.analysis.congruence import congruence_error
 from jaxface.metrics.analysis.discrepancy import (
     Discrepancy,
@@ -220,6 +222,7 @@ __all__ = [
     "class_iou",
     "cmc",
     "coco_evaluate",
+    "code_entropy",
     "combine_scores",
     "confidence_logit",
     "confusion_matrix",
@@ -265,6 +268,7 @@ __all__ = [
     "missing_modality",
     "nearest_prototype",
     "nearest_prototype_accuracy",
+    "norm_spread",
     "normalize",
     "open_set",
     "pair_similarities",

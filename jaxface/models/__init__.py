@@ -14,6 +14,7 @@ from jaxface.models.recognition.resnet import FaceResNet, ResNet
 from jaxface.models.registry import MODELS, create, describe, feature_size, from_description, names
 from jaxface.models.transformers.apvit import APViT, kept_patches
 from jaxface.models.transformers.fmvit import FMViT, liveness
+from jaxface.models.transformers.sparsevit import AdaptiveSparseViT
 from jaxface.models.transformers.swin import Swin
 from jaxface.models.transformers.vit import ViT
 
@@ -21,6 +22,7 @@ __all__ = [
     "MLP",
     "MODELS",
     "APViT",
+    "AdaptiveSparseViT",
     "ConvNet",
     "FMViT",
     "FaceResNet",

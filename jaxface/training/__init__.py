@@ -33,6 +33,7 @@ from jaxface.training.evaluations.protocols import PackVerification, check_sourc
 from jaxface.training.evaluations.rgbd_identification import RgbdIdentification, projected
 from jaxface.training.evaluations.route_hardness import RouteHardness
 from jaxface.training.evaluations.sign_flips import sign_flips
+from jaxface.training.evaluations.token_pruning import TokenPruning
 from jaxface.training.frozen import Frozen
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
 from jaxface.training.map_source import map_source
@@ -130,6 +131,7 @@ __all__ = [
     "Stage",
     "SupportSet",
     "Teacher",
+    "TokenPruning",
     "Tracking",
     "TrainState",
     "Verification",

@@ -24,12 +24,13 @@ from jaxface.training.frozen import Frozen
 
 
 def decay_mask(params):
-    """True for the leaves that weight decay touches: all but biases, the scales of normalizations, the steps of quantizers, and
-    the extra tokens and positions of transformers.
+    """True for the leaves that weight decay touches: all but biases, the scales of normalizations, the steps of quantizers, the
+    thresholds of pruned tokens, and the extra tokens and positions of transformers.
 
     PReLU slopes and class prototypes are decayed, as in the public face-recognition recipes.
     """
-    exempt = ("bias", "scale", "log_step", "zero_point", "class_token", "distillation_token", "positions")
+    exempt = ("bias", "scale", "log_step", "zero_point", "thresholds")
+    exempt += ("class_token", "distillation_token", "positions")
 
     def decays(path, _):
         return getattr(path[-1], "key", None) not in exempt if path else True

@@ -18,6 +18,10 @@ TEACHER = TeacherSpec(backbone="mlp_8", embedding=8, steps=4)
 STUDENT = {"data": PEOPLE, "backbone": "mlp_4", "embedding": 8, "batch_size": 16, "teacher": TEACHER}
 SMALL = {
     "acw": ("digits", {"rgb": TEACHER, "depth": TEACHER, "prototypes": "images", "leave_one_out": 1000}),
+    "apvit": (
+        "clutter",
+        {"data": data.ClutteredDigits(scenes=48, test_scenes=8), "dim": 8, "dense_steps": 2, "batch_size": 8},
+    ),
     "cassod": (None, {"data": data.Ellipses(images=20, held_out_images=4), "width": 2, "batch_size": 8}),
     "bamsprod": ("heavy", {"online_steps": 20, "batch_size": 32}),
     "cckd": ("procedural", {**STUDENT, "sampler": "class"}),
@@ -64,6 +68,7 @@ SMALL = {
         },
     ),
     "lrfr": ("digits", {}),
+    "qvit": (None, {"dim": 4, "depth": 1, "patch": 4, "calibration": 8, "batch_size": 8}),
     "rbonn": (
         None,
         {
@@ -75,6 +80,18 @@ SMALL = {
     "rco": (
         None,
         {**STUDENT, "augment": data.Augment(flip=0.0), "recorded": 2, "anchors": 2, "validation": 0.2},
+    ),
+    "sparsevit": (
+        None,
+        {
+            "data": data.ClutteredDigits(scenes=32, test_scenes=8),
+            "dim": 8,
+            "depth": 3,
+            "heads": 2,
+            "batch_size": 8,
+            "steps": 2,
+            "prune_steps": 2,
+        },
     ),
     "sface": ("digits", {"label_noise": 0.2}),
 }

@@ -1,6 +1,6 @@
 """Evaluation of a state on the classes that it was trained on.
 
-Methods: sface
+Methods: apvit, sface
 """
 
 import flax.linen as nn
