@@ -89,7 +89,7 @@ class Config:
     """Decay per step of a moving average of the parameters, which is then evaluated; none by default."""
     batch_size: Annotated[int, AtLeast(1)] = 32
     """Presentations per step over all devices."""
-    steps: Annotated[int, AtLeast(0)] = 500
+    steps: Annotated[int, AtLeast(0)] = 400
     """Training steps."""
     workers: Annotated[int, AtLeast(0)] = 0
     """Processes that decode and augment; 0 uses threads, best for rendered faces."""
