@@ -10,6 +10,9 @@ WORKDIR ?= runs/demo
 METHOD ?= sface
 HAS_JAX := import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, ("jax", "flax", "optax"))))
 TYPED := $(addprefix jaxface/,losses metrics layers boxes inference)
+# Bytecode is kept even where the environment forbids it: nothing is compiled at installation, and JAX from its sources takes
+# every process many seconds.
+export PYTHONDONTWRITEBYTECODE :=
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 

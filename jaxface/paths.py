@@ -100,12 +100,16 @@ def file_size(path: "Path") -> int:
     return path.stat().length if is_remote(path) else path.stat().st_size
 
 
+class UnreachableError(UserError):
+    """What is elsewhere cannot be reached, which says nothing of what is there."""
+
+
 @contextlib.contextmanager
 def reaching(path: os.PathLike) -> Iterator[None]:
     """What is read inside may be elsewhere: whatever a library raises that cannot reach it becomes one line.
 
     Raises:
-      UserError: anything but a missing file, where `path` is an address. Local errors pass as they are.
+      UnreachableError: anything but a missing file, where `path` is an address. Local errors pass as they are.
     """
     try:
         yield
@@ -114,7 +118,7 @@ def reaching(path: os.PathLike) -> Iterator[None]:
     except Exception as error:
         if not is_remote(path):
             raise
-        raise UserError(f"{path} cannot be reached: {reason_of(error)}") from error
+        raise UnreachableError(f"{path} cannot be reached: {reason_of(error)}") from error
 
 
 @contextlib.contextmanager
@@ -140,6 +144,15 @@ def name_text(path: str | os.PathLike) -> str:
     Python carries such bytes as lone surrogates, which no terminal, font or text file takes.
     """
     return _SURROGATE.sub(lambda byte: f"\\x{ord(byte[0]) & 0xFF:02x}", os.fspath(path))
+
+
+def last_name(name: str, text: str | os.PathLike) -> str:
+    """The name of a file or folder that a user gave, as text; also of a folder that is given as `.`.
+
+    Args and exceptions are those of `user_path`.
+    """
+    path = user_path(name, text)
+    return name_text(path.name if is_remote(path) else path.resolve().name)
 
 
 def run_path(name: str, text: str | os.PathLike) -> "Path":

@@ -45,13 +45,14 @@ from jaxface.data.sources.wider_face import wider_face
 from jaxface.data.specs.base import KINDS, DataSpec, Split, load, load_all
 from jaxface.data.specs.benchmarks import Ijb, MegaFace, Scface, TinyFace
 from jaxface.data.specs.bundled_sets import DigitHalves, Digits, Lfw, LfwPatches, LfwSubset, Olivetti
-from jaxface.data.specs.canvases import DigitCanvas
+from jaxface.data.specs.canvases import ClutteredDigits, DigitCanvas
 from jaxface.data.specs.detection_sets import Coco, Fddb, Scenes, Voc, WiderFace
 from jaxface.data.specs.ellipse_sets import Ellipses
 from jaxface.data.specs.embeddings import Crowd, EmbeddingFile
 from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, RgbdFolder, Tfds
 from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
 from jaxface.data.specs.synthetic_sets import Procedural, ProceduralImages, ShortcutDigits
+from jaxface.data.synthetic.cluttered_digits import cluttered_digits
 from jaxface.data.synthetic.crowded_embeddings import CrowdedEmbeddings, crowded_embeddings
 from jaxface.data.synthetic.digit_canvas import digit_canvas
 from jaxface.data.synthetic.ellipses import ellipses
@@ -95,6 +96,7 @@ __all__ = [
     "Bin",
     "BucketOrder",
     "ClassUniform",
+    "ClutteredDigits",
     "Coco",
     "CorruptImage",
     "Crowd",
@@ -166,6 +168,7 @@ __all__ = [
     "bucket_evaluation_batches",
     "bucket_order",
     "class_means",
+    "cluttered_digits",
     "coco",
     "corrupt_labels",
     "corrupt_rgbd",

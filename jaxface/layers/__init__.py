@@ -28,6 +28,17 @@ from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
 from jaxface.layers.joint_pyramid import JointPyramidUpsample, fuse_joint_pyramid
 from jaxface.layers.norm import BatchNorm
+from jaxface.layers.quantization import (
+    QuantizedConv,
+    QuantizedDense,
+    QuantizedDotProduct,
+    Quantizer,
+    calibrate,
+    lsq_codes,
+    lsq_init_alpha,
+    lsq_init_zero_point,
+    lsq_quantize,
+)
 from jaxface.layers.rbonn import RBOConv
 from jaxface.layers.remat import Remat, run_block
 
@@ -56,11 +67,16 @@ __all__ = [
     "LayerScale",
     "Maps",
     "PReLU",
+    "QuantizedConv",
+    "QuantizedDense",
+    "QuantizedDotProduct",
+    "Quantizer",
     "RBOConv",
     "RelativePositions",
     "Remat",
     "SSHContext",
     "approx_sign",
+    "calibrate",
     "cascade_defects",
     "cascade_residual",
     "cascade_shapes",
@@ -75,6 +91,10 @@ __all__ = [
     "fuse_condensation",
     "fuse_ddc",
     "fuse_joint_pyramid",
+    "lsq_codes",
+    "lsq_init_alpha",
+    "lsq_init_zero_point",
+    "lsq_quantize",
     "run_block",
     "sign",
     "stage_ratio",

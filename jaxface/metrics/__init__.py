@@ -17,6 +17,7 @@
 | how good are a detector's boxes? | `coco_evaluate`, `voc_evaluate`, `wider_face_evaluate`, `fddb_evaluate` |
 | which of two modalities to believe for this pair? | `fuse_scores`, `pair_weight`, `fused_search`, `missing_modality` |
 | in which cells is something; which class has each pixel? | `average_precision`, `mean_iou`, `class_iou`, `pixel_confusion` |
+| is it a live face, or a picture or a mask? | `equal_error_threshold` on a development set, then `spoof_report`; `acer` |
 | are some people more alike than others? | `local_discrepancy`, `aligned_similarity`, `group_false_accepts` |
 """
 
@@ -143,6 +144,28 @@ from jaxface.metrics.recognition.verification import (
     val_at_far,
 )
 from jaxface.metrics.segmentation import average_precision, class_iou, mean_iou, pixel_confusion
+from jaxface.metrics.spoofing.presentation_attacks import (
+    HalfTotalError,
+    TprAtFpr,
+    acer,
+    apcer,
+    apcer_by_instrument,
+    bpcer,
+    bpcer_threshold,
+    equal_error_threshold,
+    half_total_error,
+    presentation_instruments,
+    split_presentations,
+    spoof_report,
+    tpr_at_fpr,
+)
+from jaxface.metrics.spoofing.spoof_protocols import (
+    FoldSummary,
+    VideoScores,
+    celeba_spoof_tpr,
+    leave_one_out,
+    video_scores,
+)
 
 __all__ = [
     "Block",
@@ -151,9 +174,11 @@ __all__ = [
     "Fairness",
     "FddbScores",
     "FnmrAtFmr",
+    "FoldSummary",
     "GroupErrors",
     "GroupRates",
     "GroupVerification",
+    "HalfTotalError",
     "HistogramTar",
     "MateScores",
     "Pairs",
@@ -165,21 +190,29 @@ __all__ = [
     "Templates",
     "TenFold",
     "TpirAtFpir",
+    "TprAtFpr",
     "TwoGalleries",
     "ValAtFar",
+    "VideoScores",
     "VocScores",
     "accuracy",
+    "acer",
     "adaptive_snorm",
     "aggregate_templates",
     "aligned_similarity",
     "all_pair_similarities",
     "all_pairs",
+    "apcer",
+    "apcer_by_instrument",
     "attention_coverage",
     "attention_gap",
     "attention_mass",
     "attention_rollout",
     "auc",
     "average_precision",
+    "bpcer",
+    "bpcer_threshold",
+    "celeba_spoof_tpr",
     "class_attention",
     "class_iou",
     "cmc",
@@ -196,6 +229,7 @@ __all__ = [
     "distractor_verification",
     "draw_pairs",
     "equal_error_rate",
+    "equal_error_threshold",
     "equalize",
     "fddb_evaluate",
     "filter_candidates",
@@ -210,9 +244,11 @@ __all__ = [
     "group_fairness",
     "group_false_accepts",
     "group_verification",
+    "half_total_error",
     "impostor_spread",
     "labeled_average_precision",
     "labeled_ranks",
+    "leave_one_out",
     "local_discrepancy",
     "local_discrepancy_cap",
     "make_pairs",
@@ -231,6 +267,7 @@ __all__ = [
     "pairwise_aligned_similarity",
     "per_class_accuracy",
     "pixel_confusion",
+    "presentation_instruments",
     "protection_success",
     "rank1",
     "rank1_by_distance",
@@ -242,6 +279,8 @@ __all__ = [
     "sensitive_area",
     "similarity_blocks",
     "similarity_matrix",
+    "split_presentations",
+    "spoof_report",
     "squared_l2_to_cosine",
     "tar_at_far",
     "template_pair_similarities",
@@ -249,10 +288,12 @@ __all__ = [
     "ten_fold_accuracy",
     "top_k_accuracy",
     "tpir_at_fpir",
+    "tpr_at_fpr",
     "two_gallery_tpir",
     "val_at_far",
     "verification_scores",
     "verify",
+    "video_scores",
     "voc_evaluate",
     "wider_face_evaluate",
 ]

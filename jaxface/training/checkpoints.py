@@ -33,6 +33,8 @@ from jaxface.training.workdir import (
 
 logger = logging.getLogger(__name__)
 
+_SMALL = 2**24  # bytes
+
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:
     files = [record.pathname]
@@ -53,6 +55,13 @@ class Saved(NamedTuple):
     step: int
     state: Any
     position: dict
+
+
+def _copy(leaf: jax.Array) -> jax.Array:
+    """A copy, of one replica where there are several: orbax would slice them all, to write them side by side."""
+    if leaf.is_fully_replicated and jax.process_count() == 1:
+        leaf = leaf.addressable_data(0)
+    return jnp.copy(leaf)
 
 
 def _is_key(leaf) -> bool:
@@ -112,8 +121,10 @@ def _checksums(plain) -> dict[str, list[int]]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(plain):
         names.append(jax.tree_util.keystr(path, simple=True, separator="/"))
         leaves.append(leaf)
-    if all(isinstance(leaf, np.ndarray) for leaf in leaves):
-        sums = map(_sum_on_host, leaves)
+    # On the CPU the arrays of a small state are on the host already, and to compile their sums takes longer than to add them up.
+    small = sum(leaf.nbytes for leaf in leaves) <= _SMALL and jax.process_count() == 1
+    if (small and jax.default_backend() == "cpu") or all(isinstance(leaf, np.ndarray) for leaf in leaves):
+        sums = [_sum_on_host(np.asarray(leaf)) for leaf in leaves]
     else:
         sums = np.asarray(_sums(leaves)).tolist()
     return dict(zip(names, sums, strict=True))
@@ -304,7 +315,7 @@ class Checkpoints:
         self._position = step, position
         if jax.default_backend() == "cpu":
             # On the CPU a host view shares the buffer that the next step is free to reuse.
-            plain = jax.tree.map(jnp.copy, plain)
+            plain = jax.tree.map(_copy, plain)
         self._kept.scores[step] = position["score"]
         args = ocp.args.Composite(state=ocp.args.StandardSave(plain), position=ocp.args.JsonSave(position))
         with writing(self.directory):

@@ -86,7 +86,8 @@ def save_score_histogram(
     margin = 0.0 if high > low else 0.5  # identical scores still need a bin of some width
     edges = np.linspace(low - margin, high + margin, bins + 1)
     for name, values, color in ((names[1], impostor, IMPOSTOR), (names[0], genuine, GENUINE)):
-        axes.hist(values, edges, density=True, alpha=0.6, color=color, label=f"{name} ({values.size:,})")
+        density, _ = np.histogram(values, edges, density=True)
+        axes.stairs(density, edges, fill=True, alpha=0.6, color=color, label=f"{name} ({values.size:,})")
     if threshold is not None:
         axes.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.3f}")
     axes.legend()

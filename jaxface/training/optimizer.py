@@ -24,13 +24,14 @@ from jaxface.training.frozen import Frozen
 
 
 def decay_mask(params):
-    """True for the leaves that weight decay touches: all but biases and the scales of normalizations.
+    """True for the leaves that weight decay touches: all but biases, the scales of normalizations and the steps of quantizers.
 
     PReLU slopes and class prototypes are decayed, as in the public face-recognition recipes.
     """
 
     def decays(path, _):
-        return getattr(path[-1], "key", None) not in ("bias", "scale") if path else True
+        exempt = ("bias", "scale", "log_step", "zero_point")
+        return getattr(path[-1], "key", None) not in exempt if path else True
 
     return jax.tree_util.tree_map_with_path(decays, params)
 

@@ -16,6 +16,7 @@ from jaxface.data.sources.source import Source
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
 from jaxface.layers.prototypes import cosines, init_prototypes
+from jaxface.layers.quantization import QUANTIZATION
 from jaxface.models import feature_size
 from jaxface.training.checkpoints import restore_params
 from jaxface.training.map_source import map_source
@@ -24,8 +25,8 @@ from jaxface.training.workdir import stage_folders
 
 
 def statistics(extra: Mapping) -> dict:
-    """The batch statistics among what `extra` carries: {"batch_stats": …}, or nothing for a network without."""
-    return {name: extra[name] for name in ("batch_stats",) if name in extra}
+    """What a network needs beside its parameters, among what `extra` carries: batch statistics, first steps of quantizers."""
+    return {name: extra[name] for name in ("batch_stats", QUANTIZATION) if name in extra}
 
 
 def network_variables(backbone: dict, extra: Mapping) -> dict:

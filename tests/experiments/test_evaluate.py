@@ -247,7 +247,7 @@ def test_results_on_other_data_or_with_other_options_have_another_place(tmp_path
         ("{finished} --data folder --data.root {people} --data.rot x", "did you mean '--data.root'"),
         ("{finished} --data folder --data.root {people} --seed -1", "seed: needs a number from 0"),
         ("{finished} --data digits", "does not take images of shape (8, 8, 1)"),
-        ("gs://bucket/run", "run: needs a path of this machine, got 'gs://bucket/run'"),
+        ("gs://bucket/run", "run: needs a path of this machine, or the package gcsfs for 'gs://bucket/run'"),
         ("{finished} --out gs://bucket/out", "out: needs a path of this machine, got 'gs://bucket/out'"),
         ("{finished} --data folder --data.root {people} --pairs 100000", "10 folds need 50000 genuine"),
         ("{finished} --packs {packs} --data bin", "argument --data: not allowed with argument --packs"),

@@ -26,7 +26,7 @@ from jaxface.cli.console import (
     use_compilation_cache,
 )
 from jaxface.errors import UserError
-from jaxface.paths import local_path, name_text
+from jaxface.paths import is_remote, local_path, name_text, user_path
 
 
 def _parser() -> Arguments:
@@ -104,7 +104,7 @@ def _sources(options, rest: list[str], image_size: int):
     if rest:
         raise UserError(f"{rest[0].partition('=')[0]}: no such option; --help lists all")
     packs = data.open_packs(options.packs, image_size=image_size)
-    folder = local_path("packs", options.packs)
+    folder = user_path("packs", options.packs)
     return packs, f"{len(packs)} packs of {name_text(folder)}", ("packs", {"packs": options.packs})
 
 
@@ -154,7 +154,9 @@ def _show_packs(reports: dict[str, dict[str, float]], pairs: dict[str, int], tit
 def main(arguments: list[str]) -> None:
     """Opens, evaluates, writes, and shows the numbers."""
     options, rest = _parser().parse_known_args(arguments)
-    run = local_path("run", options.run)
+    run = user_path("run", options.run)
+    if is_remote(run) and options.out is None:
+        raise UserError(f"out: needs a folder of this machine for what is found of {run}")
     _pairs(options.pairs)
     out = None if options.out is None else local_path("out", options.out)
     if options.seed < 0:

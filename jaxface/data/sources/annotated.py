@@ -22,7 +22,7 @@ from jaxface.data.sources.source import Record
 from jaxface.data.sources.standin import StandInSource
 from jaxface.data.transforms.letterboxing import bucket_shapes, nearest_shape, place
 from jaxface.errors import UserError
-from jaxface.paths import name_text
+from jaxface.paths import file_size, name_text, reaching, reason_of
 
 MAX_TEXT = 1 << 30  # bytes of an annotation file; COCO's largest has 450 MB
 _LEAST_SIDE = 1e-3  # pixels: a thinner box is none
@@ -234,7 +234,7 @@ class AnnotatedSource(StandInSource):
 def _header_size(path: pathlib.Path) -> tuple[int, int] | None:
     """(height, width) of an image as `decode_image` gives it, from its header alone; None where that cannot be read."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
             width, height = image.size
             # Pillow would decode a PNG to look for an orientation behind its pixels.
             plain = image.format == "PPM" or (image.format == "PNG" and "exif" not in image.info)
@@ -251,11 +251,12 @@ def read_text(name: str, path: pathlib.Path, *, limit: int = MAX_TEXT) -> bytes:
       UserError: no such file, or a longer one than `limit`.
     """
     try:
-        if path.stat().st_size > limit:
-            raise UserError(f"{name}: needs a file of at most {limit} bytes, {name_text(path)} has more")
-        return path.read_bytes()
+        with reaching(path):
+            if file_size(path) > limit:
+                raise UserError(f"{name}: needs a file of at most {limit} bytes, {name_text(path)} has more")
+            return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{name}: cannot read {name_text(path)}: {error.strerror}") from error
+        raise UserError(f"{name}: cannot read {name_text(path)}: {reason_of(error)}") from error
 
 
 def read_lines(name: str, path: pathlib.Path) -> Iterator[tuple[int, str]]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxface.data.sources.annotated import AnnotatedImage, AnnotatedSource, inside, read_json
 from jaxface.errors import UserError
-from jaxface.paths import local_path, name_text
+from jaxface.paths import name_text, user_path
 
 
 def _table(content: Any, key: str, path: pathlib.Path) -> list[dict]:
@@ -61,7 +61,7 @@ def coco(
     Raises:
       UserError: a file that is missing or of another format, or a category that there is not.
     """
-    folder, path = local_path("images", images), local_path("annotations", annotations)
+    folder, path = user_path("images", images), user_path("annotations", annotations)
     content = read_json("annotations", path)
     names = {
         _field(row, "id", int, "a category", path): _field(row, "name", str, "a category", path)

@@ -24,12 +24,13 @@ from jaxface.data.sources.images import (
     decode_image,
     encoded_bytes,
     fit_square,
+    read_encoded,
 )
 from jaxface.data.sources.listing import images_by_class, unreadable
 from jaxface.data.sources.source import Record, Source
 from jaxface.data.sources.standin import StandInSource, any_readable
 from jaxface.errors import UserError
-from jaxface.paths import local_path, name_text
+from jaxface.paths import name_text, user_path
 
 SPAN = 120.0
 """Depth that an encoded image covers, mm: half before the nose tip, half behind it."""
@@ -155,14 +156,15 @@ def decode_depth(encoded: Encoded | str | os.PathLike) -> np.ndarray:
       [H, W] float32 mm, 0 where there is no reading.
 
     Raises:
-      CorruptImage: not such an image, a color one, or a side longer than `images.MAX_SIDE`.
+      CorruptImage: not such an image, a color one, or a side longer than `images.MAX_SIDE`. UserError: an address that cannot be
+        reached.
       TypeError: neither bytes nor a path.
     """
-    if isinstance(encoded, str | os.PathLike):
-        file = pathlib.Path(encoded).expanduser()
-    else:
-        file = io.BytesIO(encoded_bytes(encoded))
+    path = isinstance(encoded, str | os.PathLike)
+    if not path:
+        encoded = encoded_bytes(encoded)
     try:
+        file = io.BytesIO(read_encoded(encoded) if path else encoded)
         with Image.open(file, formats=("PNG",)) as image:
             if max(image.size) > MAX_SIDE:
                 raise CorruptImage(
@@ -171,7 +173,7 @@ def decode_depth(encoded: Encoded | str | os.PathLike) -> np.ndarray:
             if image.mode not in ("I", "I;16", "I;16B", "I;16L", "L"):
                 raise CorruptImage(f"a depth map needs one channel of millimeters, its mode is {image.mode}")
             return np.asarray(image).astype(np.float32)
-    except CorruptImage:
+    except (CorruptImage, UserError):
         raise
     except Exception as error:  # a decoder fed with garbage raises nearly anything
         raise CorruptImage(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from error
@@ -234,7 +236,7 @@ class RgbdFolderSource(StandInSource):
         super().__init__()
         self._size, self._fit = image_size, fit
         self.image_shape = (image_size, image_size, 3)
-        root = local_path("root", root)
+        root = user_path("root", root)
         try:
             files = images_by_class(root)
         except OSError as error:

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxface.data.sources.annotated import AnnotatedImage, AnnotatedSource, inside, numbers, read_lines
 from jaxface.errors import UserError
-from jaxface.paths import local_path, name_text
+from jaxface.paths import name_text, user_path
 
 FOLDS = tuple(range(1, 11))
 
@@ -82,7 +82,7 @@ def fddb(
     Raises:
       UserError: a file that is missing or of another format, or a fold that there is not.
     """
-    root = local_path("root", root)
+    root = user_path("root", root)
     unknown = [fold for fold in folds if fold not in FOLDS]
     if unknown or not folds:
         raise UserError(f"folds: needs numbers from 1 to 10, got {unknown or 'none'}")

@@ -19,12 +19,13 @@ import numpy as np
 from jaxface.data.sources.annotated import read_lines
 from jaxface.data.sources.images import decode_image
 from jaxface.data.sources.listed_faces import ListedFaces, check_names
+from jaxface.data.sources.listing import contents
 from jaxface.data.transforms.alignment import align_face
 from jaxface.errors import UserError
 from jaxface.metrics.recognition.benchmarks import TemplateSearch, template_report
 from jaxface.metrics.recognition.pairs import Pairs
 from jaxface.metrics.recognition.templates import aggregate_templates
-from jaxface.paths import local_path, name_text
+from jaxface.paths import name_text, reaching, reason_of, user_path
 
 _CROP = 112  # side at which the five-point template is defined
 
@@ -57,9 +58,9 @@ class TemplateSource(ListedFaces):
             template without an image, landmarks that are not finite, scores that are negative, or of the lists of 1:N some alone,
             somebody with two templates in a gallery, or in both.
         """
-        root = local_path("templates", root)
+        root = user_path("templates", root)
         meta = root / "meta"
-        listings = sorted(meta.glob("*_face_tid_mid.txt"))
+        listings = _named(meta, "_face_tid_mid.txt")
         if len(listings) != 1:
             raise UserError(
                 f"templates: needs one meta/<set>_face_tid_mid.txt, {name_text(root)} has {len(listings)}"
@@ -128,9 +129,18 @@ class TemplateSource(ListedFaces):
         return report | {"data/left_out": float(((np.asarray(weights) == 0) & (self._scores > 0)).sum())}
 
 
+def _named(folder: pathlib.Path, suffix: str, prefix: str = "") -> list[pathlib.Path]:
+    """Files of a folder whose names begin and end so, in their order; none where there is no such folder."""
+    try:
+        files = contents(folder).files
+    except FileNotFoundError:
+        return []
+    return sorted(file for file in files if file.name.startswith(prefix) and file.name.endswith(suffix))
+
+
 def _lists_of_search(meta: pathlib.Path, prefix: str) -> list[pathlib.Path]:
     """Two galleries and the probes; nothing where there are no such lists."""
-    lists = sorted(meta.glob(f"{prefix}_1N_gallery_*.csv"))
+    lists = _named(meta, ".csv", f"{prefix}_1N_gallery_")
     probes = meta / f"{prefix}_1N_probe_mixed.csv"
     if not lists and not probes.exists():
         return []
@@ -162,7 +172,9 @@ def _template_people(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
 def _named_rows(path: pathlib.Path, columns: int) -> tuple[list[str], np.ndarray]:
     """Names [N] and the numbers [N, columns] behind them."""
     try:
-        lines = [line.split() for line in path.read_text("utf-8").splitlines() if line.strip()]
+        with reaching(path):
+            text = path.read_text(encoding="utf-8")
+        lines = [line.split() for line in text.splitlines() if line.strip()]
         if not lines or any(len(line) != columns + 1 for line in lines):
             raise ValueError(f"needs a name and {columns} numbers per line")
         names = [line[0] for line in lines]
@@ -175,7 +187,10 @@ def _named_rows(path: pathlib.Path, columns: int) -> tuple[list[str], np.ndarray
 def _numbers(path: pathlib.Path, columns: int, dtype: type) -> np.ndarray:
     """[P, columns] numbers; the files of IJB-C have 16 million lines."""
     try:
-        table = np.loadtxt(path, dtype=dtype, ndmin=2)
+        with reaching(path):
+            file = path.open("r", encoding="utf-8")
+        with file:
+            table = np.loadtxt(file, dtype=dtype, ndmin=2)
         if table.shape[1] != columns or not len(table):
             raise ValueError(f"needs {columns} numbers per line")
         return table
@@ -184,5 +199,4 @@ def _numbers(path: pathlib.Path, columns: int, dtype: type) -> np.ndarray:
 
 
 def _unreadable(path: pathlib.Path, error: Exception) -> UserError:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return UserError(f"templates: cannot read {name_text(path)}: {reason}".replace("\n", " "))
+    return UserError(f"templates: cannot read {name_text(path)}: {reason_of(error)}")

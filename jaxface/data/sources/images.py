@@ -139,11 +139,7 @@ def decode_image(encoded: Encoded | str | os.PathLike) -> np.ndarray:
         encoded = encoded_bytes(encoded)
     try:
         if not isinstance(encoded, bytes):
-            path = user_path("path", encoded) if is_remote(encoded) else pathlib.Path(encoded).expanduser()
-            with reaching(path):
-                if file_size(path) > MAX_ENCODED:
-                    raise CorruptImage(f"more than {MAX_ENCODED} bytes")
-                encoded = path.read_bytes()
+            encoded = read_encoded(encoded)
         pixels = _opencv(encoded)
         if pixels is not None:
             return pixels
@@ -161,6 +157,19 @@ def decode_image(encoded: Encoded | str | os.PathLike) -> np.ndarray:
         raise
     except Exception as error:  # a decoder fed with garbage raises nearly anything
         raise CorruptImage(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from error
+
+
+def read_encoded(path: str | os.PathLike) -> bytes:
+    """The bytes of an image file of this machine or elsewhere.
+
+    Raises:
+      CorruptImage: more than `MAX_ENCODED` bytes. OSError: no such file. UserError: an address that cannot be reached.
+    """
+    path = user_path("path", path) if is_remote(path) else pathlib.Path(path).expanduser()
+    with reaching(path):
+        if file_size(path) > MAX_ENCODED:
+            raise CorruptImage(f"more than {MAX_ENCODED} bytes")
+        return path.read_bytes()
 
 
 def encode_image(pixels: np.ndarray, *, encoding: Literal["png", "jpeg"] = "png", quality: int = 95) -> bytes:

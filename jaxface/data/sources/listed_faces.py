@@ -10,7 +10,7 @@ from jaxface.checks import AtLeast, check_number
 from jaxface.data.sources.images import CorruptImage, Fit, decode_image, fit_square
 from jaxface.data.sources.source import Record
 from jaxface.errors import UserError
-from jaxface.paths import name_text
+from jaxface.paths import UnreachableError, name_text
 
 _log = logging.getLogger("jaxface.data")
 
@@ -59,6 +59,8 @@ class ListedFaces:
         index = int(index)
         try:
             image, weight = self._image(index), self._weight(index)
+        except UnreachableError:
+            raise
         except (CorruptImage, UserError) as error:
             if not self.corrupt:
                 name = name_text(self.record_names[index])

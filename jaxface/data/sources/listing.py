@@ -133,6 +133,15 @@ def images_by_class(root: pathlib.Path, *, strict: bool = False) -> dict[str, li
     return {folder.name: folder.images for folder in subfolders(root, strict=strict) if folder.images}
 
 
+def images_below(root: pathlib.Path, folder: str) -> Iterator[str]:
+    """The images in a folder and in those below it, by their names from `root`; raises OSError where one cannot be read."""
+    inside = contents(root / folder)
+    for path in filter(_is_image, inside.files):
+        yield f"{folder}/{path.name}"
+    for below in inside.folders:
+        yield from images_below(root, f"{folder}/{below.name}")
+
+
 def unreadable(error: OSError, root: pathlib.Path) -> str:
     """`<folder>: <reason>`, where the folder in the way may be another than the root."""
     return f"{error.filename or root}: {reason_of(error)}"

@@ -21,14 +21,15 @@ import numpy as np
 from PIL import Image
 
 from jaxface.data.sources.annotated import numbers, read_lines
-from jaxface.data.sources.images import SUFFIXES, CorruptImage, Fit, decode_image, fit_square
+from jaxface.data.sources.images import CorruptImage, Fit, decode_image, fit_square
 from jaxface.data.sources.listed_faces import ListedFaces, check_names, readable
+from jaxface.data.sources.listing import images_below, unreadable
 from jaxface.data.sources.matlab import read_mat
 from jaxface.data.transforms.alignment import template, umeyama
 from jaxface.errors import UserError
 from jaxface.metrics.recognition.benchmarks import gallery_report
 from jaxface.metrics.recognition.low_resolution import rank1_by_distance
-from jaxface.paths import local_path, name_text
+from jaxface.paths import name_text, user_path
 
 DISTANCES = ("d1", "d2", "d3")
 """Of SCface: 4.2, 2.6 and 1 m from the cameras, by the number at the end of a name."""
@@ -96,22 +97,22 @@ class ScfaceSource(_Searched):
           UserError: a folder that is missing or has no image of the set, a probe whose person has no frontal photograph, an
             `all.txt` that is missing, cannot be read or does not know an image.
         """
-        root = local_path("root", root)
-        mugshots = root / ("mugshot_frontal_original_all" if align else "mugshot_frontal_cropped_all")
+        root = user_path("root", root)
+        mugshots = "mugshot_frontal_original_all" if align else "mugshot_frontal_cropped_all"
         frontal = _matching(root, mugshots, r"(\d{3})_frontal")
         people = sorted({int(match[1]) for match in frontal.values() if int(match[1]) > skip})
         names = [name for name, match in frontal.items() if int(match[1]) > skip]
         labels = [people.index(int(frontal[name][1])) for name in names]
         if len(names) != len(people):
-            raise UserError(f"root: needs one photograph of each person in {name_text(mugshots)}")
+            raise UserError(f"root: needs one photograph of each person in {name_text(root / mugshots)}")
         distances = [""] * len(names)
         for number, distance in enumerate(DISTANCES, start=1):
-            folder = root / f"surveillance_cameras_distance_{number}"
+            folder = f"surveillance_cameras_distance_{number}"
             for name, match in _matching(root, folder, rf"(\d{{3}})_cam(\d)_{number}").items():
                 if int(match[1]) <= skip or int(match[2]) not in _CAMERAS:
                     continue
                 if int(match[1]) not in people:
-                    raise UserError(f"root: {name} has no frontal photograph in {name_text(mugshots)}")
+                    raise UserError(f"root: {name} has no frontal photograph in {name_text(root / mugshots)}")
                 names.append(name)
                 labels.append(people.index(int(match[1])))
                 distances.append(distance)
@@ -181,9 +182,9 @@ class TinyFaceSource(_Searched):
           UserError: a list or a folder that is missing, a list that cannot be read or names an image outside of its folder, or a
             probe whose person is not in the gallery.
         """
-        root = local_path("root", root)
+        root = user_path("root", root)
         lists = root / "Testing_Set"
-        folder = lists if images is None else local_path("images", images)
+        folder = lists if images is None else user_path("images", images)
         gallery, gallery_ids = _named_ids(lists / "gallery_match_img_ID_pairs.mat", "gallery")
         probes, probe_ids = _named_ids(lists / "probe_img_ID_pairs.mat", "probe")
         people, numbers_of_people = np.unique(gallery_ids, return_inverse=True)
@@ -192,7 +193,7 @@ class TinyFaceSource(_Searched):
             raise UserError(
                 f"root: the gallery of {name_text(lists)} has no image of person {lost[0]}, a probe has"
             )
-        distractors = _files(folder / "Gallery_Distractor", folder)
+        distractors = _files(folder, "Gallery_Distractor")
         names = [f"Gallery_Match/{name}" for name in gallery] + distractors
         super().__init__(
             folder,
@@ -220,17 +221,17 @@ class TinyFaceSource(_Searched):
         return report | {"data/left_out": left_out}
 
 
-def _files(folder: pathlib.Path, root: pathlib.Path) -> list[str]:
-    """The images in a folder and below, from `root`, sorted."""
-    if not folder.is_dir():
-        raise UserError(f"root: needs the folder {name_text(folder)}")
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    return sorted(path.relative_to(root).as_posix() for path in paths)
+def _files(root: pathlib.Path, folder: str) -> list[str]:
+    """The images in a folder of `root` and below, by their names from `root`, sorted."""
+    try:
+        return sorted(images_below(root, folder))
+    except OSError as error:
+        raise UserError(f"root: needs the folder {unreadable(error, root / folder)}") from error
 
 
-def _matching(root: pathlib.Path, folder: pathlib.Path, pattern: str) -> dict[str, re.Match]:
+def _matching(root: pathlib.Path, folder: str, pattern: str) -> dict[str, re.Match]:
     """Name from `root` -> what its stem matches; other files are of no concern."""
-    found = {name: re.fullmatch(pattern, pathlib.PurePosixPath(name).stem) for name in _files(folder, root)}
+    found = {name: re.fullmatch(pattern, pathlib.PurePosixPath(name).stem) for name in _files(root, folder)}
     return {name: match for name, match in found.items() if match}
 
 

@@ -1,5 +1,6 @@
 """Lists in MATLAB's files, which come from outside: their size is known before anything is allocated."""
 
+import io
 import pathlib
 import struct
 import zlib
@@ -30,7 +31,7 @@ def read_mat(name: str, path: pathlib.Path, variables: Sequence[str]) -> dict[st
     data = read_text(name, path, limit=MAX_UNPACKED)
     _check(name, data, path)
     try:
-        table = loadmat(path, variable_names=tuple(variables))
+        table = loadmat(io.BytesIO(data), variable_names=tuple(variables))
         return {variable: table[variable] for variable in variables}
     except Exception as error:  # a reader fed with garbage raises nearly anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]

@@ -15,7 +15,7 @@ from jaxface.data.sources.annotated import read_lines
 from jaxface.data.sources.listed_faces import ListedFaces, check_names, readable
 from jaxface.errors import UserError
 from jaxface.metrics.recognition.benchmarks import megaface_report, refined_probes
-from jaxface.paths import local_path, name_text
+from jaxface.paths import name_text, user_path
 
 _PROBES, _DISTRACTORS = "facescrub_images", "megaface_images"
 
@@ -41,7 +41,7 @@ class MegaFaceSource(ListedFaces):
           UserError: a list that is missing, empty or names an image outside of its folder, fewer than ten distractors, nobody
             with two probes, or a person all of whose probes are wrong.
         """
-        root = local_path("root", root)
+        root = user_path("root", root)
         probes = _names(root / "facescrub_lst", 2)
         distractors = _names(root / "megaface_lst", 3)
         people, labels = np.unique([name.split("/")[-2] for name in probes], return_inverse=True)

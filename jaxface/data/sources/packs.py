@@ -19,6 +19,7 @@ import numpy as np
 from jaxface import safe_pickle
 from jaxface.checks import truth_array
 from jaxface.data.sources.images import CorruptImage, Fit, decode_image, encoded_bytes, fit_square
+from jaxface.data.sources.listing import contents
 from jaxface.data.sources.source import Record
 from jaxface.errors import UserError
 from jaxface.metrics.recognition.pairs import Pairs
@@ -338,12 +339,13 @@ def open_packs(
     Raises:
       UserError: no such folder, no pack in it, or one that `PackSource` refuses.
     """
-    folder = local_path(argument, folder)
+    folder = user_path(argument, folder)
     try:
-        paths = sorted(p for p in folder.iterdir() if p.suffix == ".bin" and not p.name.startswith("."))
+        with reaching(folder):
+            paths = sorted(path for path in contents(folder).files if path.suffix == ".bin")
     except OSError as error:
         raise UserError(
-            f"{argument}: needs a folder with .bin packs; got {name_text(folder)}: {error.strerror}"
+            f"{argument}: needs a folder with .bin packs; got {name_text(folder)}: {reason_of(error)}"
         ) from None
     if not paths:
         raise UserError(f"{argument}: needs a folder with .bin packs; {name_text(folder)} has none")

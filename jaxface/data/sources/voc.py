@@ -9,9 +9,9 @@ import numpy as np
 
 from jaxface.data.sources.annotated import AnnotatedImage, AnnotatedSource, inside, read_lines, read_text
 from jaxface.data.sources.images import SUFFIXES
-from jaxface.data.sources.listing import natural_key
+from jaxface.data.sources.listing import contents, natural_key
 from jaxface.errors import UserError
-from jaxface.paths import local_path, name_text
+from jaxface.paths import name_text, reason_of, user_path
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -89,16 +89,17 @@ def voc(
     Raises:
       UserError: a file that is missing or of another format, or no category.
     """
-    root = local_path("root", root)
+    root = user_path("root", root)
     folder = root / "Annotations"
     if not categories:
         raise UserError("categories: needs at least one name, got none")
     if part is None:
         try:
-            names = sorted((path.stem for path in folder.iterdir() if path.suffix == ".xml"), key=natural_key)
+            files = contents(folder).files
+            names = sorted((path.stem for path in files if path.suffix == ".xml"), key=natural_key)
         except OSError as error:
             raise UserError(
-                f"root: needs a folder with Annotations, {name_text(folder)}: {error.strerror}"
+                f"root: needs a folder with Annotations, {name_text(folder)}: {reason_of(error)}"
             ) from error
     else:
         names = [

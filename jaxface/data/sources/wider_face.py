@@ -15,7 +15,7 @@ from jaxface.data.sources.annotated import (
 )
 from jaxface.data.sources.matlab import read_mat
 from jaxface.errors import UserError
-from jaxface.paths import local_path, name_text
+from jaxface.paths import name_text, user_path
 
 SUBSETS = ("easy", "medium", "hard")
 _FLAGS = ("blur", "expression", "illumination", "invalid", "occlusion", "pose")
@@ -122,14 +122,14 @@ def wider_face(
     Raises:
       UserError: a file that is missing or of another format, or an image without faces in a list.
     """
-    folder, path = local_path("images", images), local_path("annotations", annotations)
+    folder, path = user_path("images", images), user_path("annotations", annotations)
     lines = list(read_lines("annotations", path))
     if not lines:
         raise UserError(f"annotations: needs WIDER FACE's text, {name_text(path)} is empty")
     with_landmarks = lines[0][1].startswith("#")
     kept = {}
     if lists is not None:
-        root = local_path("lists", lists)
+        root = user_path("lists", lists)
         kept = {subset: kept_faces(root / f"wider_{subset}_val.mat") for subset in SUBSETS}
     result = []
     for name, table, more in _landmark_files(lines, path) if with_landmarks else _files(lines, path):

@@ -11,7 +11,7 @@ from jaxface.data.sources.low_resolution_faces import ScfaceSource, TinyFaceSour
 from jaxface.data.sources.megaface import MegaFaceSource
 from jaxface.data.specs.base import KINDS, DataSpec, Split
 from jaxface.errors import UserError
-from jaxface.paths import local_path, name_text
+from jaxface.paths import last_name
 
 
 class Benchmark(DataSpec, abc.ABC):
@@ -21,7 +21,7 @@ class Benchmark(DataSpec, abc.ABC):
 
     @property
     def title(self) -> str:
-        return f"{KINDS.name_of(type(self))} {name_text(local_path('root', self.root).resolve().name)}"
+        return f"{KINDS.name_of(type(self))} {last_name('root', self.root)}"
 
     def divide(self, *, image_size: int, seed: int) -> Split:
         raise UserError(

@@ -6,9 +6,10 @@ Methods: ddc, condensation_net
 import dataclasses
 from typing import Annotated
 
-from jaxface.checks import AtLeast, NonNegative
+from jaxface.checks import AtLeast, Fraction, NonNegative, Ordered
 from jaxface.data.sources.source import Source
 from jaxface.data.specs.base import KINDS, DataSpec, Split
+from jaxface.data.synthetic.cluttered_digits import cluttered_digits
 from jaxface.data.synthetic.digit_canvas import digit_canvas
 
 
@@ -31,4 +32,32 @@ class DigitCanvas(DataSpec):
 
     def divide(self, *, image_size: int, seed: int) -> Split:
         subsets = digit_canvas(copies=self.copies, side=image_size, noise=self.noise, seed=seed)
+        return Split(*subsets, self.title, "classification")
+
+
+@KINDS.register("cluttered_digits")
+@dataclasses.dataclass(frozen=True)
+class ClutteredDigits(DataSpec):
+    """One digit of several sizes on a canvas of noise, to be classified; training and test have different digits."""
+
+    scenes: Annotated[int, AtLeast(1)] = 8000
+    """Scenes to train on, of 1300 digits."""
+    test_scenes: Annotated[int, AtLeast(1)] = 1000
+    """Scenes to test, of 497 other digits."""
+    scales: Annotated[tuple[int, ...], AtLeast(1)] = (1, 2)
+    """Sizes of the digits as multiples of 8 pixels, in equal shares; their records' `scale`."""
+    noise: Annotated[tuple[float, float], Fraction, Ordered()] = (0.5, 0.5)
+    """Least and greatest amplitude of the noise, where white is 1; it is drawn for each scene."""
+    test_noise: Annotated[tuple[float, float] | None, Fraction, Ordered()] = None
+    """Those of the test scenes, which are the same otherwise; as in training unless given."""
+
+    @property
+    def title(self) -> str:
+        return "cluttered digits"
+
+    def source(self, *, image_size: int, seed: int) -> Source:
+        return self.divide(image_size=image_size, seed=seed).train
+
+    def divide(self, *, image_size: int, seed: int) -> Split:
+        subsets = cluttered_digits(**dataclasses.asdict(self), side=image_size, seed=seed)
         return Split(*subsets, self.title, "classification")

@@ -15,7 +15,7 @@ from jaxface.data.sources.voc import CLASSES, voc
 from jaxface.data.sources.wider_face import SUBSETS, wider_face
 from jaxface.data.specs.base import FIRST_HELD_OUT, FIRST_SIMULATED, KINDS, DataSpec, Split
 from jaxface.errors import UserError
-from jaxface.paths import local_path, name_text
+from jaxface.paths import last_name, name_text, user_path
 
 
 @KINDS.register("scenes")
@@ -102,14 +102,14 @@ class WiderFace(_Annotated):
         return "wider-face"
 
     def source(self, *, image_size: int, seed: int) -> AnnotatedSource:
-        root = local_path("root", self.root)
+        root = user_path("root", self.root)
         annotations = self.landmarks or root / "wider_face_split" / "wider_face_train_bbx_gt.txt"
         return wider_face(
             root / "WIDER_train" / "images", annotations, image_size=image_size, **self._options
         )
 
     def evaluation_source(self, *, image_size: int, seed: int) -> AnnotatedSource:
-        root = local_path("root", self.root)
+        root = user_path("root", self.root)
         folder = root / "wider_face_split"
         lists = self.lists
         if lists is None and all((folder / f"wider_{name}_val.mat").exists() for name in SUBSETS):
@@ -174,10 +174,10 @@ class Coco(_Annotated):
 
     @property
     def title(self) -> str:
-        return f"coco {name_text(local_path('annotations', self.annotations).stem)}"
+        return f"coco {name_text(user_path('annotations', self.annotations).stem)}"
 
     def _open(self, images: str | None, annotations: str, image_size: int) -> AnnotatedSource:
-        images = images or local_path("annotations", annotations).parent
+        images = images or user_path("annotations", annotations).parent
         return coco(images, annotations, categories=self.categories, image_size=image_size, **self._options)
 
     def source(self, *, image_size: int, seed: int) -> AnnotatedSource:
@@ -220,14 +220,14 @@ class Voc(_Annotated):
 
     @property
     def title(self) -> str:
-        return f"voc {name_text(local_path('root', self.root).resolve().name)}"
+        return f"voc {last_name('root', self.root)}"
 
     def _open(self, part: str | None, image_size: int) -> AnnotatedSource:
         return voc(self.root, part, categories=self.categories, image_size=image_size, **self._options)
 
     @property
     def _has_parts(self) -> bool:
-        return (local_path("root", self.root) / "ImageSets").is_dir()
+        return (user_path("root", self.root) / "ImageSets").is_dir()
 
     def source(self, *, image_size: int, seed: int) -> AnnotatedSource:
         return self._open(self.train if self._has_parts else None, image_size)

@@ -14,17 +14,7 @@ from jaxface.data.sources.source import Source, split_identities
 from jaxface.data.sources.tfds_source import TfdsSource
 from jaxface.data.specs.base import KINDS, DataSpec, Split
 from jaxface.errors import UserError
-from jaxface.paths import is_remote, name_text, user_path
-
-
-def _folder_name(root: str) -> str:
-    """The name of a folder as text, also of one that is given as `.`."""
-    return _last_name("root", root)
-
-
-def _last_name(argument: str, text: str) -> str:
-    path = user_path(argument, text)
-    return name_text(path.name if is_remote(path) else path.resolve().name)
+from jaxface.paths import is_remote, last_name, name_text, user_path
 
 
 @KINDS.register("folder")
@@ -45,7 +35,7 @@ class Folder(DataSpec):
 
     @property
     def title(self) -> str:
-        return f"folder {_folder_name(self.root)}"
+        return f"folder {last_name('root', self.root)}"
 
     def source(self, *, image_size: int, seed: int) -> FolderSource:
         return FolderSource(self.root, image_size=image_size, fit=self.fit, strict=self.strict)
@@ -74,7 +64,7 @@ class RgbdFolder(DataSpec):
 
     @property
     def title(self) -> str:
-        return f"folder {_folder_name(self.root)} ({self.modality})"
+        return f"folder {last_name('root', self.root)} ({self.modality})"
 
     def source(self, *, image_size: int, seed: int) -> Source:
         pairs = RgbdFolderSource(self.root, image_size=image_size, fit=self.fit, subset_names=self.subsets)
@@ -99,7 +89,7 @@ class GroupFolders(DataSpec):
 
     @property
     def title(self) -> str:
-        return f"groups {_folder_name(self.root)}"
+        return f"groups {last_name('root', self.root)}"
 
     def source(self, *, image_size: int, seed: int) -> Source:
         return JoinedGroups(group_folders(self.root, image_size=image_size, fit=self.fit))

@@ -107,3 +107,15 @@ def test_another_file_gets_one_line(text, words, folder):
 def test_a_category_that_there_is_not(folder):
     with pytest.raises(UserError, match=r"^categories: needs some of dog, kite, person, got cat"):
         data.coco(folder / "images", folder / "a.json", categories=("cat",), image_size=60)
+
+
+def test_an_object_store(folder, same_elsewhere):
+    def spec(root):
+        return data.Coco(f"{root}/a.json", f"{root}/images")
+
+    far = same_elsewhere(lambda root: spec(root).source(image_size=16, seed=0), folder)
+    assert far[1]["original_size"].tolist() == [
+        30,
+        30,
+    ]  # from the header, which the annotation does not repeat
+    assert spec("objects://bucket/set").title == "coco a"

@@ -194,3 +194,8 @@ def test_fields_beside_a_source():
     assert more[5]["number"] == 5 and (more[5]["image"] == source[5]["image"]).all() and len(more) == 1797
     with pytest.raises(ValueError, match="number: needs one row for each of 1797 records, got 3"):
         data.WithFields(source, number=np.arange(3))
+
+
+def test_an_object_store(tmp_path, same_elsewhere):
+    root = write_pairs(tmp_path / "pairs", people=2, each=1)
+    same_elsewhere(lambda root: data.RgbdFolderSource(root, image_size=16), root)

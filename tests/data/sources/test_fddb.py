@@ -67,3 +67,7 @@ def test_folds_that_there_are_not(folder):
         data.load(data.Fddb(str(folder), held_out_folds=tuple(range(1, 11))), image_size=60)
     with pytest.raises(UserError, match=r"^root: cannot read"):
         data.fddb(folder / "nowhere", image_size=60)
+
+
+def test_an_object_store(folder, same_elsewhere):
+    same_elsewhere(lambda root: data.Fddb(root).source(image_size=16, seed=0), folder)

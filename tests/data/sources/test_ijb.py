@@ -1,6 +1,7 @@
 import logging
 
 import numpy as np
+import object_store
 import pytest
 from PIL import Image
 
@@ -204,3 +205,19 @@ def test_lists_of_the_search_that_do_not_fit(tmp_path, changes, message):
     with pytest.raises(UserError, match=f"^templates: .*{message}") as caught:
         TemplateSource(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_an_object_store(tmp_path, same_elsewhere, monkeypatch):
+    write_search(tmp_path)
+    for number in range(7):
+        (tmp_path / "loose_crop" / f"{number}.png").write_bytes((tmp_path / "loose_crop/1.png").read_bytes())
+    far = same_elsewhere(TemplateSource, tmp_path)
+    assert len(far.search.galleries) == 2 and not far.corrupt
+
+    def fail(*_, **__):
+        raise RuntimeError("503 slow down")
+
+    monkeypatch.setattr(object_store.ObjectPath, "open", fail)
+    with pytest.raises(UserError, match=r"1\.png cannot be reached: 503 slow down"):
+        far[1]
+    assert not far.corrupt

@@ -1,6 +1,7 @@
 """SCface and TinyFace in the layouts in which they are published."""
 
 import logging
+from functools import partial
 
 import numpy as np
 import pytest
@@ -228,3 +229,11 @@ def test_nobody_trains_on_a_benchmark(tmp_path):
     spec = data.TinyFace(str(tmp_path), fit="stretch")
     assert spec.title == f"tinyface {tmp_path.name}"
     assert len(data.load_all(spec, image_size=10)) == 10
+
+
+def test_an_object_store(tmp_path, same_elsewhere):
+    scface(tmp_path / "scface")
+    (tmp_path / "tinyface").mkdir()
+    tinyface(tmp_path / "tinyface")
+    for kind, name in ((data.ScfaceSource, "scface"), (data.TinyFaceSource, "tinyface")):
+        assert not same_elsewhere(partial(kind, image_size=8), tmp_path / name).corrupt

@@ -118,3 +118,9 @@ def test_refusals(tmp_path, changes, message):
     assert "\n" not in str(caught.value)
     if message.startswith("lists"):
         assert len(data.MegaFaceSource(tmp_path, refined=False)) == 45
+
+
+def test_an_object_store(tmp_path, same_elsewhere):
+    write(tmp_path)
+    far = same_elsewhere(lambda root: data.MegaFaceSource(root, image_size=8), tmp_path)
+    assert far.noisy.sum() == 3

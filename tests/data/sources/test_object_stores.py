@@ -136,11 +136,21 @@ def test_a_pack(tmp_path):
         PackSource(f"{ROOT}/none.bin")
 
 
-@pytest.mark.parametrize(
-    "spec",
-    [data.Tfds(data_dir=ROOT), data.RgbdFolder(ROOT), data.Voc(ROOT), data.Fddb(ROOT)],
-    ids=lambda spec: type(spec).__name__,
-)
-def test_other_kinds_need_files_of_this_machine(spec):
-    with pytest.raises(UserError, match=r"^(data_dir|root): needs a path of this machine, got 'objects://"):
-        spec.divide(image_size=16, seed=0)
+def test_a_folder_of_packs(tmp_path):
+    object_store.clear()
+    for name, first in (("b", 0), ("a", 8)):
+        write_bin(tmp_path / f"{name}.bin", [jpeg(first + n) for n in range(8)], [True, True, False, False])
+    put(tmp_path)
+    near, far = (data.open_packs(root, image_size=16) for root in (tmp_path, ROOT))
+    assert list(near) == list(far) == ["a", "b"]
+    for name in near:
+        np.testing.assert_array_equal(near[name][3]["image"], far[name][3]["image"])
+    with pytest.raises(
+        UserError, match=r"^packs: needs a folder with .bin packs; got objects://bucket/other: No such"
+    ):
+        data.open_packs("objects://bucket/other")
+
+
+def test_the_sets_of_tensorflow_need_files_of_this_machine():
+    with pytest.raises(UserError, match=r"^data_dir: needs a path of this machine, got 'objects://"):
+        data.Tfds(data_dir=ROOT).divide(image_size=16, seed=0)

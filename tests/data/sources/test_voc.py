@@ -107,3 +107,8 @@ def test_missing_files_get_one_line(folder):
 def test_plain_documents_are_read_whole():
     root = parse_xml(b'<?xml version="1.0" encoding="latin-1"?><a b="c">x<d>\xe9</d>y</a>')
     assert root.get("b") == "c" and root.findtext("d") == "é" and root[0].tail == "y"
+
+
+def test_an_object_store(folder, same_elsewhere):
+    same_elsewhere(lambda root: data.Voc(root).source(image_size=16, seed=0), folder)
+    assert data.Voc("objects://bucket/set").title == "voc set"

@@ -160,3 +160,9 @@ def test_another_list_gets_one_line(tmp_path, folder, monkeypatch):
         UserError, match=r"^lists: needs faces of 0--Parade/a.jpg, which has 3; easy keeps number 9"
     ):
         data.load_all(data.WiderFace(str(folder)), image_size=60)
+
+
+def test_an_object_store(folder, same_elsewhere):
+    lists(folder)
+    far = same_elsewhere(lambda root: data.WiderFace(root).evaluation_source(image_size=16, seed=0), folder)
+    assert far.ground_truth(0)["hard"].tolist() == [False, True]
