@@ -46,8 +46,9 @@ def read_chain(
       UserError: the file cannot be read, or its graph is another architecture (names the first tensor that differs and both
         shapes, or the first layer that is not where it should be).
     """
+    layers = architecture(module, image_shape)
     reader = _Reader(OnnxGraph(local_path("weights", path)))
-    end, _ = reader.walk(architecture(module, image_shape), reader.graph.input, None)
+    end, _ = reader.walk(layers, reader.graph.input, None)
     reader.finish(end)
     return reader.state
 

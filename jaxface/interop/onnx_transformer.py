@@ -194,8 +194,7 @@ def read_transformer(
     Raises:
       UserError: the file cannot be read, or its graph is another architecture.
     """
-    graph = OnnxGraph(path)
-    layers = transformer_layers(module, image_shape)
+    layers, graph = transformer_layers(module, image_shape), OnnxGraph(path)
     expected = {leaf.name: (layer, leaf.shape) for layer in layers for leaf in layer.leaves()}
     named = renamed({name.removeprefix("model."): name for name in graph.constants}, module)
     aliases = {theirs: ours for ours, theirs in named.items() if ours in expected}

@@ -45,9 +45,9 @@ def attention(problem: tile.Problem, *, largest: int) -> tuple[jax.Array, jax.Ar
 
 def gradients(problem, d_out, d_lse, out, lse, *, largest: int) -> reference.Gradients:
     """As `reference.gradients`; sums over the queries are taken block by block in one order."""
-    problem = _float_codes(problem, largest)
-    if problem.q.dtype == jnp.float32:  # so are the other products then
-        d_out = d_out.astype(problem.q_scale.dtype)
+    exact = _float_codes(problem, largest)
+    if exact is not problem:  # nothing is gained by rounding the other products' operands either
+        problem, d_out = exact, d_out.astype(problem.q_scale.dtype)
     rows = block_rows(problem)
     queries = problem.q.shape[2]
     if rows >= queries:

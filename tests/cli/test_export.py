@@ -139,7 +139,9 @@ def test_a_transformer_under_timms_names(tmp_path, capsys):
     cli.main(f"weights import {file} {named} --normalization imagenet --bundle {tmp_path / 'b'}".split())
     assert "license: Apache-2.0, where" in capsys.readouterr().out
     bundle = inference.open_recognizer(tmp_path / "b")
-    assert bundle.module == module and bundle.alignment is None and (bundle.mean, bundle.std) == (127.5, 127.5)
+    assert (
+        bundle.module == module and bundle.alignment is None and (bundle.mean, bundle.std) == (127.5, 127.5)
+    )
     first, rest = (dict(tree["params"]) for tree in (bundle.variables, variables))
     kernel = first.pop("patches")["kernel"]
     np.testing.assert_allclose(
