@@ -26,6 +26,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from benchmarks import common
 from experiments.methods import (
     acw,
+    apvit,
     bamsprod,
     cassod,
     cckd,
@@ -33,11 +34,14 @@ from experiments.methods import (
     condensation_net,
     coupleface,
     ddc,
+    fmvit,
     gabn,
     ida,
     lrfr,
+    qvit,
     rbonn,
     rco,
+    sparsevit,
 )
 from experiments.recipes.recognition import Recipe
 from experiments.recipes.teachers import TeacherSpec
@@ -159,8 +163,17 @@ CASES = (
     Case("ddc", ddc.Config(), "plain 3x3 filters", stage(ddc.build, "classifier"), {"dilations": (1, 1, 1)}),
     Case("ddc, 5x5 filters", ddc.Config(depthwise_kernel=5, dilations=(1, 1, 1)), "plain 3x3 filters",
          stage(ddc.build, "classifier"), {"depthwise_kernel": 3}),
+    Case("apvit", dataclasses.replace(apvit.Config.clutter(), dense_steps=0, test_noises=()), "nothing dropped",
+         stage(apvit.build, "classifier"), {"keep_num": None, "keep_rates": (1.0,) * 4}),
+    Case("sparsevit", sparsevit.Config(), "fixed counts, mean heads", stage(sparsevit.build, "pruning"),
+         {"select": "top", "keep": (34, 7), "score": "mean"}),
     Case("condensation_net", condensation_net.Config(), "one filter per map",
          stage(condensation_net.build, "classifier"), {"groups": 1}),
+    Case("qvit", qvit.Config(), "LSQ and hard distillation, neither IRM nor DGD", stage(qvit.build, "student"),
+         {"precision": dataclasses.replace(qvit.Config().precision, rectify=None), "dgd_weight": 0.0}),
+    Case("fmvit", fmvit.Config(), "a ViT per sensor", stage(fmvit.build, "branches"), {"blocks": ("self",) * 4, "solo": "none"}),
+    Case("fmvit, sampled sensors", fmvit.Config(solo="sampled"), "a ViT per sensor", stage(fmvit.build, "branches"),
+         {"blocks": ("self",) * 4, "solo": "none"}),
 )  # fmt: skip
 
 
@@ -176,6 +189,10 @@ def shortened(config: Recipe, *, quick: bool) -> Recipe:
                 return dataclasses.replace(value, identities=32, held_out_identities=8)
             case data.TonedFaces():
                 return dataclasses.replace(value, identities=(16, 16), held_out_identities=8)
+            case data.Presentations():
+                return dataclasses.replace(
+                    value, identities=16, development_identities=4, held_out_identities=4
+                )
             case data.Scenes():
                 return dataclasses.replace(value, people=8, held_out_people=4)
             case tuple():

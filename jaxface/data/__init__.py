@@ -12,7 +12,16 @@ need("data", "absl", "cv2", "grain", "PIL")
 
 from jaxface.data.pipeline.batches import Batches, Relabeled, batches, corrupt_labels, evaluation_batches
 from jaxface.data.pipeline.buckets import BucketOrder, bucket_evaluation_batches, bucket_order
-from jaxface.data.pipeline.samplers import ClassUniform, Order, SuperclassUniform, class_means, superclasses
+from jaxface.data.pipeline.samplers import (
+    ClassUniform,
+    Order,
+    SuperclassUniform,
+    class_means,
+    repeat_factors,
+    repeat_rare_classes,
+    superclasses,
+)
+from jaxface.data.render.expressions import ExpressionSource
 from jaxface.data.render.rendered import RenderedSource
 from jaxface.data.render.scenes import SceneSource, SceneVariation
 from jaxface.data.render.variation import Variation
@@ -27,6 +36,7 @@ from jaxface.data.sources.depth import (
     encode_depth,
     nose_depth,
 )
+from jaxface.data.sources.expressions import majority_votes
 from jaxface.data.sources.fddb import fddb
 from jaxface.data.sources.folder import FolderSource
 from jaxface.data.sources.groups import JoinedGroups
@@ -36,6 +46,14 @@ from jaxface.data.sources.low_resolution_faces import ScfaceSource, TinyFaceSour
 from jaxface.data.sources.megaface import MegaFaceSource
 from jaxface.data.sources.objects import object_fields
 from jaxface.data.sources.packs import PackSource, open_packs, read_bin, write_bin
+from jaxface.data.sources.presentations import (
+    Presentation,
+    PresentationFiles,
+    RenderedPresentations,
+    casia_surf,
+    cefa,
+    presentation_table,
+)
 from jaxface.data.sources.recordio import IRHeader, RecordFile, RecordIOFaces, RecordWriter, write_record
 from jaxface.data.sources.source import Record, Source, Subset, WithFields, split_identities
 from jaxface.data.sources.tfds_source import TfdsSource
@@ -49,7 +67,9 @@ from jaxface.data.specs.canvases import ClutteredDigits, DigitCanvas
 from jaxface.data.specs.detection_sets import Coco, Fddb, Scenes, Voc, WiderFace
 from jaxface.data.specs.ellipse_sets import Ellipses
 from jaxface.data.specs.embeddings import Crowd, EmbeddingFile
+from jaxface.data.specs.expressions import AffectNet, FerPlus, RafDb, RenderedExpressions
 from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, RgbdFolder, Tfds
+from jaxface.data.specs.presentation_sets import CasiaSurf, Cefa, Presentations, PresentationTable
 from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
 from jaxface.data.specs.synthetic_sets import Procedural, ProceduralImages, ShortcutDigits
 from jaxface.data.synthetic.cluttered_digits import cluttered_digits
@@ -88,6 +108,7 @@ __all__ = [
     "RGBD_CORRUPTIONS",
     "SHORTCUT",
     "TEMPLATES",
+    "AffectNet",
     "AnnotatedSource",
     "ArraySource",
     "Augment",
@@ -95,6 +116,8 @@ __all__ = [
     "Batches",
     "Bin",
     "BucketOrder",
+    "CasiaSurf",
+    "Cefa",
     "ClassUniform",
     "ClutteredDigits",
     "Coco",
@@ -108,7 +131,9 @@ __all__ = [
     "Digits",
     "Ellipses",
     "EmbeddingFile",
+    "ExpressionSource",
     "Fddb",
+    "FerPlus",
     "Folder",
     "FolderSource",
     "GroupFolders",
@@ -126,15 +151,22 @@ __all__ = [
     "Olivetti",
     "Order",
     "PackSource",
+    "Presentation",
+    "PresentationFiles",
+    "PresentationTable",
+    "Presentations",
     "Procedural",
     "ProceduralImages",
+    "RafDb",
     "Record",
     "RecordFile",
     "RecordIO",
     "RecordIOFaces",
     "RecordWriter",
     "Relabeled",
+    "RenderedExpressions",
     "RenderedFaces",
+    "RenderedPresentations",
     "RenderedSource",
     "RgbdCorruption",
     "RgbdFolder",
@@ -167,6 +199,8 @@ __all__ = [
     "batches",
     "bucket_evaluation_batches",
     "bucket_order",
+    "casia_surf",
+    "cefa",
     "class_means",
     "cluttered_digits",
     "coco",
@@ -192,6 +226,7 @@ __all__ = [
     "load",
     "load_all",
     "low_resolution",
+    "majority_votes",
     "mirror_some",
     "mixed_people",
     "named_template",
@@ -199,10 +234,13 @@ __all__ = [
     "object_fields",
     "olivetti",
     "open_packs",
+    "presentation_table",
     "procedural_images",
     "procedural_vectors",
     "read_bin",
     "read_embeddings",
+    "repeat_factors",
+    "repeat_rare_classes",
     "resize_twice",
     "shortcut_digits",
     "split_identities",

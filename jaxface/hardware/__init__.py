@@ -30,6 +30,7 @@ from jaxface.hardware.host_layers import (
     separable_where,
     tiny_yolo_layers,
 )
+from jaxface.hardware.low_bit import LowBitCost, Product, low_bit_cost
 
 __all__ = [
     "CONVENTIONAL",
@@ -40,13 +41,16 @@ __all__ = [
     "Cycles",
     "FeatureMemory",
     "FeatureTraffic",
+    "LowBitCost",
     "PoolingOverhead",
+    "Product",
     "cascade_layers",
     "depthwise_separable",
     "dilated_cycles",
     "feature_memory",
     "feature_traffic",
     "layer_cycles",
+    "low_bit_cost",
     "network_cycles",
     "pooling_overhead",
     "retinaface_layers",

@@ -1,6 +1,20 @@
 """Flax modules that are parts of networks."""
 
 from jaxface.layers.activation import PReLU
+from jaxface.layers.apvit import (
+    ClassAttention,
+    PatchAttention,
+    PatchPooling,
+    TokenPooling,
+    app_scores,
+    atp_scores,
+    attentive_patch_pool,
+    class_logits,
+    gather_tokens,
+    token_counts,
+    top_k_sorted,
+    transformer_macs,
+)
 from jaxface.layers.attention import Attention, DotProduct, LayerScale, Maps, RelativePositions
 from jaxface.layers.binary import BinaryConv, BinaryDense, ChannelBias, approx_sign, sign
 from jaxface.layers.cascade_taps import CascadeFit, cascade_defects, cascade_residual, universal_width
@@ -26,6 +40,17 @@ from jaxface.layers.context import CONTEXTS, DilatedContext, SSHContext
 from jaxface.layers.ddc import DDCLayer, FusedDDC, LargeKernelDepthwiseSeparable, depthwise_dilated, fuse_ddc
 from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
+from jaxface.layers.fmvit import (
+    ClassFusion,
+    MutualDotProduct,
+    cls_relevance,
+    fusion_attention,
+    guidance_mask,
+    informative_mask,
+    mutual_attention,
+    partner_matrix,
+)
+from jaxface.layers.integer import IntegerConv, IntegerDense, integer_params
 from jaxface.layers.joint_pyramid import JointPyramidUpsample, fuse_joint_pyramid
 from jaxface.layers.norm import BatchNorm
 from jaxface.layers.quantization import (
@@ -39,8 +64,18 @@ from jaxface.layers.quantization import (
     lsq_init_zero_point,
     lsq_quantize,
 )
+from jaxface.layers.qvit import InformationRectification, information_rectification
 from jaxface.layers.rbonn import RBOConv
 from jaxface.layers.remat import Remat, run_block
+from jaxface.layers.sparsevit import (
+    ScoredProduct,
+    SparseEncoder,
+    block_macs,
+    head_weighted_cls_score,
+    masked_softmax,
+    prune_tokens,
+    threshold_mask,
+)
 
 __all__ = [
     "CONTEXTS",
@@ -51,6 +86,8 @@ __all__ = [
     "CascadeFit",
     "CascadedDilatedConv",
     "ChannelBias",
+    "ClassAttention",
+    "ClassFusion",
     "CondensationConv",
     "ConfidenceNet",
     "DDCLayer",
@@ -61,12 +98,18 @@ __all__ = [
     "FusedCascade",
     "FusedCondensation",
     "FusedDDC",
+    "InformationRectification",
+    "IntegerConv",
+    "IntegerDense",
     "JointPyramidUpsample",
     "LIDEstimator",
     "LargeKernelDepthwiseSeparable",
     "LayerScale",
     "Maps",
+    "MutualDotProduct",
     "PReLU",
+    "PatchAttention",
+    "PatchPooling",
     "QuantizedConv",
     "QuantizedDense",
     "QuantizedDotProduct",
@@ -75,12 +118,21 @@ __all__ = [
     "RelativePositions",
     "Remat",
     "SSHContext",
+    "ScoredProduct",
+    "SparseEncoder",
+    "TokenPooling",
+    "app_scores",
     "approx_sign",
+    "atp_scores",
+    "attentive_patch_pool",
+    "block_macs",
     "calibrate",
     "cascade_defects",
     "cascade_residual",
     "cascade_shapes",
     "cascaded_dilated_conv",
+    "class_logits",
+    "cls_relevance",
     "condensation_gain",
     "condense",
     "cross_channel_argmax",
@@ -91,12 +143,27 @@ __all__ = [
     "fuse_condensation",
     "fuse_ddc",
     "fuse_joint_pyramid",
+    "fusion_attention",
+    "gather_tokens",
+    "guidance_mask",
+    "head_weighted_cls_score",
+    "information_rectification",
+    "informative_mask",
+    "integer_params",
     "lsq_codes",
     "lsq_init_alpha",
     "lsq_init_zero_point",
     "lsq_quantize",
+    "masked_softmax",
+    "mutual_attention",
+    "partner_matrix",
+    "prune_tokens",
     "run_block",
     "sign",
     "stage_ratio",
+    "threshold_mask",
+    "token_counts",
+    "top_k_sorted",
+    "transformer_macs",
     "universal_width",
 ]

@@ -1,4 +1,7 @@
-"""Attention of the transformers, which a method extends by its fields: another linear layer, or another mixing of values."""
+"""Attention of the transformers, which a method extends by its fields: another linear layer, or another mixing of values.
+
+Methods: apvit, sparsevit
+"""
 
 from collections.abc import Callable
 from typing import Any

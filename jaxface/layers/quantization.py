@@ -5,6 +5,8 @@
 A network is made of these layers by its fields (`Attention(dense=, mix=)`, `ViT(conv=, dense=, unit=)`), and `calibrate` gives
 every quantizer its first step and its signs from a batch, on the host, before anything is compiled. What they compute
 afterwards are floats on integer grids; `jaxface.layers.integer` has the same layers on the integers.
+
+Methods: qvit
 """
 
 import functools
@@ -20,6 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxface.checks import Integers, check_number
 from jaxface.errors import UserError
+from pallas_kernels.common import Implementation
 from pallas_kernels.quantized_attention import AttnSteps, quantized_attention
 
 ZeroPoint = Literal["code", "input"]
@@ -517,7 +520,7 @@ class QuantizedDotProduct(nn.Module):
     zero_point: ZeroPoint | None = None
     compat: bool = False
     rectify: Callable[..., nn.Module] | None = None
-    implementation: str | None = "fake"
+    implementation: Implementation | Literal["fake"] | None = "fake"
 
     @nn.compact
     def __call__(
@@ -570,19 +573,19 @@ class QuantizedDotProduct(nn.Module):
             masked = jnp.where(mask, 0.0, -jnp.inf).astype(jnp.float32)
             bias = masked if bias is None else bias.astype(jnp.float32) + masked
         operands = (query, key, value)
-        steps = [quantize(x, steps_only=True) for quantize, x in zip(quantizers, operands, strict=True)]
+        q, k, v = (quantize(x, steps_only=True) for quantize, x in zip(quantizers, operands, strict=True))
         batch, queries, heads, _ = query.shape
         shape = jax.ShapeDtypeStruct((batch, heads, queries, key.shape[1]), jnp.float32)
-        steps.append(probability(shape, steps_only=True))
-        zeros = None
-        if self.zero_point is not None:
-            zeros = AttnSteps(*(step.zero_point for step in steps[:3]))
-        mixed = quantized_attention(
-            *(jnp.swapaxes(x, 1, 2) for x in operands),
-            steps=AttnSteps(*(step.alpha for step in steps)),
+        p = probability(shape, steps_only=True)
+        zeros = None if self.zero_point is None else AttnSteps(q.zero_point, k.zero_point, v.zero_point)
+        mixed: Any = quantized_attention(
+            jnp.swapaxes(query, 1, 2),
+            jnp.swapaxes(key, 1, 2),
+            jnp.swapaxes(value, 1, 2),
+            steps=AttnSteps(q.alpha, k.alpha, v.alpha, p.alpha),
             bits=self.all_bits(),
             zero_points=zeros,
             bias=bias,
-            implementation=self.implementation,
+            implementation=None if self.implementation == "fake" else self.implementation,
         )
         return jnp.swapaxes(mixed, 1, 2)

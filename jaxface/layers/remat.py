@@ -1,4 +1,7 @@
-"""Rematerialization: a block's inner arrays are computed again in the backward pass instead of being stored."""
+"""Rematerialization: a block's inner arrays are computed again in the backward pass instead of being stored.
+
+Methods: apvit
+"""
 
 from collections.abc import Callable
 from typing import Any, Literal, get_args

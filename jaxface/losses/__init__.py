@@ -19,6 +19,8 @@
 | `hint_loss` | squared distance of a regressed feature to the teacher's | arXiv:1904.09149 |
 | `hardness`, `hardness_ratios` | how far a student is from the points of its teacher's route | arXiv:1904.09149 |
 | `mimic_loss` | squared distance to the teacher's embedding, or to its direction | |
+| `dgd_loss`, `similarity_pattern` | which tokens are alike for a head, as for the teacher; stores no N × N | arXiv:2210.06707 |
+| `hard_distillation_loss` | one head learns labels, one the teacher's top classes | arXiv:2012.12877 |
 | `correlation_congruence_loss` | the relations between the examples of a batch are the teacher's | arXiv:1904.01802 |
 | `gradient_attention`, `attention_score`, `topn_mask`, `erase` | where a network looks, the image without it | arXiv:2304.02284 |
 | `adversarial_uniform`, `adversarial_to_reference`, `discriminator_loss` | attention that tells no group | arXiv:2304.02284 |
@@ -32,6 +34,7 @@
 | `sigmoid_focal_loss`, `smooth_l1_loss` | their parts | arXiv:1708.02002, 1504.08083 |
 | `match_sets`, `detr_match`, `detr_loss` | predictions and objects one to one | arXiv:2005.12872 |
 | `yolo_loss`, `decode_yolo`, `cluster_anchors` | a grid of cells that each find the object in them | arXiv:1612.08242 |
+| `budget_loss` | the mean work of a batch of images meets a target | arXiv:2209.13802 |
 | `gan_discriminator_loss`, `gan_generator_loss`, `r1_penalty` | a generator of faces | arXiv:1406.2661, 1801.04406 |
 """
 
@@ -63,6 +66,7 @@ from jaxface.losses.detection import (
     smooth_l1_loss,
 )
 from jaxface.losses.distillation import mimic_loss, soft_target_loss
+from jaxface.losses.fmvit import branch_loss
 from jaxface.losses.gabn import (
     Attention,
     AttentionKind,
@@ -80,9 +84,11 @@ from jaxface.losses.heads import HEADS, ArcFace, CosFace, Head, Linear, SFace, S
 from jaxface.losses.ida import lid_regression_loss, lid_targets
 from jaxface.losses.lrfr import logexp_distance, logexp_loss, power_distance
 from jaxface.losses.partial_fc import partial_fc_loss, sample_classes, shard_bounds
+from jaxface.losses.qvit import dgd_loss, hard_distillation_loss, similarity_pattern
 from jaxface.losses.rco import hardness, hardness_ratios, hint_loss
 from jaxface.losses.sface import sface_loss
 from jaxface.losses.softmax import arcface_loss, cosface_loss, cross_entropy, margin_logits, softmax_loss
+from jaxface.losses.sparsevit import budget_loss
 from jaxface.losses.yolo import YoloBoxes, YoloTerms, cluster_anchors, decode_yolo, yolo_loss
 
 __all__ = [
@@ -108,6 +114,8 @@ __all__ = [
     "adversarial_uniform",
     "arcface_loss",
     "attention_score",
+    "branch_loss",
+    "budget_loss",
     "cell_loss",
     "cluster_anchors",
     "correlation_congruence_loss",
@@ -119,12 +127,14 @@ __all__ = [
     "decode_yolo",
     "detr_loss",
     "detr_match",
+    "dgd_loss",
     "discriminator_loss",
     "erase",
     "gan_discriminator_loss",
     "gan_generator_loss",
     "gradient_attention",
     "group_weights",
+    "hard_distillation_loss",
     "hard_negatives",
     "hardness",
     "hardness_ratios",
@@ -151,6 +161,7 @@ __all__ = [
     "sface_loss",
     "shard_bounds",
     "sigmoid_focal_loss",
+    "similarity_pattern",
     "smooth_l1_loss",
     "soft_target_loss",
     "softmax_loss",

@@ -2,7 +2,7 @@
 
 What the teacher gives is a constant: no gradient reaches it.
 
-Methods: cckd, coupleface, rco, rbonn
+Methods: cckd, coupleface, rco, rbonn, sparsevit
 """
 
 import chex

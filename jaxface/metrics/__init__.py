@@ -9,15 +9,17 @@
 | a million distractors | `distractor_rank1`, `distractor_verification`, `megaface_report` |
 | faces of few pixels | `gallery_report`, `labeled_average_precision`, `rank1_by_distance` |
 | does a mask keep people from being found? | `protection_success` |
-| which class is it? | `accuracy`, `top_k_accuracy`, `nearest_prototype_accuracy`, `confusion_matrix` |
+| which class is it? | `accuracy`, `top_k_accuracy`, `nearest_prototype_accuracy` |
+| which classes are taken for others? | `confusion_matrix`, `mean_class_accuracy`, `macro_f1` |
 | does it serve every group alike? | `group_fairness`, `group_accuracy`, `group_verification` |
 | where does it look? | `attention_coverage`, `attention_gap`, `attention_mass`, `sensitive_area` |
 | where does a transformer look? | `class_attention`, `attention_rollout` |
+| what do low-bit codes still tell? | `code_entropy`, `norm_spread` |
 | does a student see the relations that its teacher sees? | `congruence_error` |
 | how good are a detector's boxes? | `coco_evaluate`, `voc_evaluate`, `wider_face_evaluate`, `fddb_evaluate` |
 | which of two modalities to believe for this pair? | `fuse_scores`, `pair_weight`, `fused_search`, `missing_modality` |
 | in which cells is something; which class has each pixel? | `average_precision`, `mean_iou`, `class_iou`, `pixel_confusion` |
-| is it a live face, or a picture or a mask? | `equal_error_threshold` on a development set, then `spoof_report`; `acer` |
+| is it a live face or a photograph, a screen, a mask? | `equal_error_threshold`, `spoof_report`, `apcer`, `bpcer`, `acer` |
 | are some people more alike than others? | `local_discrepancy`, `aligned_similarity`, `group_false_accepts` |
 """
 
@@ -29,6 +31,7 @@ from jaxface.metrics.analysis.attention import (
     class_attention,
     sensitive_area,
 )
+from jaxface.metrics.analysis.codes import code_entropy, norm_spread
 from jaxface.metrics.analysis.congruence import congruence_error
 from jaxface.metrics.analysis.discrepancy import (
     Discrepancy,
@@ -72,6 +75,8 @@ from jaxface.metrics.recognition.classification import (
     accuracy,
     confusion_matrix,
     correct_top_k,
+    macro_f1,
+    mean_class_accuracy,
     nearest_prototype,
     nearest_prototype_accuracy,
     per_class_accuracy,
@@ -217,6 +222,7 @@ __all__ = [
     "class_iou",
     "cmc",
     "coco_evaluate",
+    "code_entropy",
     "combine_scores",
     "confidence_logit",
     "confusion_matrix",
@@ -251,8 +257,10 @@ __all__ = [
     "leave_one_out",
     "local_discrepancy",
     "local_discrepancy_cap",
+    "macro_f1",
     "make_pairs",
     "mate_scores_above_non_mates",
+    "mean_class_accuracy",
     "mean_iou",
     "mean_norm",
     "mean_pair_cosine",
@@ -260,6 +268,7 @@ __all__ = [
     "missing_modality",
     "nearest_prototype",
     "nearest_prototype_accuracy",
+    "norm_spread",
     "normalize",
     "open_set",
     "pair_similarities",

@@ -12,13 +12,19 @@ from jaxface.models.recognition.mobilenet_v1 import MobileNetV1
 from jaxface.models.recognition.mobilenet_v2 import MobileNetV2
 from jaxface.models.recognition.resnet import FaceResNet, ResNet
 from jaxface.models.registry import MODELS, create, describe, feature_size, from_description, names
+from jaxface.models.transformers.apvit import APViT, kept_patches
+from jaxface.models.transformers.fmvit import FMViT, liveness
+from jaxface.models.transformers.sparsevit import AdaptiveSparseViT
 from jaxface.models.transformers.swin import Swin
 from jaxface.models.transformers.vit import ViT
 
 __all__ = [
     "MLP",
     "MODELS",
+    "APViT",
+    "AdaptiveSparseViT",
     "ConvNet",
+    "FMViT",
     "FaceResNet",
     "IResNet",
     "InceptionResNet",
@@ -35,7 +41,9 @@ __all__ = [
     "describe",
     "feature_size",
     "from_description",
+    "kept_patches",
     "layer_shapes",
+    "liveness",
     "multiply_accumulates",
     "names",
     "parameter_count",

@@ -13,6 +13,7 @@ from jaxface.training.evaluations.aligned_verification import (
     fitted_support,
 )
 from jaxface.training.evaluations.cell_precision import CellPrecision
+from jaxface.training.evaluations.class_report import ClassReport
 from jaxface.training.evaluations.cloak_protection import CloakProtection, CloakTrial, FrozenNetwork
 from jaxface.training.evaluations.combined import Evaluations
 from jaxface.training.evaluations.cross_resolution import CrossResolution, resolution_gradient_norms
@@ -26,10 +27,13 @@ from jaxface.training.evaluations.pair_verification import (
     score_figures,
     verification_figures,
 )
+from jaxface.training.evaluations.patch_ranking import PatchRanking
+from jaxface.training.evaluations.presentation_detection import PresentationDetection, sensor_images
 from jaxface.training.evaluations.protocols import PackVerification, check_source, evaluate_source
 from jaxface.training.evaluations.rgbd_identification import RgbdIdentification, projected
 from jaxface.training.evaluations.route_hardness import RouteHardness
 from jaxface.training.evaluations.sign_flips import sign_flips
+from jaxface.training.evaluations.token_pruning import TokenPruning
 from jaxface.training.frozen import Frozen
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
 from jaxface.training.map_source import map_source
@@ -88,6 +92,7 @@ __all__ = [
     "Cadence",
     "CellPrecision",
     "Checkpoints",
+    "ClassReport",
     "CloakProtection",
     "CloakTrial",
     "CrossResolution",
@@ -109,7 +114,9 @@ __all__ = [
     "Outcome",
     "PackFairness",
     "PackVerification",
+    "PatchRanking",
     "PmapParallel",
+    "PresentationDetection",
     "ProfiledSteps",
     "Recognizer",
     "Records",
@@ -124,6 +131,7 @@ __all__ = [
     "Stage",
     "SupportSet",
     "Teacher",
+    "TokenPruning",
     "Tracking",
     "TrainState",
     "Verification",
@@ -168,6 +176,7 @@ __all__ = [
     "run_anchors",
     "run_checkpoint",
     "score_figures",
+    "sensor_images",
     "sgd",
     "sign_flips",
     "source_groups",

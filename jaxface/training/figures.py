@@ -244,6 +244,52 @@ def save_bars(
     return _write(figure, path)
 
 
+def save_confusion(
+    counts: np.ndarray, class_names: Sequence[str], path: str | os.PathLike, *, title: str = ""
+) -> Path:
+    """A confusion matrix as shares of each true class, with the numbers in the cells, and beside it the share that is right.
+
+    Args:
+      counts: [C, C] integers ≥ 0, row = true class, column = answer (`jaxface.metrics.confusion_matrix`); a row of zeros is a
+        class that does not occur.
+      class_names: [C] texts.
+      path: file to write. title: above all.
+
+    Raises:
+      UserError: nothing to draw or a negative count. ValueError: another shape than [C, C] for the names.
+    """
+    counts = np.asarray(counts)
+    _some("class_names", class_names)
+    if counts.shape != (len(class_names),) * 2:
+        raise ValueError(f"counts: needs {(len(class_names),) * 2}, got {counts.shape}")
+    if (counts < 0).any() or not counts.any():
+        raise UserError("counts: needs counts from 0, some of them above it")
+    total = counts.sum(axis=1, keepdims=True)
+    shares = np.where(total > 0, counts / np.maximum(total, 1), 0.0)
+    side = 2.0 + 0.55 * len(class_names)
+    figure = Figure(figsize=(1.5 * side, side), layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title)
+    table, bars = figure.subplots(1, 2, width_ratios=(2, 1))
+    table.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ticks, names = range(len(class_names)), list(class_names)
+    table.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor")
+    table.set_yticks(ticks, names)
+    table.set(xlabel="answer", ylabel="truth")
+    if len(names) <= 20:  # more numbers cannot be read
+        for (row, column), share in np.ndenumerate(shares):
+            color = "white" if share > 0.5 else "black"
+            table.text(column, row, f"{share:.2f}", ha="center", va="center", color=color, fontsize="small")
+    bars.barh(ticks, np.diag(shares), color=GENUINE)
+    bars.set_yticks(ticks, names)
+    bars.invert_yaxis()
+    bars.set_xlim(0, 1)
+    bars.set_xlabel("accuracy of each class")
+    bars.grid(alpha=0.3, axis="x")
+    return _write(figure, path)
+
+
 def save_layers(
     panels: Mapping[str, Mapping[str, np.ndarray]], path: str | os.PathLike, *, title: str = ""
 ) -> Path:

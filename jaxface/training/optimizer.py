@@ -24,13 +24,15 @@ from jaxface.training.frozen import Frozen
 
 
 def decay_mask(params):
-    """True for the leaves that weight decay touches: all but biases, the scales of normalizations and the steps of quantizers.
+    """True for the leaves that weight decay touches: all but biases, the scales of normalizations, the steps of quantizers, the
+    thresholds of pruned tokens, and the extra tokens and positions of transformers.
 
     PReLU slopes and class prototypes are decayed, as in the public face-recognition recipes.
     """
+    exempt = ("bias", "scale", "log_step", "zero_point", "thresholds")
+    exempt += ("class_token", "distillation_token", "positions")
 
     def decays(path, _):
-        exempt = ("bias", "scale", "log_step", "zero_point")
         return getattr(path[-1], "key", None) not in exempt if path else True
 
     return jax.tree_util.tree_map_with_path(decays, params)
@@ -54,8 +56,8 @@ class Optimizer:
     momentum: Annotated[float, ProperFraction] = 0.9
     """Momentum of SGD (first-moment decay of the others), in [0, 1)."""
     weight_decay: Annotated[float, NonNegative] = 5e-4
-    """Weight decay, ≥ 0; biases and normalization scales are exempt. SGD, Adam and LARS add it to the gradient, the others to the
-    update."""
+    """Weight decay, ≥ 0; biases, normalization scales, extra tokens and positions are exempt. SGD, Adam and LARS add it to the
+    gradient, the others to the update."""
     clip_norm: Annotated[float | None, Positive] = None
     """Largest global gradient norm, > 0; none by default."""
     rates: tuple[str, ...] = ()

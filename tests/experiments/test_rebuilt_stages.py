@@ -18,6 +18,10 @@ TEACHER = TeacherSpec(backbone="mlp_8", embedding=8, steps=4)
 STUDENT = {"data": PEOPLE, "backbone": "mlp_4", "embedding": 8, "batch_size": 16, "teacher": TEACHER}
 SMALL = {
     "acw": ("digits", {"rgb": TEACHER, "depth": TEACHER, "prototypes": "images", "leave_one_out": 1000}),
+    "apvit": (
+        "clutter",
+        {"data": data.ClutteredDigits(scenes=48, test_scenes=8), "dim": 8, "dense_steps": 2, "batch_size": 8},
+    ),
     "cassod": (None, {"data": data.Ellipses(images=20, held_out_images=4), "width": 2, "batch_size": 8}),
     "bamsprod": ("heavy", {"online_steps": 20, "batch_size": 32}),
     "cckd": ("procedural", {**STUDENT, "sampler": "class"}),
@@ -38,6 +42,18 @@ SMALL = {
     "coupleface": ("vectors", {**STUDENT, "neighbors": 5}),
     "condensation_net": (None, {"data": data.DigitCanvas(copies=1), "channels": 2, "batch_size": 8}),
     "ddc": (None, {"data": data.DigitCanvas(copies=1), "channels": 2, "batch_size": 8}),
+    "fmvit": (
+        None,
+        {
+            "data": data.Presentations(
+                identities=8, per_identity=4, development_identities=8, held_out_identities=8
+            ),
+            "dim": 16,
+            "heads": 2,
+            "blocks": ("self", "cross"),
+            "batch_size": 8,
+        },
+    ),
     "gabn": ("digits", {"batch_size": 32}),
     "ida": (
         None,
@@ -52,6 +68,7 @@ SMALL = {
         },
     ),
     "lrfr": ("digits", {}),
+    "qvit": (None, {"dim": 4, "depth": 1, "patch": 4, "calibration": 8, "batch_size": 8}),
     "rbonn": (
         None,
         {
@@ -63,6 +80,18 @@ SMALL = {
     "rco": (
         None,
         {**STUDENT, "augment": data.Augment(flip=0.0), "recorded": 2, "anchors": 2, "validation": 0.2},
+    ),
+    "sparsevit": (
+        None,
+        {
+            "data": data.ClutteredDigits(scenes=32, test_scenes=8),
+            "dim": 8,
+            "depth": 3,
+            "heads": 2,
+            "batch_size": 8,
+            "steps": 2,
+            "prune_steps": 2,
+        },
     ),
     "sface": ("digits", {"label_noise": 0.2}),
 }

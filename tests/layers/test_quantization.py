@@ -30,11 +30,16 @@ X = jnp.array([-2, -0.3, 0.1, 0.24, 0.26, 0.74, 0.9, 3], jnp.float32)
 RNG = np.random.default_rng(0)
 
 
-def gradients(x, alpha, zero=None, upstream=None, **options):
-    """x̂ and the gradients by x, α and z (where there is one)."""
-    arguments = (x, jnp.float32(alpha)) + (() if zero is None else (jnp.float32(zero),))
-    x_hat, pull = jax.vjp(functools.partial(lsq_quantize, **options), *arguments)
-    return x_hat, *pull(jnp.ones_like(x_hat) if upstream is None else jnp.asarray(upstream, x_hat.dtype))
+def gradients(x, alpha, zero, upstream=None, **options):
+    """x̂ and the gradients by x, α and z."""
+
+    @jax.jit
+    def run(x, alpha, zero, upstream):
+        x_hat, pull = jax.vjp(functools.partial(lsq_quantize, **options), x, alpha, zero)
+        return x_hat, *pull(upstream)
+
+    upstream = np.ones(x.shape) if upstream is None else np.asarray(upstream)
+    return run(x, np.float32(alpha), np.float32(zero), upstream.astype(np.float32))
 
 
 def test_check_1_signed_codes_of_two_bits():
@@ -87,6 +92,57 @@ def test_check_5_a_quantized_linear_layer():
     np.testing.assert_allclose(zero, 0.9338935, rtol=1e-6)
     expected = [[-1.071429, -3.75], [1.607143, 0.535714]]
     np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=2e-6)
+
+
+def max_abs_error(bits):
+    """Relative error of attention with N(0, 1) operands, N = 197 and d = 64, whose steps are the largest values' (check 10)."""
+    q, k, v = (np.random.default_rng(7).normal(size=(3, 197, 64)).astype(np.float32)[i] for i in range(3))
+
+    def on_grid(x, signed=True, step=None):
+        step = jnp.max(jnp.abs(x)) / code_range(bits, signed=signed)[1] if step is None else step
+        return lsq_quantize(x, step, bits=bits, signed=signed)
+
+    @jax.jit
+    def errors(q, k, v):
+        exact = jax.nn.softmax(q @ k.T / 8) @ v
+        p = jax.nn.softmax(on_grid(q) @ on_grid(k).T / 8)
+        found = [on_grid(p, False, step) @ on_grid(v) for step in (None, jnp.float32(1 / (2**bits - 1)))]
+        return [jnp.linalg.norm(x - exact) / jnp.linalg.norm(exact) for x in found]
+
+    return errors(q, k, v)
+
+
+@pytest.mark.parametrize(("bits", "expected", "fixed"), [(2, 1.34, None), (8, 0.030, 0.15)])
+def test_check_10_many_bits_are_no_quantization(bits, expected, fixed):
+    found, with_fixed_step = max_abs_error(bits)
+    np.testing.assert_allclose(found, expected, rtol=0.1)
+    if fixed is not None:
+        np.testing.assert_allclose(with_fixed_step, fixed, rtol=0.1)
+
+
+def test_check_11_logits_are_a_product_of_integers():
+    q, k = (jnp.asarray(RNG.normal(size=(2, 3, 11, 16)), jnp.float32) for _ in range(2))
+    steps = jnp.array([0.2, 0.4, 0.6]), jnp.array([0.3, 0.5, 0.1])
+
+    @jax.jit
+    def both(q, k):
+        floats = [lsq_quantize(x, step, bits=4, axis=1) for x, step in zip((q, k), steps, strict=True)]
+        codes = [lsq_codes(x, step, bits=4, axis=1) for x, step in zip((q, k), steps, strict=True)]
+        integers = jnp.einsum("bhnd,bhmd->bhnm", *codes, preferred_element_type=jnp.int32)
+        scale = (steps[0] * steps[1] / 4)[:, None, None]
+        return jnp.einsum("bhnd,bhmd->bhnm", *floats) / 4, scale * integers
+
+    np.testing.assert_allclose(*both(q, k), rtol=1e-5, atol=1e-6)
+
+
+def test_check_12_the_first_step_of_uniform_attention():
+    found = {
+        bits: float(lsq_init_alpha(jnp.full((4, 197), 1 / 197), bits=bits, signed=False))
+        for bits in (2, 3, 4)
+    }
+    np.testing.assert_allclose(list(found.values()), [0.00586142, 0.00383720, 0.00262131], rtol=1e-5)
+    largest = [step * (2**bits - 1) for bits, step in found.items()]
+    np.testing.assert_allclose(largest, [0.0175843, 0.0268604, 0.0393196], rtol=1e-5)
 
 
 def test_gradients_of_the_input_domain_by_hand():

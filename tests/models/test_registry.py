@@ -21,12 +21,33 @@ def shapes(name, *, size=None, channels=3, **fields):
     return module, image, jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), image)
 
 
-# Tracing the deepest of each family takes seconds and walks the same code as its smaller sisters; so do other widths.
-DEEP = {"iresnet100", "iresnet200", "resnet101", "cifar_resnet56", "cifar_resnet110", "vit_large"}
-DEEP |= {"iresnet34", "cifar_resnet32", "cifar_resnet44", "vit_small", "vit_base"}
-DEEP |= {"deit_tiny_distilled", "deit_small_distilled", "deit_base_distilled", "swin_small", "swin_base"}
-DEEP |= {"mobilenet_v2", "mobilenet_v2_half", "se_iresnet50", "inception_resnet"}
-NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in DEEP else name for name in models.names()]
+# Tracing the deeper ones of each family, and the wider ones, takes seconds and walks the same code as their smallest sister.
+SISTERS = {
+    "iresnet34",
+    "iresnet50",
+    "iresnet100",
+    "iresnet200",
+    "resnet34",
+    "resnet101",
+    "vit_small",
+    "vit_base",
+    "vit_large",
+}
+SISTERS |= {"cifar_resnet32", "cifar_resnet44", "cifar_resnet56", "cifar_resnet110"}
+SISTERS |= {
+    "deit_small_distilled",
+    "deit_base_distilled",
+    "swin_small",
+    "swin_base",
+    "mobilenet_v2",
+    "mobilenet_v2_half",
+}
+DEEP = {"apvit", "deit_tiny_distilled", "se_iresnet50", "inception_resnet"}
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if name in DEEP else name
+    for name in models.names()
+    if name not in SISTERS
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

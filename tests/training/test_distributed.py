@@ -19,9 +19,10 @@ from jaxface.training import distributed
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = [
-    *("--quiet", "--image-size", "32", "--batch-size", "16"),
+    *("--quiet", "--backbone", "iresnet_pico", "--image-size", "16", "--batch-size", "16"),
     *("--cadence.log-every", "1", "--cadence.checkpoint-every", "5"),
-    *("--data.identities", "24", "--data.per-identity", "8", "--data.held-out-identities", "8"),
+    *("--data.identities", "8", "--data.per-identity", "8", "--data.held-out-identities", "8"),
+    *("--data.held-out-per-identity", "4"),
 ]
 
 
@@ -203,17 +204,17 @@ def losses(workdir):
 @pytest.mark.slow
 def test_two_processes_are_one_and_one_goes_on_where_two_stopped(tmp_path):
     port = free_port()
-    pair = [start(tmp_path / "two", i, 2, port, "--steps", "20") for i in range(2)]
+    pair = [start(tmp_path / "two", i, 2, port, "--steps", "12") for i in range(2)]
     codes = [(process.wait(400), process.stderr.read()) for process in pair]
     assert [code for code, _ in codes] == [0, 0], codes
-    alone = start(tmp_path / "one", 0, 1, None, "--steps", "20")
+    alone = start(tmp_path / "one", 0, 1, None, "--steps", "12")
     assert alone.wait(300) == 0, alone.stderr.read()
     two, one = losses(tmp_path / "two"), losses(tmp_path / "one")
-    assert sorted(two) == list(range(1, 21))
+    assert sorted(two) == list(range(1, 13))
     # The loss passes through 0 on its way: a difference is held to the largest one.
     assert two == pytest.approx(one, rel=1e-3, abs=1e-3 * max(map(abs, one.values())))
     # What two processes wrote, one reads: the run is complete, and is found so.
-    again = start(tmp_path / "two", 0, 1, None, "--steps", "20")
+    again = start(tmp_path / "two", 0, 1, None, "--steps", "12")
     assert again.wait(300) == 0, again.stderr.read()
     assert losses(tmp_path / "two") == two
 

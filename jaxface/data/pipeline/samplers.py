@@ -8,7 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from jaxface.checks import AtLeast, Integers, check_number, index_array, integer_array, real_array
+from jaxface.checks import AtLeast, Integers, Range, check_number, index_array, integer_array, real_array
+from jaxface.data.sources.source import Source, Subset
 from jaxface.errors import UserError
 from jaxface.extras import optional
 
@@ -123,6 +124,46 @@ class SuperclassUniform(ClassUniform):
             if not count:
                 break
         return np.concatenate(classes)
+
+
+def repeat_factors(frequencies: np.ndarray, *, threshold: float = 0.15) -> np.ndarray:
+    """How often the records of a rare class count.
+
+        r_c = max(1, √(threshold / f_c))                                                      (arXiv:1908.03195, section 3)
+
+    Args:
+      frequencies: [C] shares of the classes, in (0, 1].
+      threshold: share from which a class is not rare, in (0, 1].
+
+    Returns:
+      [C] float64, ≥ 1; records are repeated ⌈r_c⌉ times (`repeat_rare_classes`).
+
+    Raises:
+      UserError: a number out of its range.
+
+    Example:
+      >>> repeat_factors(np.array([0.1, 0.3, 0.6])).round(6).tolist()
+      [1.224745, 1.0, 1.0]
+    """
+    share = Range(0, 1, above=True)
+    check_number("threshold", threshold, share)
+    for frequency in np.ravel(frequencies):
+        check_number("frequencies", frequency, share)
+    return np.maximum(1.0, np.sqrt(threshold / np.asarray(frequencies, np.float64)))
+
+
+def repeat_rare_classes(source: Source, *, threshold: float = 0.15) -> Subset:
+    """A source in which each record of a class stands ⌈`repeat_factors`⌉ times, in the order of the source.
+
+    Args:
+      source: the records; classes without any are left alone.
+      threshold: share from which a class is not rare.
+    """
+    counts = np.bincount(source.labels, minlength=len(source.class_names))
+    copies = np.zeros(len(counts), np.int64)
+    present = counts > 0
+    copies[present] = np.ceil(repeat_factors(counts[present] / counts.sum(), threshold=threshold))
+    return Subset(source, np.repeat(np.arange(len(source)), copies[source.labels]))
 
 
 def class_means(embeddings: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:

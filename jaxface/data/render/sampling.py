@@ -18,6 +18,11 @@ from jaxface.data.transforms.alignment import template
 
 GROUPS = 6  # skin-tone bins
 _STYLE = 1 << 16  # numbers the keys of styles and shots, far from those of a `_Draw`
+_EXPRESSION = (1 << 16) + 2  # and that of the strength of an expression
+SHOWN, SLIGHT = (
+    0.4,
+    0.3,
+)  # least coefficient of an expression that is named, and the most of others beside one that is asked for
 ILLUMINATIONS = ("normal", "strong", "back", "dark")
 
 
@@ -196,9 +201,33 @@ def sample_aligned(key: jax.Array, identity: Identity, variation: Variation = MO
 
     The jitter is `zoom` in scale, a tenth of `roll` in angle and `shift` in position.
     """
-    face = sample_faces(key, identity, variation)
+    return nearly_aligned(key, sample_faces(key, identity, variation), variation)
+
+
+def nearly_aligned(key: jax.Array, face: FaceParameters, variation: Variation) -> FaceParameters:
+    """A face of `sample_faces` with the same key, as `sample_aligned` sees it."""
     size = jnp.array([variation.zoom, np.deg2rad(0.1 * variation.roll), variation.shift, variation.shift])
     return align(face, size * jax.random.uniform(jax.random.fold_in(key, 0), (4,), minval=-1.0, maxval=1.0))
+
+
+def show_expression(
+    key: jax.Array, face: FaceParameters, label: jax.Array, strengths: tuple[float, float]
+) -> FaceParameters:
+    """The same face with one expression, so that `expression_label` is `label`.
+
+    Args:
+      key: typed jax.random key of the image.
+      face: without leading axes; what it shows besides is clipped to ±0.3.
+      label: [] int32 into EXPRESSIONS; 0 shows none.
+      strengths: (least, greatest) coefficient, drawn uniformly, above 0.4.
+
+    Returns:
+      FaceParameters.
+    """
+    low, high = strengths
+    strength = low + (high - low) * jax.random.uniform(jax.random.fold_in(key, _EXPRESSION))
+    others = jnp.clip(face.expression, -SLIGHT, SLIGHT)
+    return face.replace(expression=jnp.where(jnp.arange(EXPRESSION) == label - 1, strength, others))
 
 
 def group_label(identity: Identity) -> jax.Array:
@@ -207,9 +236,9 @@ def group_label(identity: Identity) -> jax.Array:
 
 
 def expression_label(face: FaceParameters) -> jax.Array:
-    """Index [...] int32 into EXPRESSIONS: the largest |beta|, or neutral where none reaches 0.4."""
+    """Index [...] int32 into EXPRESSIONS: the largest |beta|, or neutral where none reaches `SHOWN`."""
     size = jnp.abs(face.expression)
-    return jnp.where(size.max(-1) < 0.4, 0, size.argmax(-1) + 1).astype(jnp.int32)
+    return jnp.where(size.max(-1) < SHOWN, 0, size.argmax(-1) + 1).astype(jnp.int32)
 
 
 def illumination_label(face: FaceParameters) -> jax.Array:

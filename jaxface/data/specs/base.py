@@ -28,15 +28,17 @@ class Split(NamedTuple):
       held_out: records to evaluate on. Under "verification" its people are others than those of `train`, and
         its labels say nothing but who is the same; under "classification" the classes are the same; under "detection"
         records have boxes (`sources.objects.object_fields`); under "cells" they say of every cell of the image whether
-        something is there.
+        something is there; under "spoofing" labels are what is presented, 0 a live face and the others attack instruments.
       name: for tables and file names.
       protocol: how to evaluate.
+      development: records to take thresholds on, of people that are in neither part; None where the protocol has none.
     """
 
     train: Source
     held_out: Source
     name: str
-    protocol: Literal["verification", "classification", "detection", "cells"]
+    protocol: Literal["verification", "classification", "detection", "cells", "spoofing"]
+    development: Source | None = None
 
 
 @dataclasses.dataclass(frozen=True)

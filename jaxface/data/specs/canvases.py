@@ -1,6 +1,6 @@
 """Digits on canvases.
 
-Methods: ddc, condensation_net
+Methods: apvit, ddc, condensation_net, sparsevit
 """
 
 import dataclasses

@@ -18,7 +18,7 @@ from jaxface.data.sources.source import Record
 from jaxface.data.transforms import geometry
 
 _PIXELS = ("color", "gray", "blur", "jpeg", "occlusion", "low_resolution")
-_PROBABILITIES = ("flip", "crop", *_PIXELS)
+_PROBABILITIES = ("flip", "crop", "rotate", "cutout", *_PIXELS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Augment:
     shift: Annotated[int, AtLeast(0)] = 0
     """Greatest shift in whole pixels, either way, of every image; what comes in is black: the random crop after padding of CIFAR
     recipes, without resampling."""
+    cutout: Annotated[float, Fraction] = 0.0
+    """Probability of blacking out one rectangle, the same in the image and in every other map of the record, such as depth."""
+    cutout_area: Annotated[tuple[float, float], Range(0, 1, above=True), Ordered()] = (0.02, 0.15)
+    """Least and greatest area of that rectangle, as a fraction of the image's."""
     color: Annotated[float, Fraction] = 0.0
     """Probability of changing brightness, contrast, saturation and the balance of the channels."""
     color_strength: Annotated[float, ProperFraction] = 0.3
@@ -60,6 +64,14 @@ class Augment:
     """Probability of shrinking the image and enlarging it again."""
     low_resolution_side: Annotated[tuple[float, float], Range(0.01, 1), Ordered()] = (0.15, 0.5)
     """Least and greatest side of the small image, as a fraction of the image's side."""
+    rotate: Annotated[float, Fraction] = 0.0
+    """Probability of turning the image around its center."""
+    rotate_degrees: Annotated[float, Range(0, 180)] = 6.0
+    """Greatest angle of that turn, either way."""
+    hue: Annotated[float, Range(0, 0.5)] = 0.0
+    """Greatest turn of the hues where colors are changed, in turns."""
+    occlusion_noise: bool = False
+    """Cover that rectangle with random pixels instead of one color (random erasing, arXiv:1708.04896)."""
 
     def __post_init__(self):
         check_fields(self)
@@ -77,8 +89,8 @@ class Augment:
 class Augmentation(grain.transforms.RandomMap):
     """Applies an `Augment` to records, in the order in which a camera would: scene, then optics, then file.
 
-    Flip, crop and shift move landmarks, boxes and depth with the pixels; the others change the pixels alone. The
-    size of the image, its dtype and every other field stay.
+    Flip, crop, turn and shift move landmarks, boxes, depth and infrared with the pixels, and a cutout is one hole in all of
+    them; the others change the pixels alone. The size of the image, its dtype and every other field stay.
     """
 
     def __init__(self, config: Augment):
@@ -98,9 +110,17 @@ class Augmentation(grain.transforms.RandomMap):
             record = geometry.flip(record)
         if crop < config.crop:
             record = _crop(record, config, np.random.default_rng(seeds[0]))
+        if config.rotate:
+            turning = np.random.default_rng([seeds[0], 1])
+            fires, angle = turning.random(), turning.uniform(-config.rotate_degrees, config.rotate_degrees)
+            record = geometry.rotate(record, angle) if fires < config.rotate else record
         if config.shift:
             x, y = rng.integers(-config.shift, config.shift + 1, 2)
             record = geometry.shift(record, int(x), int(y))
+        if config.cutout:  # later changes draw from generators of their own
+            probability, seed = rng.random(), rng.integers(0, 1 << 63)
+            if probability < config.cutout:
+                record = _cut_out(record, config, np.random.default_rng(seed))
         image = record["image"]
         if image.dtype != np.uint8 and any(getattr(config, name) for name in _PIXELS):
             raise ValueError(f"image: needs uint8 for changes of colors, got {image.dtype}")
@@ -131,15 +151,36 @@ def _crop(record: Record, config: Augment, rng: np.random.Generator) -> Record:
     return geometry.window(record, y - scale * size / 2, x - scale * size / 2, scale * size)
 
 
-def _occlude(image: np.ndarray, config: Augment, rng: np.random.Generator) -> np.ndarray:
-    height, width = image.shape[:2]
-    area = rng.uniform(*config.occlusion_area) * height * width
+def _rectangle(
+    shape: tuple[int, ...], fractions: tuple[float, float], rng: np.random.Generator
+) -> tuple[slice, slice]:
+    """Rows and columns of a rectangle somewhere in an image, its sides at most 1 : 2."""
+    height, width = shape[:2]
+    area = rng.uniform(*fractions) * height * width
     aspect = math.exp(rng.uniform(-math.log(2), math.log(2)))
     h = min(max(round(math.sqrt(area * aspect)), 1), height)
     w = min(max(round(math.sqrt(area / aspect)), 1), width)
     top, left = rng.integers(0, (height - h + 1, width - w + 1))
+    return slice(top, top + h), slice(left, left + w)
+
+
+def _cut_out(record: Record, config: Augment, rng: np.random.Generator) -> Record:
+    rectangle = _rectangle(record["image"].shape, config.cutout_area, rng)
+    record = dict(record)
+    for name in geometry.MAPS:
+        if name in record:
+            record[name] = record[name].copy()
+            record[name][rectangle] = 0
+    return record
+
+
+def _occlude(image: np.ndarray, config: Augment, rng: np.random.Generator) -> np.ndarray:
+    rectangle = _rectangle(image.shape, config.occlusion_area, rng)
     image = image.copy()
-    image[top : top + h, left : left + w] = rng.integers(0, 256, image.shape[-1])
+    color = rng.integers(0, 256, image.shape[-1])
+    if config.occlusion_noise:
+        color = rng.integers(0, 256, image[rectangle].shape)
+    image[rectangle] = color
     return image
 
 
@@ -151,7 +192,13 @@ def _recolor(image: np.ndarray, config: Augment, rng: np.random.Generator) -> np
     mix = saturation * np.eye(channels) + (1 - saturation) / channels
     offset = np.full((channels, 1), (1 - contrast) * image.mean())
     matrix = gain[:, None] * np.concatenate([contrast * mix, offset], axis=1)
-    return cv2.transform(image, matrix).reshape(image.shape)  # rounds and clips
+    image = cv2.transform(image, matrix).reshape(image.shape)  # rounds and clips
+    if config.hue and channels == 3:
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        turn = round(180 * rng.uniform(-config.hue, config.hue))  # OpenCV has 180 hues
+        hsv[..., 0] = (hsv[..., 0].astype(np.int16) + turn) % 180
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    return image
 
 
 def _blur(image: np.ndarray, config: Augment, rng: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Geometry that moves a whole record: pixels, depth, landmarks and boxes together.
+"""Geometry that moves a whole record: pixels, depth, infrared, landmarks and boxes together.
 
 Landmarks are (x, y) with pixel centers at integers. A box is (y0, x0, y1, x1) in the same coordinates.
 """
@@ -9,7 +9,7 @@ import numpy as np
 from jaxface.data.sources.images import Fit, fit_scale_offset, fit_square
 from jaxface.data.sources.source import Record
 
-MAPS = ("image", "depth")  # the arrays of a record that are sampled over its pixels
+MAPS = ("image", "depth", "infrared")  # the arrays of a record that are sampled over its pixels
 # Left and right are image sides: after a flip the eyes and the mouth corners change places.
 _MIRRORED = (1, 0, 2, 4, 3)
 
@@ -78,6 +78,32 @@ def window(record: Record, top: float, left: float, side: float) -> Record:
                 moved[name], matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
             ).reshape(moved[name].shape)
     return moved
+
+
+def rotate(record: Record, degrees: float) -> Record:
+    """Turns a record around the center of its image, clockwise as seen; border pixels are repeated, boxes hold the turned ones.
+
+    Args:
+      record: with a square image [S, S, C].
+      degrees: of either sign.
+    """
+    record, size = dict(record), record["image"].shape[0]
+    center = (size - 1) / 2
+    matrix = cv2.getRotationMatrix2D((center, center), -degrees, 1.0)
+    for name in MAPS:
+        if name in record:
+            record[name] = cv2.warpAffine(
+                record[name], matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+            ).reshape(record[name].shape)
+    if "landmarks" in record:
+        record["landmarks"] = (record["landmarks"] @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
+    if "boxes" in record:
+        y0, x0, y1, x1 = np.moveaxis(np.asarray(record["boxes"], np.float64), -1, 0)
+        corners = np.stack([np.stack(pair, -1) for pair in ((x0, y0), (x1, y0), (x0, y1), (x1, y1))], -2)
+        turned = corners @ matrix[:, :2].T + matrix[:, 2]
+        ends = np.concatenate([turned.min(axis=-2)[..., ::-1], turned.max(axis=-2)[..., ::-1]], axis=-1)
+        record["boxes"] = np.clip(ends, 0, size - 1).astype(np.float32)
+    return record
 
 
 def shift(record: Record, x: int, y: int) -> Record:

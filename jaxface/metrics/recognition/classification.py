@@ -134,3 +134,29 @@ def per_class_accuracy(predicted, labels, *, num_classes: int) -> np.ndarray:
     counts = confusion_matrix(predicted, labels, num_classes=num_classes)
     occurrences = counts.sum(axis=1)
     return np.where(occurrences > 0, np.diag(counts) / np.maximum(occurrences, 1), np.nan)
+
+
+def mean_class_accuracy(predicted, labels, *, num_classes: int) -> float:
+    """Mean of `per_class_accuracy` over the classes that occur: what a rare class says counts as much as a frequent one.
+
+    Example:
+      >>> mean_class_accuracy([0, 1, 1, 0], [0, 0, 1, 0], num_classes=3).__round__(4)
+      0.8333
+    """
+    return float(np.nanmean(per_class_accuracy(predicted, labels, num_classes=num_classes)))
+
+
+def macro_f1(predicted, labels, *, num_classes: int) -> float:
+    """Mean over the classes of the harmonic mean of precision and recall.
+
+        F1_c = 2 M_cc / (Σ_j M_cj + Σ_i M_ic),      M the confusion matrix
+
+    Over the classes that occur, as truth or as an answer.
+
+    Example:
+      >>> macro_f1([0, 1, 1, 0], [0, 0, 1, 0], num_classes=3).__round__(4)  # 4/5 and 2/3
+      0.7333
+    """
+    counts = confusion_matrix(predicted, labels, num_classes=num_classes)
+    both = counts.sum(axis=0) + counts.sum(axis=1)
+    return float((2 * np.diag(counts)[both > 0] / both[both > 0]).mean())

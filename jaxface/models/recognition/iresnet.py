@@ -57,28 +57,13 @@ class IResNet(nn.Module):
     remat: Remat = "none"
 
     def __post_init__(self):
-        if self.block not in BLOCKS:
-            raise UserError(f"block: needs one of {', '.join(BLOCKS)}, got {self.block!r}")
-        if len(self.stages) != len(self.channels):
-            raise UserError(f"stages, channels: need the same length, got {self.stages} and {self.channels}")
+        _check(self)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        channels = [max(8, round(c * self.width / 8) * 8) for c in self.channels]
-
-        x = _conv(channels[0], self.block, stride=self.stem_stride, name="stem_conv", **types)(
-            image.astype(self.dtype)
-        )
-        x = BatchNorm(name="stem_norm", **types)(x, train=train)
-        x = PReLU(name="stem_activation", **types)(x)
-        for i, (units, features) in enumerate(zip(self.stages, channels, strict=True), start=1):
-            for j in range(units):
-                stride = 2 if j == 0 else 1
-                name = f"stage{i}_block{j + 1}"
-                unit = Block(features, stride, self.block, self.squeeze, name=name, **types)
-                x = run_block(unit, x, remat=self.remat, train=train)
+        x = _features(self, image, train=train)
 
         x = BatchNorm(name="head_norm", **types)(x, train=train)
         x = x.reshape(x.shape[0], -1).astype(jnp.float32)
@@ -97,6 +82,61 @@ class IResNet(nn.Module):
     def depth_order(self) -> DepthOrder:
         """Names of the parts from the image on, the head left out."""
         return ("stem",), *stage_blocks(self.stages)
+
+
+class IResNetStages(nn.Module):
+    """Stem and stages of an iResNet without its head, such as the first three of iResNet-50: a stem for other networks.
+
+    Fields, layers and their names are those of `IResNet`; weights of one go into the other by name.
+
+    image [B, H, W, C] float in [-1, 1] -> map [B, h, w, F]; each stage halves the plane, rounding up: 112 pixels to 14 behind
+    three stages of a stem of stride 1.
+    """
+
+    stages: tuple[int, ...] = (3, 4, 14)
+    channels: tuple[int, ...] = (64, 128, 256)
+    width: float = 1.0
+    stem_stride: int = 1
+    block: str = "insightface"
+    squeeze: int = 0
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    remat: Remat = "none"
+
+    def __post_init__(self):
+        _check(self)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        return _features(self, image, train=train)
+
+
+def _check(network: IResNet | IResNetStages) -> None:
+    if network.block not in BLOCKS:
+        raise UserError(f"block: needs one of {', '.join(BLOCKS)}, got {network.block!r}")
+    if len(network.stages) != len(network.channels):
+        raise UserError(
+            f"stages, channels: need the same length, got {network.stages} and {network.channels}"
+        )
+
+
+def _features(network: IResNet | IResNetStages, image: jax.Array, *, train: bool) -> jax.Array:
+    """Stem and stages, as submodules of the network in whose compact method this stands."""
+    types = {"dtype": network.dtype, "param_dtype": network.param_dtype}
+    channels = [max(8, round(c * network.width / 8) * 8) for c in network.channels]
+    x = _conv(channels[0], network.block, stride=network.stem_stride, name="stem_conv", **types)(
+        image.astype(network.dtype)
+    )
+    x = BatchNorm(name="stem_norm", **types)(x, train=train)
+    x = PReLU(name="stem_activation", **types)(x)
+    for i, (units, features) in enumerate(zip(network.stages, channels, strict=True), start=1):
+        for j in range(units):
+            stride = 2 if j == 0 else 1
+            name = f"stage{i}_block{j + 1}"
+            unit = Block(features, stride, network.block, network.squeeze, name=name, **types)
+            x = run_block(unit, x, remat=network.remat, train=train)
+    return x
 
 
 class Block(nn.Module):

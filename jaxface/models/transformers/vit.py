@@ -90,15 +90,22 @@ class Encoder(nn.Module):
     """Takes tokens through blocks, one after another: what a network of its own order of blocks, or with something between
     them, replaces.
 
-    blocks, of tokens [B, N, D] and `train`; tokens [B, N, D] -> [B, M, D].
+    blocks, of tokens [B, N, D], `mask` and `train`; tokens [B, N, D] -> [B, M, D].
     """
 
     @nn.compact
     def __call__(
-        self, blocks: Sequence[nn.Module], tokens: jax.Array, *, remat: Remat = "none", train: bool
+        self,
+        blocks: Sequence[nn.Module],
+        tokens: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        remat: Remat = "none",
+        train: bool,
     ) -> jax.Array:
+        masked = {} if mask is None else {"mask": mask}
         for block in blocks:
-            tokens = run_block(block, tokens, remat=remat, train=train)
+            tokens = run_block(block, tokens, remat=remat, train=train, **masked)
             tokens = tokens[0] if isinstance(tokens, tuple) else tokens
         return tokens
 
@@ -124,8 +131,13 @@ class ViT(nn.Module):
       drop_path: rate at which an example skips a branch in the last block; it grows linearly from 0 in the first
         (stochastic depth, arXiv:1603.09382).
       unit: makes a block of (heads, layer_scale=, dropout=, drop_path=, dtype=, param_dtype=, name=): `Block`, or with other
-        fields, `functools.partial(Block, attention=functools.partial(Attention, mix=…))`.
+        fields, `functools.partial(Block, attention=functools.partial(Attention, mix=…))`; or a sequence, one for each block.
       encoder: makes the module that takes tokens through the blocks, as `Encoder`, which it does in order; it may drop tokens.
+        The network's `mask`, where one is given, goes to it.
+      stem: makes the network `stem` of (image, train=) -> map [B, h, w, C] that stands before the patches, whose pixels are then
+        places of the map (a hybrid: patch 1 makes a token of each); None has none.
+      select: makes the module `select` of (patches [B, N, D], their positions [1, N, D]) -> [B, M, D], which adds the positions
+        and may drop patches; None drops none.
       conv: makes the layer of the patches, as `flax.linen.Conv`.
       dense: makes the heads, as `flax.linen.Dense`.
       remat: "block" stores the blocks' inputs alone for the backward pass.
@@ -147,10 +159,12 @@ class ViT(nn.Module):
     param_dtype: Any = jnp.float32
     distilled: bool = False
     layer_scale: float | None = None
-    unit: Callable[..., nn.Module] = Block
+    unit: Callable[..., nn.Module] | Sequence[Callable[..., nn.Module]] = Block
     encoder: Callable[..., nn.Module] = Encoder
     conv: Callable[..., nn.Module] = nn.Conv
     dense: Callable[..., nn.Module] = nn.Dense
+    stem: Callable[..., nn.Module] | None = None
+    select: Callable[..., nn.Module] | None = None
     remat: Remat = "none"
 
     def __post_init__(self):
@@ -160,36 +174,47 @@ class ViT(nn.Module):
             raise UserError(f"distilled: needs pool 'class', got {self.pool!r}")
         if self.dim % self.heads:
             raise UserError(f"dim: needs a multiple of heads, {self.heads}, got {self.dim}")
+        if isinstance(self.unit, Sequence) and len(self.unit) != self.depth:
+            raise UserError(f"unit: needs one for each of {self.depth} blocks, got {len(self.unit)}")
         super().__post_init__()
 
     @nn.compact
     def __call__(
-        self, image: jax.Array, *, train: bool = False, separate: bool = False
+        self,
+        image: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        train: bool = False,
+        separate: bool = False,
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
-        if image.shape[1] % self.patch or image.shape[2] % self.patch:
-            raise UserError(
-                f"image_size: needs a multiple of the patch, which has {self.patch} pixels, got {image.shape[1:3]}"
-            )
         if separate and not self.distilled:
             raise UserError("separate: needs a distilled network, which has two heads")
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = image.astype(self.dtype)
+        if self.stem is not None:
+            x = self.stem(name="stem", **types)(x, train=train)
+        if x.shape[1] % self.patch or x.shape[2] % self.patch:
+            raise UserError(
+                f"image_size: needs a multiple of the patch, which has {self.patch} pixels, got {x.shape[1:3]}"
+            )
 
         size = (self.patch, self.patch)
-        x = self.conv(self.dim, size, size, padding="VALID", name="patches", **types)(
-            image.astype(self.dtype)
-        )
+        x = self.conv(self.dim, size, size, padding="VALID", name="patches", **types)(x)
         x = x.reshape(x.shape[0], -1, self.dim)
         extra = ["class_token"] * (self.pool == "class") + ["distillation_token"] * self.distilled
         tokens = [
             self.param(name, nn.initializers.zeros, (1, 1, self.dim), self.param_dtype) for name in extra
         ]
         tokens = [jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.dim)) for token in tokens]
-        x = jnp.concatenate([*tokens, x], axis=1) if tokens else x
-        positions = self.param("positions", nn.initializers.normal(0.02), (1, *x.shape[1:]), self.param_dtype)
-        x = x + positions.astype(x.dtype)
+        shape = (1, len(tokens) + x.shape[1], self.dim)
+        positions = self.param("positions", nn.initializers.normal(0.02), shape, self.param_dtype)
+        first, positions = jnp.split(positions.astype(x.dtype), [len(tokens)], axis=1)
+        x = x + positions if self.select is None else self.select(name="select")(x, positions)
+        x = jnp.concatenate([jnp.concatenate(tokens, axis=1) + first, x], axis=1) if tokens else x
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        units = self.unit if isinstance(self.unit, Sequence) else [self.unit] * self.depth
         blocks = [
-            self.unit(
+            unit(
                 self.heads,
                 layer_scale=self.layer_scale,
                 dropout=self.dropout,
@@ -197,9 +222,10 @@ class ViT(nn.Module):
                 name=f"block{i + 1}",
                 **types,
             )
-            for i in range(self.depth)
+            for i, unit in enumerate(units)
         ]
-        x = self.encoder(name="encoder")(blocks, x, remat=self.remat, train=train)
+        masked = {} if mask is None else {"mask": mask}
+        x = self.encoder(name="encoder")(blocks, x, remat=self.remat, train=train, **masked)
 
         x = nn.LayerNorm(epsilon=1e-6, param_dtype=self.param_dtype, name="head_norm")(x)
         pooled = [x[:, i] for i in range(len(tokens))] or [jnp.mean(x, axis=1)]
@@ -214,8 +240,9 @@ class ViT(nn.Module):
 
     def depth_order(self) -> DepthOrder:
         """Names of the parts from the image on, the heads left out."""
-        first = ("patches", "class_token", "distillation_token", "positions")
-        return first, *((f"block{i + 1}",) for i in range(self.depth))
+        first = [] if self.stem is None else [("stem",)]
+        first.append(("patches", "class_token", "distillation_token", "positions"))
+        return *first, *((f"block{i + 1}",) for i in range(self.depth))
 
 
 _tiny = partial(ViT, dim=192, depth=12, heads=3)

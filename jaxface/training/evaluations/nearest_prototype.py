@@ -1,6 +1,6 @@
 """Evaluation of a state on the classes that it was trained on.
 
-Methods: sface
+Methods: apvit, sface
 """
 
 import flax.linen as nn
@@ -26,14 +26,15 @@ class NearestPrototype:
         check_not_empty(source)
         self.model, self.source = model, source
 
-    def __call__(self, state: TrainState) -> dict[str, float]:
+    def answers(self, state: TrainState) -> np.ndarray:
+        """[N] integers, the class that the state says of every record."""
         params = state.averaged_params
         embeddings = embed_source(self.model, params["backbone"], state.extra, self.source, flip=False)
         classes = len(self.source.class_names)
         if "bias" in params:
             scores = class_scores(on_host(params), embeddings, classes)
-            correct = float((np.asarray(scores).argmax(axis=1) == self.source.labels).mean())
-        else:
-            prototypes = on_host(params["prototypes"])[:classes]
-            correct = metrics.nearest_prototype_accuracy(embeddings, prototypes, self.source.labels)
-        return {"classification/accuracy": correct}
+            return np.asarray(scores).argmax(axis=1)
+        return metrics.nearest_prototype(embeddings, on_host(params["prototypes"])[:classes])
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        return {"classification/accuracy": float((self.answers(state) == self.source.labels).mean())}

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxface.data.sources.images import decode_image, encode_image
+from jaxface.data.transforms import geometry
 from jaxface.data.transforms.augment import Augment, Augmentation, jpeg_roundtrip
 from jaxface.errors import UserError
 
@@ -110,6 +111,46 @@ def test_a_pool_of_generators_gives_the_same_stream():
     backward = [dataset[i]["image"] for i in reversed(range(12))][::-1]
     np.testing.assert_array_equal(forward, backward)
     assert (forward[0] != forward[6]).any()  # the next epoch draws again
+
+
+def test_a_turn_moves_points_with_the_pixels():
+    """Blobs where the landmarks are stay there, and the box holds its turned corners."""
+    before = record()
+    image = np.zeros((48, 48, 3), np.uint8)
+    points = np.array([[15, 20], [33, 20], [24, 28], [17, 36], [31, 36]], np.float32)
+    for x, y in points.astype(int):
+        image[y - 1 : y + 2, x - 1 : x + 2] = 255
+    turned = geometry.rotate({**before, "image": image, "landmarks": points}, 20)
+    for x, y in np.rint(turned["landmarks"]).astype(int):
+        assert turned["image"][y, x].min() > 200
+    a = np.deg2rad(20)  # clockwise in an image, whose y points down
+    offset = points - 23.5
+    expected = offset @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]) + 23.5
+    np.testing.assert_allclose(turned["landmarks"], expected, atol=1e-3)
+    np.testing.assert_allclose(geometry.rotate(before, 90)["boxes"], [[6, 3, 42, 43]], atol=1e-3)
+    np.testing.assert_array_equal(
+        change(dataclasses.replace(OFF, rotate=1.0, rotate_degrees=0.0))["image"], before["image"]
+    )
+    images = [change(dataclasses.replace(OFF, rotate=0.5), seed)["image"] for seed in range(40)]
+    assert 10 < sum(bool((image != before["image"]).any()) for image in images) < 30
+
+
+def test_hues_turn_and_erasing_is_random():
+    plain = dataclasses.replace(OFF, color=1.0, color_strength=0.0)
+    red = np.zeros((8, 8, 3), np.uint8) + np.array([200, 40, 40], np.uint8)
+    turned = [
+        Augmentation(dataclasses.replace(plain, hue=0.5)).random_map(
+            {"image": red}, np.random.default_rng(seed)
+        )["image"]
+        for seed in range(20)
+    ]
+    assert all(abs(int(image.max()) - 200) <= 1 and abs(int(image.min()) - 40) <= 1 for image in turned)
+    assert len({image.tobytes() for image in turned}) > 10
+    same = Augmentation(plain).random_map({"image": red}, np.random.default_rng(0))["image"]
+    np.testing.assert_array_equal(same, red)
+    erased = change(dataclasses.replace(OFF, occlusion=1.0, occlusion_noise=True))["image"]
+    changed = (erased != record()["image"]).any(axis=-1)
+    assert len(np.unique(erased[changed], axis=0)) > 0.9 * changed.sum()
 
 
 def test_gray_is_the_luma_in_every_channel():
