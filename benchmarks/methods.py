@@ -34,9 +34,11 @@ from experiments.methods import (
     condensation_net,
     coupleface,
     ddc,
+    fmvit,
     gabn,
     ida,
     lrfr,
+    qvit,
     rbonn,
     rco,
     sparsevit,
@@ -167,6 +169,11 @@ CASES = (
          {"select": "top", "keep": (34, 7), "score": "mean"}),
     Case("condensation_net", condensation_net.Config(), "one filter per map",
          stage(condensation_net.build, "classifier"), {"groups": 1}),
+    Case("qvit", qvit.Config(), "LSQ and hard distillation, neither IRM nor DGD", stage(qvit.build, "student"),
+         {"precision": dataclasses.replace(qvit.Config().precision, rectify=None), "dgd_weight": 0.0}),
+    Case("fmvit", fmvit.Config(), "a ViT per sensor", stage(fmvit.build, "branches"), {"blocks": ("self",) * 4, "solo": "none"}),
+    Case("fmvit, sampled sensors", fmvit.Config(solo="sampled"), "a ViT per sensor", stage(fmvit.build, "branches"),
+         {"blocks": ("self",) * 4, "solo": "none"}),
 )  # fmt: skip
 
 
@@ -182,6 +189,10 @@ def shortened(config: Recipe, *, quick: bool) -> Recipe:
                 return dataclasses.replace(value, identities=32, held_out_identities=8)
             case data.TonedFaces():
                 return dataclasses.replace(value, identities=(16, 16), held_out_identities=8)
+            case data.Presentations():
+                return dataclasses.replace(
+                    value, identities=16, development_identities=4, held_out_identities=4
+                )
             case data.Scenes():
                 return dataclasses.replace(value, people=8, held_out_people=4)
             case tuple():

@@ -34,7 +34,7 @@ from jaxface.models.transformers.quantized import (
 )
 from jaxface.models.transformers.vit import Block
 from jaxface.paths import user_path
-from jaxface.training.evaluations.low_bit import IntegerForm, QueryCodes, TopClass
+from jaxface.training.evaluations.quantized_classes import IntegerForm, QueryCodes, TopClass
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Config(recipe.Recipe):
     """Bits, and what the quantizers share and have."""
     calibration: Annotated[int, AtLeast(1)] = 256
     """Training images from which the quantizers get their first steps and signs."""
-    step_rate: Annotated[float, Positive] = 1.0
+    step_rate: Annotated[float, Positive] = 5.0
     """Factor on the learning rate of the steps' logarithms."""
     teacher_run: str | None = None
     """The float network: a finished run, a bundle or published weights; trained first on the same data unless given."""
@@ -75,7 +75,7 @@ class Config(recipe.Recipe):
         name="adamw", learning_rate=3e-3, schedule="cosine", weight_decay=1e-4
     )
     """Optimizer of the float network."""
-    teacher_steps: Annotated[int, AtLeast(0)] = 1500
+    teacher_steps: Annotated[int, AtLeast(0)] = 1000
     """Steps of the float network."""
     distillation: Annotated[float, Fraction] = 0.5
     """Share of the teacher's top classes in the loss on classes, the rest being of the labels."""
@@ -90,11 +90,13 @@ class Config(recipe.Recipe):
     """What of a layer's similarities has norm 1: those of one head and example, or all of them."""
     center_tokens: Literal["no", "keys", "both"] = "no"
     """Whether similarities are of what is left once the mean over the tokens is taken out."""
-    optimizer: training.Optimizer = training.adam(2e-3)
+    integers: bool = True
+    """Judge the student's form on integers too, where its steps allow one."""
+    optimizer: training.Optimizer = training.adam(1e-2)
     """Optimizer and learning-rate schedule of the student."""
     batch_size: Annotated[int, AtLeast(1)] = 32
     """Images per step over all devices."""
-    steps: Annotated[int, AtLeast(0)] = 500
+    steps: Annotated[int, AtLeast(0)] = 400
     """Training steps of the student."""
 
     @classmethod
@@ -119,6 +121,7 @@ class Config(recipe.Recipe):
                 name="adamw", learning_rate=5e-4, schedule="cosine", warmup=5 / 300, weight_decay=0.05
             ),
             teacher_steps=300 * 1_281_167 // 512,
+            step_rate=1.0,
             dgd_reduction="sum",
             optimizer=training.Optimizer(
                 name="lamb", learning_rate=3e-4, schedule="cosine", weight_decay=0.0
@@ -150,7 +153,7 @@ def network(config: Config, classes: int) -> nn.Module:
 
 
 @dataclasses.dataclass(frozen=True)
-class SlowerSteps:
+class StepRate:
     """A rule under which the logarithms of the quantizers' steps have a learning rate of their own."""
 
     rule: training.Optimizer
@@ -160,8 +163,8 @@ class SlowerSteps:
         self, steps: int, *, network: tuple[str, nn.Module] | None = None
     ) -> optax.GradientTransformation:
         """The optax transformation."""
-        slower = optax.masked(optax.scale(self.factor), optimizers.name_mask(("log_step",)))
-        return optax.chain(self.rule.build(steps, network=network), slower)
+        scaled = optax.masked(optax.scale(self.factor), optimizers.name_mask(("log_step",)))
+        return optax.chain(self.rule.build(steps, network=network), scaled)
 
 
 def started_from(params: dict, float_params: dict) -> dict:
@@ -308,7 +311,7 @@ def build(config: Config) -> list[training.Stage]:
     second = stage(
         "student",
         loss,
-        SlowerSteps(config.optimizer, config.step_rate),
+        StepRate(config.optimizer, config.step_rate),
         config.steps,
         start,
         training.Evaluations(TopClass(student, split.held_out), codes),
@@ -316,7 +319,11 @@ def build(config: Config) -> list[training.Stage]:
     )
 
     # The student on integers, where its steps allow it.
-    if config.precision.granularity != "tensor" or config.precision.zero_point == "input":
+    if (
+        not config.integers
+        or config.precision.granularity != "tensor"
+        or config.precision.zero_point == "input"
+    ):
         return [first, second]
     judged = IntegerForm(model, config.precision, student, split.held_out)
     third = training.Stage(

@@ -23,7 +23,7 @@ _digits = Study(
     metric="student/classification/accuracy",
     method="qvit",
     arms={**_ARMS, "float teacher": {}},
-    base=Config(),
+    base=Config(integers=False),
     arm_metrics={"float teacher": "teacher/classification/accuracy"},
     baseline="LSQ, hard distillation",
     shared=1,

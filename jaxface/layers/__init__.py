@@ -40,6 +40,16 @@ from jaxface.layers.context import CONTEXTS, DilatedContext, SSHContext
 from jaxface.layers.ddc import DDCLayer, FusedDDC, LargeKernelDepthwiseSeparable, depthwise_dilated, fuse_ddc
 from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
+from jaxface.layers.fmvit import (
+    ClassFusion,
+    MutualDotProduct,
+    cls_relevance,
+    fusion_attention,
+    guidance_mask,
+    informative_mask,
+    mutual_attention,
+    partner_matrix,
+)
 from jaxface.layers.integer import IntegerConv, IntegerDense, integer_params
 from jaxface.layers.joint_pyramid import JointPyramidUpsample, fuse_joint_pyramid
 from jaxface.layers.norm import BatchNorm
@@ -77,6 +87,7 @@ __all__ = [
     "CascadedDilatedConv",
     "ChannelBias",
     "ClassAttention",
+    "ClassFusion",
     "CondensationConv",
     "ConfidenceNet",
     "DDCLayer",
@@ -95,6 +106,7 @@ __all__ = [
     "LargeKernelDepthwiseSeparable",
     "LayerScale",
     "Maps",
+    "MutualDotProduct",
     "PReLU",
     "PatchAttention",
     "PatchPooling",
@@ -120,6 +132,7 @@ __all__ = [
     "cascade_shapes",
     "cascaded_dilated_conv",
     "class_logits",
+    "cls_relevance",
     "condensation_gain",
     "condense",
     "cross_channel_argmax",
@@ -130,15 +143,20 @@ __all__ = [
     "fuse_condensation",
     "fuse_ddc",
     "fuse_joint_pyramid",
+    "fusion_attention",
     "gather_tokens",
+    "guidance_mask",
     "head_weighted_cls_score",
     "information_rectification",
+    "informative_mask",
     "integer_params",
     "lsq_codes",
     "lsq_init_alpha",
     "lsq_init_zero_point",
     "lsq_quantize",
     "masked_softmax",
+    "mutual_attention",
+    "partner_matrix",
     "prune_tokens",
     "run_block",
     "sign",

@@ -6,7 +6,6 @@ A network is made of these layers by its fields (`Attention(dense=, mix=)`, `ViT
 every quantizer its first step and its signs from a batch, on the host, before anything is compiled. What they compute
 afterwards are floats on integer grids; `jaxface.layers.integer` has the same layers on the integers.
 
-
 Methods: qvit
 """
 

@@ -66,6 +66,7 @@ from jaxface.losses.detection import (
     smooth_l1_loss,
 )
 from jaxface.losses.distillation import mimic_loss, soft_target_loss
+from jaxface.losses.fmvit import branch_loss
 from jaxface.losses.gabn import (
     Attention,
     AttentionKind,
@@ -113,6 +114,7 @@ __all__ = [
     "adversarial_uniform",
     "arcface_loss",
     "attention_score",
+    "branch_loss",
     "budget_loss",
     "cell_loss",
     "cluster_anchors",

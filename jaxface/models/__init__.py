@@ -13,6 +13,7 @@ from jaxface.models.recognition.mobilenet_v2 import MobileNetV2
 from jaxface.models.recognition.resnet import FaceResNet, ResNet
 from jaxface.models.registry import MODELS, create, describe, feature_size, from_description, names
 from jaxface.models.transformers.apvit import APViT, kept_patches
+from jaxface.models.transformers.fmvit import FMViT, liveness
 from jaxface.models.transformers.sparsevit import AdaptiveSparseViT
 from jaxface.models.transformers.swin import Swin
 from jaxface.models.transformers.vit import ViT
@@ -23,6 +24,7 @@ __all__ = [
     "APViT",
     "AdaptiveSparseViT",
     "ConvNet",
+    "FMViT",
     "FaceResNet",
     "IResNet",
     "InceptionResNet",
@@ -41,6 +43,7 @@ __all__ = [
     "from_description",
     "kept_patches",
     "layer_shapes",
+    "liveness",
     "multiply_accumulates",
     "names",
     "parameter_count",

@@ -28,6 +28,7 @@ from jaxface.training.evaluations.pair_verification import (
     verification_figures,
 )
 from jaxface.training.evaluations.patch_ranking import PatchRanking
+from jaxface.training.evaluations.presentation_detection import PresentationDetection, sensor_images
 from jaxface.training.evaluations.protocols import PackVerification, check_source, evaluate_source
 from jaxface.training.evaluations.rgbd_identification import RgbdIdentification, projected
 from jaxface.training.evaluations.route_hardness import RouteHardness
@@ -115,6 +116,7 @@ __all__ = [
     "PackVerification",
     "PatchRanking",
     "PmapParallel",
+    "PresentationDetection",
     "ProfiledSteps",
     "Recognizer",
     "Records",
@@ -174,6 +176,7 @@ __all__ = [
     "run_anchors",
     "run_checkpoint",
     "score_figures",
+    "sensor_images",
     "sgd",
     "sign_flips",
     "source_groups",

@@ -42,6 +42,18 @@ SMALL = {
     "coupleface": ("vectors", {**STUDENT, "neighbors": 5}),
     "condensation_net": (None, {"data": data.DigitCanvas(copies=1), "channels": 2, "batch_size": 8}),
     "ddc": (None, {"data": data.DigitCanvas(copies=1), "channels": 2, "batch_size": 8}),
+    "fmvit": (
+        None,
+        {
+            "data": data.Presentations(
+                identities=8, per_identity=4, development_identities=8, held_out_identities=8
+            ),
+            "dim": 16,
+            "heads": 2,
+            "blocks": ("self", "cross"),
+            "batch_size": 8,
+        },
+    ),
     "gabn": ("digits", {"batch_size": 32}),
     "ida": (
         None,
@@ -56,6 +68,7 @@ SMALL = {
         },
     ),
     "lrfr": ("digits", {}),
+    "qvit": (None, {"dim": 4, "depth": 1, "patch": 4, "calibration": 8, "batch_size": 8}),
     "rbonn": (
         None,
         {

@@ -53,7 +53,7 @@ def test_moments_are_the_same_for_a_seed_and_spread_over_all_phases():
 
 def train(stages, **options):
     """`training.run` on two devices: what is saved does not depend on their number, and eight take longer."""
-    return training.run(stages, parallel=training.make_parallel(devices=jax.devices()[:2]), **options)
+    return training.run(stages, parallel=toy.parallel(2), **options)
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def _plain(state):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    return folder, training.run([toy.stage(steps=11)], cadence=CADENCE, workdir=folder)
+    return folder, toy.run([toy.stage(steps=11)], cadence=CADENCE, workdir=folder)
 
 
 @pytest.mark.parametrize("at", [0, 2, 3, 5, 8, 10])
@@ -53,8 +53,8 @@ def test_a_killed_run_ends_where_the_whole_one_does(whole, tmp_path, at):
     folder, outcome = whole
     stage = toy.stage(steps=11)
     with pytest.raises(Stop):
-        training.run([interrupting(stage, at, crash)], cadence=CADENCE, workdir=tmp_path)
-    resumed = training.run([stage], cadence=CADENCE, workdir=tmp_path)
+        toy.run([interrupting(stage, at, crash)], cadence=CADENCE, workdir=tmp_path)
+    resumed = toy.run([stage], cadence=CADENCE, workdir=tmp_path)
     equal(resumed.state, outcome.state)
     assert resumed.metrics == outcome.metrics
     assert (tmp_path / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
@@ -63,14 +63,14 @@ def test_a_killed_run_ends_where_the_whole_one_does(whole, tmp_path, at):
 def test_sigterm_saves_between_two_steps_and_exits_0(whole, tmp_path):
     stage = toy.stage(steps=11)
     with pytest.raises(training.Interrupted) as caught:
-        training.run(
+        toy.run(
             [interrupting(stage, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))],
             cadence=CADENCE,
             workdir=tmp_path,
         )
     assert caught.value.code == 0
     assert training.Checkpoints(tmp_path / "checkpoints/00-toy").latest_step() == 8
-    resumed = training.run([stage], cadence=CADENCE, workdir=tmp_path)
+    resumed = toy.run([stage], cadence=CADENCE, workdir=tmp_path)
     equal(resumed.state, whole[1].state)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
 
@@ -88,7 +88,7 @@ def test_the_records_hold_every_interval(whole):
 def test_a_finished_run_is_left_alone(whole):
     folder, outcome = whole
     before = (folder / "metrics.jsonl").read_bytes()
-    again = training.run([interrupting(toy.stage(steps=11), 11, crash)], cadence=CADENCE, workdir=folder)
+    again = toy.run([interrupting(toy.stage(steps=11), 11, crash)], cadence=CADENCE, workdir=folder)
     equal(again.state, outcome.state)
     assert again.metrics == outcome.metrics
     assert (folder / "metrics.jsonl").read_bytes() == before
@@ -102,14 +102,12 @@ def test_several_stages_and_a_generator_resume_too(tmp_path, at):
         assert second.name == "second"
         yield toy.stage("third", steps=0)
 
-    whole = training.run(stages(), cadence=CADENCE, workdir=tmp_path / "whole")
+    whole = toy.run(stages(), cadence=CADENCE, workdir=tmp_path / "whole")
     assert set(whole.metrics) == {"first/norm", "second/norm", "third/norm"}
     assert whole.metrics["third/norm"] == whole.metrics["second/norm"]
     with pytest.raises(Stop):
-        training.run(
-            stages(lambda s: interrupting(s, at - 2, crash)), cadence=CADENCE, workdir=tmp_path / "cut"
-        )
-    resumed = training.run(stages(), cadence=CADENCE, workdir=tmp_path / "cut")
+        toy.run(stages(lambda s: interrupting(s, at - 2, crash)), cadence=CADENCE, workdir=tmp_path / "cut")
+    resumed = toy.run(stages(), cadence=CADENCE, workdir=tmp_path / "cut")
     equal(resumed.state, whole.state)
     assert resumed.metrics == whole.metrics
     records = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut")]
@@ -133,14 +131,14 @@ def diverging(state, batch):
 
 def test_nan_names_step_metric_and_the_last_good_checkpoint(tmp_path):
     with pytest.raises(training.Diverged) as caught:
-        training.run([toy.stage(steps=11, step=diverging)], cadence=CADENCE, workdir=tmp_path)
+        toy.run([toy.stage(steps=11, step=diverging)], cadence=CADENCE, workdir=tmp_path)
     message = str(caught.value)
     assert "loss is nan at step 6 of stage toy" in message and "\n" not in message
     good = pathlib.Path(message.rsplit(" ", 1)[1])
     assert good.name == "5" and good.is_dir()
     assert training.Checkpoints(good.parent).latest_step() == 5
     with pytest.raises(training.Diverged, match="no checkpoint was kept"):
-        training.run([toy.stage(steps=11, step=diverging)], cadence=CADENCE)
+        toy.run([toy.stage(steps=11, step=diverging)], cadence=CADENCE)
 
 
 def test_keep_last_and_keep_best(tmp_path):
@@ -149,14 +147,14 @@ def test_keep_last_and_keep_best(tmp_path):
         **{**vars(toy.stage(steps=10)), "evaluate": lambda state: {"score": next(scores)}, "best": "score"}
     )
     cadence = training.Cadence(evaluate_every=2, checkpoint_every=2, keep=2)
-    outcome = training.run([stage], cadence=cadence, workdir=tmp_path)
+    outcome = toy.run([stage], cadence=cadence, workdir=tmp_path)
     folder = tmp_path / "checkpoints/00-toy"
     assert sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) == [4, 8, 10]
     newest, best = (training.restore_params(folder, best=b) for b in (False, True))
     np.testing.assert_array_equal(
         newest["params"]["hidden"]["kernel"], outcome.state.params["hidden"]["kernel"]
     )
-    at_four = training.run([toy.stage(steps=4)]).state
+    at_four = toy.run([toy.stage(steps=4)]).state
     np.testing.assert_array_equal(best["params"]["hidden"]["kernel"], at_four.params["hidden"]["kernel"])
     np.testing.assert_array_equal(
         best["extra"]["batch_stats"]["norm"]["mean"], at_four.extra["batch_stats"]["norm"]["mean"]
@@ -165,11 +163,11 @@ def test_keep_last_and_keep_best(tmp_path):
 
 def test_refusals(tmp_path):
     with pytest.raises(UserError, match="at least one stage"):
-        training.run([])
+        toy.run([])
     with pytest.raises(UserError, match="two stages are named 'toy'"):
-        training.run([toy.stage(steps=1), toy.stage(steps=1)])
+        toy.run([toy.stage(steps=1), toy.stage(steps=1)])
     with pytest.raises(UserError, match=r"cadence.log_every: needs an integer from 1"):
-        training.run([toy.stage()], cadence=training.Cadence(log_every=0))
+        toy.run([toy.stage()], cadence=training.Cadence(log_every=0))
     with pytest.raises(UserError, match="no checkpoint in"):
         training.restore_params(tmp_path / "nothing")
 
@@ -197,7 +195,7 @@ def test_a_workdir_is_given_up_where_there_is_nothing_to_go_on_from(tmp_path):
     rates = [{"rate": rate} for rate in (9.0, 0.1, 0.2)]
     path = training.open_workdir(tmp_path / "run", rates[0])
     with pytest.raises(training.Diverged, match=r"at step 6 .*there is no checkpoint before it"):
-        training.run([toy.stage(steps=11, step=diverging)], workdir=path)
+        toy.run([toy.stage(steps=11, step=diverging)], workdir=path)
     (path / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match=r"rate is 9.0 there and 0.1 here"):
         training.check_workdir(path, rates[1])  # it may still be running
@@ -206,7 +204,7 @@ def test_a_workdir_is_given_up_where_there_is_nothing_to_go_on_from(tmp_path):
     training.open_workdir(path, rates[1])
     assert training.read_config(path) == rates[1]
     assert sorted(entry.name for entry in path.iterdir()) == ["config.json", "letter.txt"]
-    training.run([toy.stage(steps=11)], cadence=CADENCE, workdir=path)
+    toy.run([toy.stage(steps=11)], cadence=CADENCE, workdir=path)
     training.give_up_workdir(path)  # there is something to lose
     with pytest.raises(UserError, match=r"rate is 0.1 there and 0.2 here"):
         training.open_workdir(path, rates[2])
@@ -221,7 +219,7 @@ def test_a_stage_starts_alike_whatever_stages_come_before():
     def start_of(name, *before, **fields):
         stages = [toy.stage(other, steps=0) for other in before]
         stage = training.Stage(name, init=init, **fields)
-        return np.asarray(training.run([*stages, stage], seed=3).state.params["w"])
+        return np.asarray(toy.run([*stages, stage], seed=3).state.params["w"])
 
     alone = start_of("student")
     np.testing.assert_array_equal(alone, start_of("student", "teacher", "neighbors"))
@@ -232,7 +230,7 @@ def test_a_stage_starts_alike_whatever_stages_come_before():
 def test_an_address_that_nothing_opens_is_no_work_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for call in (
-        lambda path: training.run([toy.stage(steps=1)], workdir=path),
+        lambda path: toy.run([toy.stage(steps=1)], workdir=path),
         lambda path: training.open_workdir(path, {}),
         training.read_config,
         training.run_checkpoint,
@@ -256,7 +254,7 @@ def test_states_of_earlier_stages_are_let_go():
             seen.append(weakref.ref(outcome.state.params["hidden"]["kernel"]))
             del outcome
 
-    outcome = training.run(stages())
+    outcome = toy.run(stages())
     gc.collect()
     assert [kernel() is None for kernel in seen] == [True, True, False]
     assert set(outcome.metrics) == {"a/norm", "b/norm", "c/norm"}

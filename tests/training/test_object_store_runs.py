@@ -39,8 +39,7 @@ def whole(tmp_path_factory):
 
 
 def train(stages, workdir=RUN, cadence=CADENCE, **options):
-    parallel = training.make_parallel(devices=jax.devices()[:2])
-    return training.run(stages, cadence=cadence, workdir=workdir, parallel=parallel, **options)
+    return training.run(stages, cadence=cadence, workdir=workdir, parallel=toy.parallel(2), **options)
 
 
 def steps_in(store):

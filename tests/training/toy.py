@@ -1,5 +1,7 @@
 """A small method for the tests of training: a linear classifier with batch statistics on fixed random images."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -53,20 +55,32 @@ def objective(optimizer=None, *, wrap=None, **fields):
     return training.Objective(loss, optimizer or optax.sgd(0.1, momentum=0.9), **fields)
 
 
-def stage(name="toy", steps=6, *, batch_size=16, step=None, batches=None, **fields):
-    goal = objective()
+GOAL = objective()
+STEP = training.gradient_step(GOAL)
 
+
+@functools.cache
+def parallel(devices=8, mode="jit"):
+    """For all runs on so many devices: it compiles `STEP` once."""
+    return training.make_parallel(mode, devices=jax.devices()[:devices])
+
+
+def run(stages, **options):
+    return training.run(stages, **{"parallel": parallel(), **options})
+
+
+def stage(name="toy", steps=6, *, batch_size=16, step=None, batches=None, **fields):
     def init(rng, previous):
         if previous is not None:
-            return training.create_state(rng, previous.params, goal, extra=previous.extra)
+            return training.create_state(rng, previous.params, GOAL, extra=previous.extra)
         variables = Net().init(jax.random.key(1), np.zeros((1, 4, 4, 3), np.float32), train=False)
         params = variables.pop("params")
-        return training.create_state(rng, params, goal, extra=variables)
+        return training.create_state(rng, params, GOAL, extra=variables)
 
     return training.Stage(
         name=name,
         init=init,
-        step=step or training.gradient_step(goal),
+        step=step or STEP,
         batches=batches or (lambda state: Cycle(batch_size)),
         steps=steps,
         evaluate=lambda state: {"norm": float(optax.tree.norm(state.params))},

@@ -65,13 +65,13 @@ def _is_other_attack(unseen: str | None):
 class Presentations(DataSpec):
     """Rendered live faces, prints, replays, masks and cut-outs with depth and infrared; nothing to download."""
 
-    identities: Annotated[int, AtLeast(1)] = 300
+    identities: Annotated[int, AtLeast(1)] = 200
     """People to train on."""
     per_identity: Annotated[int, AtLeast(1)] = 4
     """Presentations of each of them."""
-    development_identities: Annotated[int, AtLeast(1)] = 100
+    development_identities: Annotated[int, AtLeast(1)] = 75
     """Other people, to take thresholds on."""
-    held_out_identities: Annotated[int, AtLeast(1)] = 300
+    held_out_identities: Annotated[int, AtLeast(1)] = 200
     """Yet others, to test."""
     unseen: str | None = None
     """An attack left out of training and development; the test then has live faces and that attack alone."""

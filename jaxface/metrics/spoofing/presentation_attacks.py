@@ -209,7 +209,7 @@ def bpcer_threshold(scores, instruments, rate: float) -> float:
     """
     check_number("rate", rate, OpenFraction)
     live = np.sort(split_presentations(scores, instruments)[0])
-    return float(live[int(numbers.allowed_count(np.float64(rate), live.size))])
+    return float(live[int(numbers.allowed_count(np.array(rate), live.size))])
 
 
 def tpr_at_fpr(scores, instruments, fprs) -> TprAtFpr:
@@ -261,7 +261,7 @@ def spoof_report(scores, instruments, threshold: float, *, fprs=(1e-2, 1e-3, 1e-
     for target in fprs:
         point = tpr_at_fpr(scores, instruments, target)
         if point.resolvable:
-            report[f"tpr_at_{target:.0e}".replace("e-0", "e-")] = point.tpr
+            report[f"tpr_at_{target:.0e}".replace("e-0", "e-")] = float(point.tpr)
     return report
 
 

@@ -103,8 +103,9 @@ class Encoder(nn.Module):
         remat: Remat = "none",
         train: bool,
     ) -> jax.Array:
+        masked = {} if mask is None else {"mask": mask}
         for block in blocks:
-            tokens = run_block(block, tokens, remat=remat, mask=mask, train=train)
+            tokens = run_block(block, tokens, remat=remat, train=train, **masked)
             tokens = tokens[0] if isinstance(tokens, tuple) else tokens
         return tokens
 
