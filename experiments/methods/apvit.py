@@ -33,7 +33,7 @@ class Config(recipe.Recipe):
     """A classifier of expressions, or of other images, that goes on with what its scores find telling."""
 
     data: inputs.DataSpec = inputs.RenderedExpressions(
-        strengths=(0.8, 1.4), variation=inputs.Variation(yaw=15.0, pitch=8.0, expression=0.1)
+        identities=150, strengths=(0.8, 1.4), variation=inputs.Variation(yaw=15.0, pitch=8.0, expression=0.1)
     )
     """Images of classes to be told apart."""
     image_size: Annotated[int, AtLeast(8)] = 48

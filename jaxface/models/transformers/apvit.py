@@ -219,7 +219,7 @@ MODELS.update(
         "apvit": APViT,
         # Made to train on two CPU cores: 6 x 6 places of images of 48 pixels, and of 24.
         "apvit_pico": functools.partial(
-            _laptop, stages=(1, 1), channels=(32, 64), stem_stride=2, block="insightface", dim=64
+            _laptop, stages=(1, 1), channels=(16, 32), stem_stride=2, block="insightface", dim=64
         ),
         "apvit_small": functools.partial(_laptop, stem="strided", channels=(16, 32), dim=32),
     }
