@@ -39,10 +39,10 @@ def attention(problem: tile.Problem, *, largest: int) -> tuple[jax.Array, jax.Ar
     total = jnp.sum(e, -1, keepdims=True)
     if problem.p_step is None:
         codes = tile.probability_codes(e, float(largest), largest)
-        factor = tile.reciprocal(total) / largest
+        factor = _reciprocal(seen, total) / largest
     else:
         p_step = problem.p_step[..., None, None]
-        codes = tile.probability_codes(e, tile.reciprocal(total, p_step), largest)
+        codes = tile.probability_codes(e, _reciprocal(seen, total, p_step), largest)
         factor = p_step
     products = _codes_times_values(codes, problem.v, largest).astype(logits.dtype)
     lse = tile.log_sum_exp2(maximum, total)[..., 0] / tile.LOG2E
@@ -72,7 +72,8 @@ def gradients(
     """
     dtype, precise = d_out.dtype, problem.q_scale.dtype
     logits, seen = _logits(problem)
-    p = _where_seen(seen, jnp.exp2(logits - tile.finite(lse * tile.LOG2E)[..., None]))
+    lse = lse * tile.LOG2E
+    p = _where_seen(seen, jnp.exp2(logits - (lse if seen is None else tile.finite(lse))[..., None]))
     v_hat = (problem.v.astype(precise) * problem.v_scale[..., None, :]).astype(dtype)
     d_p_hat = _dot("bhqd,bhkd->bhqk", d_out, v_hat, precise)
     if problem.p_step is None:
@@ -118,6 +119,11 @@ def _logits(problem):
 
 def _where_seen(seen, values):
     return values if seen is None else jnp.where(seen, values, 0.0)
+
+
+def _reciprocal(seen, total, step=1.0):
+    """1 / (total step). A row that sees a key has a total of at least 1, and no choice then parts what a compiler could fuse."""
+    return 1.0 / (total * step) if seen is None else tile.reciprocal(total, step)
 
 
 def _codes_times_values(codes, values, largest):
