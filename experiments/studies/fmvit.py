@@ -16,6 +16,10 @@ ARMS = {
     "fm-vit": {},
     "dedicated": _APART,  # honest late fusion, too: the mean of the branches that are there
     "dedicated, crossing": {"partners": "itself"},  # the same parameters and losses, but nobody to look at
+}
+CONTROLS = {
+    "fm-vit": {},
+    "dedicated": _APART,
     "zero-filled": {**_APART, "fusion": "sum", "solo": "none"},
     "zero-filled, dropout": {**_APART, "fusion": "sum", "solo": "sampled"},
     "no guide": {"guide": "none"},
@@ -35,12 +39,12 @@ BASE = dataclasses.replace(
 )
 
 
-def _study(claim: str, metric: str) -> Study:
+def _study(claim: str, metric: str, arms=ARMS) -> Study:
     return Study(
         claim=f"Rendered attacks, pooled ACER at the threshold of other people: {claim}",
         metric=metric,
         method="fm-vit",
-        arms=ARMS,
+        arms=arms,
         base=BASE,
         larger_is_better=False,
         baseline="dedicated",
@@ -53,4 +57,7 @@ STUDIES = {
     "rgb": _study("the photograph alone", "acer@rgb"),
     "depth": _study("depth alone", "acer@depth"),
     "infrared": _study("infrared alone", "acer@infrared"),
+    "controls": _study("mean over the single sensors, other controls", "acer@single", CONTROLS),
+    "controls-together": _study("all three sensors, other controls", "acer@rgb+depth+infrared", CONTROLS),
+    "controls-rgb": _study("the photograph alone, other controls", "acer@rgb", CONTROLS),
 }

@@ -1,6 +1,6 @@
 """Attention of the transformers, which a method extends by its fields: another linear layer, or another mixing of values.
 
-Methods: apvit, sparsevit
+Methods: apvit, fmvit, sparsevit
 """
 
 from collections.abc import Callable
