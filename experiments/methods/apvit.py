@@ -156,9 +156,9 @@ def stem_weights(path: str, model: APViT, image_shape: tuple[int, int, int]) -> 
     Raises:
       UserError: no such network, one that begins in another way, or a stem of another kind.
     """
-    if model.stem != "iresnet50":
+    if model.stem != "iresnet":
         raise UserError(
-            f"stem_from: needs the backbone apvit, whose stem is an iResNet's, got {model.stem!r}"
+            f"stem_from: needs a backbone with the stem of an iResNet, such as apvit, got a {model.stem} one"
         )
     bundle = inference.open_recognizer(user_path("stem_from", path))
     bundle.check_plain("stem_from")
