@@ -17,6 +17,8 @@ ARMS = {
     "dedicated": _APART,  # honest late fusion, too: the mean of the branches that are there
     "dedicated, crossing": {"partners": "itself"},  # the same parameters and losses, but nobody to look at
 }
+# Training sees all sensors and each alone, never two of three, unless subsets are drawn.
+SAMPLED = {"fm-vit": {}, "dedicated": _APART, "sampled sensors": {"solo": "sampled"}}
 CONTROLS = {
     "fm-vit": {},
     "dedicated": _APART,
@@ -57,6 +59,11 @@ STUDIES = {
     "rgb": _study("the photograph alone", "acer@rgb"),
     "depth": _study("depth alone", "acer@depth"),
     "infrared": _study("infrared alone", "acer@infrared"),
+    "pair": _study("the photograph and depth, two of three sensors", "acer@rgb+depth"),
+    "sampled": _study("the photograph and depth, subsets drawn in training", "acer@rgb+depth", SAMPLED),
+    "sampled-single": _study(
+        "mean over the single sensors, subsets drawn in training", "acer@single", SAMPLED
+    ),
     "controls": _study("mean over the single sensors, other controls", "acer@single", CONTROLS),
     "controls-together": _study("all three sensors, other controls", "acer@rgb+depth+infrared", CONTROLS),
     "controls-rgb": _study("the photograph alone, other controls", "acer@rgb", CONTROLS),

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import configs, launch
 from experiments.methods import fmvit
-from experiments.studies.fmvit import ARMS, CONTROLS, STUDIES
+from experiments.studies.fmvit import ARMS, CONTROLS, SAMPLED, STUDIES
 from jaxface import data, losses, models, training
 from jaxface.errors import UserError
 from jaxface.training.evaluations.presentation_detection import subsets
@@ -182,7 +182,7 @@ def test_branches_start_from_a_vit(monkeypatch):
 def test_the_arms_of_the_studies():
     base = STUDIES["single"].base
     networks = {}
-    for name, changes in {**ARMS, **CONTROLS}.items():
+    for name, changes in {**ARMS, **SAMPLED, **CONTROLS}.items():
         config = dataclasses.replace(base, **changes)
         fmvit.check(config)
         networks[name] = fmvit.network(config)
@@ -197,7 +197,7 @@ def test_the_arms_of_the_studies():
     assert count("fm-vit") == count("dedicated, crossing") > count("dedicated")
     assert networks["dedicated"] == networks["zero-filled"] == networks["zero-filled, dropout"]
     assert networks["fm-vit"] == networks["no solo term"]
-    assert all(study.arms in (ARMS, CONTROLS) and study.base == base for study in STUDIES.values())
+    assert all(study.arms in (ARMS, SAMPLED, CONTROLS) and study.base == base for study in STUDIES.values())
 
 
 def test_the_configuration_of_the_paper():
