@@ -4,9 +4,8 @@ Rows are the shapes of vision transformers, DETR and long sequences; each times 
 layer before it would feed), the float-in call ("float": the quantizers included) and the peers, in turns in one process, with
 the relative error against float64 beside each. Operations are counted as 4 B H Nq Nk d for all.
 
-The peers are attention without quantization: other values for less work, so no default can choose them. On a CPU long sequences
-are slower than bfloat16 attention (rounding, clipping and the codes' conversion cost more than the products). Products of the
-same codes in bfloat16 or float32, which give equal values, took as long as int8 or longer there (0.88 to 1.06 times as fast).
+The peers are attention without quantization: other values for less work, so no default can choose them. On a CPU the products of
+codes are taken in float32, exactly, and the compiler makes one loop of them and the softmax between.
 """
 
 import argparse

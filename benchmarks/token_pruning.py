@@ -88,7 +88,7 @@ def measure(name: str, *, size: int, batch: int, budget: float, repeats: int) ->
         "dense": lambda: dense({"params": plain}, device),
         "compacted": lambda: compacted(device).output,
     }
-    times = common.in_turns(calls, repeats=repeats, warmup=1, budget=float("inf"))
+    times = common.in_turns(calls, repeats=repeats, warmup=0, budget=float("inf"))
     report = {arm: common.summary(values, items=batch) for arm, values in times.items()}
     ratios = times["dense"] / times["compacted"]
     return {

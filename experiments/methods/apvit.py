@@ -32,18 +32,21 @@ from jaxface.paths import user_path
 class Config(recipe.Recipe):
     """A classifier of expressions, or of other images, that goes on with what its scores find telling."""
 
-    data: inputs.DataSpec = inputs.RenderedExpressions()
+    data: inputs.DataSpec = inputs.RenderedExpressions(
+        identities=150, strengths=(0.8, 1.4), variation=inputs.Variation(yaw=15.0, pitch=8.0, expression=0.1)
+    )
     """Images of classes to be told apart."""
     image_size: Annotated[int, AtLeast(8)] = 48
     """Side of the images, pixels."""
-    backbone: Literal["apvit", "apvit_small"] = "apvit_small"
-    """apvit: three stages of iResNet-50 and blocks of 768 channels; apvit_small: strided convolutions and 32 channels."""
+    backbone: Literal["apvit", "apvit_pico", "apvit_small"] = "apvit_pico"
+    """apvit: three stages of iResNet-50 and blocks of 768 channels; apvit_pico: two residual units and 64; apvit_small: strided
+    convolutions and 32."""
     embedding: None = None
     """The classifier is the linear layer of the recipe."""
-    channels: Annotated[tuple[int, ...], AtLeast(1)] = (16, 32, 64)
-    """apvit_small: of the convolutions of the stem, each of which halves the plane."""
-    dim: Annotated[int, AtLeast(1)] = 64
-    """Size of a token, a multiple of the heads: 4 of apvit_small, 8 of apvit."""
+    channels: Annotated[tuple[int, ...] | None, AtLeast(1)] = None
+    """Of the stem, part by part, each of which halves the plane; the network's own unless given."""
+    dim: Annotated[int | None, AtLeast(1)] = None
+    """Size of a token, a multiple of the heads, 8 of apvit and 4 of the others; the network's own unless given."""
     keep_num: Annotated[int | None, AtLeast(1)] = None
     """Attentive patch pooling: places of the map that become tokens; none are dropped unless given. A stem needs pretraining."""
     keep_rates: Annotated[tuple[float, ...], Range(0, 1, above=True)] = (1.0, 1.0, 0.9, 0.9)
@@ -64,7 +67,9 @@ class Config(recipe.Recipe):
     """Standard deviation of the linear classifier's weights at the start."""
     optimizer: training.Optimizer = training.adam(2e-3, warmup=0.05)
     """Optimizer and learning-rate schedule."""
-    steps: Annotated[int, AtLeast(0)] = 1500
+    batch_size: Annotated[int, AtLeast(1)] = 32
+    """Images per step over all devices."""
+    steps: Annotated[int, AtLeast(0)] = 1000
     """Training steps."""
 
     @classmethod
@@ -95,7 +100,6 @@ class Config(recipe.Recipe):
                 occlusion_noise=True,
             ),
             backbone="apvit",
-            dim=768,
             keep_num=160,
             keep_rates=(1.0,) * 4 + (0.9,) * 4,
             stem_from="ms1m-iresnet50",
@@ -112,12 +116,10 @@ class Config(recipe.Recipe):
             data=inputs.ClutteredDigits(noise=(0.2, 0.9)),
             image_size=24,
             augment=inputs.Augment(flip=0.0),
-            channels=(16, 32),
-            dim=32,
+            backbone="apvit_small",
             keep_num=28,
             dense_steps=1000,
             test_noises=(0.5, 0.9),
-            batch_size=32,
             steps=300,
         )
 
@@ -125,16 +127,15 @@ class Config(recipe.Recipe):
 def network(config: Config, *, pooled: bool = True) -> APViT:
     """The network without its linear layer; with `pooled=False` it keeps everything."""
     rates = config.keep_rates if pooled else (1.0,) * len(config.keep_rates)
-    small = {"channels": config.channels} if config.backbone == "apvit_small" else {}
+    size = {"channels": config.channels, "dim": config.dim}
     return recipe.network(
         config,
-        dim=config.dim,
         depth=len(rates),
         keep_num=config.keep_num if pooled else None,
         keep_rates=rates,
         app_score=config.app_score,
         atp_score=config.atp_score,
-        **small,
+        **{name: value for name, value in size.items() if value is not None},
     )
 
 
@@ -155,9 +156,9 @@ def stem_weights(path: str, model: APViT, image_shape: tuple[int, int, int]) -> 
     Raises:
       UserError: no such network, one that begins in another way, or a stem of another kind.
     """
-    if model.stem != "iresnet50":
+    if model.stem != "iresnet":
         raise UserError(
-            f"stem_from: needs the backbone apvit, whose stem is an iResNet's, got {model.stem!r}"
+            f"stem_from: needs a backbone with the stem of an iResNet, such as apvit, got a {model.stem} one"
         )
     bundle = inference.open_recognizer(user_path("stem_from", path))
     bundle.check_plain("stem_from")

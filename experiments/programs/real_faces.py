@@ -26,13 +26,16 @@ from jaxface.cli import console
 from jaxface.cli.console import show_metrics, use_compilation_cache
 from jaxface.paths import local_path
 
+STEPS = 150  # of fine-tuning
 REPORTED = ("verification/accuracy", "verification/auc", "verification/eer", "verification/tar@1e-2")
 TUNED, SCRATCH = "fine-tuned", "from scratch"
 ROWS = ("pixels", "pixels, centered", "rendered only", "rendered only, centered", TUNED, SCRATCH)
 
 
-def fine_tuning(config, run: str | pathlib.Path | None, faces: data.Folder, photographs: int):
-    """The configuration of a run, changed to go on with photographs: 150 steps of its own optimizer, stronger augmentation.
+def fine_tuning(
+    config, run: str | pathlib.Path | None, faces: data.Folder, photographs: int, steps: int = STEPS
+):
+    """The configuration of a run, changed to go on with photographs: so many steps of its own optimizer, stronger augmentation.
 
     A batch holds 32 images, or as many as `photographs` can fill and the devices can share. Without a run the network starts from
     nothing, under the same optimizer and in as many steps.
@@ -45,7 +48,7 @@ def fine_tuning(config, run: str | pathlib.Path | None, faces: data.Folder, phot
         augment=data.Augment(flip=0.5, crop=0.5, color=0.5),
         accumulate=1,
         batch_size=max(min(32, photographs) // devices, 1) * devices,
-        steps=150,
+        steps=steps,
     )
 
 
@@ -83,6 +86,7 @@ def real_faces(
     workdir: pathlib.Path,
     *,
     splits: int = 1,
+    steps: int = STEPS,
     quiet: bool = False,
 ) -> Comparison:
     """Verification by pixels, by the network as it was rendered-trained, fine-tuned, and trained on the photographs alone."""
@@ -105,7 +109,8 @@ def real_faces(
                 score(name, embeddings(unseen))
                 score(f"{name}, centered", centered(embeddings(unseen), embeddings(seen)))
             for name, start in ((TUNED, run), (SCRATCH, None)):
-                plan = dataclasses.replace(fine_tuning(config, start, half, len(seen)), data_seed=seed)
+                plan = fine_tuning(config, start, half, len(seen), steps)
+                plan = dataclasses.replace(plan, data_seed=seed)
                 place = workdir / f"split-{split}-half-{int(swap)}-{name.replace(' ', '-')}"
                 state = launch("sface", plan, configs.Run(workdir=str(place), quiet=quiet)).state
                 params = state.averaged_params["backbone"]
@@ -139,13 +144,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--splits", type=int, default=1, help="splits of the people into halves; an interval needs two"
     )
+    parser.add_argument("--steps", type=int, default=STEPS, help="steps of fine-tuning, and from scratch")
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     use_compilation_cache()
     run, workdir = local_path("run", options.run), local_path("workdir", options.workdir)
     faces = data.Folder(root=str(local_path("faces", options.faces)))
     check_number("splits", options.splits, AtLeast(1))
-    comparison = real_faces(run, faces, workdir, splits=options.splits)
-    written = {"splits": options.splits, **comparison._asdict()}
+    check_number("steps", options.steps, AtLeast(1))
+    comparison = real_faces(run, faces, workdir, splits=options.splits, steps=options.steps)
+    written = {"splits": options.splits, "steps": options.steps, **comparison._asdict()}
     training.write_atomically(workdir / "real_faces.json", json.dumps(written, indent=2) + "\n")
     for name, row in comparison.rows.items():
         show_metrics(row, name)

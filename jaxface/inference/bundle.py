@@ -20,7 +20,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.errors
 import flax.linen as nn
@@ -60,6 +60,8 @@ _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in gray (ITU-R BT.601), 
 _FARS = ("1e-3", "1e-2", "1e-1")  # at which a threshold is recommended, the first that a set can resolve
 
 Color = Literal["rgb", "bgr", "gray"]
+Normalization = Literal["centered", "imagenet"]
+NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -452,8 +454,8 @@ def save_bundle(folder: str | pathlib.Path, bundle: Bundle) -> None:
 
 
 def save_weights(path: str | pathlib.Path, bundle: Bundle) -> None:
-    """Writes a RetinaFace, iResNet or MobileFaceNet as safetensors under the published names; the file says besides what the
-    bundle says, so that `open_bundle` reads it back.
+    """Writes a RetinaFace, iResNet, MobileFaceNet, ViT or Swin as safetensors under the published names; the file says besides
+    what the bundle says, so that `open_bundle` reads it back.
 
     Raises:
       UserError: a network that has no published names; a file that cannot be written.
@@ -470,8 +472,9 @@ def import_recognizer(
     network: str,
     *,
     embedding: int = 512,
-    image_size: int = 112,
+    image_size: int | None = None,
     color: Color = "rgb",
+    normalization: Normalization = "centered",
     license: str | None = None,
     origin: str | None = None,
 ) -> RecognizerBundle:
@@ -479,35 +482,56 @@ def import_recognizer(
 
     Args:
       path: PyTorch, safetensors or ONNX.
-      network: a name of `jaxface.models`: an iResNet or a MobileFaceNet.
-      embedding: size of its embedding.
-      image_size: side of its images, pixels.
+      network: a name of `jaxface.models`: an iResNet, a MobileFaceNet, a ViT or DeiT, or a Swin.
+      embedding: size of its embedding, or the number of its classes.
+      image_size: side of its images, pixels; None: 112, of a transformer 224.
       color: order of the channels that it was trained on.
+      normalization: of the images that it was trained on: "centered" in [-1, 1], or "imagenet", of a transformer alone: less the
+        mean and over the standard deviation of ImageNet's channels, which goes into its first layer, so that the bundle takes
+        images in [-1, 1].
       license, origin: of the weights, for people; the usual ones of such weights unless given.
 
     Raises:
       UserError: a network without published names, weights of another network, or a file that cannot be read.
     """
+    module = models.create(network, embedding=embedding)
+    transformer = isinstance(module, models.ViT | models.Swin)
+    image_size = (224 if transformer else 112) if image_size is None else image_size
     check_number("image_size", image_size, AtLeast(1))
-    module, shape = models.create(network, embedding=embedding), (image_size, image_size, 3)
+    if normalization not in NORMALIZATIONS or (normalization == "imagenet" and not transformer):
+        needs = " or ".join(NORMALIZATIONS) if transformer else "centered, since it is no transformer"
+        raise UserError(f"normalization: {network} needs {needs}; got {normalization}")
+    shape = (image_size, image_size, 3)
     variables = interop.load_weights(path, module, shape)
+    if normalization == "imagenet":
+        order = slice(None, None, -1 if color == "bgr" else 1)
+        statistics_of_channels = (np.array(numbers)[order] for numbers in _IMAGENET)
+        variables = interop.fold_normalization(variables, *statistics_of_channels)
     return _published(path, module, variables, shape, color=color, license=license, origin=origin)
 
 
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of levels in [0, 1]
+
 PUBLISHED_LICENSES = {
     "InsightFace": "non-commercial research only, where these are the weights that InsightFace publishes",
+    "DeiT": "Apache-2.0, where these are the weights that facebookresearch/deit publishes",
+    "Swin": "MIT, where these are the weights that microsoft/Swin-Transformer publishes",
     "Pytorch_Retinaface": "MIT, where these are the weights that biubug6/Pytorch_Retinaface publishes",
 }
 """Known terms of published weights by whose layout their files have."""
 
 
 def _published(path, module, variables, shape, *, license=None, origin=None, **fields) -> RecognizerBundle:
+    layout, alignment = "InsightFace", "arcface"
+    if isinstance(module, models.ViT | models.Swin):
+        layout, alignment = "Swin" if isinstance(module, models.Swin) else "DeiT", None
     return RecognizerBundle(
         module=module,
         variables=variables,
         image_shape=shape,
-        license=license or PUBLISHED_LICENSES["InsightFace"],
-        origin=origin or f"weights in InsightFace's layout: {name_text(pathlib.Path(path).name)}",
+        alignment=alignment,
+        license=license or PUBLISHED_LICENSES[layout],
+        origin=origin or f"weights in {layout}'s layout: {name_text(pathlib.Path(path).name)}",
         source=str(path),
         **fields,
     )
@@ -634,6 +658,11 @@ def _named_network(
             module = models.create(candidate)
             if module.stages == stages and module.channels == channels:
                 side, name = plane * module.stem_stride * 2 ** len(stages), candidate
+    elif "patch_embed.proj.weight" in state:
+        raise UserError(
+            f"weights: {path} is of a transformer, whose tensors do not say its heads or how its images were normalized; "
+            f"jaxface weights import {path} --network NAME --bundle DIR does"
+        )
     else:
         first = next(iter(state), "nothing")
         raise UserError(

@@ -1,7 +1,6 @@
 """Weights in and out: PyTorch, safetensors and ONNX files of the same architectures, and StableHLO programs."""
 
 from jaxface.interop.onnx_export import save_onnx
-from jaxface.interop.onnx_graph import read_onnx
 from jaxface.interop.program import load_stablehlo, save_stablehlo
 from jaxface.interop.state_dict import (
     from_state_dict,
@@ -12,9 +11,11 @@ from jaxface.interop.state_dict import (
     unwrapped,
 )
 from jaxface.interop.torch_file import read_torch
-from jaxface.interop.weights import load_weights, read_tensors
+from jaxface.interop.transformer_layers import fold_normalization
+from jaxface.interop.weights import load_weights, read_onnx, read_tensors
 
 __all__ = [
+    "fold_normalization",
     "from_state_dict",
     "load_stablehlo",
     "load_weights",

@@ -160,21 +160,6 @@ def architecture(module: nn.Module, image_shape: tuple[int, int, int]) -> tuple[
     )
 
 
-def tensor_layers(module: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Layer, ...]:
-    """Every layer with tensors, in the order of PyTorch's state dict.
-
-    Args:
-      module: as for `architecture`, or a `RetinaFaceNet` with the context modules of SSH.
-      image_shape: (H, W, C) of its images.
-
-    Raises:
-      UserError: another network.
-    """
-    if isinstance(module, RetinaFaceNet):
-        return _retinaface(module, image_shape)
-    return tuple(plain_layers(architecture(module, image_shape)))
-
-
 def leaves(layers: tuple[Layer, ...]) -> Iterator[Leaf]:
     """Every tensor, in the order of PyTorch's state dict."""
     for layer in plain_layers(layers):
@@ -293,7 +278,12 @@ def _mobilefacenet(module: MobileFaceNet, image_shape: tuple[int, int, int]) -> 
     )
 
 
-def _retinaface(module: RetinaFaceNet, image_shape: tuple[int, int, int]) -> tuple[Layer, ...]:
+def retinaface_layers(module: RetinaFaceNet, image_shape: tuple[int, int, int]) -> tuple[Layer, ...]:
+    """Every layer with tensors of a detector with the context modules of SSH, in the order of PyTorch's state dict.
+
+    Raises:
+      UserError: other context modules.
+    """
     if module.context != "ssh":
         raise UserError(f"context: needs 'ssh', which has PyTorch names; got {module.context!r}")
     make = _Builder(module, image_shape)

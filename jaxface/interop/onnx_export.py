@@ -18,7 +18,9 @@ from jaxface.errors import UserError
 from jaxface.interop.architecture import has_chain
 from jaxface.interop.files import optional, replacing
 from jaxface.interop.onnx_graph import chain_graph
+from jaxface.interop.onnx_transformer import transformer_graph
 from jaxface.interop.state_dict import check_variables
+from jaxface.interop.transformer_layers import has_names
 from jaxface.layers import DepthwiseConv
 
 _OPSET = 21
@@ -34,10 +36,10 @@ def save_onnx(
 
         data [batch, C, H, W] float32 in [-1, 1] -> embedding [batch, E] float32, not normalized
 
-    An `IResNet` with insightface blocks and a `MobileFaceNet` are written layer by layer under PyTorch's names (opset 15), so
-    that `read_onnx` reads them again; every other network is traced (opset 21), and its weights have the names that the tracer
-    gives. A network that computes in bfloat16 is written in float32. Detectors give their arrays as `output_0`, `output_1`, … in
-    the order of `jax.tree.leaves`.
+    An `IResNet` with insightface blocks and a `MobileFaceNet` are written layer by layer under PyTorch's names (opset 15), and so
+    are a `ViT` that reads its class token and a `Swin`, of plain blocks (opset 17); `read_onnx` reads them again. Every other
+    network is traced (opset 21), and its weights have the names that the tracer gives. A network that computes in bfloat16 is
+    written in float32. Detectors give their arrays as `output_0`, `output_1`, … in the order of `jax.tree.leaves`.
 
     Args:
       path: the file.
@@ -50,7 +52,12 @@ def save_onnx(
         written.
     """
     check_variables(variables, module, image_shape)
-    graph = (chain_graph if has_chain(module) else _traced_graph)(module, variables, image_shape)
+    if has_chain(module):
+        graph = chain_graph(module, variables, image_shape)
+    elif has_names(module):
+        graph = transformer_graph(module, variables, image_shape)
+    else:
+        graph = _traced_graph(module, variables, image_shape)
     if graph.ByteSize() > _LARGEST:
         raise UserError(f"format: an ONNX file holds 2 GB; this network needs {graph.ByteSize() / 1e9:.1f}")
     with replacing(path) as temporary:

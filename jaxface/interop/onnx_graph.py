@@ -33,34 +33,23 @@ _HAS_WEIGHTS = {"Conv", "BatchNormalization", "PRelu", "Gemm", "MatMul"}
 _OPSET, _IR_VERSION = 15, 8
 
 
-def read_onnx(
+def read_chain(
     path: str | pathlib.Path, module: nn.Module, image_shape: tuple[int, int, int]
 ) -> dict[str, np.ndarray]:
-    """The weights of an exported graph as a state dict under PyTorch's names, for `from_state_dict`.
+    """The weights of an exported iResNet or MobileFaceNet as a state dict under PyTorch's names, for `from_state_dict`.
 
     A norm that the graph has not is the identity: mean 0, variance 1 - 1e-5, weight 1, bias that of the layer before. Its
     embeddings are those of the graph; but statistics of the training are gone with the norm, so fine-tuning starts without
     them. Another epsilon than ours is moved into the variance, a bias before a norm into its mean.
 
-    Args:
-      path: an `.onnx` file; data outside it are read from files in the same folder only.
-      module: what the graph should be: an `IResNet` with insightface blocks, or a `MobileFaceNet`.
-      image_shape: (H, W, C) of its images.
-
     Raises:
       UserError: the file cannot be read, or its graph is another architecture (names the first tensor that differs and both
         shapes, or the first layer that is not where it should be).
     """
-    layers, path = architecture(module, image_shape), local_path("weights", path)
-    try:
-        reader = _Reader(_Graph(path))
-        end, _ = reader.walk(layers, reader.graph.input, None)
-        reader.finish(end)
-    except UserError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-        # Nodes without inputs or outputs, attributes of a wrong kind.
-        raise UserError(f"weights: {path} is damaged: its graph is no valid ONNX") from None
+    layers = architecture(module, image_shape)
+    reader = _Reader(OnnxGraph(local_path("weights", path)))
+    end, _ = reader.walk(layers, reader.graph.input, None)
+    reader.finish(end)
     return reader.state
 
 
@@ -72,7 +61,7 @@ def chain_graph(module: nn.Module, variables: Mapping, image_shape: tuple[int, i
     Raises:
       UserError: another network, or variables of one.
     """
-    helper, numpy_helper = optional("onnx.helper"), optional("onnx.numpy_helper")
+    helper = optional("onnx.helper")
     layers = architecture(module, image_shape)
     state = to_state_dict(jax.device_get(variables), module, image_shape)
     nodes, constants = [], {}
@@ -112,26 +101,41 @@ def chain_graph(module: nn.Module, variables: Mapping, image_shape: tuple[int, i
                     x = node("Add", sides, f"{sides[0]}.sum")
         return x
 
-    emit(layers, "data")
-    nodes[-1].output[0] = "embedding"
+    output = emit(layers, "data")
+    return graph_model(nodes, constants, image_shape, output, module.embedding, opset=_OPSET)
+
+
+def graph_model(
+    nodes: list,
+    constants: Mapping[str, np.ndarray],
+    image_shape: tuple[int, int, int],
+    output: str,
+    features: int,
+    *,
+    opset: int,
+):
+    """Nodes that make `output` of "data" as an `onnx.ModelProto`: data [batch, C, H, W] -> embedding [batch, features]."""
+    helper, numpy_helper = optional("onnx.helper"), optional("onnx.numpy_helper")
     height, width, channels = image_shape
     float32 = helper.np_dtype_to_tensor_dtype(np.dtype(np.float32))
+    (last,) = (node for node in nodes if output in node.output)
+    last.output[0] = "embedding"
     graph = helper.make_graph(
         nodes,
         "backbone",
         [helper.make_tensor_value_info("data", float32, ["batch", channels, height, width])],
-        [helper.make_tensor_value_info("embedding", float32, ["batch", module.embedding])],
+        [helper.make_tensor_value_info("embedding", float32, ["batch", features])],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     return helper.make_model(
         graph,
         producer_name="jaxface",
         ir_version=_IR_VERSION,
-        opset_imports=[helper.make_opsetid("", _OPSET)],
+        opset_imports=[helper.make_opsetid("", opset)],
     )
 
 
-class _Graph:
+class OnnxGraph:
     """The edges of a graph, with nodes that compute nothing taken out."""
 
     def __init__(self, path: pathlib.Path):
@@ -207,7 +211,7 @@ class _Graph:
 class _Reader:
     """Walks a graph beside the layers it should have and notes the weights under PyTorch's names."""
 
-    def __init__(self, graph: _Graph):
+    def __init__(self, graph: OnnxGraph):
         self.graph = graph
         self.state: dict[str, np.ndarray] = {}
         self.visited: set[int] = set()

@@ -1,4 +1,4 @@
-"""PyTorch state dicts of iResNet, MobileFaceNet and RetinaFace into our variables and back."""
+"""PyTorch state dicts of iResNet, MobileFaceNet, RetinaFace, ViT, DeiT and Swin into our variables and back."""
 
 import pathlib
 from collections.abc import Mapping
@@ -10,13 +10,46 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxface.errors import UserError
-from jaxface.interop.architecture import EPSILON, Convolution, Dense, Norm, abstract_variables, tensor_layers
+from jaxface.interop.architecture import (
+    EPSILON,
+    Convolution,
+    Dense,
+    Layer,
+    Norm,
+    abstract_variables,
+    architecture,
+    plain_layers,
+    retinaface_layers,
+)
 from jaxface.interop.files import optional, replacing
+from jaxface.interop.transformer_layers import TransformerLayer, renamed, transformer_layers
+from jaxface.models import Swin, ViT
+from jaxface.models.detection.retinaface import RetinaFaceNet
 from jaxface.paths import local_path
 
 StateDict = Mapping[str, np.ndarray]
 
 _WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
+
+
+def tensor_layers(
+    module: nn.Module, image_shape: tuple[int, int, int]
+) -> tuple[Layer | TransformerLayer, ...]:
+    """Every layer with tensors, in the order of PyTorch's state dict.
+
+    Args:
+      module: an `IResNet` with insightface blocks, a `MobileFaceNet`, a `RetinaFaceNet` with the context modules of SSH, a `ViT`
+        that reads its class token, or a `Swin`.
+      image_shape: (H, W, C) of its images.
+
+    Raises:
+      UserError: another network.
+    """
+    if isinstance(module, RetinaFaceNet):
+        return retinaface_layers(module, image_shape)
+    if isinstance(module, ViT | Swin):
+        return transformer_layers(module, image_shape)
+    return tuple(plain_layers(architecture(module, image_shape)))
 
 
 def from_state_dict(
@@ -33,19 +66,21 @@ def from_state_dict(
 
     Args:
       state: name -> array of any float type.
-      module: an `IResNet` with insightface blocks, a `MobileFaceNet`, or a `RetinaFaceNet` with the context modules of SSH.
+      module: as `tensor_layers` takes it.
       image_shape: (H, W, C) of its images.
       source: what to call the tensors in a refusal.
 
     Returns:
-      {"params", "batch_stats"} of float32 numpy arrays.
+      {"params", "batch_stats"} of float32 numpy arrays; a transformer has no statistics.
 
     Raises:
       UserError: another architecture (names the first tensor that differs and both shapes), or values that no network has.
     """
     layers = tensor_layers(module, image_shape)
     state = {
-        name: array for name, array in unwrapped(state).items() if not name.endswith("num_batches_tracked")
+        name: array
+        for name, array in renamed(unwrapped(state), module).items()
+        if not name.endswith("num_batches_tracked")
     }
     leaves = {}
     for layer in layers:

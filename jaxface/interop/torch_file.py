@@ -50,7 +50,7 @@ class _Refused(Exception):
 
 
 def read_torch(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """The tensors of a state dict that `torch.save` wrote (PyTorch 1.6 and later).
+    """The tensors of a state dict that `torch.save` wrote (PyTorch 1.6 and later), or of {"model": state dict}.
 
     Nothing in the file is run, and no memory is taken for a size it claims: a tensor is a view of the bytes that are there.
 
@@ -138,6 +138,8 @@ def _state_dict(archive: zipfile.ZipFile, file_size: int) -> dict[str, np.ndarra
     )
     if not isinstance(state, dict):
         raise _Refused("needs a state dict; save module.state_dict()")
+    if state.keys() == {"model"} and isinstance(state["model"], dict) and state["model"]:
+        state = state["model"]  # as DeiT and Swin are published
     for name, tensor in state.items():
         if not isinstance(tensor, np.ndarray):
             kind = "a dict" if isinstance(tensor, dict) else type(tensor).__name__

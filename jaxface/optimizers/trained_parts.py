@@ -1,6 +1,6 @@
 """Optimizers of some parameters alone, chosen by name.
 
-Methods: rbonn, bamsprod
+Methods: rbonn, bamsprod, qvit
 """
 
 from collections.abc import Callable, Sequence

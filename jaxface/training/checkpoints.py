@@ -57,9 +57,9 @@ class Saved(NamedTuple):
     position: dict
 
 
-def _copy(leaf: jax.Array) -> jax.Array:
+def _copy(leaf: jax.Array | np.ndarray) -> jax.Array:
     """A copy, of one replica where there are several: orbax would slice them all, to write them side by side."""
-    if leaf.is_fully_replicated and jax.process_count() == 1:
+    if isinstance(leaf, jax.Array) and leaf.is_fully_replicated and jax.process_count() == 1:
         leaf = leaf.addressable_data(0)
     return jnp.copy(leaf)
 

@@ -59,7 +59,7 @@ def quantized_attention(
         default's blocks would mix images.
       return_residuals: also return the log-sum-exp.
       implementation: see `pallas_kernels.common.Implementation`; None chooses among those, which give the same values up to
-        rounding. Attention without quantization is another function; on a CPU it is faster for long sequences.
+        rounding.
 
     Returns:
       o [B, H, Nq, d] in the dtype of q; a query that sees no key gives 0. With `return_residuals` also the natural

@@ -13,6 +13,9 @@ import jax.numpy as jnp
 
 from pallas_kernels.quantized_attention import tile
 
+EXACT_FLOAT32 = 2**24
+"""Integers up to this size are float32 numbers, so sums of products that stay below it are exact in any order."""
+
 
 class Gradients(NamedTuple):
     """With respect to the dequantized operands a·codes; `p_step` [1, H] before its scale g, `bias` in the bias's shape."""
@@ -32,14 +35,14 @@ def attention(problem: tile.Problem, *, largest: int) -> tuple[jax.Array, jax.Ar
     """
     logits, seen = _logits(problem)
     maximum = jnp.max(logits, -1, keepdims=True)
-    e = jnp.where(seen, jnp.exp2(logits - maximum), 0.0)
+    e = _where_seen(seen, jnp.exp2(logits - maximum))
     total = jnp.sum(e, -1, keepdims=True)
     if problem.p_step is None:
         codes = tile.probability_codes(e, float(largest), largest)
-        factor = tile.reciprocal(total) / largest
+        factor = _reciprocal(seen, total) / largest
     else:
         p_step = problem.p_step[..., None, None]
-        codes = tile.probability_codes(e, tile.reciprocal(total, p_step), largest)
+        codes = tile.probability_codes(e, _reciprocal(seen, total, p_step), largest)
         factor = p_step
     products = _codes_times_values(codes, problem.v, largest).astype(logits.dtype)
     lse = tile.log_sum_exp2(maximum, total)[..., 0] / tile.LOG2E
@@ -69,7 +72,8 @@ def gradients(
     """
     dtype, precise = d_out.dtype, problem.q_scale.dtype
     logits, seen = _logits(problem)
-    p = jnp.where(seen, jnp.exp2(logits - tile.finite(lse * tile.LOG2E)[..., None]), 0.0)
+    lse = lse * tile.LOG2E
+    p = _where_seen(seen, jnp.exp2(logits - (lse if seen is None else tile.finite(lse))[..., None]))
     v_hat = (problem.v.astype(precise) * problem.v_scale[..., None, :]).astype(dtype)
     d_p_hat = _dot("bhqd,bhkd->bhqk", d_out, v_hat, precise)
     if problem.p_step is None:
@@ -98,11 +102,13 @@ def gradients(
 
 
 def _logits(problem):
-    """Base-2 logits [B, H, Nq, Nk], masked, and which keys each query sees."""
+    """Base-2 logits [B, H, Nq, Nk], masked, and which keys each query sees: None where each sees all."""
     exact = jnp.int32 if problem.q.dtype == jnp.int8 else problem.q.dtype
     scores = _dot("bhqd,bhkd->bhqk", problem.q, problem.k, exact)
     column = problem.k_scale[..., None, :] if problem.has_column_scale else None
     logits = tile.base2_logits(scores, problem.row_scale()[..., None], column, problem.bias)
+    if problem.starts is None and problem.bias is None:
+        return logits, None
     if problem.starts is not None:
         keys = jnp.arange(problem.k.shape[2])
         seen = tile.inside_window(keys, problem.starts[:, None, :, None], problem.ends[:, None, :, None])
@@ -111,8 +117,28 @@ def _logits(problem):
     return logits, logits > 0.5 * tile.MASKED
 
 
+def _where_seen(seen, values):
+    return values if seen is None else jnp.where(seen, values, 0.0)
+
+
+def _reciprocal(seen, total, step=1.0):
+    """1 / (total step). A row that sees a key has a total of at least 1, and no choice then parts what a compiler could fuse."""
+    return 1.0 / (total * step) if seen is None else tile.reciprocal(total, step)
+
+
 def _codes_times_values(codes, values, largest):
-    """P8 v8 in int32. Codes of up to 255 do not fit int8: P8 - 128 does, and 128 Σ_j v8_j is added back."""
+    """P8 v8, of integers in int32. Codes of up to 255 do not fit int8: P8 - 128 does, and 128 Σ_j v8_j is added back.
+
+    Float32 values hold integers. Of 8 bits at most, their products are those of the integers over as many keys as keep the sums
+    exact, 2^24 / (128 largest); blocks of so many keys are added in int32.
+    """
+    if values.dtype == jnp.float32:
+        exact, codes = EXACT_FLOAT32 // (128 * largest), codes.astype(jnp.float32)
+        blocks = [
+            _dot("bhqk,bhkd->bhqd", codes[..., i : i + exact], values[..., i : i + exact, :], jnp.float32)
+            for i in range(0, values.shape[2], exact)
+        ]
+        return blocks[0] if len(blocks) == 1 else sum(block.astype(jnp.int32) for block in blocks)
     if values.dtype != jnp.int8:
         return _dot("bhqk,bhkd->bhqd", codes.astype(values.dtype), values, values.dtype)
     if largest <= 127:

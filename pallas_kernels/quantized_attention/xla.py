@@ -1,4 +1,8 @@
-"""Plain XLA that does not hold all scores at once: the reference's formulas over one block of queries after another."""
+"""Plain XLA that does not hold all scores at once: the reference's formulas over one block of queries after another.
+
+On a CPU the products of codes are taken in float32, which are those of the integers: the compiler fuses them with the softmax
+beside them, which it does not do with int8.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +12,9 @@ from pallas_kernels.quantized_attention import reference, tile
 
 SCORE_BYTES = 256 * 2**20
 """Float32 scores of up to this many bytes are materialized at once."""
+
+_MOST_BLOCKS = 16
+"""Of keys over which sums in float32 are exact; of longer sequences the products stay in int8."""
 
 _QUERY_AXIS = {"q": 2, "q_scale": 2, "bias": 2, "starts": 1, "ends": 1}
 
@@ -23,6 +30,7 @@ def block_rows(problem: tile.Problem) -> int:
 
 def attention(problem: tile.Problem, *, largest: int) -> tuple[jax.Array, jax.Array]:
     """As `reference.attention`."""
+    problem = _float_codes(problem, largest)
     rows = block_rows(problem)
     queries = problem.q.shape[2]
     if rows >= queries:
@@ -37,6 +45,9 @@ def attention(problem: tile.Problem, *, largest: int) -> tuple[jax.Array, jax.Ar
 
 def gradients(problem, d_out, d_lse, out, lse, *, largest: int) -> reference.Gradients:
     """As `reference.gradients`; sums over the queries are taken block by block in one order."""
+    exact = _float_codes(problem, largest)
+    if exact is not problem:  # nothing is gained by rounding the other products' operands either
+        problem, d_out = exact, d_out.astype(problem.q_scale.dtype)
     rows = block_rows(problem)
     queries = problem.q.shape[2]
     if rows >= queries:
@@ -64,6 +75,16 @@ def gradients(problem, d_out, d_lse, out, lse, *, largest: int) -> reference.Gra
     sums, (d_q, d_bias) = jax.lax.scan(step, zeros, inputs)
     sums = sums._replace(q=_join(d_q, 2, queries))
     return sums._replace(bias=_join(d_bias, 2, queries)) if bias_per_row else sums
+
+
+def _float_codes(problem, largest):
+    """On a CPU the codes in float32, if sums of their products are exact there; else the problem as it is."""
+    keys, d = problem.sizes[3:]
+    exact = d * 128**2 <= reference.EXACT_FLOAT32
+    exact &= keys * 128 * largest <= _MOST_BLOCKS * reference.EXACT_FLOAT32
+    if common.target_device().platform != "cpu" or problem.q.dtype != jnp.int8 or not exact:
+        return problem
+    return problem._replace(**{name: getattr(problem, name).astype(jnp.float32) for name in "qkv"})
 
 
 def _blocks(problem, rows):

@@ -9,6 +9,7 @@ import safetensors.numpy
 
 from jaxface import inference, interop, models, training
 from jaxface.cli import main as cli
+from jaxface.interop.architecture import abstract_variables
 from jaxface.models.detection import RetinaFace, init_variables
 from jaxface.training.workdir import stage_folder
 
@@ -125,6 +126,32 @@ def test_published_weights_become_a_bundle(published, variables, tmp_path, capsy
     assert sorted(p.name for p in tmp_path.iterdir()) == ["found", "named"]
 
 
+def test_a_transformer_under_timms_names(tmp_path, capsys):
+    module, shape = models.create("vit_tiny", embedding=8), (32, 32, 3)
+    rng = np.random.default_rng(0)
+    shapes = abstract_variables(module, shape)
+    variables = jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32), shapes)
+    file, named = tmp_path / "vit.safetensors", "--network vit_tiny --embedding 8 --image-size 32"
+    interop.save_safetensors(file, module, variables, shape)
+    with pytest.raises(SystemExit):
+        cli.main(f"weights import {file} --bundle {tmp_path / 'b'}".split())
+    assert "is of a transformer, whose tensors do not say its heads" in capsys.readouterr().err
+    cli.main(f"weights import {file} {named} --normalization imagenet --bundle {tmp_path / 'b'}".split())
+    assert "license: Apache-2.0, where" in capsys.readouterr().out
+    bundle = inference.open_recognizer(tmp_path / "b")
+    assert (
+        bundle.module == module and bundle.alignment is None and (bundle.mean, bundle.std) == (127.5, 127.5)
+    )
+    first, rest = (dict(tree["params"]) for tree in (bundle.variables, variables))
+    kernel = first.pop("patches")["kernel"]
+    np.testing.assert_allclose(
+        kernel, rest.pop("patches")["kernel"] / (2 * np.array([[0.229], [0.224], [0.225]])), rtol=1e-6
+    )
+    same(first, rest)
+    cli.main(f"export {tmp_path / 'b'} --format onnx --out {tmp_path / 'vit.onnx'}".split())
+    same(interop.load_weights(tmp_path / "vit.onnx", module, shape), bundle.variables)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -135,6 +162,10 @@ def test_published_weights_become_a_bundle(published, variables, tmp_path, capsy
         ("weights import {file} --network mobilefacenet --bundle {tmp}/x", "layers.0.layers.0.weight is nothing, and"),
         ("weights import {file} --network mlp --bundle {tmp}/x", "backbone: needs an IResNet"),
         ("weights import {file} --image-size 16 --bundle {tmp}/x", "image-size: needs --network"),
+        (
+            "weights import {file} --network iresnet_pico --normalization imagenet --bundle {tmp}/x",
+            "normalization: iresnet_pico needs centered, since it is no transformer; got imagenet",
+        ),
         ("weights import {tmp}/none.pth --network iresnet18 --bundle {tmp}/x", "No such file or directory"),
         ("weights import {full}/text.pth --network iresnet18 --bundle {tmp}/x", "is damaged, or not a state dict"),
         ("weights import {full}/text.onnx --network iresnet18 --bundle {tmp}/x", "is not an ONNX model"),

@@ -11,7 +11,7 @@ from onnx.reference import ReferenceEvaluator
 
 from jaxface import interop
 from jaxface.errors import UserError
-from jaxface.interop.architecture import tensor_layers
+from jaxface.interop.state_dict import tensor_layers
 from jaxface.models import parameter_count
 from jaxface.models.detection import RetinaFace, init_variables
 from jaxface.models.detection.pyramid import BACKBONES, ResNetLevels

@@ -171,7 +171,7 @@ def test_values_that_no_such_network_has(published, name, value, words):
 
 
 def test_networks_without_published_names():
-    for module in (models.create("vit_tiny"), models.create("iresnet18", block="sface")):
+    for module in (models.create("convnet"), models.create("iresnet18", block="sface")):
         with pytest.raises(UserError, match="backbone: needs an IResNet with insightface blocks"):
             architecture(module, (112, 112, 3))
 

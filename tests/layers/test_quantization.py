@@ -278,30 +278,36 @@ def test_masks_and_operands(stack):
     _, variables = stack
     mix = {name: variables[name]["attention"]["mix"] for name in ("params", "quantization")}
     module = QuantizedDotProduct(bits=4, zero_point="code")
-    q, k, v = (jnp.asarray(RNG.normal(size=(2, 7, 2, 6)), jnp.float32) for _ in range(3))
-    seen = jnp.arange(7) < 5
-    masked, told = module.apply(mix, q, k, v, mask=seen[None, None, None], mutable=[OPERANDS])
-    np.testing.assert_allclose(module.apply(mix, q, k[:, :5], v[:, :5]), masked, atol=1e-6)
-    np.testing.assert_array_equal(told[OPERANDS]["query"][0], q)
-    bias = jnp.where(seen, 0.0, -jnp.inf)[None, None, None]
     kernel = QuantizedDotProduct(bits=4, zero_point="code", implementation="xla")
-    np.testing.assert_allclose(kernel.apply(mix, q, k, v, bias=bias), masked, atol=1e-5)
+    q, k, v = (jnp.asarray(RNG.normal(size=(2, 7, 2, 6)), jnp.float32) for _ in range(3))
+    seen = np.arange(7) < 5
+
+    @jax.jit
+    def run(q, k, v):
+        masked, told = module.apply(mix, q, k, v, mask=seen[None, None, None], mutable=[OPERANDS])
+        bias = jnp.where(seen, 0.0, -jnp.inf)[None, None, None]
+        return masked, told, module.apply(mix, q, k[:, :5], v[:, :5]), kernel.apply(mix, q, k, v, bias=bias)
+
+    masked, told, fewer, by_kernel = run(q, k, v)
+    np.testing.assert_allclose(fewer, masked, atol=1e-6)
+    np.testing.assert_allclose(by_kernel, masked, atol=1e-5)
+    np.testing.assert_array_equal(told[OPERANDS]["query"][0], q)
 
 
 def test_a_convolution_of_patches_is_a_linear_layer_on_them():
     image = jnp.asarray(RNG.normal(size=(2, 4, 4, 3)), jnp.float32)
     conv = QuantizedConv(5, (2, 2), (2, 2), "VALID", weight_bits=3, input_bits=3, granularity="tensor")
-    variables = calibrate(conv, conv.init(jax.random.key(0), image), image)
+    variables = calibrate(conv, jax.jit(conv.init)(jax.random.key(0), image), image)
     patches = image.reshape(2, 2, 2, 2, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 2, 2, 12)
     dense = QuantizedDense(5, weight_bits=3, input_bits=3, granularity="tensor")
     params = {**variables["params"], "kernel": variables["params"]["kernel"].reshape(12, 5)}
-    expected = dense.apply({**variables, "params": params}, patches)
-    np.testing.assert_allclose(conv.apply(variables, image), expected, atol=1e-5)
+    expected = jax.jit(dense.apply)({**variables, "params": params}, patches)
+    np.testing.assert_allclose(jax.jit(conv.apply)(variables, image), expected, atol=1e-5)
 
 
 def test_inputs_may_stay_as_they_are():
     layer = QuantizedDense(4, weight_bits=8, input_bits=None)
-    variables = calibrate(layer, layer.init(jax.random.key(0), TOKENS), TOKENS)
+    variables = calibrate(layer, jax.jit(layer.init)(jax.random.key(0), TOKENS), TOKENS)
     assert set(variables["quantization"]) == {"kernel_quantizer"}
 
 

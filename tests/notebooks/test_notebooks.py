@@ -45,17 +45,15 @@ SHORTER = {
     "photographs": [("identities=40, held_out_identities=12", FEW), ("steps=80", "steps=2"), ("steps=40", "steps=2")],
     "rendered_people": [("identities=64, held_out_identities=30", FEW), ("steps=120", "steps=8")],
 }  # what a reader waits for; all cells run on what little was learned
-# Not the eight devices of the tests; what trains a few steps compiles for longer than it runs.
-UNOPTIMIZED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 @pytest.mark.slow
 @EACH
 def test_it_runs(script, monkeypatch):
-    """As a reader runs it, but for fewer steps and people."""
+    """As a reader runs it, but for fewer steps and people: without the flags and the figures' backend of the tests."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.delenv("MPLBACKEND", raising=False)
-    monkeypatch.setenv("XLA_FLAGS", UNOPTIMIZED if script.stem in SHORTER else "")
+    for name in ("XLA_FLAGS", "MPLBACKEND"):
+        monkeypatch.delenv(name, raising=False)
     notebook = nbformat.read(script.with_suffix(".ipynb"), as_version=4)
     for long, short in SHORTER.get(script.stem, []):
         (cell,) = (cell for cell in notebook.cells if cell.cell_type == "code" and long in cell.source)

@@ -67,7 +67,7 @@ def test_greedy_routes(threshold, expected):
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
 @pytest.mark.parametrize("at", [(7,), (3, 7), (1, 2, 6, 7)])
 def test_cutting_a_training_does_not_change_it(mode, at):
-    parallel = training.make_parallel(mode, devices=jax.devices()[:2])
+    parallel = toy.parallel(2, mode)
     expected = training.run([whole()], parallel=parallel)
     cut = training.run(training.cut_stage(whole(), at), parallel=parallel)
     equal(cut.state, expected.state)
@@ -81,10 +81,10 @@ def test_every_cut_leaves_the_state_of_that_step():
         for stage in training.cut_stage(whole(), (2, 5, 7)):
             states[stage.name] = (yield stage).state
 
-    training.run(stages())
+    toy.run(stages())
     assert list(states) == ["whole_2", "whole_5", "whole"]
     for state, steps in zip(states.values(), (2, 5, 7), strict=True):
-        equal(state, training.run([whole(steps)]).state)
+        equal(state, toy.run([whole(steps)]).state)
 
 
 class Stop(Exception):
@@ -93,7 +93,7 @@ class Stop(Exception):
 
 def test_a_cut_training_resumes_bit_for_bit(tmp_path):
     cadence = training.Cadence(checkpoint_every=1)
-    expected = training.run(training.cut_stage(whole(), (3, 7)), workdir=tmp_path / "whole")
+    expected = toy.run(training.cut_stage(whole(), (3, 7)), workdir=tmp_path / "whole")
 
     class Trap(Positions):
         def __next__(self):
@@ -103,8 +103,8 @@ def test_a_cut_training_resumes_bit_for_bit(tmp_path):
 
     trapped = toy.stage("whole", 7, batches=lambda state: Trap())
     with pytest.raises(Stop):
-        training.run(training.cut_stage(trapped, (3, 7)), workdir=tmp_path / "cut", cadence=cadence)
-    resumed = training.run(training.cut_stage(whole(), (3, 7)), workdir=tmp_path / "cut", cadence=cadence)
+        toy.run(training.cut_stage(trapped, (3, 7)), workdir=tmp_path / "cut", cadence=cadence)
+    resumed = toy.run(training.cut_stage(whole(), (3, 7)), workdir=tmp_path / "cut", cadence=cadence)
     equal(resumed.state, expected.state)
 
 

@@ -28,9 +28,8 @@ def traced(workdir) -> list[list[int]]:
 
 
 def train(stages, workdir, steps, **options):
-    parallel = training.make_parallel(devices=jax.devices()[:1])
     profile = ProfiledSteps.parse(steps)
-    return training.run(stages, workdir=workdir, profile=profile, parallel=parallel, **options)
+    return training.run(stages, workdir=workdir, profile=profile, parallel=toy.parallel(1), **options)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def test_the_lines_of_a_traced_run_are_those_of_another(two_stages, tmp_path):
     training.run(
         [toy.stage("first", steps=4), toy.stage("second", steps=4)],
         workdir=tmp_path,
-        parallel=training.make_parallel(devices=jax.devices()[:1]),
+        parallel=toy.parallel(1),
     )
     assert (tmp_path / "metrics.jsonl").read_bytes() == (two_stages / "metrics.jsonl").read_bytes()
     assert not (tmp_path / "profile").exists()

@@ -7,7 +7,6 @@ import struct
 import threading
 import time
 
-import jax
 import numpy as np
 import pytest
 import toy
@@ -31,9 +30,13 @@ def stage():
 
 def train(workdir, *writers, stages=None, name="mine", **options):
     tracking = Tracking(writers, "faces", name, CONFIG) if writers else None
-    parallel = training.make_parallel(devices=jax.devices()[:2])
     return training.run(
-        stages or [stage()], cadence=CADENCE, workdir=workdir, parallel=parallel, tracking=tracking, **options
+        stages or [stage()],
+        cadence=CADENCE,
+        workdir=workdir,
+        parallel=toy.parallel(2),
+        tracking=tracking,
+        **options,
     )
 
 

@@ -60,9 +60,9 @@ STEP = training.gradient_step(GOAL)
 
 
 @functools.cache
-def parallel(devices=8):
+def parallel(devices=8, mode="jit"):
     """For all runs on so many devices: it compiles `STEP` once."""
-    return training.make_parallel(devices=jax.devices()[:devices])
+    return training.make_parallel(mode, devices=jax.devices()[:devices])
 
 
 def run(stages, **options):

@@ -3,8 +3,9 @@
     jaxface weights import FILE --bundle DIR                         the names of the tensors tell the network
     jaxface weights import FILE --network iresnet50 --bundle DIR     it is named, as an ONNX graph needs
 
-Known are iResNet and MobileFaceNet under InsightFace's names, and RetinaFace under those of Pytorch_Retinaface. The bundle says
-whose weights they are and on what terms, as far as that is known; --license says otherwise.
+Known are iResNet and MobileFaceNet under InsightFace's names, RetinaFace under those of Pytorch_Retinaface, and with --network
+ViT, DeiT and Swin under timm's. The bundle says whose weights they are and on what terms, as far as that is known; --license says
+otherwise.
 """
 
 import sys
@@ -12,6 +13,8 @@ import sys
 from jaxface.cli.console import command_parser, exit_on_user_error, say, use_compilation_cache
 from jaxface.errors import UserError
 from jaxface.paths import local_path
+
+_FIELDS = ("embedding", "image_size", "color", "normalization")
 
 
 def _arguments(arguments: list[str]):
@@ -21,19 +24,29 @@ def _arguments(arguments: list[str]):
     reading.add_argument("file", metavar="FILE", help="PyTorch state dict (.pth), safetensors or ONNX")
     reading.add_argument("--bundle", metavar="DIR", required=True, help="folder to write")
     reading.add_argument(
-        "--network", help="iresnet18 to iresnet200, mobilefacenet, …; found out unless given"
+        "--network",
+        help="iresnet18 to iresnet200, mobilefacenet, deit_tiny_distilled, …; found out unless given",
     )
-    reading.add_argument("--embedding", type=int, help="of --network: size of an embedding; default 512")
     reading.add_argument(
-        "--image-size", type=int, help="of --network: side of the crops, pixels; default 112"
+        "--embedding", type=int, help="of --network: size of an embedding, or number of classes; default 512"
+    )
+    reading.add_argument(
+        "--image-size",
+        type=int,
+        help="of --network: side of the crops, pixels; default 112, 224 of transformers",
     )
     reading.add_argument(
         "--color", choices=("rgb", "bgr"), help="of --network: order of channels; default rgb"
     )
+    reading.add_argument(
+        "--normalization",
+        choices=("centered", "imagenet"),
+        help="of --network: of the images that it was trained on; default centered, in [-1, 1]",
+    )
     reading.add_argument("--license", metavar="TEXT", help="of the weights")
     reading.add_argument("--origin", metavar="TEXT", help="who made the weights from what")
     options = parser.parse_args(arguments)
-    for name in ("embedding", "image_size", "color"):
+    for name in _FIELDS:
         if options.network is None and getattr(options, name) is not None:
             raise UserError(f"{name.replace('_', '-')}: needs --network, whose it is")
     return options
@@ -58,7 +71,7 @@ def main(arguments: list[str]) -> None:
             )
         bundle = dataclasses.replace(inference.open_bundle(file), **texts)
     else:
-        fields = {name: getattr(options, name) for name in ("embedding", "image_size", "color")}
+        fields = {name: getattr(options, name) for name in _FIELDS}
         given = {name: value for name, value in fields.items() if value is not None}
         bundle = inference.import_recognizer(file, options.network, **given, **texts)
     inference.save_bundle(out, bundle)

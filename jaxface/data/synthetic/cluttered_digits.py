@@ -1,4 +1,7 @@
-"""Scenes of one digit on clutter: what a claim about which parts of an image a network needs to see needs, in a minute."""
+"""Scenes of one digit on clutter: what a claim about which parts of an image a network needs to see needs, in a minute.
+
+Methods: sparsevit
+"""
 
 import numpy as np
 

@@ -26,7 +26,7 @@ from jaxface.models.recognition.iresnet import IResNetStages
 from jaxface.models.registry import MODELS
 from jaxface.models.transformers.vit import Block, ViT
 
-Stem = Literal["iresnet50", "strided"]
+Stem = Literal["iresnet", "strided"]
 
 
 class StridedStem(nn.Module):
@@ -72,9 +72,10 @@ class APViT(nn.Module):
         trains the score, which a pretrained face network brings with it.
       keep_rates: share of the tokens that each block keeps, in (0, 1]; one per block.
       app_score, atp_score: how places and tokens are scored.
-      stem: "iresnet50", its first three stages, or "strided".
-      block: residual unit of the former; its weights are those of an `IResNet` of that unit.
-      channels: of the layers of the latter.
+      stem: "iresnet" (`IResNetStages`) or "strided" (`StridedStem`).
+      stages, stem_stride, block: of the former; its weights are those of an `IResNet` of that unit. As published the first three
+        stages of iResNet-50.
+      channels: of its stages, or of the layers of the latter.
       dim, depth, heads, mlp_ratio, dropout, drop_path: of the transformer (`ViT`, `Block`).
       remat: "block" stores the inputs of residual units and blocks alone for the backward pass.
 
@@ -90,9 +91,11 @@ class APViT(nn.Module):
     keep_rates: tuple[float, ...] = (1.0,) * 4 + (0.9,) * 4
     app_score: PatchScore = "sum_abs"
     atp_score: TokenScore = "sum_logits"
-    stem: Stem = "iresnet50"
+    stem: Stem = "iresnet"
+    stages: tuple[int, ...] = (3, 4, 14)
+    channels: tuple[int, ...] = (64, 128, 256)
+    stem_stride: int = 1
     block: str = "sface"
-    channels: tuple[int, ...] = (16, 32)
     dim: int = 768
     depth: int = 8
     heads: int = 8
@@ -134,15 +137,25 @@ class APViT(nn.Module):
             param_dtype=self.param_dtype,
             unit=tuple(self._unit(rate) for rate in self.keep_rates),
             dense=functools.partial(nn.Dense, kernel_init=nn.initializers.zeros),
-            stem=functools.partial(IResNetStages, block=self.block, remat=self.remat)
-            if self.stem == "iresnet50"
-            else functools.partial(StridedStem, self.channels),
+            stem=self._stem(),
             select=None
             if self.keep_num is None
             else functools.partial(PatchPooling, self.keep_num, self.app_score),
             remat=self.remat,
         )
         nn.share_scope(self, self.transformer)
+
+    def _stem(self):
+        if self.stem == "strided":
+            return functools.partial(StridedStem, self.channels)
+        return functools.partial(
+            IResNetStages,
+            self.stages,
+            self.channels,
+            stem_stride=self.stem_stride,
+            block=self.block,
+            remat=self.remat,
+        )
 
     def _unit(self, rate: float):
         if rate == 1:
@@ -199,11 +212,15 @@ def kept_patches(network: APViT, variables: Mapping, image: jax.Array) -> jax.Ar
     return blocks
 
 
+_laptop = functools.partial(APViT, keep_rates=(1.0, 1.0, 0.9, 0.9), depth=4, heads=4, mlp_ratio=2.0)
+
 MODELS.update(
     {
         "apvit": APViT,
-        "apvit_small": functools.partial(
-            APViT, stem="strided", keep_rates=(1.0, 1.0, 0.9, 0.9), dim=32, depth=4, heads=4, mlp_ratio=2.0
+        # Made to train on two CPU cores: 6 x 6 places of images of 48 pixels, and of 24.
+        "apvit_pico": functools.partial(
+            _laptop, stages=(1, 1), channels=(16, 32), stem_stride=2, block="insightface", dim=64
         ),
+        "apvit_small": functools.partial(_laptop, stem="strided", channels=(16, 32), dim=32),
     }
 )

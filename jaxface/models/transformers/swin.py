@@ -213,6 +213,13 @@ class Swin(nn.Module):
             planes.append(((height, width), window))
         return planes
 
+    def shift(self, block: int, plane: Plane, window: Plane) -> Plane:
+        """Tokens by which the windows of a stage's block are shifted: every second block, along axes with several windows."""
+        y, x = (
+            side // 2 if block % 2 and count > side else 0 for count, side in zip(plane, window, strict=True)
+        )
+        return y, x
+
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -230,15 +237,11 @@ class Swin(nn.Module):
                 x = self.merging(planes[stage - 1][0], name=f"merge{stage}", **types)(x)
             blocks = []
             for i in range(self.blocks[stage]):
-                shift = [
-                    side // 2 if i % 2 and count > side else 0
-                    for count, side in zip(plane, window, strict=True)
-                ]
                 attention = partial(
                     WindowAttention,
                     plane=plane,
                     window=window,
-                    shift=tuple(shift),
+                    shift=self.shift(i, plane, window),
                     attention=self.attention,
                 )
                 blocks.append(

@@ -3,6 +3,8 @@
 Methods: apvit
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,24 +38,8 @@ class PatchRanking:
         self.model, self.source = model, source
 
     def __call__(self, state: TrainState) -> dict[str, float]:
-        side = self.source.image_shape[0]
-
-        @jax.jit
-        def ranked(variables, batch):
-            _, told = self.model.apply(
-                variables,
-                normalize_pixels(batch["image"]),
-                train=False,
-                mutable=["intermediates"],
-                capture_intermediates=lambda module, _: module.name == "patches",
-            )
-            features = told["intermediates"]["patches"]["__call__"][0]
-            count, places = features.shape[:2]
-            edges = jnp.arange(places + 1) * (side / places)  # of the places, pixels
-            y, x = ((edges[1:] > box[:, :1]) & (edges[:-1] < box[:, 1:]) for box in _sides(batch["box"]))
-            return app_scores(features.reshape(count, -1, features.shape[-1])), y[:, :, None] & x[:, None]
-
         variables = network_variables(state.averaged_params["backbone"], state.extra)
+        ranked = functools.partial(_ranked, model=self.model, side=self.source.image_shape[0])
         scores, inside = map_source(ranked, self.source, variables, fields=("image", "box"))
         inside = inside.reshape(scores.shape)
         both = inside.any(axis=1) & ~inside.all(axis=1)
@@ -64,6 +50,21 @@ class PatchRanking:
         return {"ranking/auc": float(np.mean(values))} if values else {}
 
 
-def _sides(boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[B, 4] -> (y0, y1) and (x0, x1), [B, 2] each."""
-    return boxes[:, 0::2], boxes[:, 1::2]
+@functools.partial(jax.jit, static_argnames=("model", "side"))
+def _ranked(variables, batch, *, model: APViT, side: int) -> tuple[jax.Array, jax.Array]:
+    """Scores [B, N] of the patches, and which of them touch the object, [B, h, w]."""
+    _, told = model.apply(
+        variables,
+        normalize_pixels(batch["image"]),
+        train=False,
+        mutable=["intermediates"],
+        capture_intermediates=lambda module, _: module.name == "patches",
+    )
+    features = told["intermediates"]["patches"]["__call__"][0]
+    count, places = features.shape[:2]
+    edges = jnp.arange(places + 1) * (side / places)  # of the places, pixels
+    y, x = (
+        (edges[1:] > ends[:, :1]) & (edges[:-1] < ends[:, 1:])
+        for ends in (batch["box"][:, 0::2], batch["box"][:, 1::2])
+    )
+    return app_scores(features.reshape(count, -1, features.shape[-1])), y[:, :, None] & x[:, None]

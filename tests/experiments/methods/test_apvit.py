@@ -146,7 +146,7 @@ def test_a_stem_of_a_face_network(monkeypatch):
     opened("insightface")
     with pytest.raises(UserError, match="stem_from: faces begins in another way: stage1_block1 is"):
         apvit.stem_weights("faces", network, (16, 16, 3))
-    with pytest.raises(UserError, match="stem_from: needs the backbone apvit"):
+    with pytest.raises(UserError, match="stem_from: needs a backbone with the stem of an iResNet"):
         apvit.stem_weights("faces", apvit.network(TINY), (24, 24, 1))
 
 
@@ -159,7 +159,7 @@ def test_a_stem_of_a_face_network(monkeypatch):
         ({"dim": 9}, "dim: needs a multiple of heads, 4, got 9"),
         ({"data": data.DigitCanvas(copies=1)}, "test_noises: needs digits on clutter, got digit canvas"),
         ({"test_noises": (1.5,)}, "test_noises: needs a number from 0 to 1, got 1.5"),
-        ({"stem_from": "somewhere"}, "stem_from: needs the backbone apvit"),
+        ({"stem_from": "somewhere"}, "stem_from: needs a backbone with the stem of an iResNet"),
         (
             {"data": data.RenderedFaces(identities=2), "test_noises": (), "keep_num": None},
             "data: needs images of classes, such as rendered_expressions, got rendered 2x16",

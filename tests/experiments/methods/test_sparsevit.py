@@ -71,6 +71,18 @@ def test_what_a_run_reports():
     assert report["tokens/kept2"] == pytest.approx(kept, rel=1e-5)
 
 
+def test_the_tokens_of_some_images_are_drawn(tmp_path):
+    stage = sparsevit.build(SMALL)[1]
+    stage.evaluate(trained()["pruning"].state)
+    (draw,) = stage.evaluate.figures(trained()["pruning"].state).values()
+    assert {name: row.shape for name, row in draw.args[0].items()} == {
+        name: (8, 24, 24, 3) for name in ("all", "from block 2", "from block 3")
+    }
+    assert draw(tmp_path / "tokens.png").stat().st_size > 1000
+    whole, _, last = (row.mean(axis=(1, 2, 3)) for row in draw.args[0].values())
+    assert (last >= whole).all() and last.mean() > whole.mean()  # what is dropped fades to white
+
+
 def test_a_run_is_opened_without_the_method():
     stage = sparsevit.build(SMALL)[1]
     network = models.from_description(stage.description["network"])

@@ -108,6 +108,8 @@ def test_fine_tuning_keeps_the_network(finished, photographs):
         assert getattr(tuned, name) == getattr(config, name)
     assert tuned.batch_size == 32 and tuned.accumulate == 1
     assert tuned.init_from == "there" and tuned.augment != config.augment
+    assert tuned.steps == 150
+    assert real_faces.fine_tuning(config, None, data.Folder(root=str(photographs)), 1000, 7).steps == 7
 
 
 def test_pixels_as_embeddings(photographs):
@@ -141,6 +143,7 @@ def test_centering_takes_the_common_direction_away():
         ("--run {finished} --faces {tmp}/nowhere", "nowhere: No such file or directory"),
         ("--run {finished} --faces {tmp}", "no image in"),
         ("--run {finished} --faces {people} --splits 0", "splits: needs"),
+        ("--run {finished} --faces {people} --steps 0", "steps: needs"),
     ],
 )
 def test_bad_input_is_one_line_before_any_compile(

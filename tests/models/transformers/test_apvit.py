@@ -148,7 +148,7 @@ def test_it_is_described_and_made_again():
         ({"keep_rates": (1.0, 1.0, 0.9, 1.5)}, "keep_rates: needs a number above 0 and up to 1, got 1.5"),
         ({"keep_num": 0}, "keep_num: needs at least 1, got 0"),
         ({"dim": 30}, "dim: needs a multiple of heads, 4, got 30"),
-        ({"stem": "resnet"}, "stem: needs one of iresnet50, strided, got 'resnet'"),
+        ({"stem": "resnet"}, "stem: needs one of iresnet, strided, got 'resnet'"),
         ({"app_score": "energy"}, "app_score: needs one of"),
         ({"atp_score": "energy"}, "atp_score: needs one of"),
     ],
