@@ -2,7 +2,7 @@
 
     python -m experiments.launch fmvit --workdir runs/fmvit
     python -m experiments.launch fmvit --preset paper --data.root casia-surf --workdir …     # built and typed, not trained here
-    python -m experiments.reproduce fmvit --study single      # ACER 0.165 with one sensor, a ViT for each 0.169; all three: 0.005, 0.016
+    python -m experiments.reproduce fmvit --study single      # ACER with one sensor 0.165, a ViT for each 0.169
 
 Differs from the paper in: of which the abstract alone could be read; formulas, the solo term and the sum of the others' maps are
 ours (docs/methods/fmvit.md#choices-of-ours).
