@@ -210,15 +210,13 @@ OVERRIDES = {
 
 
 # Their networks normalize each image by itself, or have many places of it: one image trains them.
-ONE_IMAGE_WILL_DO = {"cassod", "condensation_net", "ddc"}
+ONE_IMAGE_WILL_DO = {"apvit", "cassod", "condensation_net", "ddc", "fmvit", "qvit", "sparsevit"}
 
 
 @pytest.mark.parametrize("method", sorted(ONE_IMAGE_WILL_DO))
 def test_one_image_trains_a_network_without_batch_statistics_of_one_value(method):
-    (stage,) = configs.build(
-        method, dataclasses.replace(configs.method_module(method).Config(), batch_size=1)
-    )
-    assert stage.steps > 0
+    config = configs.method_module(method).Config()
+    assert any(stage.steps for stage in configs.build(method, dataclasses.replace(config, batch_size=1)))
 
 
 @pytest.mark.parametrize("method", sorted(methods.descriptions().keys() - ONE_IMAGE_WILL_DO))
