@@ -4,6 +4,7 @@ The similarity patterns that are compared are N × N, one per head and example. 
 products of d × d.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -101,7 +102,11 @@ def dgd_loss(
             if standardize_teacher:
                 t = information_rectification(t.astype(jnp.float32))
             centered = center_tokens == "both" or (center_tokens == "keys" and name == "keys")
-            total += _pattern_distance(x, t, centered=centered, whole=norm_scope == "tensor")
+            # One layer's products at a time: the backward pass makes them again.
+            distance = jax.checkpoint(
+                functools.partial(_pattern_distance, centered=centered, whole=norm_scope == "tensor")
+            )
+            total += distance(x, t)
             terms += 1 if norm_scope == "tensor" else x.shape[2]
     return total / terms if reduction == "mean" else total
 

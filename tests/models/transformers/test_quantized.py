@@ -119,7 +119,7 @@ def test_blocks_that_are_computed_again_give_the_same_gradients(variables):
 
 @pytest.mark.slow
 def test_the_distillation_stores_no_n_by_n():
-    """Temporary memory of the gradients beside those of the definition, which makes the patterns: 197 tokens, two layers."""
+    """Temporary memory of the gradients beside those of the definition, which makes the patterns: 785 tokens, two layers."""
 
     def definition(student, teacher):
         total = 0.0
@@ -128,13 +128,13 @@ def test_the_distillation_stores_no_n_by_n():
             total += jnp.sqrt(jnp.sum(jnp.square(patterns[0] - patterns[1]), (2, 3)) + 1e-12).mean()
         return total
 
-    operands = [(jax.ShapeDtypeStruct((8, 197, 3, 64), jnp.float32),) * 2] * 2
+    operands = [(jax.ShapeDtypeStruct((4, 785, 3, 64), jnp.float32),) * 2] * 2
     memory = {
         loss: jax.jit(jax.grad(loss)).lower(operands, operands).compile().memory_analysis().temp_size_in_bytes
         for loss in (dgd_loss, definition)
     }
-    pattern = 4 * 8 * 3 * 197**2  # of one layer in float32
-    assert memory[definition] > 2 * pattern > pattern > memory[dgd_loss] / 4
+    pattern = 4 * 4 * 3 * 785**2  # of one layer in float32
+    assert memory[definition] > 4 * pattern and memory[dgd_loss] < memory[definition] / 3
 
 
 @pytest.mark.slow
