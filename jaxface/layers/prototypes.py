@@ -1,4 +1,7 @@
-"""Class prototypes and cosines: the head of every recognition network."""
+"""Class prototypes and cosines: the head of every recognition network.
+
+Methods: acw, cckd, cloak, coupleface, gabn, ida, lrfr, sface
+"""
 
 import jax
 import jax.numpy as jnp

@@ -3,6 +3,8 @@
 A name selects the parameters below a part of the network: those whose path is the name or begins with it, up to a `/` or `_`. The
 path may be taken without its first part, so that `stem`, `backbone/stem` and `backbone/stem_conv` all select
 `backbone/stem_conv/kernel`; `stage1` does not select `stage10_block1`.
+
+Methods: sparsevit
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

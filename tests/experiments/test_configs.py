@@ -196,6 +196,7 @@ def another(hint, value):
     if typing.get_origin(hint) is typing.Literal:
         return next(choice for choice in typing.get_args(hint) if choice != value)
     if typing.get_origin(hint) is tuple:
+        value = [kind(0) for kind in typing.get_args(hint)] if value is None else value
         return tuple(another(type(item), item) for item in value)
     return {
         bool: lambda: not value,
