@@ -33,8 +33,31 @@ def _same_runs(claim: str, metric: str, **changes) -> Study:
     return dataclasses.replace(_clutter, claim=claim, metric=metric, **changes)
 
 
+EARLY = 10  # of 36 patch tokens, when the class token has seen them once: 0.467 of the work
+_early = Study(
+    claim="Test accuracy where tokens go at the entry of the second block of four, at 0.467 of the dense network's work",
+    metric="pruning/classification/accuracy",
+    method="as-vit",
+    arms={
+        "as-vit": {},
+        "fixed, mean heads": {"select": "top", "keep": (EARLY,), "score": "mean"},
+        "random": {"select": "random", "keep": (EARLY,)},
+    },
+    base=dataclasses.replace(
+        Config(), stages=(1,), thresholds=(0.5,), budget=0.467, batch_size=32, steps=400, prune_steps=150
+    ),
+    shared=1,
+)
+
 STUDIES = {
     "clutter": _clutter,
+    "early": _early,
+    "early-work": dataclasses.replace(
+        _early,
+        claim="The same runs: work as a fraction of the dense network's, which 0.467 was aimed at",
+        metric="pruning/tokens/ratio",
+        larger_is_better=False,
+    ),
     "clutter-small": _same_runs(
         "The same runs: accuracy of digits of 8x8 pixels, 4 of 36 tokens", "pruning/scale1/accuracy"
     ),
