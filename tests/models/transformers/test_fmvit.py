@@ -69,7 +69,7 @@ def test_a_static_subset_is_the_masked_one(other, variables):
     given = {name: IMAGES[name] for name in names}  # no image of the third is needed
     static = jax.jit(lambda variables, images: model.apply(variables, images, available=names[::-1]))
     alone = static(variables, given)
-    assert tuple(alone) == names
+    assert set(alone) == set(names)  # what is compiled sorts a dict
     for name in names:
         np.testing.assert_allclose(alone[name], masked[name], atol=1e-5)
     # Each example with sensors of its own.
