@@ -215,6 +215,7 @@ class UnderNoise:
 
 def build(config: Config) -> list[training.Stage]:
     """The dense run, where there is one, and the network that pools; before them how its patch score ranks untrained."""
+    recipe.check_no_packs(config, "a classifier tells no pairs")
     split = recipe.load(config)
     if split.protocol != "classification":
         raise UserError(f"data: needs images of classes, such as rendered_expressions, got {split.name}")

@@ -193,6 +193,7 @@ def held_inside(step, decay: float):
 def build(config: Config) -> list[training.Stage]:
     """The dense network, which is the teacher, then the fine-tuning of the same weights with thresholds."""
     check(config)
+    recipe.check_no_packs(config, "a classifier tells no pairs")
     split = recipe.load(config)
     if split.protocol != "classification":
         raise UserError(

@@ -38,7 +38,17 @@ def packed(evaluate) -> list[training.PackVerification]:
 RECIPES = [m for m in methods.descriptions() if issubclass(configs.method_module(m).Config, Recipe)]
 
 
-@pytest.mark.parametrize("method", [method for method in RECIPES if method != "acw"])
+CLASSIFIERS = {"apvit", "qvit", "sparsevit"}
+
+
+@pytest.mark.parametrize("method", sorted(CLASSIFIERS))
+def test_classifiers_refuse_packs(method, packs):
+    config = dataclasses.replace(configs.method_module(method).Config(), validate_packs=str(packs))
+    with pytest.raises(UserError, match=r"^validate_packs: .* a classifier tells no pairs$"):
+        configs.build(method, config)
+
+
+@pytest.mark.parametrize("method", [method for method in RECIPES if method not in CLASSIFIERS | {"acw"}])
 def test_every_recipe_takes_packs(method, packs, monkeypatch):
     """The last network of a run has them; where stages depend on those before, they are opened before any runs."""
     made = []
