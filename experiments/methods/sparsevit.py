@@ -202,6 +202,10 @@ def build(config: Config) -> list[training.Stage]:
     classes, shape = len(split.train.class_names), split.train.image_shape
     student, linear = network(config), HeadSpec(loss="linear").build()
     dense, whole = dense_network(student), dense_macs(student, shape)
+    if shape[0] % student.patch or shape[1] % student.patch:
+        raise UserError(
+            f"image_size: needs a multiple of the patch, which has {student.patch} pixels, got {shape[0]}x{shape[1]}"
+        )
     open_batches = recipe.training_batches(config, split.train)
 
     # Stage 1: the network that keeps every token.

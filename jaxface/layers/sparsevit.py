@@ -425,12 +425,14 @@ class _Walk:
         return score, jax.lax.top_k(ranked, keep + 1)[0][:, -2:].mean(axis=1, keepdims=True)
 
     def report(self, score, theta, scores, live, kept):
+        # Where nothing is left the scores of what was dropped say how low a threshold has to go.
+        live = live | ~live.any()
         flat = jnp.where(live, jax.lax.stop_gradient(score), jnp.nan).ravel() / self.unit
         self.reports["range"].append(jnp.nanquantile(flat, jnp.asarray(_RANGE)))
         self.reports["extremes"].append(jnp.stack([jnp.nanmin(flat), jnp.nanmax(flat)]))
         mean = jnp.where(live, scores.mean, 0.0)
         apart = jnp.abs(jnp.where(live, scores.weighted, 0.0) - mean)
-        self.reports["weighting"].append(jax.lax.stop_gradient(apart.sum() / mean.sum()))
+        self.reports["weighting"].append(jax.lax.stop_gradient(apart.sum() / jnp.maximum(mean.sum(), 1e-12)))
         self.reports["kept"].append(kept)
         self.reports["thresholds"].append(jnp.mean(theta) / self.unit)
 

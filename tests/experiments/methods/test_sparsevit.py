@@ -112,7 +112,8 @@ def test_thresholds_are_held_between_the_scores_that_they_see():
     _, high = state.extra["scores"]["range"][0] / (1 - SMALL.range_decay)
     assert float(first) == pytest.approx(float(high), rel=1e-5) and first < 4
     assert second >= sparsevit.LEAST
-    assert jnp.isfinite(metrics["loss"]) and metrics["ratio"] < 0.6
+    # The first keeps nothing; the second, near 0, brings everything back in training: two blocks of three.
+    assert jnp.isfinite(metrics["loss"]) and 0.65 < float(metrics["ratio"]) < 0.75
 
 
 def test_thresholds_have_a_rate_of_their_own_and_no_decay():
