@@ -33,7 +33,7 @@ class Config(recipe.Recipe):
     """A classifier of expressions, or of other images, that goes on with what its scores find telling."""
 
     data: inputs.DataSpec = inputs.RenderedExpressions(
-        identities=150, strengths=(0.8, 1.4), variation=inputs.Variation(yaw=15.0, pitch=8.0, expression=0.1)
+        identities=150, strengths=(1.0, 1.4), variation=inputs.Variation(yaw=10.0, pitch=5.0, expression=0.1)
     )
     """Images of classes to be told apart."""
     image_size: Annotated[int, AtLeast(8)] = 48
@@ -65,7 +65,7 @@ class Config(recipe.Recipe):
     """Digits on clutter: amplitudes of the noise to test under, one by one."""
     prototype_std: Annotated[float, NonNegative] = 0.0
     """Standard deviation of the linear classifier's weights at the start."""
-    optimizer: training.Optimizer = training.adam(2e-3, warmup=0.05)
+    optimizer: training.Optimizer = training.adam(7e-4, warmup=0.05)
     """Optimizer and learning-rate schedule."""
     batch_size: Annotated[int, AtLeast(1)] = 32
     """Images per step over all devices."""
@@ -119,6 +119,7 @@ class Config(recipe.Recipe):
             backbone="apvit_small",
             keep_num=28,
             dense_steps=1000,
+            optimizer=training.adam(2e-3, warmup=0.05),
             test_noises=(0.5, 0.9),
             steps=300,
         )
