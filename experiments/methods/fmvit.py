@@ -66,6 +66,9 @@ class Config:
     solo: Literal["all", "sampled", "none"] = "all"
     """What of missing sensors the training sees: every batch also with each sensor alone; instead one subset a step, drawn, at
     half the cost; or nothing."""
+    unseen_subsets: Literal["apart", "together"] = "apart"
+    """In the test of a subset that solo "all" never trained on, two sensors of three: each branch is asked as if it were alone,
+    and their mean is the score; or they look at each other."""
     fusion: Literal["branches", "sum"] = "branches"
     """A loss for each branch, and the mean of those available in the test; or one loss of the branches' summed logits, in which a
     missing sensor is an image of zeros, the late fusion to compare with."""
@@ -172,6 +175,15 @@ def started_from(path: str, params: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def tested_partners(config: Config, available: jax.Array) -> jax.Array:
+    """Whom each branch looks at in the test, [M, M] bool: the others that are `available` [M], if training saw that subset."""
+    together = partner_matrix(available)
+    if config.solo != "all" or config.unseen_subsets == "together":
+        return together
+    # Training saw all sensors and each alone.
+    return jnp.where(available.all(), together, jnp.eye(len(available), dtype=bool))
+
+
 def build(config: Config) -> list[training.Stage]:
     """One stage: all branches together, tested with every subset of the sensors."""
     check(config)
@@ -226,7 +238,7 @@ def build(config: Config) -> list[training.Stage]:
         if config.fusion == "sum":
             outputs = model.apply(variables, _zeroed(images, names, there))
             return jax.nn.sigmoid(sum(outputs[name] for name in names))
-        outputs = model.apply(variables, images, available=there)
+        outputs = model.apply(variables, images, available=there, partners=tested_partners(config, there))
         return models.liveness(jnp.stack([outputs[name] for name in names]), there)
 
     objective = training.Objective(loss_fn, config.optimizer.build(config.steps, network=("backbone", model)))

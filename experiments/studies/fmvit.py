@@ -17,6 +17,7 @@ ARMS = {
     "dedicated": _APART,  # honest late fusion, too: the mean of the branches that are there
     "dedicated, crossing": {"partners": "itself"},  # the same parameters and losses, but nobody to look at
 }
+PAIRS = {**ARMS, "pairs look at each other": {"unseen_subsets": "together"}}
 # Training sees all sensors and each alone, never two of three, unless subsets are drawn.
 SAMPLED = {"fm-vit": {}, "dedicated": _APART, "sampled sensors": {"solo": "sampled"}}
 CONTROLS = {
@@ -59,7 +60,7 @@ STUDIES = {
     "rgb": _study("the photograph alone", "acer@rgb"),
     "depth": _study("depth alone", "acer@depth"),
     "infrared": _study("infrared alone", "acer@infrared"),
-    "pair": _study("the photograph and depth, two of three sensors", "acer@rgb+depth"),
+    "pair": _study("the photograph and depth, two of three sensors", "acer@rgb+depth", PAIRS),
     "sampled": _study("the photograph and depth, subsets drawn in training", "acer@rgb+depth", SAMPLED),
     "sampled-single": _study(
         "mean over the single sensors, subsets drawn in training", "acer@single", SAMPLED

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import configs, launch
 from experiments.methods import fmvit
-from experiments.studies.fmvit import ARMS, CONTROLS, SAMPLED, STUDIES
+from experiments.studies.fmvit import ARMS, CONTROLS, PAIRS, SAMPLED, STUDIES
 from jaxface import data, losses, models, training
 from jaxface.errors import UserError
 from jaxface.training.evaluations.presentation_detection import subsets
@@ -85,6 +85,21 @@ def test_sampled_availability_is_the_loss_of_one_subset_or_another():
         np.testing.assert_allclose(found, expected[nearest], rtol=1e-5)
         drawn.add(nearest)
     assert len(drawn) > 3
+
+
+def test_branches_that_were_not_trained_in_pairs_are_asked_apart():
+    pair, everything, one = (jnp.array(there) for there in ([1, 1, 0], [1, 1, 1], [0, 1, 0]))
+    pair, everything, one = (there.astype(bool) for there in (pair, everything, one))
+
+    def partners(there, **changes):
+        return fmvit.tested_partners(dataclasses.replace(TINY, **changes), there)
+
+    together = [[False, True, False], [True, False, False], [True, True, False]]
+    assert partners(pair).tolist() == np.eye(3, dtype=bool).tolist()
+    assert partners(everything).tolist() == (~np.eye(3, dtype=bool)).tolist()
+    assert bool(partners(one)[1, 1])
+    for changes in ({"unseen_subsets": "together"}, {"solo": "sampled"}, {"solo": "none"}):
+        assert partners(pair, **changes).tolist() == together
 
 
 def test_late_fusion_to_compare_with_sums_logits():
@@ -182,7 +197,7 @@ def test_branches_start_from_a_vit(monkeypatch):
 def test_the_arms_of_the_studies():
     base = STUDIES["single"].base
     networks = {}
-    for name, changes in {**ARMS, **SAMPLED, **CONTROLS}.items():
+    for name, changes in {**PAIRS, **SAMPLED, **CONTROLS}.items():
         config = dataclasses.replace(base, **changes)
         fmvit.check(config)
         networks[name] = fmvit.network(config)
@@ -197,7 +212,9 @@ def test_the_arms_of_the_studies():
     assert count("fm-vit") == count("dedicated, crossing") > count("dedicated")
     assert networks["dedicated"] == networks["zero-filled"] == networks["zero-filled, dropout"]
     assert networks["fm-vit"] == networks["no solo term"]
-    assert all(study.arms in (ARMS, SAMPLED, CONTROLS) and study.base == base for study in STUDIES.values())
+    assert all(
+        study.arms in (ARMS, PAIRS, SAMPLED, CONTROLS) and study.base == base for study in STUDIES.values()
+    )
 
 
 def test_the_configuration_of_the_paper():
