@@ -55,7 +55,7 @@ class Config(recipe.Recipe):
     """The classifier is the linear layer of the recipe."""
     optimizer: training.Optimizer = training.adam(2e-3)
     """Optimizer of the dense network."""
-    steps: Annotated[int, AtLeast(0)] = 1500
+    steps: Annotated[int, AtLeast(0)] = 1000
     """Steps that the dense network is trained for."""
     dense_run: str | None = None
     """A finished run with the dense network and its classifier, which is then not trained."""
@@ -85,7 +85,7 @@ class Config(recipe.Recipe):
     """Learning rate of the thresholds as a multiple of it; they have no weight decay."""
     range_decay: Annotated[float, ProperFraction] = 0.9
     """Decay of the mean over steps of the scores' quantiles 0.01 and 0.99, between which thresholds are held."""
-    prune_steps: Annotated[int, AtLeast(0)] = 600
+    prune_steps: Annotated[int, AtLeast(0)] = 400
     """Steps of the fine-tuning."""
     prototype_std: Annotated[float, Positive] = 1e-3
     """Standard deviation of the linear classifier's weights at the start, > 0."""

@@ -52,12 +52,6 @@ _early = Study(
 STUDIES = {
     "clutter": _clutter,
     "early": _early,
-    "early-work": dataclasses.replace(
-        _early,
-        claim="The same runs: work as a fraction of the dense network's, which 0.467 was aimed at",
-        metric="pruning/tokens/ratio",
-        larger_is_better=False,
-    ),
     "clutter-small": _same_runs(
         "The same runs: accuracy of digits of 8x8 pixels, 4 of 36 tokens", "pruning/scale1/accuracy"
     ),

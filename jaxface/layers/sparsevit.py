@@ -425,6 +425,8 @@ class _Walk:
         return score, jax.lax.top_k(ranked, keep + 1)[0][:, -2:].mean(axis=1, keepdims=True)
 
     def report(self, score, theta, scores, live, kept):
+        if not self.encoder.is_mutable_collection(COLLECTION):
+            return  # nobody asks, and no export has a sort of a batch of any size
         # Where nothing is left the scores of what was dropped say how low a threshold has to go.
         live = live | ~live.any()
         flat = jnp.where(live, jax.lax.stop_gradient(score), jnp.nan).ravel() / self.unit
@@ -438,7 +440,7 @@ class _Walk:
 
     def sow(self):
         encoder = self.encoder
-        if encoder.is_initializing():
+        if encoder.is_initializing() or not encoder.is_mutable_collection(COLLECTION):
             return
         for name, values in self.reports.items():
             axis = 1 if name in ("kept", "policy") else 0

@@ -1,5 +1,6 @@
 """Every network as an ONNX graph, run by onnxruntime: what it computes is what the network computes."""
 
+import functools
 import sys
 
 import jax
@@ -13,6 +14,7 @@ from jaxface import interop, models
 from jaxface.errors import UserError
 from jaxface.interop import onnx_export
 from jaxface.interop.architecture import abstract_variables
+from jaxface.layers.sparsevit import SparseEncoder
 from jaxface.models.detection import DETECTORS, create_detector
 
 # Fields that make every network small and leave it each kind of layer that it has.
@@ -28,12 +30,18 @@ SMALL = {
     models.ResNet: {"stages": (1, 1), "channels": (8, 16)},
     models.FaceResNet: {"stages": (1, 1), "channels": (8, 16)},
     models.ViT: {"dim": 24, "depth": 1, "heads": 3},
+    models.AdaptiveSparseViT: {
+        "dim": 24,
+        "depth": 3,
+        "heads": 3,
+        "encoder": functools.partial(SparseEncoder, stages=(1, 2), start=(0.2, 0.4)),
+    },
     models.APViT: {
         "stem": "strided",
         "dim": 24,
         "depth": 2,
         "heads": 3,
-        "keep_num": 40,
+        "keep_num": 12,
         "keep_rates": (1.0, 0.9),
     },
     models.Swin: {"dim": 12, "blocks": (2, 1), "heads": (2, 3), "window": 4},

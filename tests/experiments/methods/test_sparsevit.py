@@ -216,4 +216,6 @@ def test_the_baselines_are_fine_tuned_the_same_way(select):
     np.testing.assert_array_equal(*(s.params["backbone"]["encoder"]["thresholds"] for s in (state, after)))
     assert "budget_loss" not in metrics
     report = stage.evaluate(after)
-    assert [report["tokens/kept1"], report["tokens/kept2"]] == [20, 9]
+    # The best of a batch are as many on average over the batch, the filling of the last one counted.
+    tolerance = 1.0 if select == "quantile" else 0.0
+    assert [report["tokens/kept1"], report["tokens/kept2"]] == pytest.approx([20, 9], abs=tolerance)
