@@ -3,6 +3,7 @@
 Methods: fmvit
 """
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from jaxface.data.sources.presentations import (
 from jaxface.data.sources.source import Source, Subset
 from jaxface.data.specs.base import FIRST_HELD_OUT, FIRST_SIMULATED, KINDS, DataSpec, Split
 from jaxface.errors import UserError
-from jaxface.paths import local_path, name_text
+from jaxface.paths import last_name, local_path
 
 FIRST_DEVELOPMENT = FIRST_HELD_OUT + (1 << 18)
 """Number of the first person of a development set, who is neither trained on nor tested."""
@@ -123,13 +124,13 @@ class _PresentationFolder(DataSpec):
     fit: Fit
     unseen: str | None
 
+    @abc.abstractmethod
     def _parts(self) -> tuple[list[Presentation], list[Presentation], list[Presentation], Sequence[str]]:
         """Training, development and test, and the names of the instruments."""
-        raise NotImplementedError
 
     @property
     def title(self) -> str:
-        return f"{KINDS.name_of(type(self))} {name_text(local_path('root', self.root).resolve().name)}"
+        return f"{KINDS.name_of(type(self))} {last_name('root', self.root)}"
 
     def source(self, *, image_size: int, seed: int) -> Source:
         return self.divide(image_size=image_size, seed=seed).train
