@@ -31,6 +31,10 @@
 | `cell_loss` | weighted binary cross-entropy of what is in which cell | |
 | `multibox_loss`, `hard_negatives`, `max_out_background` | a face detector's anchors | arXiv:1905.00641, 1708.05237 |
 | `retinanet_loss`, `rpn_loss`, `rcnn_loss` | anchors and regions of general detectors | arXiv:1708.02002, 1506.01497 |
+| `focal_rcnn_loss` | regions of a head of sigmoids, each box with a weight | arXiv:2203.16317 |
+| `pla_assign`, `limit_assigned` | a teacher's predictions choose the proposals of its pseudo boxes | arXiv:2203.16317 |
+| `pcv_weights`, `sharpened_weights` | pseudo boxes weighed by the agreement of what finds them | arXiv:2203.16317 |
+| `filter_pseudo`, `halve_nearest`, `teacher_momentum` | pseudo boxes, second views and the mean teacher | arXiv:2203.16317 |
 | `sigmoid_focal_loss`, `smooth_l1_loss` | their parts | arXiv:1708.02002, 1504.08083 |
 | `match_sets`, `detr_match`, `detr_loss` | predictions and objects one to one | arXiv:2005.12872 |
 | `yolo_loss`, `decode_yolo`, `cluster_anchors` | a grid of cells that each find the object in them | arXiv:1612.08242 |
@@ -55,6 +59,7 @@ from jaxface.losses.detection import (
     DetrTerms,
     detr_loss,
     detr_match,
+    focal_rcnn_loss,
     hard_negatives,
     match_sets,
     max_out_background,
@@ -84,6 +89,15 @@ from jaxface.losses.heads import HEADS, ArcFace, CosFace, Head, Linear, SFace, S
 from jaxface.losses.ida import lid_regression_loss, lid_targets
 from jaxface.losses.lrfr import logexp_distance, logexp_loss, power_distance
 from jaxface.losses.partial_fc import partial_fc_loss, sample_classes, shard_bounds
+from jaxface.losses.pseco import (
+    filter_pseudo,
+    halve_nearest,
+    limit_assigned,
+    pcv_weights,
+    pla_assign,
+    sharpened_weights,
+    teacher_momentum,
+)
 from jaxface.losses.qvit import dgd_loss, hard_distillation_loss, similarity_pattern
 from jaxface.losses.rco import hardness, hardness_ratios, hint_loss
 from jaxface.losses.sface import sface_loss
@@ -130,10 +144,13 @@ __all__ = [
     "dgd_loss",
     "discriminator_loss",
     "erase",
+    "filter_pseudo",
+    "focal_rcnn_loss",
     "gan_discriminator_loss",
     "gan_generator_loss",
     "gradient_attention",
     "group_weights",
+    "halve_nearest",
     "hard_distillation_loss",
     "hard_negatives",
     "hardness",
@@ -142,6 +159,7 @@ __all__ = [
     "leave_one_out_cosines",
     "lid_regression_loss",
     "lid_targets",
+    "limit_assigned",
     "logexp_distance",
     "logexp_loss",
     "margin_logits",
@@ -151,6 +169,8 @@ __all__ = [
     "mined_relations",
     "multibox_loss",
     "partial_fc_loss",
+    "pcv_weights",
+    "pla_assign",
     "power_distance",
     "r1_penalty",
     "rcnn_loss",
@@ -160,12 +180,14 @@ __all__ = [
     "sample_classes",
     "sface_loss",
     "shard_bounds",
+    "sharpened_weights",
     "sigmoid_focal_loss",
     "similarity_pattern",
     "smooth_l1_loss",
     "soft_target_loss",
     "softmax_loss",
     "taylor_rbf_coeffs",
+    "teacher_momentum",
     "topn_mask",
     "yolo_loss",
 ]
