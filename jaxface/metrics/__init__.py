@@ -17,6 +17,7 @@
 | what do low-bit codes still tell? | `code_entropy`, `norm_spread` |
 | does a student see the relations that its teacher sees? | `congruence_error` |
 | how good are a detector's boxes? | `coco_evaluate`, `voc_evaluate`, `wider_face_evaluate`, `fddb_evaluate` |
+| how right are a teacher's pseudo boxes? | `pseudo_label_counts` |
 | which of two modalities to believe for this pair? | `fuse_scores`, `pair_weight`, `fused_search`, `missing_modality` |
 | in which cells is something; which class has each pixel? | `average_precision`, `mean_iou`, `class_iou`, `pixel_confusion` |
 | is it a live face or a photograph, a screen, a mask? | `equal_error_threshold`, `spoof_report`, `apcer`, `bpcer`, `acer` |
@@ -64,6 +65,7 @@ from jaxface.metrics.detection import (
     voc_evaluate,
     wider_face_evaluate,
 )
+from jaxface.metrics.detection.pseudo_labels import PseudoLabelCounts, pseudo_label_counts
 from jaxface.metrics.recognition.benchmarks import (
     TemplateSearch,
     gallery_report,
@@ -187,6 +189,7 @@ __all__ = [
     "HistogramTar",
     "MateScores",
     "Pairs",
+    "PseudoLabelCounts",
     "RgbdTemplates",
     "Roc",
     "ScoreHistogram",
@@ -278,6 +281,7 @@ __all__ = [
     "pixel_confusion",
     "presentation_instruments",
     "protection_success",
+    "pseudo_label_counts",
     "rank1",
     "rank1_by_distance",
     "rank_k",

@@ -37,6 +37,7 @@ from jaxface.training.evaluations.token_pruning import TokenPruning
 from jaxface.training.frozen import Frozen
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
 from jaxface.training.map_source import map_source
+from jaxface.training.mean_teacher import mean_teacher_step
 from jaxface.training.optimizer import Optimizer, adam, decay_mask, sgd
 from jaxface.training.parallel import JitParallel, Mode, PmapParallel, Shard, check_batch_size, make_parallel
 from jaxface.training.prototypes import prototype_loss, prototype_rows
@@ -160,6 +161,7 @@ __all__ = [
     "greedy_next_anchor",
     "make_parallel",
     "map_source",
+    "mean_teacher_step",
     "network_variables",
     "no_figures",
     "open_workdir",
