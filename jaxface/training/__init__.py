@@ -12,6 +12,7 @@ from jaxface.training.evaluations.aligned_verification import (
     SupportSet,
     fitted_support,
 )
+from jaxface.training.evaluations.assignment_noise import AssignmentNoise
 from jaxface.training.evaluations.cell_precision import CellPrecision
 from jaxface.training.evaluations.class_report import ClassReport
 from jaxface.training.evaluations.cloak_protection import CloakProtection, CloakTrial, FrozenNetwork
@@ -89,6 +90,7 @@ from jaxface.training.writers import Tracking
 __all__ = [
     "AlignedVerification",
     "Anchor",
+    "AssignmentNoise",
     "AttentiveRecognizer",
     "Cadence",
     "CellPrecision",
