@@ -10,7 +10,10 @@ import numpy as np
 from jaxface.boxes.geometry import box_array
 from jaxface.checks import AtLeast, check_number
 
-_BLOCK_ON_CPU, _BLOCK = 8, 128  # regions whose gradients are scattered together: what caches, and what memory hold
+_BLOCK_ON_CPU, _BLOCK = (
+    8,
+    128,
+)  # regions whose gradients are scattered together: what caches, and what memory hold
 
 
 def roi_levels(boxes: jax.Array, *, levels: int = 4, finest: float = 56.0) -> jax.Array:
