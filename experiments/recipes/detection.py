@@ -204,7 +204,7 @@ class AddedLoss(Protocol):
     def __call__(
         self, params: Mapping, constants: Mapping, trained: TrainingPass, batch: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """(scalar, metrics) of the detector's pass over a batch, `image` float32 in [-1, 1]; pure, inside of the compiled step."""
+        """(scalar, metrics) of the detector's pass over a batch, whose `image` is float32 in [-1, 1]; pure, inside of the step."""
 
 
 def detection_stage(

@@ -14,6 +14,7 @@ from jaxface.models.detection.base import (
     training_pass,
 )
 from jaxface.models.detection.cell_net import STRUCTURES, CellNet, Structure, context_weights
+from jaxface.models.detection.faster_rcnn import FasterRCNN, Proposals, RegionSample
 from jaxface.models.detection.retinaface import RetinaFace
 from jaxface.models.detection.retinanet import RetinaNet
 from jaxface.models.detection.tiny_yolo import FusedTinyYolo, TinyYolo, fuse_tiny_yolo
@@ -24,7 +25,10 @@ __all__ = [
     "CellNet",
     "Detections",
     "Detector",
+    "FasterRCNN",
     "FusedTinyYolo",
+    "Proposals",
+    "RegionSample",
     "RetinaFace",
     "RetinaNet",
     "Structure",

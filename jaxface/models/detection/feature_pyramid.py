@@ -4,6 +4,7 @@ Methods: rm_pfi, pseco
 """
 
 import dataclasses
+import itertools
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -34,7 +35,7 @@ _RESNET_STRIDES = (4, 8, 16, 32)
 
 
 def stem_pixels(image: jax.Array, pixels: Pixels) -> jax.Array:
-    """What a trunk sees of RGB in [-1, 1]: that, or ImageNet's normalization, or as Caffe's weights BGR levels less their mean."""
+    """What a trunk sees of RGB in [-1, 1]: that, ImageNet's normalization of it, or as Caffe's weights BGR levels less a mean."""
     if pixels == "centered":
         return image
     mean, std = jnp.array(IMAGENET_MEAN, image.dtype), jnp.array(IMAGENET_STD, image.dtype)
@@ -176,7 +177,7 @@ class PyramidFields:
                 f"steps: needs one for each of the {len(self.widths)} widths, got {len(self.steps)}"
             )
         levels, available = self.level_strides, self.trunk_strides
-        if not levels or any(b != 2 * a for a, b in zip(levels, levels[1:], strict=False)):
+        if not levels or any(b != 2 * a for a, b in itertools.pairwise(levels)):
             raise UserError(f"strides: needs each twice the one before, got {levels}")
         if levels[0] not in available:
             raise UserError(
