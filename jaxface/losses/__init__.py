@@ -31,7 +31,6 @@
 | `cell_loss` | weighted binary cross-entropy of what is in which cell | |
 | `multibox_loss`, `hard_negatives`, `max_out_background` | a face detector's anchors | arXiv:1905.00641, 1708.05237 |
 | `retinanet_loss`, `rpn_loss`, `rcnn_loss` | anchors and regions of general detectors | arXiv:1708.02002, 1506.01497 |
-| `focal_rcnn_loss` | regions of a head of sigmoids, each box with a weight | arXiv:2203.16317 |
 | `pla_assign`, `limit_assigned` | a teacher's predictions choose the proposals of its pseudo boxes | arXiv:2203.16317 |
 | `pcv_weights`, `sharpened_weights` | pseudo boxes weighed by the agreement of what finds them | arXiv:2203.16317 |
 | `filter_pseudo`, `halve_nearest`, `teacher_momentum` | pseudo boxes, second views and the mean teacher | arXiv:2203.16317 |
@@ -59,7 +58,6 @@ from jaxface.losses.detection import (
     DetrTerms,
     detr_loss,
     detr_match,
-    focal_rcnn_loss,
     hard_negatives,
     match_sets,
     max_out_background,
@@ -145,7 +143,6 @@ __all__ = [
     "discriminator_loss",
     "erase",
     "filter_pseudo",
-    "focal_rcnn_loss",
     "gan_discriminator_loss",
     "gan_generator_loss",
     "gradient_attention",

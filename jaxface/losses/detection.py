@@ -333,13 +333,14 @@ def rcnn_loss(
     box_weight: float = 1.0,
     class_weight: float = 1.0,
     focal: bool = False,
+    box_weights: jax.Array | None = None,
 ) -> DetectionTerms:
     """Loss of the head over sampled regions (Fast R-CNN, arXiv:1504.08083; MMDetection's normalizers).
 
         (Σ_sampled cross-entropy + box_weight Σ_{sampled, pos} smooth-L1 of the class's four deltas) / n_sampled
 
     Both are divided by the number of sampled regions, not of positives. With `focal` the sum of `sigmoid_focal_loss` over the
-    classes is in the place of the cross-entropy.
+    classes is in the place of the cross-entropy; with `box_weights` each region's smooth-L1 counts so much.
 
     Args:
       logits: [B, R, C + 1], background last, as published heads have it; [B, R, C] with `focal`.
@@ -348,6 +349,7 @@ def rcnn_loss(
       sampled: [B, R] bool, False for padding.
       beta: of `smooth_l1_loss`. box_weight, class_weight: ≥ 0.
       focal: classes are told apart from background one by one.
+      box_weights: [B, R] ≥ 0, such as `sharpened_weights`; constants of the differentiation, 1 unless given.
 
     Returns:
       The loss and its parts; of an empty sample, 0.
@@ -378,68 +380,8 @@ def rcnn_loss(
         of_class = deltas.reshape(*labels.shape, classes, 4)
         index = jnp.maximum(labels - 1, 0)[..., None, None]
         deltas = jnp.take_along_axis(of_class, index, axis=2)[..., 0, :]
-    box = _masked_smooth_l1(deltas, target_deltas, positive, beta) / count
+    box = _masked_smooth_l1(deltas, target_deltas, positive, beta, box_weights) / count
     return _terms(classification + wrong, box, box_weight, labels, sampled)
-
-
-def focal_rcnn_loss(
-    logits: jax.Array,
-    labels: jax.Array,
-    deltas: jax.Array,
-    target_deltas: jax.Array,
-    sampled: jax.Array,
-    *,
-    box_weights: jax.Array | None = None,
-    class_weight: float = 10.0,
-    alpha: float = 0.25,
-    gamma: float = 2.0,
-) -> DetectionTerms:
-    """Loss of a head whose classes are sigmoids, over sampled regions (arXiv:2203.16317).
-
-        (class_weight Σ_sampled focal + Σ_{sampled, pos} v |delta - target|₁) / n_sampled
-
-    Both are divided by the number of sampled regions of the batch, not of positives.
-
-    Args:
-      logits: [B, R, C], no background. labels: [B, R] integers in [-1, C]: 0 background, k > 0 class k - 1.
-      deltas: [B, R, C, 4] of every class, or [B, R, 4] of the region's. target_deltas: [B, R, 4].
-      sampled: [B, R] bool.
-      box_weights: v [B, R] ≥ 0, such as `sharpened_weights`; 1 unless given.
-      class_weight: ≥ 0. alpha, gamma: of `sigmoid_focal_loss`.
-
-    Returns:
-      The loss and its parts, the classification with its weight; of an empty sample, 0.
-
-    Raises:
-      AssertionError: shapes. ValueError: labels or a hyper-parameter out of range.
-
-    Example:
-      >>> logits, zeros = jnp.full((1, 1, 1), -jnp.log(99.0)), jnp.zeros((1, 1, 4))
-      >>> terms = focal_rcnn_loss(logits, jnp.array([[0]]), zeros, zeros, jnp.array([[True]]))
-      >>> f"{float(terms.total):.2e}"  # a head that has learned nothing calls all background
-      '7.54e-06'
-    """
-    chex.assert_equal_shape([labels, sampled], custom_message="labels and sampled must be [B, R]")
-    chex.assert_shape(target_deltas, (*labels.shape, 4), custom_message="target_deltas must be [B, R, 4]")
-    check_number("class_weight", class_weight, NonNegative)
-    focal = sigmoid_focal_loss(logits, labels, alpha=alpha, gamma=gamma).sum(axis=-1)
-    counted, positive = (labels >= 0) & sampled, (labels > 0) & sampled
-    count = _count(jnp.sum(counted))
-    if deltas.ndim == 4:
-        chex.assert_shape(deltas, (*labels.shape, logits.shape[-1], 4))
-        index = jnp.maximum(labels - 1, 0)[..., None, None]
-        deltas = jnp.take_along_axis(deltas, index, axis=2)[..., 0, :]
-    # Targets of what is no positive may be of any size: they are left out before the difference is taken.
-    error = smooth_l1_loss(
-        jnp.where(positive[..., None], deltas, 0.0),
-        jnp.where(positive[..., None], target_deltas, 0.0),
-        beta=0.0,
-    ).sum(axis=-1)
-    if box_weights is not None:
-        error = error * jax.lax.stop_gradient(box_weights)
-    classification = class_weight * jnp.sum(jnp.where(counted, focal, 0.0)) / count
-    box = jnp.sum(error) / count
-    return _terms(classification, box, 1.0, labels, sampled)
 
 
 def match_sets(cost: jax.Array, mask: jax.Array) -> jax.Array:
@@ -615,15 +557,23 @@ def _cross_entropy(logits: jax.Array, classes: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(logits, axis=-1) - target
 
 
-def _masked_smooth_l1(predictions: jax.Array, targets: jax.Array, mask: jax.Array, beta: float) -> jax.Array:
-    """Sum over the rows of the mask [B, A] of predictions [B, A, ...]; whatever stands in the others has no gradient."""
+def _masked_smooth_l1(
+    predictions: jax.Array, targets: jax.Array, mask: jax.Array, beta: float, weights: jax.Array | None = None
+) -> jax.Array:
+    """Sum over the rows of the mask [B, A] of predictions [B, A, ...]; whatever stands in the others has no gradient.
+
+    Each row counts as its weight [B, A] says, a constant.
+    """
     chex.assert_equal_shape(
         [predictions, targets], custom_message="predictions and targets must be of one shape"
     )
     chex.assert_equal_shape_prefix([predictions, mask], 2, custom_message="predictions must be [B, A, ...]")
     mask = mask.reshape(*mask.shape, *[1] * (predictions.ndim - 2))
     predictions, targets = (jnp.where(mask, value, 0) for value in (predictions, targets))
-    return jnp.sum(smooth_l1_loss(predictions, targets, beta=beta))
+    errors = smooth_l1_loss(predictions, targets, beta=beta)
+    if weights is not None:
+        errors = errors * jax.lax.stop_gradient(weights).reshape(mask.shape)
+    return jnp.sum(errors)
 
 
 def _mean_over_replicas(value: jax.Array) -> jax.Array:
