@@ -103,15 +103,10 @@ class Config(detection.DetectorRecipe):
 
         Eight devices with one image with labels and four without each; `init_from` names the weights to start from.
         """
+        reference, steps = detection.coco_reference(0.01), 180_000
+        optimizer = dataclasses.replace(reference["optimizer"], decay_at=(120 / 180,), warmup=500 / steps)
         return cls(
-            data=inputs.Coco(
-                annotations="annotations/instances_train2017.json",
-                images="train2017",
-                evaluation_annotations="annotations/instances_val2017.json",
-                evaluation_images="val2017",
-                aspects=(4 / 3, 3 / 4),
-                max_objects=100,
-            ),
+            data=reference["data"],
             image_size=1344,
             percent=10.0,
             fold=1,
@@ -119,9 +114,9 @@ class Config(detection.DetectorRecipe):
             trunk="resnet50",
             momentum=0.999,
             start_steps=0,
-            optimizer=training.sgd(0.01, warmup=500 / 180_000, decay_at=(120 / 180,)),
+            optimizer=optimizer,
             batch_size=40,
-            steps=180_000,
+            steps=steps,
             bfloat16=True,
             workers=8,
         )

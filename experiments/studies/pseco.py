@@ -1,8 +1,8 @@
 """What is claimed of PseCo in the small, and against what: `python -m experiments.reproduce pseco`.
 
-All arms of a seed start from one student, trained on its labels alone. From "mean teacher", which assigns by overlap and weighs all
-pseudo boxes alike, to the method one part comes after the other, each beside a control that has as many positives, as much box loss
-or as much weight on images without labels.
+All arms of a seed start from one student, trained on its labels alone. From "mean teacher", which assigns by overlap and weighs
+all pseudo boxes alike, to the method one part comes after the other, each beside a control that has as many positives, as much
+box loss or as much weight on images without labels.
 """
 
 import dataclasses
