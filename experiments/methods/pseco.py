@@ -75,8 +75,14 @@ class Config(detection.DetectorRecipe):
     """Weight of the loss of the images without labels; 0 trains on the others alone."""
     momentum: Annotated[float, Fraction] = 0.99
     """Greatest momentum of the teacher; it is the mean of its students until then. 0.999 is published."""
-    start_steps: Annotated[int, AtLeast(0)] = 400
+    start_steps: Annotated[int, AtLeast(0)] = 800
     """Steps on the images with labels alone before; none are published."""
+    start_batch: Annotated[int, AtLeast(1)] = 16
+    """Images in a batch of these, or as many as have labels where these are fewer."""
+    start_optimizer: training.Optimizer = training.adam(3e-3)
+    """Optimizer of these steps."""
+    optimizer: training.Optimizer = training.adam(1e-3)
+    """Optimizer and learning-rate schedule of the steps with both."""
     batch_size: Annotated[int, AtLeast(1)] = 20
     """Images per step over all devices, with labels and without."""
     steps: Annotated[int, AtLeast(0)] = 800
@@ -94,7 +100,10 @@ class Config(detection.DetectorRecipe):
     def assignment(cls) -> "Config":
         """What becomes of pseudo boxes that are wrong, without any training on them."""
         return cls(
-            task="assignment", data=inputs.ObjectScenes(scenes=1560, held_out_scenes=300), batch_size=16
+            task="assignment",
+            data=inputs.ObjectScenes(scenes=1560, held_out_scenes=300),
+            optimizer=training.adam(3e-3),
+            batch_size=16,
         )
 
     @classmethod
@@ -327,25 +336,29 @@ class Lesson:
         return loss, told
 
 
-def streams(config: Config, split: inputs.Split):
-    """Opens batches of both streams; refuses what cannot be drawn.
+def streams(config: Config, split: inputs.Split, *, unlabeled: bool = True):
+    """Opens batches of both streams, or of images with labels alone; refuses what cannot be drawn.
 
     Raises:
       UserError: no image with labels or none without, or a batch that is not of whole groups.
     """
     source = split.train
-    labeled, unlabeled = inputs.labeled_split(len(source), config.percent, fold=config.fold)
-    if not len(unlabeled):
+    labeled, others = inputs.labeled_split(len(source), config.percent, fold=config.fold)
+    if not len(others):
         raise UserError("percent: needs less than 100, some images have to be without labels")
-    order = inputs.TwoStreams(
-        labeled, unlabeled, ratio=config.unlabeled_ratio, buckets=getattr(source, "buckets", None)
-    )
     marked = WithFields(source, labeled=np.isin(np.arange(len(source)), labeled))
+    if unlabeled:
+        buckets = getattr(source, "buckets", None)
+        order = inputs.TwoStreams(labeled, others, ratio=config.unlabeled_ratio, buckets=buckets)
+        images, batch_size = marked, config.batch_size
+    else:
+        images = inputs.Subset(marked, labeled)
+        order, batch_size = inputs.bucket_order(images), min(config.start_batch, len(labeled))
 
     def open_batches():
         return inputs.batches(
-            marked,
-            batch_size=config.batch_size,
+            images,
+            batch_size=batch_size,
             seed=config.seed,
             augment=config.views,
             shard=(jax.process_index(), jax.process_count()),
@@ -377,17 +390,23 @@ def check_start(config: Config, detector: FasterRCNN, size: tuple[int, int]) -> 
         )
 
 
-def lesson_stage(
-    name: str, config: Config, split: inputs.Split, detector: FasterRCNN, *, steps: int, unlabeled: bool
-) -> training.Stage:
-    """A stage that trains the student on images with labels, and with `unlabeled` on its teacher's pseudo boxes besides.
+def labels_stage(config: Config, split: inputs.Split, detector: FasterRCNN) -> training.Stage:
+    """A start: the student on images with labels alone."""
+    plain = detection.detection_stage(
+        "start", config, split, detector, steps=config.start_steps, optimizer=config.start_optimizer
+    )
+    open_batches = streams(config, split, unlabeled=False)
+    return dataclasses.replace(plain, batches=lambda state: open_batches())
+
+
+def lesson_stage(config: Config, split: inputs.Split, detector: FasterRCNN) -> training.Stage:
+    """The student on images with labels, and on its teacher's pseudo boxes besides.
 
     The teacher is the moving average of the student's parameters, from the first step on; it is what is evaluated. The student
     starts from that of the stage before.
     """
-    lesson = Lesson(config, detector)
-    plain = detection.detection_stage(name, config, split, detector, steps=steps)
-    chosen = config.optimizer
+    lesson, steps, chosen = Lesson(config, detector), config.steps, config.optimizer
+    plain = detection.detection_stage("pseco", config, split, detector)
 
     def loss_fn(params, extra, batch, rng):
         variables = {"params": params["detector"], **training.statistics(extra)}
@@ -395,7 +414,7 @@ def lesson_stage(
         label_key, pseudo_key = jax.random.split(rng)
         trained = detector.training_pass(variables, with_labels, label_key)
         loss, report = trained.loss, {"labeled_loss": trained.loss, **trained.report}
-        if unlabeled:
+        if config.unlabeled_weight > 0:
             teacher = {**variables, "params": extra["teacher"]["detector"]}
             pseudo, told = lesson.unlabeled(variables, teacher, without, pseudo_key)
             loss += config.unlabeled_weight * pseudo
@@ -444,7 +463,5 @@ def build(config: Config) -> list[training.Stage]:
         return assignment_stages(config, split)
     detector = network(config, len(split.train.class_names))
     check_start(config, detector, split.train.image_shape[:2])
-    stage = partial(lesson_stage, config=config, split=split, detector=detector)
-    start = [stage("start", steps=config.start_steps, unlabeled=False)] if config.start_steps else []
-    both = stage("pseco", steps=config.steps, unlabeled=config.unlabeled_weight > 0)
-    return [*start, both]
+    start = [labels_stage(config, split, detector)] if config.start_steps else []
+    return [*start, lesson_stage(config, split, detector)]

@@ -62,7 +62,7 @@ STUDIES = {
     "assignment": _assignment,
     "voting": dataclasses.replace(
         _assignment,
-        claim="Spearman's correlation of the weight of a pseudo box with its true overlap",
+        claim="Spearman's correlation of the weight of a pseudo box with its true overlap, the same runs",
         metric="student/assignment/vote/correlation",
         method="agreement",
         arms={"agreement": {}, "score": {}},
