@@ -32,7 +32,13 @@ def photograph_folder(folder: pathlib.Path, count: int) -> data.Coco:
         (folder / f"{i}.jpg").write_bytes(content)
         images.append({"id": i, "file_name": f"{i}.jpg", "height": 640, "width": 640})
         for x, y in rng.integers(0, 480, (3, 2)).tolist():
-            row = {"id": len(annotations), "image_id": i, "category_id": 1, "bbox": [x, y, 150, 120], "area": 18_000}
+            row = {
+                "id": len(annotations),
+                "image_id": i,
+                "category_id": 1,
+                "bbox": [x, y, 150, 120],
+                "area": 18_000,
+            }
             annotations.append(row)
     text = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
     (folder / "objects.json").write_text(json.dumps(text))
