@@ -63,7 +63,8 @@ def published_detector(name: str, **changes) -> Detector:
     | retinanet_torchvision, faster_rcnn_torchvision | resnet50 | 91 and 90 | ImageNet's, RGB |
     | faster_rcnn_pseco | resnet50, Caffe's; strides 8 to 128 and a finer map | 80 | BGR less the mean |
 
-    The two of torchvision have integer anchors; its RetinaNet keeps a channel for the background, class 0, that is never an object, its Faster R-CNN's classes are COCO's numbers less 1.
+    Both of torchvision have integer anchors; its RetinaNet keeps a channel for the background, class 0, which is never an
+    object, and the classes of its Faster R-CNN are COCO's numbers less 1.
 
     Raises:
       UserError: a name or a field that is not known.
