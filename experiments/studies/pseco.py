@@ -29,7 +29,7 @@ _scenes = Study(
         "predictions, votes, same view twice": {**_voted, "second_view": "same"},
     },
     baseline="mean teacher",
-    base=dataclasses.replace(Config(), percent=5.0, batch_size=10, start_steps=300, steps=300),
+    base=dataclasses.replace(Config(), percent=5.0, batch_size=10, steps=300),
     shared=1,
 )
 
