@@ -88,6 +88,14 @@ def test_one_pipeline_yields_both_and_resumes_anywhere():
         opened.close()
 
 
+def test_a_marked_source_keeps_what_it_knows_of_objects_and_shapes():
+    scenes = data.object_scenes(4, seed=0)
+    marked = WithFields(scenes, labeled=np.ones(4, bool))
+    assert marked.max_objects == scenes.max_objects and not hasattr(marked, "buckets")
+    scenes.buckets = np.arange(4)
+    assert marked.buckets.tolist() == [0, 1, 2, 3]
+
+
 def test_shards_of_whole_groups_are_the_batch():
     labeled, unlabeled = data.labeled_split(40, 10)
     source = WithFields(data.object_scenes(40, seed=0), labeled=np.isin(np.arange(40), labeled))
