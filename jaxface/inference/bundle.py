@@ -654,9 +654,7 @@ def import_detector(
     """
     state = interop.unwrapped(interop.read_tensors(local_path("weights", path)))
     state = {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
-    detector = published_detector(network)
-    if class_names:
-        detector = dataclasses.replace(detector, num_classes=len(class_names))
+    detector = published_detector(network, **({"num_classes": len(class_names)} if class_names else {}))
     return DetectorBundle(
         detector=detector,
         variables=interop.from_state_dict(state, detector.module, _PROBE, source=str(path)),

@@ -66,6 +66,8 @@ def save_onnx(
 
 def _traced_graph(module: nn.Module, variables: Mapping, image_shape: tuple[int, int, int]):
     """The `onnx.ModelProto` that jax2onnx makes of the network's own program."""
+    if reason := getattr(module, "no_onnx", None):
+        raise UserError(f"format: {type(module).__name__} has no form in ONNX: {reason}")
     if hasattr(module, "dtype"):
         module = module.clone(dtype=jnp.float32)
     constants = jax.device_get(variables)
