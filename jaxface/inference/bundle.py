@@ -709,6 +709,11 @@ def _named_network(
             f"weights: {path} is of a transformer, whose tensors do not say its heads or how its images were normalized; "
             f"jaxface weights import {path} --network NAME --bundle DIR does"
         )
+    elif any(name.startswith(("backbone.body.", "backbone.conv1.")) for name in state):
+        raise UserError(
+            f"weights: {path} is of a detector, whose tensors do not say its pixels and anchors; "
+            f"jaxface weights import {path} --network NAME --bundle DIR does"
+        )
     else:
         first = next(iter(state), "nothing")
         raise UserError(
