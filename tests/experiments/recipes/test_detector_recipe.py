@@ -203,3 +203,9 @@ def test_the_reference_on_coco():
     assert "detector/trunk/stem_conv/kernel" in held and "detector/trunk/stage1_block2/conv1/kernel" in held
     assert "detector/trunk/stage2_block1/conv1/kernel" not in held
     assert recipe.augment.keeps_shapes and recipe.augment.flip == 0.5
+
+
+def test_types_and_memory_of_the_recipe_are_the_detectors():
+    asked = detection.as_asked(dataclasses.replace(RECIPE, bfloat16=True, remat="block"), SMALL)
+    assert asked == dataclasses.replace(SMALL, bfloat16=True, remat="block")
+    assert detection.as_asked(RECIPE, asked) == asked
