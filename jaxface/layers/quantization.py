@@ -6,7 +6,7 @@ A network is made of these layers by its fields (`Attention(dense=, mix=)`, `ViT
 every quantizer its first step and its signs from a batch, on the host, before anything is compiled. What they compute
 afterwards are floats on integer grids; `jaxface.layers.integer` has the same layers on the integers.
 
-Methods: qvit
+Methods: qdetr, qvit
 """
 
 import functools
@@ -499,6 +499,7 @@ class QuantizedDotProduct(nn.Module):
       bits: of all four, or of q, k, v and P.
       zero_point, compat: of q, k and v; P has none.
       rectify: makes the module that queries or keys [B, N, h, d] pass before they are quantized, of (name=); None has none.
+      rectified: which of "query" and "key" do.
       implementation: "fake" computes on floats, and learns; others are those of `pallas_kernels.quantized_attention`, None
         the fastest, on the integer codes.
 
@@ -521,6 +522,7 @@ class QuantizedDotProduct(nn.Module):
     compat: bool = False
     rectify: Callable[..., nn.Module] | None = None
     implementation: Implementation | Literal["fake"] | None = "fake"
+    rectified: tuple[str, ...] = ("query", "key")
 
     @nn.compact
     def __call__(
@@ -536,7 +538,8 @@ class QuantizedDotProduct(nn.Module):
         del train
         if self.rectify is not None:
             query, key = (
-                self.rectify(name=f"rectify_{name}")(x) for name, x in (("query", query), ("key", key))
+                self.rectify(name=f"rectify_{name}")(x) if name in self.rectified else x
+                for name, x in (("query", query), ("key", key))
             )
         self.sow(OPERANDS, "query", query)
         self.sow(OPERANDS, "key", key)

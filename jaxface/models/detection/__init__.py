@@ -11,6 +11,7 @@ from jaxface.models.detection.base import (
     select_detections,
 )
 from jaxface.models.detection.cell_net import STRUCTURES, CellNet, Structure, context_weights
+from jaxface.models.detection.detr import Detr, DetrNet
 from jaxface.models.detection.retinaface import RetinaFace
 from jaxface.models.detection.tiny_yolo import FusedTinyYolo, TinyYolo, fuse_tiny_yolo
 
@@ -20,6 +21,8 @@ __all__ = [
     "CellNet",
     "Detections",
     "Detector",
+    "Detr",
+    "DetrNet",
     "FusedTinyYolo",
     "RetinaFace",
     "Structure",
