@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxface import boxes
 from jaxface.checks import AtLeast, Integers, NonNegative, Positive, ProperFraction
@@ -26,18 +27,24 @@ from jaxface.layers.detr import (
     sine_of_points,
     sine_positions,
 )
-from jaxface.layers.qdetr import DistributionAlignment
+from jaxface.layers.qdetr import DistributionAlignment, query_spread
 from jaxface.layers.quantization import Granularity, QuantizedConv, QuantizedDense, QuantizedDotProduct
 from jaxface.losses.detection import detr_loss, detr_match
 from jaxface.models.depth import DepthOrder
-from jaxface.models.detection.base import DETECTORS, Detections, select_detections
-from jaxface.models.detection.pyramid import BACKBONES
+from jaxface.models.detection.base import DETECTORS, Detections, TrainingPass, select_detections
+from jaxface.models.detection.pyramid import ResNetLevels
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of RGB levels in [0, 1] that published weights take from their images."""
 Queries = Literal["learned", "grid"]
 Pixels = Literal["rgb", "imagenet"]
 _PARTS = ("backbone", "encoder", "decoder")
+_RESNETS = {
+    "resnet18": {"stages": (2, 2, 2, 2), "bottleneck": False},
+    "resnet50": {"stages": (3, 4, 6, 3)},
+    "resnet101": {"stages": (3, 4, 23, 3)},
+}
+_STEM = "stem_conv"  # the first convolution of every backbone here
 
 
 class DetrNet(nn.Module):
@@ -184,26 +191,37 @@ class Patches(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         around = ((1, 1), (1, 1))
         for i in range(int(math.log2(self.stride))):
-            name = f"conv{i}" if i else "stem_conv"
-            x = nn.relu(
-                self.conv(self.features, (3, 3), (2, 2), padding=around, name=name, **types)(x)
-            )
+            name = f"conv{i}" if i else _STEM
+            x = nn.relu(self.conv(self.features, (3, 3), (2, 2), padding=around, name=name, **types)(x))
         return x
 
 
-class _LastLevel(nn.Module):
-    """The coarsest level of one of `BACKBONES`, whose normalizations stay as they are."""
+class LastLevel(nn.Module):
+    """The coarsest level of a ResNet, whose normalizations are constants; image [B, H, W, 3] -> [B, H/32, W/32, C].
 
-    made: Callable[..., nn.Module]
+    Args:
+      stages, bottleneck: as `ResNetLevels` has them.
+      conv: makes a convolution, as `flax.linen.Conv`.
+    """
+
+    stages: tuple[int, int, int, int] = (3, 4, 6, 3)
+    bottleneck: bool = True
+    conv: Callable[..., nn.Module] = nn.Conv
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
-        del train
-        inside = self.made(dtype=self.dtype, param_dtype=self.param_dtype)
-        nn.share_scope(self, inside)
-        return inside.levels(image, train=False)[-1]
+        levels = ResNetLevels(
+            self.stages,
+            bottleneck=self.bottleneck,
+            frozen=True,
+            conv=self.conv,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+        nn.share_scope(self, levels)
+        return levels.levels(image, train=train)[-1]
 
 
 @DETECTORS.register("detr")
@@ -217,7 +235,7 @@ class Detr:
     num_classes: Annotated[int, AtLeast(1)] = 1
     """Classes of objects; of published weights for COCO 91, whose numbers are those of its categories."""
     backbone: str = "patches"
-    """patches, two strided convolutions for small images, or a ResNet of `jaxface.models.detection` with frozen normalizations."""
+    """patches, two strided convolutions for small images; or resnet18, resnet50, resnet101 with constant normalizations."""
     queries: Annotated[int, AtLeast(1)] = 9
     """Most objects of an image; published are 100, and 300 of SMCA."""
     query_form: Queries = "grid"
@@ -272,8 +290,9 @@ class Detr:
             raise UserError(f"dim: needs a multiple of 4 and of heads, {self.heads}, got {self.dim}")
         if unknown := sorted(set(self.quantized) - set(_PARTS)):
             raise UserError(f"quantized: needs some of {', '.join(_PARTS)}, got {', '.join(unknown)}")
-        if self.backbone != "patches":
-            _ = BACKBONES[self.backbone]  # refuses other names
+        names = ("patches", *_RESNETS)
+        if self.backbone not in names:
+            raise UserError(f"backbone: needs one of {', '.join(names)}, got {self.backbone!r}")
 
     @property
     def stride(self) -> int:
@@ -283,11 +302,8 @@ class Detr:
     def module(self) -> DetrNet:
         """The network."""
         layers = {part: self._layers(part) for part in _PARTS}
-        if self.backbone == "patches":
-            backbone = partial(Patches, conv=layers["backbone"]["conv"])
-        else:
-            conv = {} if self._plain("backbone") else {"conv": layers["backbone"]["conv"]}
-            backbone = partial(_LastLevel, partial(BACKBONES[self.backbone], **conv))
+        made = partial(LastLevel, **_RESNETS[self.backbone]) if self.backbone != "patches" else Patches
+        backbone = partial(made, conv=layers["backbone"]["conv"])
         aligned = {
             name: partial(
                 Attention,
@@ -333,7 +349,7 @@ class Detr:
                 *arguments,
                 name=name,
                 granularity=self.granularity,
-                **(edge if name == "stem_conv" else bits),
+                **(edge if name == _STEM else bits),
                 **options,
             )
 
@@ -343,9 +359,7 @@ class Detr:
         if self._plain(part):
             return DotProduct
         rectify = DistributionAlignment if align else None
-        return partial(
-            QuantizedDotProduct, bits=self.attention_bits, rectify=rectify, rectified=("query",)
-        )
+        return partial(QuantizedDotProduct, bits=self.attention_bits, rectify=rectify, rectified=("query",))
 
     def anchors(self, image_size: tuple[int, int]) -> np.ndarray:
         """[N, 4]: every query's box is relative to the whole image."""
@@ -389,6 +403,20 @@ class Detr:
         report = {"class_loss": terms.classification, "box_loss": terms.box, "giou_loss": terms.giou}
         return terms.total.sum(), {name: values[-1] for name, values in report.items()}
 
+    def training_pass(
+        self, variables: Mapping, batch: Mapping[str, jax.Array], rng: jax.Array
+    ) -> TrainingPass:
+        """As `jaxface.models.detection.training_pass`, with the co-attended features among the outputs."""
+        outputs, updated = self.module.apply(
+            variables,
+            batch["image"],
+            train=True,
+            attended=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": rng},
+        )
+        return TrainingPass(*self.loss(outputs, batch), updated, (), outputs)
+
     def detect(
         self,
         outputs: Mapping[str, jax.Array],
@@ -426,3 +454,34 @@ class Detr:
             max_outputs=max_outputs,
             candidates=max(max_outputs, self.queries),
         )
+
+
+def query_spreads(
+    module: nn.Module, variables: Mapping, image: jax.Array
+) -> dict[tuple[str, ...], jax.Array]:
+    """Path of every attention's `mix` -> mean spread of its queries (`jaxface.layers.query_spread`), of a float network.
+
+    Args:
+      module, variables: a `DetrNet` without quantizers. image: [B, H, W, 3].
+    """
+    found = {}
+
+    def watch(call, arguments, options, context):
+        if isinstance(context.module, DotProduct) and context.method_name == "__call__":
+            found[context.module.path] = jnp.mean(query_spread(arguments[0]))
+        return call(*arguments, **options)
+
+    with nn.intercept_methods(watch):
+        module.apply(variables, image, train=False)
+    return found
+
+
+def with_spreads(params: Mapping, spreads: Mapping[tuple[str, ...], jax.Array]) -> dict:
+    """Parameters whose alignments start at these spreads instead of 1, each the same for all channels: standardized queries are
+    then as long as the float network's."""
+    flat = flatten_dict(params)
+    for path, spread in spreads.items():
+        place = (*path, "rectify_query", "scale")
+        if place in flat:
+            flat[place] = jnp.full_like(flat[place], spread)
+    return unflatten_dict(flat)
