@@ -39,7 +39,7 @@ class Config(recipe.DetectorRecipe):
         things="shapes", scenes=4000, held_out_scenes=500, objects=(1, 2), sizes=(10, 16), noise=0.1
     )
     """Images with objects to learn from; others are kept to evaluate on."""
-    detector: Detr = Detr(gaussian=True, weight_bits=2, input_bits=2)
+    detector: Detr = Detr(weight_bits=2, input_bits=2, align_query="cross")
     """The student, whose classes are those of the data, whatever its `num_classes` says."""
     align_start: Literal["spread", "one"] = "spread"
     """What an alignment's scale starts at: the mean spread of the float network's queries, or 1 as published."""
@@ -55,7 +55,7 @@ class Config(recipe.DetectorRecipe):
         name="adamw", learning_rate=2e-3, schedule="cosine", warmup=0.05, weight_decay=1e-4, clip_norm=1.0
     )
     """Optimizer of the teacher."""
-    teacher_steps: Annotated[int, AtLeast(0)] = 1500
+    teacher_steps: Annotated[int, AtLeast(0)] = 3000
     """Steps of the teacher."""
     distillation: Annotated[float, NonNegative] = 2.5
     """Weight λ of the distillation of the co-attended features; 0 leaves it out."""
@@ -73,9 +73,9 @@ class Config(recipe.DetectorRecipe):
         name="adamw", learning_rate=1e-3, schedule="cosine", warmup=0.02, weight_decay=1e-4, clip_norm=1.0
     )
     """Optimizer and learning-rate schedule of the student."""
-    batch_size: Annotated[int, AtLeast(1)] = 32
+    batch_size: Annotated[int, AtLeast(1)] = 16
     """Images per step over all devices."""
-    steps: Annotated[int, AtLeast(0)] = 1500
+    steps: Annotated[int, AtLeast(0)] = 1000
     """Training steps of the student."""
 
     @classmethod

@@ -438,8 +438,8 @@ class QuantizedConv(nn.Module):
 
     features: int
     kernel_size: Sequence[int] = (3, 3)
-    strides: Sequence[int] = (1, 1)
-    padding: str | Sequence[tuple[int, int]] = "SAME"
+    strides: int | Sequence[int] = (1, 1)
+    padding: str | int | Sequence[tuple[int, int]] = "SAME"
     use_bias: bool = True
     weight_bits: int = 8
     input_bits: int | None = 8
@@ -456,8 +456,11 @@ class QuantizedConv(nn.Module):
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         x, kernel = _quantized_operands(self, x, kernel)
+        both = len(self.kernel_size)
+        strides = (self.strides,) * both if isinstance(self.strides, int) else tuple(self.strides)
+        padding = [(self.padding,) * 2] * both if isinstance(self.padding, int) else self.padding
         y = jax.lax.conv_general_dilated(
-            x, kernel, tuple(self.strides), self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         return _with_bias(self, y)
 

@@ -15,19 +15,25 @@ from jaxface.models.detection.base import (
 )
 from jaxface.models.detection.cell_net import STRUCTURES, CellNet, Structure, context_weights
 from jaxface.models.detection.detr import Detr, DetrNet
+from jaxface.models.detection.faster_rcnn import FasterRCNN, Proposals, RegionSample
+from jaxface.models.detection.published import PUBLISHED_DETECTORS, published_detector
 from jaxface.models.detection.retinaface import RetinaFace
 from jaxface.models.detection.retinanet import RetinaNet
 from jaxface.models.detection.tiny_yolo import FusedTinyYolo, TinyYolo, fuse_tiny_yolo
 
 __all__ = [
     "DETECTORS",
+    "PUBLISHED_DETECTORS",
     "STRUCTURES",
     "CellNet",
     "Detections",
     "Detector",
     "Detr",
     "DetrNet",
+    "FasterRCNN",
     "FusedTinyYolo",
+    "Proposals",
+    "RegionSample",
     "RetinaFace",
     "RetinaNet",
     "Structure",
@@ -40,6 +46,7 @@ __all__ = [
     "from_description",
     "fuse_tiny_yolo",
     "init_variables",
+    "published_detector",
     "select_detections",
     "training_pass",
 ]

@@ -179,7 +179,7 @@ class Patches(nn.Module):
       conv: makes a convolution, as `flax.linen.Conv`.
     """
 
-    features: int = 64
+    features: int = 32
     stride: int = 4
     conv: Callable[..., nn.Module] = nn.Conv
     dtype: Any = jnp.float32
@@ -302,7 +302,11 @@ class Detr:
     def module(self) -> DetrNet:
         """The network."""
         layers = {part: self._layers(part) for part in _PARTS}
-        made = partial(LastLevel, **_RESNETS[self.backbone]) if self.backbone != "patches" else Patches
+        made = (
+            partial(Patches, self.dim)
+            if self.backbone == "patches"
+            else partial(LastLevel, **_RESNETS[self.backbone])
+        )
         backbone = partial(made, conv=layers["backbone"]["conv"])
         aligned = {
             name: partial(
