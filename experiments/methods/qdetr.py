@@ -25,7 +25,7 @@ from jaxface.checks import AtLeast, Fraction, NonNegative, Positive, check_field
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
 from jaxface.layers import calibrate
-from jaxface.models.detection import Detr, TrainingPass, init_variables
+from jaxface.models.detection import Detr, TrainingPass, init_variables, published_detector
 from jaxface.models.detection.detr import query_spreads, with_spreads
 from jaxface.paths import user_path
 from jaxface.training.recognition import statistics
@@ -70,7 +70,7 @@ class Config(recipe.DetectorRecipe):
     backbone_steps: Annotated[int, AtLeast(0)] = 0
     """Steps of a stage before the last in which the backbone alone has few bits, as published; 0 leaves it out."""
     optimizer: training.Optimizer = training.Optimizer(
-        name="adamw", learning_rate=1e-3, schedule="cosine", warmup=0.02, weight_decay=1e-4, clip_norm=1.0
+        name="adamw", learning_rate=3e-3, schedule="cosine", warmup=0.02, weight_decay=1e-4, clip_norm=1.0
     )
     """Optimizer and learning-rate schedule of the student."""
     batch_size: Annotated[int, AtLeast(1)] = 16
@@ -101,7 +101,9 @@ class Config(recipe.DetectorRecipe):
             ),
             image_size=1344,
             augment=inputs.ObjectAugment(),
-            detector=published(weight_bits=4, input_bits=4, align_query="cross", granularity="channel"),
+            detector=published_detector(
+                "detr_resnet50", weight_bits=4, input_bits=4, align_query="cross", granularity="channel"
+            ),
             align_start="one",
             step_rate=1.0,
             teacher_backbone="resnet101",
@@ -129,8 +131,8 @@ class Config(recipe.DetectorRecipe):
                 evaluation_annotations="coco/annotations/instances_val2017.json",
                 aspects=(0.75, 1.0, 4 / 3),
             ),
-            detector=dataclasses.replace(
-                base.detector, gaussian=True, focal=True, queries=300, class_weight=2.0
+            detector=published_detector(
+                "smca_resnet50", weight_bits=4, input_bits=4, align_query="cross", granularity="channel"
             ),
             teacher_optimizer=rule,
             teacher_steps=steps,
@@ -138,13 +140,6 @@ class Config(recipe.DetectorRecipe):
             backbone_steps=steps,
             steps=steps,
         )
-
-
-def published(**fields) -> Detr:
-    """DETR-R50 as published; `fields` of it."""
-    sizes = dict(dim=256, heads=8, hidden=2048, encoder_layers=6, decoder_layers=6, dropout=0.1)
-    names = dict(backbone="resnet50", queries=100, query_form="learned", pixels="imagenet")
-    return Detr(**{**sizes, **names, **fields})
 
 
 def float_detector(detector: Detr, **fields) -> Detr:

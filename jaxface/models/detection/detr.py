@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxface import boxes
 from jaxface.checks import AtLeast, Integers, NonNegative, Positive, ProperFraction
 from jaxface.errors import UserError
+from jaxface.hardware.low_bit import FULL, LowBitCost, low_bit_cost
 from jaxface.layers.attention import Attention, DotProduct
 from jaxface.layers.detr import (
     DecoderLayer,
@@ -30,9 +31,11 @@ from jaxface.layers.detr import (
 from jaxface.layers.qdetr import DistributionAlignment, query_spread
 from jaxface.layers.quantization import Granularity, QuantizedConv, QuantizedDense, QuantizedDotProduct
 from jaxface.losses.detection import detr_loss, detr_match
+from jaxface.models.counting import elementwise_operations
 from jaxface.models.depth import DepthOrder
 from jaxface.models.detection.base import DETECTORS, Detections, TrainingPass, select_detections
 from jaxface.models.detection.pyramid import ResNetLevels
+from jaxface.models.transformers.quantized import matrix_products
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of RGB levels in [0, 1] that published weights take from their images."""
@@ -489,3 +492,30 @@ def with_spreads(params: Mapping, spreads: Mapping[tuple[str, ...], jax.Array]) 
         if place in flat:
             flat[place] = jnp.full_like(flat[place], spread)
     return unflatten_dict(flat)
+
+
+def detr_cost(detector: Detr, image_size: tuple[int, int]) -> LowBitCost:
+    """Operations and bytes of a set predictor on one image, float or of few bits.
+
+    Elementwise operations are those of the float network, and one for every activation that is quantized, as an integer product
+    that hands on codes has it.
+
+    Args:
+      detector: any. image_size: (H, W).
+
+    Returns:
+      `jaxface.hardware.low_bit_cost` of its products.
+
+    Example:
+      >>> float_cost, low = (detr_cost(Detr(weight_bits=bits), (32, 32)) for bits in (None, 4))
+      >>> float_cost.macs == low.macs, float_cost.weight_bytes / low.weight_bytes > 3
+      (True, True)
+    """
+    shape = (*image_size, 3)
+    plain = dataclasses.replace(detector, weight_bits=None, align_query="no").module
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    variables = jax.eval_shape(lambda x: plain.init(jax.random.key(0), x, train=False), image)
+    elementwise = elementwise_operations(lambda v, x: plain.apply(v, x, train=False), variables, image)
+    products = matrix_products(detector.module, shape)
+    elementwise += sum(row.inputs for row in products if row.input_bits < FULL)
+    return low_bit_cost(products, elementwise=elementwise)
