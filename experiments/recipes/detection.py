@@ -122,9 +122,9 @@ class DetectionRecipe(DetectorRecipe):
 def coco_reference(learning_rate: float, *, epochs: int = 12, root: str = "coco") -> dict:
     """Fields of a `DetectorRecipe`: MMDetection's training on COCO train2017, evaluated on val2017.
 
-    SGD at 0.01 for RetinaNet and 0.02 for Faster R-CNN, momentum 0.9, weight decay 1e-4, 500 steps of warm-up, a tenth of the rate
-    after 8 and 11 of 12 epochs (16 and 22 of 24), batches of 16, mirror images; stem and first stage of the trunk do not train. In
-    COCO an image of 640 x 480 becomes 1067 x 800 there; here the longer side of all is 1088, on three canvases.
+    SGD at 0.01 for RetinaNet and 0.02 for Faster R-CNN, momentum 0.9, weight decay 1e-4, 500 steps of warm-up, a tenth of the
+    rate after 8 and 11 of 12 epochs, batches of 16, mirror images; stem and first stage of the trunk do not train. An image of
+    640 x 480 becomes 1067 x 800 there; here the longer side of all is 1088, on three canvases.
     """
     steps = epochs * 7330  # of the 117,266 images with objects
     shared = dict(max_objects=100, aspects=(1.0, 4 / 3, 3 / 4))

@@ -76,7 +76,8 @@ def published_detector(name: str, **changes) -> Detector:
     | detr_resnet{50, 101}, smca_resnet50 | stride in the 3x3 convolutions | 91 | ImageNet's, RGB |
     | faster_rcnn_pseco | resnet50, Caffe's; strides 8 to 128 and a finer map | 80 | BGR less the mean |
 
-    The two of torchvision have integer anchors; its RetinaNet keeps a channel for the background, class 0, that is never an object, its Faster R-CNN's classes are COCO's numbers less 1.
+    Both of torchvision have integer anchors; its RetinaNet keeps a channel for the background, class 0, which is never an
+    object, and the classes of its Faster R-CNN are COCO's numbers less 1.
 
     Raises:
       UserError: a name or a field that is not known.
