@@ -17,7 +17,7 @@ from jaxface.layers.attention import Attention
 
 
 def sine_positions(height: int, width: int, dim: int, *, temperature: float = 10_000.0) -> np.ndarray:
-    """Fixed positions of the places of a map (arXiv:2005.12872): those of rows in the first half of the channels, then of columns.
+    """Fixed positions of the places of a map (arXiv:2005.12872): rows in the first half of the channels, then columns.
 
         p = 2π (i + 1) / (n + 1e-6),   channels 2c, 2c + 1 of a half of h channels:  sin, cos(p / T^(2c / h))
 
@@ -162,8 +162,8 @@ class DecoderLayer(_Layer):
     Args, besides those of `EncoderLayer`:
       cross_attention: makes the cross-attention; as `attention` unless given.
 
-    objects [B, N, D], object_positions [N, D] or [B, N, D], tokens [B, M, D], positions [M, D] or [B, M, D], prior [B, h, N, M] or
-    None -> ([B, N, D], D [B, N, D], the co-attended features).
+    objects [B, N, D], object_positions [N, D] or [B, N, D], tokens [B, M, D], positions [M, D] or [B, M, D], prior
+    [B, h, N, M] or None -> ([B, N, D], D [B, N, D], the co-attended features).
     """
 
     cross_attention: Callable[..., nn.Module] | None = None
