@@ -67,6 +67,7 @@ from jaxface.layers.quantization import (
 from jaxface.layers.qvit import InformationRectification, information_rectification
 from jaxface.layers.rbonn import RBOConv
 from jaxface.layers.remat import Remat, run_block
+from jaxface.layers.rm_pfi import FeatureAdapter
 from jaxface.layers.sparsevit import (
     ScoredProduct,
     SparseEncoder,
@@ -94,6 +95,7 @@ __all__ = [
     "DepthwiseConv",
     "DilatedContext",
     "DotProduct",
+    "FeatureAdapter",
     "FeatureMapLIDEstimator",
     "FusedCascade",
     "FusedCondensation",
