@@ -68,6 +68,7 @@ from jaxface.data.specs.detection_sets import Coco, Fddb, Scenes, Voc, WiderFace
 from jaxface.data.specs.ellipse_sets import Ellipses
 from jaxface.data.specs.embeddings import Crowd, EmbeddingFile
 from jaxface.data.specs.expressions import AffectNet, FerPlus, RafDb, RenderedExpressions
+from jaxface.data.specs.object_scene_sets import ObjectScenes
 from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, RgbdFolder, Tfds
 from jaxface.data.specs.presentation_sets import CasiaSurf, Cefa, Presentations, PresentationTable
 from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
@@ -76,6 +77,7 @@ from jaxface.data.synthetic.cluttered_digits import cluttered_digits
 from jaxface.data.synthetic.crowded_embeddings import CrowdedEmbeddings, crowded_embeddings
 from jaxface.data.synthetic.digit_canvas import digit_canvas
 from jaxface.data.synthetic.ellipses import ellipses
+from jaxface.data.synthetic.object_scenes import object_scenes
 from jaxface.data.synthetic.procedural_images import procedural_images
 from jaxface.data.synthetic.procedural_vectors import procedural_vectors
 from jaxface.data.synthetic.shortcut_digits import SHORTCUT, shortcut_digits
@@ -148,6 +150,7 @@ __all__ = [
     "MegaFaceSource",
     "ObjectAugment",
     "ObjectAugmentation",
+    "ObjectScenes",
     "Olivetti",
     "Order",
     "PackSource",
@@ -232,6 +235,7 @@ __all__ = [
     "named_template",
     "nose_depth",
     "object_fields",
+    "object_scenes",
     "olivetti",
     "open_packs",
     "presentation_table",
