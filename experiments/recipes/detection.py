@@ -1,10 +1,11 @@
 """What the experiments on detection share: their common fields, and the training of any detector on any kind of scenes.
 
-Methods: cassod, condensation_net, ddc
+Methods: cassod, condensation_net, ddc, rm_pfi, pseco, qdetr
 """
 
 import dataclasses
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Protocol
 
 import flax.traverse_util
 import jax
@@ -17,7 +18,7 @@ from jaxface.errors import UserError
 from jaxface.interop.architecture import abstract_variables
 from jaxface.interop.state_dict import check_variables
 from jaxface.layers.remat import Remat
-from jaxface.models.detection import Detector, RetinaFace, init_variables
+from jaxface.models.detection import Detector, RetinaFace, TrainingPass, init_variables, training_pass
 from jaxface.models.detection.retinaface import Pixels
 from jaxface.training.recognition import statistics
 
@@ -36,7 +37,43 @@ LAPTOP_SCENES = inputs.SceneVariation(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DetectionRecipe:
+class DetectorRecipe:
+    """Data, optimizer and length of a run that trains a detector, whichever it is."""
+
+    data: inputs.DataSpec = inputs.ObjectScenes()
+    """Images with objects to learn from; others are kept to evaluate on."""
+    image_size: Annotated[int, AtLeast(32)] = 32
+    """Side of the images, pixels."""
+    augment: inputs.ObjectAugment = inputs.ObjectAugment.none()
+    """Random changes of the training images; drawn scenes need none, photographs those of the detector's paper."""
+    bfloat16: bool = False
+    """Compute in bfloat16 (parameters, statistics, outputs and the loss stay float32)."""
+    remat: Remat = "none"
+    """What of the network the backward pass computes again instead of storing it: nothing, or each block; saves memory."""
+    init_from: str | None = None
+    """What to start from: a run of the same detector, a bundle, or published weights; a head for other classes starts afresh."""
+    optimizer: training.Optimizer = training.Optimizer(
+        name="adam", learning_rate=3e-3, schedule="cosine", weight_decay=0.0
+    )
+    """Optimizer and learning-rate schedule."""
+    accumulate: Annotated[int, AtLeast(1)] = 1
+    """Micro-batches in which a step is computed; saves memory."""
+    ema_decay: Annotated[float | None, ProperFraction] = None
+    """Decay per step of a moving average of the parameters, which is then evaluated; none by default."""
+    batch_size: Annotated[int, AtLeast(1)] = 16
+    """Images per step over all devices."""
+    steps: Annotated[int, AtLeast(0)] = 900
+    """Training steps."""
+    workers: Annotated[int, AtLeast(0)] = 0
+    """Processes that make or decode images; 0 uses threads."""
+    seed: Annotated[int, AtLeast(0)] = 0
+    """Seed of the initialization and the order of the data."""
+    data_seed: Annotated[int, AtLeast(0)] = 0
+    """Seed of the drawn scenes, and of the split."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DetectionRecipe(DetectorRecipe):
     """Data, detector, optimizer and length of a run that trains a RetinaFace.
 
     The defaults are the laptop's: rendered scenes of 96 x 96, a MobileNetV1-0.25 from random weights.
@@ -69,26 +106,12 @@ class DetectionRecipe:
     """Weight of the landmarks in the loss; 1 is published, and leaves a short run little for the rest."""
     pixels: Pixels = "rgb"
     """What the stem sees: rgb in [-1, 1], or bgr in [0, 255] less a mean, as published weights to start from need it."""
-    bfloat16: bool = False
-    """Compute in bfloat16 (parameters, statistics, outputs and the loss stay float32)."""
-    remat: Remat = "none"
-    """What of the network the backward pass computes again instead of storing it: nothing, or each block; saves memory."""
-    init_from: str | None = None
-    """What to start from: a run of the same detector, a bundle, or published weights; a head for other classes starts afresh."""
     optimizer: training.Optimizer = training.adam(0.02, warmup=0.02)
     """Optimizer and learning-rate schedule; small batches and large steps learn most in minutes."""
-    accumulate: Annotated[int, AtLeast(1)] = 1
-    """Micro-batches in which a step is computed; saves memory."""
-    ema_decay: Annotated[float | None, ProperFraction] = None
-    """Decay per step of a moving average of the parameters, which is then evaluated; none by default."""
     batch_size: Annotated[int, AtLeast(1)] = 8
     """Images per step over all devices."""
     steps: Annotated[int, AtLeast(0)] = 2400
     """Training steps."""
-    workers: Annotated[int, AtLeast(0)] = 0
-    """Processes that make or decode images; 0 uses threads."""
-    seed: Annotated[int, AtLeast(0)] = 0
-    """Seed of the initialization and the order of the data."""
     data_seed: Annotated[int, AtLeast(0)] = 0
     """Seed of the rendered people and scenes, and of the split."""
 
@@ -112,7 +135,7 @@ def retinaface(recipe: DetectionRecipe, **changes) -> RetinaFace:
     return RetinaFace(**{**settings, **changes})
 
 
-def load(recipe: DetectionRecipe) -> inputs.Split:
+def load(recipe: DetectorRecipe) -> inputs.Split:
     """The data of a recipe, split.
 
     Raises:
@@ -126,8 +149,18 @@ def load(recipe: DetectionRecipe) -> inputs.Split:
     return split
 
 
+def check_classes(split: inputs.Split, detector: Detector) -> None:
+    """Raises UserError unless a detector has as many classes as the objects of the data."""
+    names = list(getattr(split.train, "class_names", ("face",)))
+    if len(names) != detector.num_classes:
+        listed = ", ".join(map(str, names))[:120]
+        raise UserError(
+            f"num_classes: needs {len(names)}, as {split.name} has ({listed}); got {detector.num_classes}"
+        )
+
+
 def pretrained(
-    recipe: DetectionRecipe, detector: Detector, size: tuple[int, int]
+    recipe: DetectorRecipe, detector: Detector, size: tuple[int, int]
 ) -> dict[tuple[str, ...], np.ndarray] | None:
     """Path -> leaf of the variables that `init_from` gives a detector; None without it.
 
@@ -161,35 +194,53 @@ def pretrained(
     return flat
 
 
+class AddedLoss(Protocol):
+    """A term beside a detector's own loss, such as what a teacher asks of it."""
+
+    def init(self, rng: jax.Array) -> tuple[Mapping, Mapping]:
+        """(parameters that train with the detector's, such as an adapter's; constants that the state carries, such as a teacher's
+        variables); either may be empty."""
+
+    def __call__(
+        self, params: Mapping, constants: Mapping, trained: TrainingPass, batch: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """(scalar, metrics) of the detector's pass over a batch, `image` float32 in [-1, 1]; pure, inside of the compiled step."""
+
+
 def detection_stage(
     name: str,
-    recipe: DetectionRecipe,
+    recipe: DetectorRecipe,
     split: inputs.Split,
     detector: Detector,
     *,
     optimizer: training.Optimizer | None = None,
     steps: int | None = None,
     evaluate: bool = True,
+    added: AddedLoss | None = None,
 ) -> training.Stage:
     """A stage that trains a detector and says beside its checkpoints what is in them, so that `jaxface detect` opens the run.
 
-    The optimizer and the steps are the recipe's unless given; any detector will do, of the recipe's fields of RetinaFace none is
-    looked at.
+    The optimizer and the steps are the recipe's unless given; any detector will do, and no field of the recipe but those of
+    `DetectorRecipe` is looked at. `added` is summed to the detector's loss; its parameters are the part `added` of the state's,
+    its constants `added` of the state's `extra`.
 
     Raises:
-      UserError: a batch size that cannot be used, or an `init_from` of another detector.
+      UserError: a batch size that cannot be used, a detector of another number of classes than the data have, or an `init_from`
+        of another detector.
     """
+    check_classes(split, detector)
     steps = recipe.steps if steps is None else steps
     size = split.train.image_shape[:2]
     start = pretrained(recipe, detector, size)
 
     def loss_fn(params, extra, batch, rng):
         variables = {"params": params["detector"], **statistics(extra)}
-        outputs, updated = detector.module.apply(
-            variables, batch["image"], train=True, mutable=["batch_stats"], rngs={"dropout": rng}
-        )
-        loss, report = detector.loss(outputs, batch)
-        return loss, ({**extra, **updated}, report)
+        trained = training_pass(detector, variables, batch, rng)
+        loss, report = trained.loss, trained.report
+        if added is not None:
+            more, told = added(params["added"], extra["added"], trained, batch)
+            loss, report = loss + more, {**report, **told}
+        return loss, ({**extra, **trained.updated}, report)
 
     chosen = optimizer or recipe.optimizer
     objective = training.Objective(loss_fn, chosen.build(steps, network=("detector", detector.module)))
@@ -204,9 +255,11 @@ def detection_stage(
             fresh = flax.traverse_util.flatten_dict({"params": params, **extra})
             variables = flax.traverse_util.unflatten_dict({**fresh, **start})
             params, extra = variables["params"], statistics(variables)
-        return training.create_state(
-            rng, {"detector": params}, objective, extra=extra, ema=recipe.ema_decay is not None
-        )
+        parts = {"detector": params}
+        if added is not None:
+            parts["added"], constants = added.init(jax.random.fold_in(rng, 1))
+            extra = {**extra, "added": constants}
+        return training.create_state(rng, parts, objective, extra=extra, ema=recipe.ema_decay is not None)
 
     def open_batches():
         return inputs.batches(

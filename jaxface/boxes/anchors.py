@@ -29,6 +29,7 @@ class AnchorSpec:
     strides: Annotated[tuple[int, ...], AtLeast(1)] = (8, 16, 32, 64, 128)  # pixels per cell, of every level
     scales: Annotated[tuple[float, ...], Positive] = (4.0, 4 * 2 ** (1 / 3), 4 * 2 ** (2 / 3))  # in strides
     ratios: Annotated[tuple[float, ...], Positive] = (0.5, 1.0, 2.0)  # height / width
+    whole: bool = False  # stride · scale is cut, and corners around the cell are rounded, to whole pixels, as torchvision has it
 
     def __post_init__(self):
         check_fields(self)
@@ -62,10 +63,16 @@ def make_anchors(level_shapes: Sequence[tuple[int, int]], spec: AnchorSpec) -> n
     """
     _check_levels(level_shapes, spec.strides)
     ratios, scales = (grid.ravel() for grid in np.meshgrid(np.sqrt(spec.ratios), spec.scales, indexing="ij"))
-    sizes = np.stack([scales * ratios, scales / ratios], axis=-1)  # (height, width) in strides
+
+    def sizes(stride):
+        """(height, width) of the anchors of a cell, pixels."""
+        sides = np.floor(scales * stride + 1e-6) if spec.whole else scales * stride
+        pairs = np.stack([sides * ratios, sides / ratios], axis=-1)
+        return 2 * np.round(pairs / 2) if spec.whole else pairs
+
     return np.concatenate(
         [
-            _around_cells(rows_columns, stride, sizes * stride, offset=0.0)
+            _around_cells(rows_columns, stride, sizes(stride), offset=0.0)
             for rows_columns, stride in zip(level_shapes, spec.strides, strict=True)
         ]
     )

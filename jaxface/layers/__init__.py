@@ -52,7 +52,7 @@ from jaxface.layers.fmvit import (
 )
 from jaxface.layers.integer import IntegerConv, IntegerDense, integer_params
 from jaxface.layers.joint_pyramid import JointPyramidUpsample, fuse_joint_pyramid
-from jaxface.layers.norm import BatchNorm
+from jaxface.layers.norm import BatchNorm, FrozenBatchNorm
 from jaxface.layers.quantization import (
     QuantizedConv,
     QuantizedDense,
@@ -97,6 +97,7 @@ __all__ = [
     "DotProduct",
     "FeatureAdapter",
     "FeatureMapLIDEstimator",
+    "FrozenBatchNorm",
     "FusedCascade",
     "FusedCondensation",
     "FusedDDC",

@@ -75,3 +75,36 @@ class BatchNorm(nn.Module):
                     "training, got 1; give it 2 examples or more at a time"
                 )
         return self.norm(x, use_running_average=not train)
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch normalization as a constant, as detectors keep that of their pretrained backbones.
+
+        y = scale · (x - mean) / sqrt(var + epsilon) + bias
+
+    All four are in `batch_stats`, where nothing trains or updates them, so that they are no parameters.
+
+    Input and output: [..., C]; the output has `dtype`. `train` changes nothing.
+
+    Example:
+      >>> layer, x = FrozenBatchNorm(epsilon=0.0), jnp.full((2, 3), 5.0)
+      >>> y, variables = layer.init_with_output(jax.random.key(0), x, train=True)
+      >>> float(y[0, 0]), sorted(variables), sorted(variables["batch_stats"])
+      (5.0, ['batch_stats'], ['bias', 'mean', 'scale', 'var'])
+    """
+
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        del train
+
+        def constant(name, value):
+            return self.variable("batch_stats", name, jnp.full, (x.shape[-1],), value, jnp.float32).value
+
+        scale, bias = constant("scale", 1.0), constant("bias", 0.0)
+        mean, var = constant("mean", 0.0), constant("var", 1.0)
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        return (x * factor + (bias - mean * factor)).astype(self.dtype)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxface import axes
-from jaxface.layers import BatchNorm
+from jaxface.layers import BatchNorm, FrozenBatchNorm
 from jaxface.layers.norm import OneExample
 
 
@@ -126,3 +126,19 @@ def test_two_values_are_a_batch_wherever_they_are(shape, devices):
         lambda x: apply(module, variables, x)[0], axis_name=axes.DATA, devices=jax.devices()[:devices]
     )(x)
     np.testing.assert_allclose(np.abs(y), 1.0, atol=1e-3)  # both a deviation from their mean
+
+
+def test_a_frozen_norm_is_an_affine_map_without_parameters():
+    x = jax.random.normal(jax.random.key(0), (3, 4, 2))
+    constants = {
+        name: jnp.array(v)
+        for name, v in zip(
+            ("scale", "bias", "mean", "var"), ([2.0, 1.0], [0.0, 1.0], [1.0, -1.0], [4.0, 0.5]), strict=True
+        )
+    }
+    layer = FrozenBatchNorm(epsilon=0.0)
+    assert set(layer.init(jax.random.key(0), x)) == {"batch_stats"}
+    y, updated = layer.apply({"batch_stats": constants}, x, train=True, mutable=["batch_stats"])
+    expected = constants["scale"] * (x - constants["mean"]) / jnp.sqrt(constants["var"]) + constants["bias"]
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], constants)

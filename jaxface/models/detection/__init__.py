@@ -4,14 +4,18 @@ from jaxface.models.detection.base import (
     DETECTORS,
     Detections,
     Detector,
+    TrainingPass,
+    best_candidates,
     create_detector,
     describe,
     from_description,
     init_variables,
     select_detections,
+    training_pass,
 )
 from jaxface.models.detection.cell_net import STRUCTURES, CellNet, Structure, context_weights
 from jaxface.models.detection.retinaface import RetinaFace
+from jaxface.models.detection.retinanet import RetinaNet
 from jaxface.models.detection.tiny_yolo import FusedTinyYolo, TinyYolo, fuse_tiny_yolo
 
 __all__ = [
@@ -22,8 +26,11 @@ __all__ = [
     "Detector",
     "FusedTinyYolo",
     "RetinaFace",
+    "RetinaNet",
     "Structure",
     "TinyYolo",
+    "TrainingPass",
+    "best_candidates",
     "context_weights",
     "create_detector",
     "describe",
@@ -31,4 +38,5 @@ __all__ = [
     "fuse_tiny_yolo",
     "init_variables",
     "select_detections",
+    "training_pass",
 ]

@@ -84,6 +84,67 @@ class Detector(Protocol):
         """
 
 
+class TrainingPass(NamedTuple):
+    """What a detector makes of a batch in training.
+
+    Attributes:
+      loss: scalar. report: metrics of it.
+      updated: collections that the pass has changed, such as batch statistics.
+      levels: maps of the feature pyramid [B, H, W, C], fine before coarse; none of a detector without one.
+      outputs: of the module.
+    """
+
+    loss: jax.Array
+    report: dict[str, jax.Array]
+    updated: Mapping[str, Any]
+    levels: tuple[jax.Array, ...]
+    outputs: Outputs
+
+
+def training_pass(
+    detector: "Detector", variables: Mapping, batch: Mapping[str, jax.Array], rng: jax.Array
+) -> TrainingPass:
+    """A detector's pass over a batch: its own `training_pass` where it has one, else its module, then its loss.
+
+    Args:
+      variables: of its module. batch: as in `Detector.loss`, with `image` float32 in [-1, 1]. rng: for what is random in it.
+    """
+    if hasattr(detector, "training_pass"):
+        return detector.training_pass(variables, batch, rng)
+    outputs, updated = detector.module.apply(
+        variables, batch["image"], train=True, mutable=["batch_stats"], rngs={"dropout": rng}
+    )
+    return TrainingPass(*detector.loss(outputs, batch), updated, (), outputs)
+
+
+def best_candidates(
+    boxes: jax.Array, scores: jax.Array, *, count: int = 1000
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The best pairs of box and class.
+
+    Args:
+      boxes: [B, P, 4], or [B, P, C, 4] one for each class. scores: [B, P, C]. count: K, or P · C where that is less.
+
+    Returns:
+      (boxes [B, K, 4], scores [B, K], classes [B, K] int32), the best first.
+
+    Example:
+      >>> boxes, scores = jnp.arange(8.0).reshape(1, 2, 4), jnp.array([[[0.1, 0.7], [0.4, 0.2]]])
+      >>> [part.tolist() for part in best_candidates(boxes, scores, count=2)[1:]]
+      [[[0.699999988079071, 0.4000000059604645]], [[1, 0]]]
+    """
+    _, places, classes = scores.shape
+
+    def of_image(boxes, scores):
+        # No more than `count` boxes have one of the `count` best scores.
+        _, rows = jax.lax.top_k(scores.max(axis=1), min(count, places))
+        best, pairs = jax.lax.top_k(scores[rows].ravel(), min(count, rows.size * classes))
+        rows, columns = rows[pairs // classes], pairs % classes
+        return boxes[rows] if boxes.ndim == 2 else boxes[rows, columns], best, columns.astype(jnp.int32)
+
+    return jax.vmap(of_image)(boxes, scores)
+
+
 def select_detections(
     boxes: jax.Array,
     scores: jax.Array,

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxface.layers import BatchNorm
+from jaxface.layers import BatchNorm, FrozenBatchNorm
 from jaxface.layers.context import leaky_slope
 from jaxface.layers.remat import Remat, run_block
 from jaxface.models.depth import DepthOrder, stage_blocks
@@ -24,20 +24,27 @@ Those that have a field `remat` and a method `depth_order` may be rematerialized
 Levels = tuple[jax.Array, jax.Array, jax.Array]
 
 
-def conv(features: int, *, kernel: int = 3, stride: int = 1, **options) -> nn.Conv:
+def conv(
+    features: int, *, kernel: int = 3, stride: int = 1, layer: Callable[..., Any] = nn.Conv, **options
+) -> Any:
     """A convolution without bias; zeros on both sides, so that strided ones read what PyTorch's read."""
     options["kernel_init"] = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-    return nn.Conv(features, (kernel, kernel), stride, padding=kernel // 2, use_bias=False, **options)
+    return layer(features, (kernel, kernel), stride, padding=kernel // 2, use_bias=False, **options)
 
 
 class ResNetLevels(nn.Module):
     """The stages of a ResNet for ImageNet (arXiv:1512.03385) behind its stem, without its head.
 
     Args:
-      stages, channels: bottleneck units, and channels of their 3x3 convolutions, per stage.
+      stages, channels: residual units, and channels of their 3x3 convolutions, per stage.
+      bottleneck: units of three convolutions, not of two.
+      stride_first: the stride of a bottleneck sits in its first convolution, as Caffe's ResNets have it.
+      frozen: the normalizations are constants (`FrozenBatchNorm`).
+      conv: makes each convolution of the stem and the units, as `flax.linen.Conv` does.
       remat: "block" stores the inputs of the units alone for the backward pass.
 
-    image [B, H, W, 3] -> (8, 16, 32 · channels of the first stage) at strides 8, 16, 32.
+    image [B, H, W, 3] -> (8, 16, 32 · channels of the first stage) at strides 8, 16, 32, a quarter of them without bottlenecks;
+    `all_levels` gives the first stage's at stride 4 besides.
     """
 
     stages: tuple[int, int, int, int] = (3, 4, 6, 3)
@@ -45,21 +52,39 @@ class ResNetLevels(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     remat: Remat = "none"
+    bottleneck: bool = True
+    stride_first: bool = False
+    frozen: bool = False
+    conv: Callable[..., nn.Module] = nn.Conv
+
+    def levels(self, image: jax.Array, *, train: bool) -> Levels:
+        """Maps at strides 8, 16 and 32."""
+        return self.all_levels(image, train=train)[1:]
 
     @nn.compact
-    def levels(self, image: jax.Array, *, train: bool) -> Levels:
+    def all_levels(self, image: jax.Array, *, train: bool) -> tuple[jax.Array, ...]:
+        """Maps at strides 4, 8, 16 and 32."""
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = conv(self.channels[0], kernel=7, stride=2, name="stem_conv", **types)(image)
-        x = nn.relu(BatchNorm(name="stem_norm", **types)(x, train=train))
+        norm = FrozenBatchNorm if self.frozen else BatchNorm
+        x = conv(self.channels[0], kernel=7, stride=2, layer=self.conv, name="stem_conv", **types)(image)
+        x = nn.relu(norm(name="stem_norm", **types)(x, train=train))
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         levels = []
         for i, (units, features) in enumerate(zip(self.stages, self.channels, strict=True), start=1):
             for j in range(1, units + 1):
-                stride = 2 if j == 1 and i > 1 else 1
-                unit = Block(features, stride, bottleneck=True, name=f"stage{i}_block{j}", **types)
+                unit = Block(
+                    features,
+                    2 if j == 1 and i > 1 else 1,
+                    bottleneck=self.bottleneck,
+                    stride_first=self.stride_first,
+                    frozen=self.frozen,
+                    conv=self.conv,
+                    name=f"stage{i}_block{j}",
+                    **types,
+                )
                 x = run_block(unit, x, remat=self.remat, train=train)
             levels.append(x)
-        return tuple(levels[1:])
+        return tuple(levels)
 
     def depth_order(self) -> DepthOrder:
         """Names of the parts from the image on."""

@@ -1,5 +1,6 @@
 """ResNets for ImageNet and CIFAR (arXiv:1512.03385), as classifiers or embedding networks, and one for faces."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxface.errors import UserError
-from jaxface.layers import BatchNorm
+from jaxface.layers import BatchNorm, FrozenBatchNorm
 from jaxface.layers.remat import Remat, run_block
 from jaxface.models.depth import DepthOrder, stage_blocks
 from jaxface.models.registry import MODELS
@@ -150,6 +151,11 @@ class Block(nn.Module):
     Where plane or channels change the shortcut is conv1x1 (stride) and BN; with `plain_shortcut` it subsamples and pads the
     channels with zeros, half on either side.
 
+    Args:
+      stride_first: the stride sits in the first convolution of a bottleneck, as Caffe's ResNets have it.
+      frozen: the normalizations are constants (`FrozenBatchNorm`).
+      conv: makes each convolution, as `flax.linen.Conv` does.
+
     x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features or 4 · features].
     """
 
@@ -157,6 +163,9 @@ class Block(nn.Module):
     stride: int = 1
     bottleneck: bool = False
     plain_shortcut: bool = False
+    stride_first: bool = False
+    frozen: bool = False
+    conv: Callable[..., nn.Module] = nn.Conv
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -164,15 +173,18 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         out = 4 * self.features if self.bottleneck else self.features
+        norm = FrozenBatchNorm if self.frozen else BatchNorm
+        conv = partial(_conv, layer=self.conv, **types)
         if self.bottleneck:
-            convs = [(self.features, 1, 1), (self.features, 3, self.stride), (out, 1, 1)]
+            strides = (self.stride, 1) if self.stride_first else (1, self.stride)
+            convs = [(self.features, 1, strides[0]), (self.features, 3, strides[1]), (out, 1, 1)]
         else:
             convs = [(self.features, 3, self.stride), (out, 3, 1)]
 
         y = x
         for i, (features, kernel, stride) in enumerate(convs, start=1):
-            y = _conv(features, kernel=kernel, stride=stride, name=f"conv{i}", **types)(y)
-            y = BatchNorm(name=f"norm{i}", **types)(y, train=train)
+            y = conv(features, kernel=kernel, stride=stride, name=f"conv{i}")(y)
+            y = norm(name=f"norm{i}", **types)(y, train=train)
             y = nn.relu(y) if i < len(convs) else y
 
         if self.stride == 1 and x.shape[-1] == out:
@@ -183,8 +195,8 @@ class Block(nn.Module):
                 x[:, :: self.stride, :: self.stride], [(0, 0)] * 3 + [(new // 2, new - new // 2)]
             )
         else:
-            shortcut = _conv(out, kernel=1, stride=self.stride, name="shortcut_conv", **types)(x)
-            shortcut = BatchNorm(name="shortcut_norm", **types)(shortcut, train=train)
+            shortcut = conv(out, kernel=1, stride=self.stride, name="shortcut_conv")(x)
+            shortcut = norm(name="shortcut_norm", **types)(shortcut, train=train)
         return nn.relu(y + shortcut)
 
 
@@ -193,10 +205,12 @@ def _check_stages(stages: tuple[int, ...], channels: tuple[int, ...]) -> None:
         raise UserError(f"stages, channels: need the same length, got {stages} and {channels}")
 
 
-def _conv(features: int, *, kernel: int, stride: int = 1, **options) -> nn.Conv:
+def _conv(
+    features: int, *, kernel: int, stride: int = 1, layer: Callable[..., Any] = nn.Conv, **options
+) -> Any:
     # Padding is the same on both sides; "SAME" would pad a strided convolution on one side only.
     options["kernel_init"] = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-    return nn.Conv(features, (kernel, kernel), stride, padding=kernel // 2, use_bias=False, **options)
+    return layer(features, (kernel, kernel), stride, padding=kernel // 2, use_bias=False, **options)
 
 
 _small_images = partial(ResNet, channels=(16, 32, 64), small_images=True)
