@@ -117,7 +117,10 @@ def location_stage(spec: LocationSpec, imitate: Imitate) -> training.Stage:
     def init(rng, previous):
         del previous
         data, draw = jax.random.split(rng)
-        train, held_out = draw_problem(data, spec, spec.count), draw_problem(data, spec, spec.held_out, part=1)
+        train, held_out = (
+            draw_problem(data, spec, spec.count),
+            draw_problem(data, spec, spec.held_out, part=1),
+        )
         keys = jax.random.split(draw, 3)
         params = {
             "hidden": jax.random.normal(keys[0], (INPUTS, HIDDEN)) / INPUTS**0.5,
@@ -129,7 +132,10 @@ def location_stage(spec: LocationSpec, imitate: Imitate) -> training.Stage:
 
         def loss_fn(params):
             student = student_level(params, train.inputs)
-            known = student.logits[0, : spec.labelled, 0, 0], train.labels[: spec.labelled].astype(jnp.float32)
+            known = (
+                student.logits[0, : spec.labelled, 0, 0],
+                train.labels[: spec.labelled].astype(jnp.float32),
+            )
             taught, parts = imitate(
                 student, train.teacher, lambda level: adapter.apply({"params": params["adapter"]}, level)
             )
