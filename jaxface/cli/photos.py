@@ -39,7 +39,7 @@ def photograph_arguments(parser: argparse.ArgumentParser) -> None:
 def size_arguments(parser: argparse.ArgumentParser, *, batch_size: int) -> None:
     """The flags of a detector in photographs: smallest score, size and batch."""
     parser.add_argument(
-        "--score", type=float, default=0.8, help="smallest score of a face, 0 to 1; default 0.8"
+        "--score", type=float, default=0.8, help="smallest score of a face or an object, 0 to 1; default 0.8"
     )
     parser.add_argument(
         "--size",

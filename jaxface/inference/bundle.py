@@ -19,7 +19,7 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import flax.errors
@@ -38,7 +38,8 @@ from jaxface.interop.architecture import abstract_variables
 from jaxface.interop.files import optional
 from jaxface.interop.state_dict import check_variables, difference
 from jaxface.layers.prototypes import l2_normalize
-from jaxface.models.detection import Detector, RetinaFace, describe, from_description
+from jaxface.models.detection import Detector, RetinaFace, describe, from_description, published_detector
+from jaxface.models.detection.published import COCO_CLASSES
 from jaxface.paths import is_remote, local_path, name_text, reaching, user_path
 from jaxface.training import (
     map_source,
@@ -628,6 +629,53 @@ def _published_detector(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> 
         origin=f"weights in Pytorch_Retinaface's layout: {name_text(path.name)}",
         source=str(path),
     )
+
+
+def import_detector(
+    path: str | pathlib.Path,
+    network: str,
+    *,
+    class_names: Sequence[str] = (),
+    image_size: int = 1333,
+    license: str | None = None,
+    origin: str | None = None,
+) -> DetectorBundle:
+    """Published weights of a detector that is named, since tensors do not say which pixels and anchors it has.
+
+    Args:
+      path: PyTorch or safetensors, under torchvision's or MMDetection's names.
+      network: one of `jaxface.models.detection.PUBLISHED_DETECTORS`.
+      class_names: one for each class; COCO's for as many classes as COCO's detectors have, else numbers.
+      image_size: side of the images that it was trained on, pixels.
+      license, origin: of the weights, for people.
+
+    Raises:
+      UserError: a detector that is not known, weights of another one, or another number of names than of classes.
+    """
+    state = interop.unwrapped(interop.read_tensors(local_path("weights", path)))
+    state = {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
+    detector = published_detector(network)
+    if class_names:
+        detector = dataclasses.replace(detector, num_classes=len(class_names))
+    return DetectorBundle(
+        detector=detector,
+        variables=interop.from_state_dict(state, detector.module, _PROBE, source=str(path)),
+        image_size=image_size,
+        class_names=tuple(class_names) or coco_class_names(detector.num_classes),
+        license=license,
+        origin=origin or f"weights of {network}: {name_text(local_path('weights', path).name)}",
+        source=str(path),
+    )
+
+
+def coco_class_names(count: int) -> tuple[str, ...]:
+    """Names of the classes of detectors of COCO with 80 classes, with 90, COCO's numbers from 1, or with 91, from 0; numbers for
+    others."""
+    if count == len(COCO_CLASSES):
+        return tuple(COCO_CLASSES.values())
+    if count in (90, 91):
+        return tuple(COCO_CLASSES.get(i, f"none {i}") for i in range(91 - count, 91))
+    return tuple(map(str, range(count)))
 
 
 def _named_network(

@@ -2,6 +2,7 @@
 
 from jaxface.interop.onnx_export import save_onnx
 from jaxface.interop.program import load_stablehlo, save_stablehlo
+from jaxface.interop.pyramid_layers import read_trunk
 from jaxface.interop.state_dict import (
     from_state_dict,
     read_safetensors,
@@ -23,6 +24,7 @@ __all__ = [
     "read_safetensors",
     "read_tensors",
     "read_torch",
+    "read_trunk",
     "save_onnx",
     "save_safetensors",
     "save_stablehlo",

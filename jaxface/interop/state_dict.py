@@ -1,4 +1,4 @@
-"""PyTorch state dicts of iResNet, MobileFaceNet, RetinaFace, ViT, DeiT and Swin into our variables and back."""
+"""PyTorch state dicts of recognizers, detectors and transformers into our variables and back."""
 
 import pathlib
 from collections.abc import Mapping
@@ -22,8 +22,10 @@ from jaxface.interop.architecture import (
     retinaface_layers,
 )
 from jaxface.interop.files import optional, replacing
+from jaxface.interop.pyramid_layers import Layout, from_layout, pyramid_layers, to_layout
 from jaxface.interop.transformer_layers import TransformerLayer, renamed, transformer_layers
 from jaxface.models import Swin, ViT
+from jaxface.models.detection.feature_pyramid import PyramidNet
 from jaxface.models.detection.retinaface import RetinaFaceNet
 from jaxface.paths import local_path
 
@@ -38,8 +40,8 @@ def tensor_layers(
     """Every layer with tensors, in the order of PyTorch's state dict.
 
     Args:
-      module: an `IResNet` with insightface blocks, a `MobileFaceNet`, a `RetinaFaceNet` with the context modules of SSH, a `ViT`
-        that reads its class token, or a `Swin`.
+      module: an `IResNet` with insightface blocks, a `MobileFaceNet`, a `RetinaFaceNet` with the context modules of SSH, a
+        RetinaNet or a Faster R-CNN on a resnet, a `ViT` that reads its class token, or a `Swin`.
       image_shape: (H, W, C) of its images.
 
     Raises:
@@ -47,6 +49,8 @@ def tensor_layers(
     """
     if isinstance(module, RetinaFaceNet):
         return retinaface_layers(module, image_shape)
+    if isinstance(module, PyramidNet):
+        return pyramid_layers(module, image_shape)
     if isinstance(module, ViT | Swin):
         return transformer_layers(module, image_shape)
     return tuple(plain_layers(architecture(module, image_shape)))
@@ -77,11 +81,15 @@ def from_state_dict(
       UserError: another architecture (names the first tensor that differs and both shapes), or values that no network has.
     """
     layers = tensor_layers(module, image_shape)
-    state = {
-        name: array
-        for name, array in renamed(unwrapped(state), module).items()
-        if not name.endswith("num_batches_tracked")
-    }
+    state = renamed(unwrapped(state), module)
+    if isinstance(module, PyramidNet):
+        state = from_layout(state, module, layers)
+    return read_layers(state, layers, source)
+
+
+def read_layers(state: StateDict, layers: tuple[Layer | TransformerLayer, ...], source: str) -> dict:
+    """Variables of layers from tensors under the layers' names; refusals as in `from_state_dict`."""
+    state = {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
     leaves = {}
     for layer in layers:
         if isinstance(layer, Norm) and not layer.scaled:
@@ -113,8 +121,16 @@ def unwrapped(state: StateDict) -> StateDict:
     return state
 
 
-def to_state_dict(variables: Mapping, module: nn.Module, image_shape: tuple[int, int, int]) -> dict:
+def to_state_dict(
+    variables: Mapping,
+    module: nn.Module,
+    image_shape: tuple[int, int, int],
+    *,
+    layout: Layout = "torchvision",
+) -> dict:
     """The inverse of `from_state_dict`: name -> array, in PyTorch's order, ready for a strict `load_state_dict`.
+
+    `layout` says whose names a RetinaNet's or a Faster R-CNN's tensors have, torchvision's or MMDetection's.
 
     Raises:
       UserError: the variables are of another network.
@@ -130,7 +146,7 @@ def to_state_dict(variables: Mapping, module: nn.Module, image_shape: tuple[int,
             state[leaf.name] = np.ascontiguousarray(array)
         if isinstance(layer, Norm):
             state[f"{layer.name}.num_batches_tracked"] = np.zeros((), np.int64)
-    return state
+    return to_layout(state, module, layout) if isinstance(module, PyramidNet) else state
 
 
 def check_variables(variables: Mapping, module: nn.Module, image_shape: tuple[int, int, int]) -> None:

@@ -331,19 +331,23 @@ def rcnn_loss(
     *,
     beta: float = 0.0,
     box_weight: float = 1.0,
+    class_weight: float = 1.0,
+    focal: bool = False,
 ) -> DetectionTerms:
     """Loss of the head over sampled regions (Fast R-CNN, arXiv:1504.08083; MMDetection's normalizers).
 
         (Σ_sampled cross-entropy + box_weight Σ_{sampled, pos} smooth-L1 of the class's four deltas) / n_sampled
 
-    Both are divided by the number of sampled regions, not of positives.
+    Both are divided by the number of sampled regions, not of positives. With `focal` the sum of `sigmoid_focal_loss` over the
+    classes is in the place of the cross-entropy.
 
     Args:
-      logits: [B, R, C + 1], background last, as published heads have it.
+      logits: [B, R, C + 1], background last, as published heads have it; [B, R, C] with `focal`.
       labels: [B, R] integers in [-1, C]: 0 background, k > 0 class k - 1.
       deltas: [B, R, 4 C], four of every class, or [B, R, 4] for all classes. target_deltas: [B, R, 4].
       sampled: [B, R] bool, False for padding.
-      beta: of `smooth_l1_loss`. box_weight: ≥ 0.
+      beta: of `smooth_l1_loss`. box_weight, class_weight: ≥ 0.
+      focal: classes are told apart from background one by one.
 
     Returns:
       The loss and its parts; of an empty sample, 0.
@@ -357,14 +361,18 @@ def rcnn_loss(
       >>> round(float(terms.total), 3)  # log 3
       1.099
     """
-    classes = logits.shape[-1] - 1
+    classes = logits.shape[-1] - (not focal)
     labels, wrong = _labels(labels, classes)
     chex.assert_equal_shape([labels, sampled], custom_message="labels and sampled must be [B, R]")
-    check_number("box_weight", box_weight, NonNegative)
+    for name, value in (("box_weight", box_weight), ("class_weight", class_weight)):
+        check_number(name, value, NonNegative)
     positive, counted = (labels > 0) & sampled, (labels >= 0) & sampled
     count = _count(jnp.sum(counted))
-    entropy = _cross_entropy(logits, jnp.where(labels > 0, labels - 1, classes))
-    classification = jnp.sum(jnp.where(counted, entropy, 0.0)) / count
+    if focal:
+        entropy = jnp.sum(sigmoid_focal_loss(logits, jnp.maximum(labels, 0)), axis=-1)
+    else:
+        entropy = _cross_entropy(logits, jnp.where(labels > 0, labels - 1, classes))
+    classification = class_weight * jnp.sum(jnp.where(counted, entropy, 0.0)) / count
     if deltas.shape[-1] != 4:
         chex.assert_shape(deltas, (*labels.shape, 4 * classes), custom_message="deltas must be [B, R, 4 C]")
         of_class = deltas.reshape(*labels.shape, classes, 4)

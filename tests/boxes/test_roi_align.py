@@ -108,3 +108,44 @@ def test_what_is_refused(call, words):
     with pytest.raises(ValueError, match=f"^{words}") as refused:
         call(jnp.array([[[0.0, 0, 1, 1]]]))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("count", [3, 21])  # less than a block of regions, and several with a rest
+def test_its_own_gradient_is_that_of_the_definition(count):
+    """Of maps and of boxes, against what JAX derives from gathers alone."""
+    rng = np.random.default_rng(count)
+    maps = [jnp.asarray(rng.normal(size=(2, side, side, 3)), jnp.float32) for side in (8, 4)]
+    corner = rng.uniform(-2, 20, (2, count, 2))
+    boxes = jnp.asarray(np.concatenate([corner, corner + rng.uniform(2, 20, (2, count, 2))], -1), jnp.float32)
+    levels = jnp.asarray(rng.integers(0, 2, (2, count)))
+    target = jnp.asarray(rng.normal(size=(2, count, 3, 3, 3)), jnp.float32)
+
+    def loss(maps, boxes, pool):
+        return jnp.sum(target * pool(maps, boxes))
+
+    def plain(maps, boxes):
+        """Every region on every level, sample by sample."""
+
+        def on_level(level_map, stride):
+            cells = boxes / stride - 0.5
+            steps = (jnp.arange(6) + 0.5) / 6
+            points = cells[..., :2, None] + (cells[..., 2:, None] - cells[..., :2, None]) * steps
+            size = level_map.shape[1]
+            inside = (points >= -1) & (points <= size)
+            points = jnp.clip(points, 0, size - 1)
+            near = jnp.maximum(1 - jnp.abs(points[..., None] - jnp.arange(size)), 0) * inside[..., None]
+            rows, columns = near[:, :, 0], near[:, :, 1]  # [B, R, samples, cells]
+            values = jnp.einsum("brsy,brtx,byxc->brstc", rows, columns, level_map)
+            return values.reshape(2, count, 3, 2, 3, 2, 3).mean(axis=(3, 5))
+
+        both = jnp.stack([on_level(m, s) for m, s in zip(maps, (4, 8), strict=True)])
+        return jnp.where((levels == 0)[..., None, None, None], both[0], both[1])
+
+    def ours(maps, boxes):
+        return roi_align(maps, boxes, levels, strides=(4, 8), output_size=3)
+
+    np.testing.assert_allclose(ours(maps, boxes), plain(maps, boxes), atol=1e-5)
+    expected = jax.grad(loss, argnums=(0, 1))(maps, boxes, plain)
+    given = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)(maps, boxes, ours)
+    for a, b in zip(jax.tree.leaves(given), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)

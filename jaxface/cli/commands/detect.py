@@ -1,10 +1,12 @@
-"""Finds faces in photographs: boxes, five points and scores as JSON, drawn on copies.
+"""Finds faces, or whatever a detector knows, in photographs: boxes, classes and scores as JSON, drawn on copies.
 
     jaxface detect PHOTO… --detector DETECTOR --out DIR     detections.json and drawings in a folder
     jaxface detect PHOTO… --detector DETECTOR --json        one JSON document on the terminal, and nothing else
 
 DETECTOR is the work directory of a run that has trained one, the folder of a bundle, or published RetinaFace weights. A
-photograph may be a folder of them. Coordinates in the JSON are pixels of the upright photograph, the origin at its top left.
+photograph may be a folder of them. Coordinates in the JSON are pixels of the upright photograph, the origin at its top left. What
+a detector of faces finds are `faces` there, with five points of those that tell them; of others `objects`, whose class is written
+on the drawing.
 """
 
 import json
@@ -33,9 +35,19 @@ def _arguments(arguments: list[str]):
     return options
 
 
-def _faces(detections, class_names: tuple[str, ...]) -> list[dict]:
+def _rows(detections, class_names: tuple[str, ...]) -> list[dict]:
     classes = detections.classes.tolist()
     return [{"class": class_names[c], **face_row(detections, i)} for i, c in enumerate(classes)]
+
+
+def _labels(detections, class_names: tuple[str, ...]) -> list[str] | None:
+    """Texts for the drawing: class and score; None of a detector of faces, for the score alone."""
+    if class_names == ("face",):
+        return None
+    return [
+        f"{class_names[c]} {score:.2f}"
+        for c, score in zip(detections.classes, detections.scores, strict=True)
+    ]
 
 
 @exit_on_user_error
@@ -56,6 +68,7 @@ def main(arguments: list[str]) -> None:
     detect = inference.PhotoDetector(
         bundle, threshold=options.score, longest=options.size, batch_size=options.batch_size
     )
+    what = "faces" if bundle.class_names == ("face",) else "objects"
     rows, count = [], 0
     try:
         if out is not None:
@@ -72,14 +85,15 @@ def main(arguments: list[str]) -> None:
                     sys.stderr.write(one_line(f"skipped {path}: {image}") + "\n")
                     continue
                 found = of_path[path]
-                faces = _faces(found, bundle.class_names)
-                row |= {"width": image.shape[1], "height": image.shape[0], "faces": faces}
-                count += len(faces)
+                objects = _rows(found, bundle.class_names)
+                row |= {"width": image.shape[1], "height": image.shape[0], what: objects}
+                count += len(objects)
                 if out is not None and not options.no_drawings:
                     drawn = draw_boxes(
                         image,
                         found.boxes,
                         scores=found.scores,
+                        labels=_labels(found, bundle.class_names),
                         classes=found.classes,
                         landmarks=found.landmarks,
                     )
@@ -98,7 +112,7 @@ def main(arguments: list[str]) -> None:
         sys.stdout.write(document)
         return
     skipped = f", {unread} skipped" if unread else ""
-    say(f"{count} faces in {len(paths) - unread} photographs{skipped}: {out / 'detections.json'}")
+    say(f"{count} {what} in {len(paths) - unread} photographs{skipped}: {out / 'detections.json'}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
     jaxface weights import FILE --bundle DIR                         the names of the tensors tell the network
     jaxface weights import FILE --network iresnet50 --bundle DIR     it is named, as an ONNX graph needs
 
+    jaxface weights import FILE --network retinanet_resnet50 --bundle DIR    a detector of MMDetection or torchvision
+
 Known are iResNet and MobileFaceNet under InsightFace's names, RetinaFace under those of Pytorch_Retinaface, and with --network
-ViT, DeiT and Swin under timm's. The bundle says whose weights they are and on what terms, as far as that is known; --license says
+ViT, DeiT and Swin under timm's, and RetinaNet and Faster R-CNN under MMDetection's and torchvision's. The bundle says whose weights they are and on what terms, as far as that is known; --license says
 otherwise.
 """
 
@@ -25,7 +27,8 @@ def _arguments(arguments: list[str]):
     reading.add_argument("--bundle", metavar="DIR", required=True, help="folder to write")
     reading.add_argument(
         "--network",
-        help="iresnet18 to iresnet200, mobilefacenet, deit_tiny_distilled, …; found out unless given",
+        help="iresnet18 to iresnet200, mobilefacenet, deit_tiny_distilled, …, retinanet_resnet50, faster_rcnn_torchvision, …; found "
+        "out unless given",
     )
     reading.add_argument(
         "--embedding", type=int, help="of --network: size of an embedding, or number of classes; default 512"
@@ -61,6 +64,7 @@ def main(arguments: list[str]) -> None:
     import dataclasses
 
     from jaxface import inference, models
+    from jaxface.models.detection import PUBLISHED_DETECTORS
 
     texts = {name: getattr(options, name) for name in ("license", "origin")}
     texts = {name: text for name, text in texts.items() if text is not None}
@@ -73,7 +77,14 @@ def main(arguments: list[str]) -> None:
     else:
         fields = {name: getattr(options, name) for name in _FIELDS}
         given = {name: value for name, value in fields.items() if value is not None}
-        bundle = inference.import_recognizer(file, options.network, **given, **texts)
+        if options.network in PUBLISHED_DETECTORS:
+            if surplus := [name for name in given if name != "image_size"]:
+                raise UserError(
+                    f"{surplus[0].replace('_', '-')}: needs a recognizer; {options.network} is a detector, which has its own"
+                )
+            bundle = inference.import_detector(file, options.network, **given, **texts)
+        else:
+            bundle = inference.import_recognizer(file, options.network, **given, **texts)
     inference.save_bundle(out, bundle)
     network = bundle.description()["network"]["name"]
     say(f"{network}, {models.parameter_count(bundle.variables):,} parameters: {out}")

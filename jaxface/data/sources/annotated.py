@@ -17,6 +17,7 @@ from PIL import Image
 
 from jaxface.checks import AtLeast, check_number
 from jaxface.data.sources.images import FORMATS, MAX_SIDE, CorruptImage, decode_image
+from jaxface.data.sources.listing import contents
 from jaxface.data.sources.objects import POINTS, object_fields
 from jaxface.data.sources.source import Record
 from jaxface.data.sources.standin import StandInSource
@@ -229,6 +230,26 @@ class AnnotatedSource(StandInSource):
 
     def _describe(self, index: int) -> str:
         return name_text(self._images[index].path)
+
+
+def check_present(name: str, images: Sequence[AnnotatedImage], folder: pathlib.Path) -> None:
+    """Looks for every image, folder by folder, without opening one.
+
+    Raises:
+      UserError: images that are not there; says how many, and one of them.
+    """
+    present: dict[pathlib.Path, set[str]] = {}
+    for parent in {image.path.parent for image in images}:
+        try:
+            present[parent] = {path.name for path in contents(parent).files}
+        except OSError:
+            present[parent] = set()
+    missing = [image for image in images if image.path.name not in present[image.path.parent]]
+    if missing:
+        raise UserError(
+            f"{name}: needs the {len(images)} images of the annotations, {len(missing)} are not in {name_text(folder)}, such as "
+            f"{name_text(missing[0].path.name)}"
+        )
 
 
 def _header_size(path: pathlib.Path) -> tuple[int, int] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxface.data.sources.annotated import AnnotatedImage, AnnotatedSource, inside, read_json
+from jaxface.data.sources.annotated import AnnotatedImage, AnnotatedSource, check_present, inside, read_json
 from jaxface.errors import UserError
 from jaxface.paths import name_text, user_path
 
@@ -59,7 +59,7 @@ def coco(
       image_size, max_objects, aspects: see `AnnotatedSource`.
 
     Raises:
-      UserError: a file that is missing or of another format, or a category that there is not.
+      UserError: a file or an image that is missing, a file of another format, or a category that there is not.
     """
     folder, path = user_path("images", images), user_path("annotations", annotations)
     content = read_json("annotations", path)
@@ -112,6 +112,7 @@ def coco(
                 size=size if all(type(side) is int and side > 0 for side in size) else None,
             )
         )
+    check_present("images", result, folder)
     source = AnnotatedSource(
         result,
         [names[k] for k in ids],

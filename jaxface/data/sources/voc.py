@@ -7,7 +7,14 @@ from xml.parsers import expat
 
 import numpy as np
 
-from jaxface.data.sources.annotated import AnnotatedImage, AnnotatedSource, inside, read_lines, read_text
+from jaxface.data.sources.annotated import (
+    AnnotatedImage,
+    AnnotatedSource,
+    check_present,
+    inside,
+    read_lines,
+    read_text,
+)
 from jaxface.data.sources.images import SUFFIXES
 from jaxface.data.sources.listing import contents, natural_key
 from jaxface.errors import UserError
@@ -87,7 +94,7 @@ def voc(
       image_size, max_objects, aspects: see `AnnotatedSource`.
 
     Raises:
-      UserError: a file that is missing or of another format, or no category.
+      UserError: a file or an image that is missing, a file of another format, or no category.
     """
     root = user_path("root", root)
     folder = root / "Annotations"
@@ -140,6 +147,7 @@ def voc(
                 size=tuple(map(int, size)) if all(0 < side < 1e6 for side in size) else None,
             )
         )
+    check_present("root", result, root / "JPEGImages")
     return AnnotatedSource(
         result,
         categories,

@@ -15,6 +15,7 @@ from jaxface.checks import AtLeast, Fraction, NonNegative, Ordered, Range, check
 from jaxface.data.sources.objects import object_fields
 from jaxface.data.sources.source import Record
 from jaxface.data.transforms.letterboxing import PADDING
+from jaxface.errors import UserError
 
 _MIRRORED = [1, 0, 2, 4, 3]  # left and right are sides of the image
 _INTERPOLATIONS = (
@@ -34,8 +35,9 @@ class ObjectAugment:
     side: Annotated[int, AtLeast(0)] = 0
     """Height and width of the result, pixels; 0 keeps the longer side of the image. A source opened larger than this loses
     nothing where a small window is enlarged."""
-    crop: Literal["none", "square", "jitter"] = "square"
-    """The window: all; a square that holds at least one whole object; or all with each side moved, in or out."""
+    crop: Literal["none", "square", "jitter", "canvas"] = "square"
+    """The window: all, padded to a square; a square that holds at least one whole object; all with each side moved, in or out; or
+    canvas, the image in its own size and shape."""
     scales: Annotated[tuple[float, ...], Range(0.05, 1)] = (0.3, 0.45, 0.6, 0.8, 1.0)
     """Sides of the square, one of which is drawn, as fractions of the image's shorter side."""
     tries: Annotated[int, AtLeast(1)] = 250
@@ -63,6 +65,8 @@ class ObjectAugment:
 
     def __post_init__(self):
         check_fields(self)
+        if self.crop == "canvas" and self.side:
+            raise UserError(f"side: needs 0 where images keep their shape, got {self.side}")
 
     @classmethod
     def yolo(cls, **changes) -> "ObjectAugment":
@@ -79,10 +83,22 @@ class ObjectAugment:
         """Nothing but the size of the result."""
         return cls(**{**dict(crop="none", flip=0.0, distortion=0.0, any_interpolation=False), **changes})
 
+    @classmethod
+    def flips(cls, **changes) -> "ObjectAugment":
+        """Mirrored left and right half of the time, in their own shapes: RetinaNet's and Faster R-CNN's training on COCO."""
+        return cls.none(**{**dict(crop="canvas", flip=0.5), **changes})
+
+    @property
+    def keeps_shapes(self) -> bool:
+        """Whether images stay as large as they are, in as many shapes."""
+        return not self.active or self.crop == "canvas"
+
     @property
     def active(self) -> bool:
         """Whether any change can fire."""
-        return bool(self.side or self.crop != "none" or self.flip or self.distortion or self.gray)
+        return bool(
+            self.side or self.crop not in ("none", "canvas") or self.flip or self.distortion or self.gray
+        )
 
     def transform(self) -> "ObjectAugmentation":
         """The changes as a grain transformation."""
@@ -92,7 +108,7 @@ class ObjectAugment:
 class ObjectAugmentation(grain.transforms.RandomMap):
     """Applies an `ObjectAugment` to records of `sources.objects.object_fields`.
 
-    The result is a square. Only what is valid of a padded image is looked at. `original_size` becomes `image_size`: nobody can
+    The result is a square, or with crop="canvas" as large as the image. Only what is valid of a padded image is looked at. `original_size` becomes `image_size`: nobody can
     map a random window back.
     """
 
@@ -109,24 +125,33 @@ class ObjectAugmentation(grain.transforms.RandomMap):
         flip, gray = rng.random(2)
         height, width = map(int, element["image_size"])
         image = element["image"][:height, :width]
+        canvas = element["image"].shape[:2] if config.crop == "canvas" else None
         side = config.side or max(element["image"].shape[:2])
         valid = element["box_mask"]
         boxes = element["boxes"][valid].astype(np.float64)
         crowd = element["box_crowd"][valid]
         window = _window(config, window_rng, boxes[~crowd], height, width)
         rows = _staying(config.keep, boxes, crowd, window)
-        image, visible = cut(image, window, side, _interpolation(config, resize_rng, window, side))
-        scale = side / (window[2:] - window[:2])
+        if canvas is None:
+            image, visible = cut(image, window, side, _interpolation(config, resize_rng, window, side))
+            scale = side / (window[2:] - window[:2])
+        else:
+            visible, scale = (height, width), np.ones(2)
         boxes = (boxes[rows] - np.tile(window[:2], 2)) * np.tile(scale, 2)
         landmarks = (element["landmarks"][valid][rows] - window[1::-1]) * scale[::-1]
         if flip < config.flip:
             image = cv2.flip(image, 1)
-            boxes = boxes[:, [0, 3, 2, 1]] * (1, -1, 1, -1) + (0, side, 0, side)
-            landmarks = landmarks[:, _MIRRORED] * (-1, 1) + (side, 0)
+            across = side if canvas is None else width
+            boxes = boxes[:, [0, 3, 2, 1]] * (1, -1, 1, -1) + (0, across, 0, across)
+            landmarks = landmarks[:, _MIRRORED] * (-1, 1) + (across, 0)
         boxes = np.clip(boxes, 0, side)
         image = _recolor(image, config, color_rng)
         if gray < config.gray:
             image = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=-1)
+        if canvas is not None:
+            whole = np.full((*canvas, image.shape[-1]), PADDING, np.uint8)
+            whole[:height, :width] = image
+            image = whole
         return {
             **element,
             "image": image,

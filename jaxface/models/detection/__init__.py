@@ -14,17 +14,23 @@ from jaxface.models.detection.base import (
     training_pass,
 )
 from jaxface.models.detection.cell_net import STRUCTURES, CellNet, Structure, context_weights
+from jaxface.models.detection.faster_rcnn import FasterRCNN, Proposals, RegionSample
+from jaxface.models.detection.published import PUBLISHED_DETECTORS, published_detector
 from jaxface.models.detection.retinaface import RetinaFace
 from jaxface.models.detection.retinanet import RetinaNet
 from jaxface.models.detection.tiny_yolo import FusedTinyYolo, TinyYolo, fuse_tiny_yolo
 
 __all__ = [
     "DETECTORS",
+    "PUBLISHED_DETECTORS",
     "STRUCTURES",
     "CellNet",
     "Detections",
     "Detector",
+    "FasterRCNN",
     "FusedTinyYolo",
+    "Proposals",
+    "RegionSample",
     "RetinaFace",
     "RetinaNet",
     "Structure",
@@ -37,6 +43,7 @@ __all__ = [
     "from_description",
     "fuse_tiny_yolo",
     "init_variables",
+    "published_detector",
     "select_detections",
     "training_pass",
 ]

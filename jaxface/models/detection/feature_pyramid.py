@@ -4,6 +4,7 @@ Methods: rm_pfi, pseco
 """
 
 import dataclasses
+import itertools
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxface.checks import AtLeast, Integers
+from jaxface.checks import AtLeast, Integers, NonNegative
 from jaxface.errors import UserError
 from jaxface.layers.remat import Remat, run_block
 from jaxface.models.depth import DepthOrder, depth_order
@@ -34,7 +35,7 @@ _RESNET_STRIDES = (4, 8, 16, 32)
 
 
 def stem_pixels(image: jax.Array, pixels: Pixels) -> jax.Array:
-    """What a trunk sees of RGB in [-1, 1]: that, or ImageNet's normalization, or as Caffe's weights BGR levels less their mean."""
+    """What a trunk sees of RGB in [-1, 1]: that, ImageNet's normalization of it, or as Caffe's weights BGR levels less a mean."""
     if pixels == "centered":
         return image
     mean, std = jnp.array(IMAGENET_MEAN, image.dtype), jnp.array(IMAGENET_STD, image.dtype)
@@ -157,6 +158,8 @@ class PyramidFields:
     """resnet50, resnet101: strides sit in the first convolution of a unit, as Caffe's weights have it."""
     frozen_norm: bool = True
     """resnet: batch normalizations are constants, those of the weights to start from."""
+    norm_epsilon: Annotated[float, NonNegative] = 1e-5
+    """resnet: what the normalizations add to the variance; 0 of some of torchvision's weights."""
     pixels: Pixels = "centered"
     """What the trunk sees: RGB in [-1, 1], ImageNet's normalization, or as Caffe's weights BGR in [0, 255] less the mean."""
     bfloat16: bool = False
@@ -176,7 +179,7 @@ class PyramidFields:
                 f"steps: needs one for each of the {len(self.widths)} widths, got {len(self.steps)}"
             )
         levels, available = self.level_strides, self.trunk_strides
-        if not levels or any(b != 2 * a for a, b in zip(levels, levels[1:], strict=False)):
+        if not levels or any(b != 2 * a for a, b in itertools.pairwise(levels)):
             raise UserError(f"strides: needs each twice the one before, got {levels}")
         if levels[0] not in available:
             raise UserError(
@@ -230,7 +233,7 @@ class PyramidNet(nn.Module):
     def setup_pyramid(self) -> None:
         """Makes trunk and pyramid, inside of `setup`."""
         spec, types = self.spec, {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.trunk = _trunk(spec, remat=self.remat, **types)
+        self.trunk = make_trunk(spec, remat=self.remat, **types)
         beyond = [stride for stride in spec.level_strides if stride > spec.trunk_strides[-1]]
         self.fpn = spec.features and FeaturePyramidNetwork(
             spec.features, len(beyond), spec.extra_from, spec.extra_relu, **types
@@ -245,12 +248,19 @@ class PyramidNet(nn.Module):
 
     def depth_order(self) -> DepthOrder:
         """Names of the parts from the image on: those of the trunk, then the pyramid."""
-        inside = depth_order(_trunk(self.spec, parent=None))
+        inside = depth_order(make_trunk(self.spec, parent=None))
         trunk = (tuple(f"trunk/{name}" for name in names) for names in inside)
         return (*trunk, ("fpn",)) if self.spec.features else tuple(trunk)
 
 
-def _trunk(spec: PyramidFields, **options) -> nn.Module:
+def make_trunk(spec: PyramidFields, **options) -> nn.Module:
+    """The trunk of a detector, by itself; `options` are further fields of the module."""
     if spec.trunk == "plain":
         return PlainLevels(spec.widths, spec.steps, **options)
-    return ResNetLevels(**_RESNETS[spec.trunk], stride_first=spec.caffe, frozen=spec.frozen_norm, **options)
+    return ResNetLevels(
+        **_RESNETS[spec.trunk],
+        stride_first=spec.caffe,
+        frozen=spec.frozen_norm,
+        epsilon=spec.norm_epsilon,
+        **options,
+    )

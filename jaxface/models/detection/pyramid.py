@@ -39,7 +39,7 @@ class ResNetLevels(nn.Module):
       stages, channels: residual units, and channels of their 3x3 convolutions, per stage.
       bottleneck: units of three convolutions, not of two.
       stride_first: the stride of a bottleneck sits in its first convolution, as Caffe's ResNets have it.
-      frozen: the normalizations are constants (`FrozenBatchNorm`).
+      frozen: the normalizations are constants (`FrozenBatchNorm`). epsilon: of the normalizations.
       conv: makes each convolution of the stem and the units, as `flax.linen.Conv` does.
       remat: "block" stores the inputs of the units alone for the backward pass.
 
@@ -55,6 +55,7 @@ class ResNetLevels(nn.Module):
     bottleneck: bool = True
     stride_first: bool = False
     frozen: bool = False
+    epsilon: float = 1e-5
     conv: Callable[..., nn.Module] = nn.Conv
 
     def levels(self, image: jax.Array, *, train: bool) -> Levels:
@@ -65,7 +66,7 @@ class ResNetLevels(nn.Module):
     def all_levels(self, image: jax.Array, *, train: bool) -> tuple[jax.Array, ...]:
         """Maps at strides 4, 8, 16 and 32."""
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm = FrozenBatchNorm if self.frozen else BatchNorm
+        norm = partial(FrozenBatchNorm if self.frozen else BatchNorm, epsilon=self.epsilon)
         x = conv(self.channels[0], kernel=7, stride=2, layer=self.conv, name="stem_conv", **types)(image)
         x = nn.relu(norm(name="stem_norm", **types)(x, train=train))
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
@@ -78,6 +79,7 @@ class ResNetLevels(nn.Module):
                     bottleneck=self.bottleneck,
                     stride_first=self.stride_first,
                     frozen=self.frozen,
+                    epsilon=self.epsilon,
                     conv=self.conv,
                     name=f"stage{i}_block{j}",
                     **types,

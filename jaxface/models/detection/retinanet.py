@@ -257,7 +257,7 @@ class RetinaNet(PyramidFields):
 
     @classmethod
     def small(cls, **changes) -> "RetinaNet":
-        """Three convolutions and one level of stride 4 with four square anchors, for scenes of 32 x 32; `changes` to its fields."""
+        """Three convolutions, one level of stride 4 with four square anchors, for scenes of 32 x 32; `changes` to its fields."""
         fields = dict(
             num_classes=1,
             trunk="plain",

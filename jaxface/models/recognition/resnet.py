@@ -153,7 +153,7 @@ class Block(nn.Module):
 
     Args:
       stride_first: the stride sits in the first convolution of a bottleneck, as Caffe's ResNets have it.
-      frozen: the normalizations are constants (`FrozenBatchNorm`).
+      frozen: the normalizations are constants (`FrozenBatchNorm`). epsilon: of the normalizations.
       conv: makes each convolution, as `flax.linen.Conv` does.
 
     x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features or 4 · features].
@@ -165,6 +165,7 @@ class Block(nn.Module):
     plain_shortcut: bool = False
     stride_first: bool = False
     frozen: bool = False
+    epsilon: float = 1e-5
     conv: Callable[..., nn.Module] = nn.Conv
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -173,7 +174,7 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         out = 4 * self.features if self.bottleneck else self.features
-        norm = FrozenBatchNorm if self.frozen else BatchNorm
+        norm = partial(FrozenBatchNorm if self.frozen else BatchNorm, epsilon=self.epsilon)
         conv = partial(_conv, layer=self.conv, **types)
         if self.bottleneck:
             strides = (self.stride, 1) if self.stride_first else (1, self.stride)
