@@ -24,7 +24,7 @@ from jaxface.checks import AtLeast, NonNegative, Positive
 from jaxface.errors import UserError
 from jaxface.layers import FeatureAdapter
 from jaxface.losses.rm_pfi import Adapter, PfiForm, Space, WeightNorm
-from jaxface.models.detection import RetinaNet, TrainingPass
+from jaxface.models.detection import RetinaNet, TrainingPass, published_detector
 from jaxface.paths import user_path
 
 Mask = Literal["all", "positive", "negative", "boxes"]
@@ -51,9 +51,11 @@ class Config(detection.DetectorRecipe):
     """Its optimizer."""
     teacher_init_from: str | None = None
     """What a teacher that is trained starts from; `init_from` is for the student."""
-    rank_weight: Annotated[float, NonNegative] = 1.0
+    teacher_trunk_from: str | None = None
+    """ImageNet weights that its trunk starts from; `trunk_from` is for the student's."""
+    rank_weight: Annotated[float, NonNegative] = 0.3
     """Weight of rank mimicking, 4 in the paper's preset."""
-    rank_boxes: bool = True
+    rank_boxes: bool = False
     """Whether the order of the boxes' fits is mimicked besides that of the class scores, with the same weight."""
     temperature: Annotated[float, Positive] = 0.1
     """Of both orders; 1 in the paper's preset, where distributions over scores in [0, 1] are nearly flat."""
@@ -61,8 +63,8 @@ class Config(detection.DetectorRecipe):
     """Whether class scores or their logits are ordered."""
     rank_sort: bool = False
     """Forget which anchor has which rank, as the last public revision does."""
-    pfi_weight: Annotated[float, NonNegative] = 1.5
-    """Weight of prediction-guided feature imitation."""
+    pfi_weight: Annotated[float, NonNegative] = 0.5
+    """Weight of prediction-guided feature imitation, 1.5 in the paper's preset, whose predictions are logits."""
     pfi_form: PfiForm = "mean"
     """How feature and prediction differences become a number."""
     score_space: Space = "sigmoid"
@@ -79,6 +81,8 @@ class Config(detection.DetectorRecipe):
     """Where: everywhere, in cells with a positive anchor, in the others, or in cells whose center is in an object's box."""
     prediction_weight: Annotated[float, NonNegative] = 0.0
     """Control: weight of the predictions' difference alone."""
+    steps: Annotated[int, AtLeast(0)] = 400
+    """Training steps of the student."""
     problem: Literal["detector", "locations"] = "detector"
     """locations: no detector, but the regression of `recipes/locations.py`, by the same terms of features and predictions."""
     locations: LocationSpec = LocationSpec()
@@ -88,33 +92,20 @@ class Config(detection.DetectorRecipe):
     def paper(cls) -> "Config":
         """RetinaNet R101 → R50 on COCO, both 2x; a student of 37.4 is to reach about 39.6 with PFI alone.
 
-        `init_from` and `teacher_init_from` name ImageNet weights, or `teacher_run` a trained teacher (38.9).
+        `trunk_from` and `teacher_trunk_from` name ImageNet weights, or `teacher_run` a trained teacher (38.9).
         """
-        epoch = 117_266 // 16  # images of train2017 that have an object
-        schedule = training.sgd(0.01, decay_at=(16 / 24, 22 / 24), warmup=500 / (24 * epoch))
-        schedule = dataclasses.replace(schedule, weight_decay=1e-4, frozen=("trunk/stem", "trunk/stage1"))
+        reference = detection.coco_reference(0.01, epochs=24)
         return cls(
-            data=inputs.Coco(
-                annotations="coco/annotations/instances_train2017.json",
-                images="coco/train2017",
-                evaluation_annotations="coco/annotations/instances_val2017.json",
-                evaluation_images="coco/val2017",
-            ),
-            image_size=1333,
-            augment=inputs.ObjectAugment.none(flip=0.5),
-            student=RetinaNet(trunk="resnet50", pixels="imagenet"),
-            teacher=RetinaNet(trunk="resnet101", pixels="imagenet"),
-            teacher_steps=24 * epoch,
-            teacher_optimizer=schedule,
+            **reference,
+            student=published_detector("retinanet_resnet50"),
+            teacher=published_detector("retinanet_resnet101"),
+            teacher_steps=reference["steps"],
+            teacher_optimizer=reference["optimizer"],
             rank_weight=4.0,
+            rank_boxes=True,
             temperature=1.0,
             pfi_weight=1.5,
             score_space="logit",
-            optimizer=schedule,
-            batch_size=16,
-            steps=24 * epoch,
-            bfloat16=True,
-            workers=16,
         )
 
     @classmethod
@@ -252,7 +243,9 @@ def teacher_stage(
 ) -> tuple[training.Stage, RetinaNet]:
     """The stage that ends in the teacher's state, and the teacher: trained here, or of a finished run."""
     if config.teacher_run is None:
-        recipe = dataclasses.replace(config, init_from=config.teacher_init_from)
+        recipe = dataclasses.replace(
+            config, init_from=config.teacher_init_from, trunk_from=config.teacher_trunk_from
+        )
         stage = detection.detection_stage(
             "teacher", recipe, split, teacher, optimizer=config.teacher_optimizer, steps=config.teacher_steps
         )
