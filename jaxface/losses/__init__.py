@@ -87,6 +87,14 @@ from jaxface.losses.heads import HEADS, ArcFace, CosFace, Head, Linear, SFace, S
 from jaxface.losses.ida import lid_regression_loss, lid_targets
 from jaxface.losses.lrfr import logexp_distance, logexp_loss, power_distance
 from jaxface.losses.partial_fc import partial_fc_loss, sample_classes, shard_bounds
+from jaxface.losses.qdetr import (
+    Distillation,
+    Selection,
+    drd_loss,
+    foreground_mask,
+    match_teacher,
+    query_distillation_loss,
+)
 from jaxface.losses.qvit import dgd_loss, hard_distillation_loss, similarity_pattern
 from jaxface.losses.rco import hardness, hardness_ratios, hint_loss
 from jaxface.losses.rm_pfi import (
@@ -112,10 +120,12 @@ __all__ = [
     "CoupleFaceTerms",
     "DetectionTerms",
     "DetrTerms",
+    "Distillation",
     "Head",
     "Kernel",
     "Linear",
     "SFace",
+    "Selection",
     "Softmax",
     "YoloBoxes",
     "YoloTerms",
@@ -140,8 +150,10 @@ __all__ = [
     "detr_match",
     "dgd_loss",
     "discriminator_loss",
+    "drd_loss",
     "erase",
     "feature_imitation_loss",
+    "foreground_mask",
     "gan_discriminator_loss",
     "gan_generator_loss",
     "gradient_attention",
@@ -158,6 +170,7 @@ __all__ = [
     "logexp_loss",
     "margin_logits",
     "match_sets",
+    "match_teacher",
     "max_out_background",
     "mimic_loss",
     "mined_relations",
@@ -166,6 +179,7 @@ __all__ = [
     "pfi_loss",
     "power_distance",
     "prediction_imitation_loss",
+    "query_distillation_loss",
     "r1_penalty",
     "rank_mimic_box_loss",
     "rank_mimic_loss",

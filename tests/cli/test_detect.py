@@ -1,5 +1,6 @@
 """`jaxface detect`: photographs in, JSON and drawings out."""
 
+import dataclasses
 import io
 import json
 import pathlib
@@ -107,3 +108,17 @@ def test_a_run_without_a_detector_is_named(photos, capsys):
     assert capsys.readouterr().err == (
         f"error: bundle: {photos} holds no bundle.json, and no run of a recognizer or a detector\n"
     )
+
+
+def test_objects_have_their_class_in_the_document_and_on_the_drawing(photos, capsys, monkeypatch):
+    from jaxface.data.transforms import drawing
+
+    bundle = dataclasses.replace(red_square.bundle(), class_names=("red square",))
+    inference.save_bundle(photos.parent / "bundle", bundle)
+    written = []
+    draw = drawing.draw_boxes
+    monkeypatch.setattr(drawing, "draw_boxes", lambda *a, **k: written.append(k["labels"]) or draw(*a, **k))
+    (row,) = detect(photos, photos / "a.png")["photographs"]
+    assert "faces" not in row and row["objects"][0]["class"] == "red square"
+    assert written == [["red square 0.90"]]
+    assert capsys.readouterr().out.startswith("1 objects in 1 photographs: ")

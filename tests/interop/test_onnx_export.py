@@ -138,7 +138,19 @@ def test_every_registered_network_computes_the_same_in_onnxruntime(tmp_path, cap
 
 @pytest.mark.slow
 def test_detectors_give_their_arrays_in_order(tmp_path):
-    fields = {"retinaface": {"backbone": "mobilenet_025"}}
+    small = {"trunk": "plain", "widths": (4, 8, 8), "steps": (2, 2, 2), "strides": (4, 8), "features": 8}
+    fields = {
+        "retinaface": {"backbone": "mobilenet_025"},
+        "retinanet": {**small, "head_convs": 1},
+        "faster_rcnn": {
+            **small,
+            "hidden": (8,),
+            "region_levels": 2,
+            "region_size": 2,
+            "candidates": (8, 8),
+            "proposals": 4,
+        },
+    }
     for name in DETECTORS.names():
         detector = create_detector(name, **fields.get(name, {}))
         session = check(detector.module, 64, tmp_path / f"{name}.onnx", batch=1)

@@ -9,7 +9,7 @@ import pytest
 
 from jaxface import models
 from jaxface.errors import UserError
-from jaxface.models.detection import RetinaFace, TinyYolo, cell_net
+from jaxface.models.detection import RetinaFace, RetinaNet, TinyYolo, cell_net
 from jaxface.optimizers import selects
 
 SMALL = {
@@ -46,6 +46,10 @@ OTHERS = {
     "retinaface": functools.partial(detector, functools.partial(RetinaFace, features=8)),
     "tiny_yolo": functools.partial(
         detector, functools.partial(TinyYolo, widths=(4, 8, 8), pools=(2, 1), ccp_layers=(2,))
+    ),
+    "retinanet": functools.partial(
+        detector,
+        functools.partial(RetinaNet, trunk="resnet18", features=8, head_convs=1, strides=(8, 16, 32)),
     ),
     "cell_net": lambda remat: cell_net.CellNet(remat=remat),
 }

@@ -6,8 +6,8 @@
     jaxface weights import FILE --network retinanet_resnet50 --bundle DIR    a detector of MMDetection or torchvision
 
 Known are iResNet and MobileFaceNet under InsightFace's names, RetinaFace under those of Pytorch_Retinaface, and with --network
-ViT, DeiT and Swin under timm's, and RetinaNet and Faster R-CNN under MMDetection's and torchvision's. The bundle says whose weights they are and on what terms, as far as that is known; --license says
-otherwise.
+ViT, DeiT and Swin under timm's, RetinaNet and Faster R-CNN under MMDetection's and torchvision's. The bundle says whose weights
+they are and on what terms, as far as that is known; --license says otherwise.
 """
 
 import sys
@@ -27,8 +27,8 @@ def _arguments(arguments: list[str]):
     reading.add_argument("--bundle", metavar="DIR", required=True, help="folder to write")
     reading.add_argument(
         "--network",
-        help="iresnet18 to iresnet200, mobilefacenet, deit_tiny_distilled, …, retinanet_resnet50, faster_rcnn_torchvision, …; found "
-        "out unless given",
+        help="iresnet18 to iresnet200, mobilefacenet, deit_tiny_distilled, …, retinanet_resnet50, faster_rcnn_torchvision, …; "
+        "found out unless given",
     )
     reading.add_argument(
         "--embedding", type=int, help="of --network: size of an embedding, or number of classes; default 512"

@@ -108,8 +108,8 @@ class ObjectAugment:
 class ObjectAugmentation(grain.transforms.RandomMap):
     """Applies an `ObjectAugment` to records of `sources.objects.object_fields`.
 
-    The result is a square, or with crop="canvas" as large as the image. Only what is valid of a padded image is looked at. `original_size` becomes `image_size`: nobody can
-    map a random window back.
+    The result is a square, or with crop="canvas" as large as the image. Only what is valid of a padded image is looked at.
+    `original_size` becomes `image_size`: nobody can map a random window back.
     """
 
     def __init__(self, config: ObjectAugment):

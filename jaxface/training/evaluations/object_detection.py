@@ -22,11 +22,15 @@ from jaxface.training.step import TrainState
 
 _ANNOTATED = ("image", "image_size", "original_size")
 _RECORDED = ("image", "image_size", "boxes", "box_mask", "box_label", "box_crowd")
+_SIZES = ("small", "medium", "large")
 _TRUE = (64, 220, 96)  # color of what is there, in figures
 
 
 class ObjectDetection:
     """Evaluation of a detector by COCO's average precision, and by its recall at the threshold that it is used at.
+
+    Of a set in VOC's layout it gives VOC's average precision too, that of 2007, over eleven recalls, and that of 2010; `ar` is
+    the recall of 100 detections of an image, the mean over COCO's overlaps.
 
     Args:
       detector: whose parameters are the part `detector` of the state's.
@@ -108,7 +112,16 @@ class ObjectDetection:
         self._last, truth = self.detections(state)
         classes = self.detector.num_classes
         coco = metrics.coco_evaluate(self._last, truth, num_classes=classes)
-        report = {"ap": coco["AP"], "ap50": coco["AP50"], "ap75": coco["AP75"]}
+        report = {"ap": coco["AP"], "ap50": coco["AP50"], "ap75": coco["AP75"], "ar": coco["AR100"]}
+        # No object of a size gives -1 there.
+        report |= {f"ap_{size}": coco[f"AP_{size}"] for size in _SIZES if coco[f"AP_{size}"] >= 0}
+        if all("difficult" in image for image in truth):
+            for year, eleven_points in (("07", True), ("10", False)):
+                # Boxes go from the first pixel's edge to the last one's: their sides are those of VOC's development kit.
+                voc = metrics.voc_evaluate(
+                    self._last, truth, num_classes=classes, eleven_points=eleven_points
+                )
+                report[f"voc{year}_ap"] = voc.mean
         report |= recall_by_size(self._last, truth, score_threshold=self.score_threshold, num_classes=classes)
         if all("hard" in image for image in truth):
             report |= metrics.wider_face_evaluate(self._last, truth)

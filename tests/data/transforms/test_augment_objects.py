@@ -245,3 +245,19 @@ def test_windows_beyond_the_image_are_gray():
 def test_numbers_out_of_range_are_refused(arguments, words):
     with pytest.raises(UserError, match=f"^{words}"):
         data.ObjectAugment(**arguments)
+
+
+def test_mirror_images_keep_their_shape_and_where_their_padding_is():
+    before = record(60, 100, 120, boxes=[(10, 20, 40, 50)])
+    before["image"] = before["image"][:90]  # a canvas that is no square
+    flips = data.ObjectAugment.flips(flip=1.0)
+    after = change(flips, before)
+    assert after["image"].shape == (90, 120, 3) and after["image_size"].tolist() == [60, 100]
+    np.testing.assert_array_equal(after["image"][:60, :100], before["image"][:60, 99::-1])
+    assert (after["image"][60:] == 127).all() and (after["image"][:, 100:] == 127).all()
+    np.testing.assert_allclose(after["boxes"][0], (10, 50, 40, 80))
+    unchanged = change(data.ObjectAugment.flips(flip=0.0, distortion=1.0), before)
+    np.testing.assert_allclose(unchanged["boxes"], before["boxes"])
+    assert flips.active and flips.keeps_shapes and not data.ObjectAugment().keeps_shapes
+    with pytest.raises(UserError, match="side: needs 0 where images keep their shape, got 32"):
+        data.ObjectAugment.flips(side=32)

@@ -64,3 +64,16 @@ def test_nothing_to_evaluate_on_is_refused():
     empty.boxes, empty.labels = (), np.zeros(0, np.int32)
     with pytest.raises(UserError):
         training.ObjectDetection(red_square.RedSquare(), empty)
+
+
+def test_a_set_in_vocs_layout_has_vocs_precision_too():
+    source = Photographs(True)
+    plain = source.ground_truth
+    source.ground_truth = lambda i: {**plain(i), "difficult": np.zeros(len(plain(i)["boxes"]), bool)}
+    report = training.ObjectDetection(red_square.RedSquare(), source, batch_size=2)(STATE)
+    # Three of four, then a false one: the recalls 0 to 0.7 of 0, 0.1, …, 1, and the area.
+    assert report["detection/voc07_ap"] == pytest.approx(8 / 11)
+    assert report["detection/voc10_ap"] == pytest.approx(0.75)
+    assert report["detection/ar"] == pytest.approx(0.75)
+    without = training.ObjectDetection(red_square.RedSquare(), Photographs(True), batch_size=2)(STATE)
+    assert not any("voc" in name for name in without)
