@@ -89,22 +89,23 @@ def layer(name, shape, batch, *, dtype, convolutions, blocks, options):
         ("convolution", convolutions(c), real, (xp, wp), (x, w), check),
         ("block", blocks(c), real_block, (xp, wp, *rest), (x, w, *rest), check_block),
     ):
-        working, failed = {}, {}
-        for variant, call in variants.items():
-            try:
-                verify(jax.block_until_ready(jax.jit(call)(*arguments)))
-                working[variant] = call
-            except Exception as error:
-                failed[variant] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
-        row[kind] = {"failed": failed}
-        if working:
-            given = {variant: arguments for variant in working} | {peer: peer_arguments}
-            measured = common.compare(
-                {peer: function} | working, given, ours=next(iter(working)), peer=peer, **options
-            )
-            base = measured["seconds"][peer]["seconds_median"]
-            measured["speedups"] = {v: base / measured["seconds"][v]["seconds_median"] for v in working}
-            row[kind] |= measured
+        given = {variant: arguments for variant in variants} | {peer: peer_arguments}
+        measured = common.compare(
+            {peer: function} | variants,
+            given,
+            ours=next(iter(variants)),
+            peer=peer,
+            check=lambda name, output, verify=verify: None if name == peer else verify(output),
+            **options,
+        )
+        if "seconds" in measured:
+            base = measured["seconds"][measured["peer"]]["seconds_median"]
+            measured["speedups"] = {
+                name: base / entry["seconds_median"]
+                for name, entry in measured["seconds"].items()
+                if name != peer
+            }
+        row[kind] = measured
         show(row, kind, peer)
     return row
 

@@ -10,8 +10,10 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent import futures
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -138,6 +140,31 @@ def in_turns(
     return {name: np.array([turn[name] for turn in rounds[1 + warmup :]]) for name in calls}
 
 
+def compiled(calls: Mapping[str, tuple[Callable, tuple]]) -> tuple[dict[str, Callable], dict[str, str]]:
+    """Compiles jitted functions side by side, which is most of what a benchmark waits for on an accelerator.
+
+    Args:
+      calls: name -> jitted function and its arguments.
+
+    Returns:
+      name -> compiled function, and name -> one line for each that the compiler refuses.
+    """
+    done, failed = {}, {}
+
+    def one(name):
+        function, given = calls[name]
+        return function.lower(*given).compile()
+
+    with futures.ThreadPoolExecutor(min(cores(), 8)) as pool:
+        waiting = {name: pool.submit(one, name) for name in calls}
+    for name, future in waiting.items():
+        try:
+            done[name] = future.result()
+        except Exception as error:  # what the device refuses must not stop the rest
+            failed[name] = first_line(error)
+    return done, failed
+
+
 def compare(
     variants: Mapping[str, Callable],
     arguments: Mapping[str, tuple] | tuple,
@@ -148,6 +175,7 @@ def compare(
     warmup: int = 3,
     iterations: int = 1,
     budget: float = 20.0,
+    check: Callable[[str, Any], None] = lambda name, output: None,
 ) -> dict:
     """Times variants of one computation in turns, in one process, so that a change of clocks meets them all.
 
@@ -157,19 +185,34 @@ def compare(
       ours, peer: the two whose ratio is reported.
       repeats, warmup, budget: as in `in_turns`.
       iterations: calls inside one jitted loop (see `looped`); give some 20 where a call takes microseconds.
+      check: called with a variant's name and output before any is timed; one for which it raises is not timed.
 
     Returns:
-      "seconds": name -> `summary` per call, and "speedup": the peer's median over ours, above 1 where ours is faster.
+      "failed": name -> one line, for what cannot be compiled or run or is wrong; and unless all failed, "seconds": name ->
+      `summary` per call, "ours" and "peer" (the first that is left, where one failed), and "speedup": the peer's median over
+      ours, above 1 where ours is faster.
     """
-    calls = {}
-    for name, function in variants.items():
-        given = arguments[name] if isinstance(arguments, Mapping) else arguments
-        jitted = looped(function, iterations) if iterations > 1 else jax.jit(function)
-        calls[name] = functools.partial(jitted, *given)
+    given = {name: arguments[name] if isinstance(arguments, Mapping) else arguments for name in variants}
+    calls, failed = compiled(
+        {
+            name: (looped(function, iterations) if iterations > 1 else jax.jit(function), given[name])
+            for name, function in variants.items()
+        }
+    )
+    for name, call in list(calls.items()):
+        try:
+            check(name, jax.block_until_ready(call(*given[name])))
+        except Exception as error:
+            failed[name] = first_line(error)
+            del calls[name]
+    if not calls:
+        return {"failed": failed}
+    calls = {name: functools.partial(call, *given[name]) for name, call in calls.items()}
     times = in_turns(calls, repeats=repeats, warmup=warmup, budget=budget)
-    times = {name: values / iterations for name, values in times.items()}
-    report = {name: summary(values) for name, values in times.items()}
+    report = {name: summary(values / iterations) for name, values in times.items()}
+    ours, peer = (name if name in report else next(iter(report)) for name in (ours, peer))
     return {
+        "failed": failed,
         "seconds": report,
         "ours": ours,
         "peer": peer,
@@ -188,11 +231,16 @@ def clocks() -> str | None:
 
 
 def memory(function: Callable, *arguments, **options) -> dict[str, int]:
-    """Bytes that the compiled `jit(function, **options)` holds on this device: arguments, outputs and temporaries.
+    """`memory_of` the compiled `jit(function, **options)` of these arguments."""
+    return memory_of(jax.jit(function, **options).lower(*arguments).compile())
+
+
+def memory_of(compiled) -> dict[str, int]:
+    """Bytes that a compiled function holds on this device: arguments, outputs and temporaries.
 
     Aliased is the part of the outputs that is written where a donated argument was.
     """
-    analysis = jax.jit(function, **options).lower(*arguments).compile().memory_analysis()
+    analysis = compiled.memory_analysis()
     return {
         "argument_bytes": analysis.argument_size_in_bytes,
         "output_bytes": analysis.output_size_in_bytes,

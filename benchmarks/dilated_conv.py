@@ -231,27 +231,25 @@ def measure(row: Row, platform: str, *, quick: bool) -> dict:
     expected = jax.jit(with_gradients(define) if row.gradient else define)(*arrays)
     # Every stage of a chain rounds its map to bfloat16, and a gradient goes the other way where that makes a sign of 0.
     tolerance = 1e-4 if dtype == jnp.float32 else 5e-2 if row.gradient else 2e-2
-    result = dataclasses.asdict(row) | {"distance": {}, "errors": {}}
+    result = dataclasses.asdict(row) | {"distance": {}}
     functions = variants(row, platform)
-    for name, function in list(functions.items()):
-        try:
-            result["distance"][name] = float(distance(jax.jit(function)(*arrays), expected))
-        except Exception as error:  # what the device refuses must not stop the rest
-            message = str(error).strip().splitlines() or [""]
-            result["errors"][name] = f"{type(error).__name__}: {message[0]}"[:300]
-            del functions[name]
-            continue
+
+    def check(name, output):
+        result["distance"][name] = float(distance(output, expected))
         if not result["distance"][name] < tolerance:
-            raise AssertionError(f"{row.name} {row.kind}: {name} is {result['distance'][name]} off")
-    del expected
-    timed = "pallas" if "pallas" in functions else "xla"
+            raise RuntimeError(f"wrong, {result['distance'][name]:.2g} off")
+
     options = {"repeats": 30, "warmup": 1, "budget": 1.0 if platform != "cpu" else 3.0}
     if platform != "cpu":
         options["iterations"] = 20
     if quick:
         options |= {"repeats": 3, "warmup": 1, "iterations": 1}
-    peer = next(iter(functions))  # "lax", unless it cannot run
-    result |= common.compare(functions, tuple(arrays), ours=timed, peer=peer, **options)
+    timed, peer = "pallas" if "pallas" in functions else "xla", next(iter(functions))  # "lax"
+    result |= common.compare(functions, tuple(arrays), ours=timed, peer=peer, check=check, **options)
+    result["errors"] = result.pop("failed")
+    if "seconds" not in result:
+        return result | {"seconds": {}}
+    timed, peer = result["ours"], result["peer"]
     times = {name: entry["seconds_median"] for name, entry in result["seconds"].items()}
     result["speedup_over_peer"] = {name: times[peer] / seconds for name, seconds in times.items()}
     others = [seconds for name, seconds in times.items() if name != timed]

@@ -140,7 +140,7 @@ def distance(actual, expected) -> list[jax.Array]:
 def check(name: str, actual, expected, *, tolerance: float) -> list[float]:
     distances = [float(d) for d in distance(actual, expected)]
     if not max(distances) < tolerance:
-        raise AssertionError(f"{name}: loss and gradients are {distances} off the materialized ones")
+        raise RuntimeError(f"wrong, loss and gradients are {distances} off the materialized ones")
     return distances
 
 
@@ -149,13 +149,12 @@ def measure(case: Case, *, budget: float) -> dict:
     platform = "gpu" if platform in ("cuda", "rocm") else platform
     head = HEADS[case.head]
     functions = variants(head, platform)
-    result = {**dataclasses.asdict(case), "memory": {}, "errors": {}}
-    for name, function in list(functions.items()):
-        try:
-            result["memory"][name] = common.memory(function, *case.shapes())
-        except Exception as error:  # what the device refuses must not stop the rest
-            result["errors"][name] = first_line(error)
-            del functions[name]
+    compiled, errors = common.compiled(
+        {name: (jax.jit(f), tuple(case.shapes())) for name, f in functions.items()}
+    )
+    functions = {name: functions[name] for name in compiled}
+    memory = {name: common.memory_of(function) for name, function in compiled.items()}
+    result = {**dataclasses.asdict(case), "memory": memory, "errors": errors}
     if case.timed:
         result |= time_all(case, functions, platform, result["errors"], budget=budget)
     held = {name: memory["temporary_bytes"] for name, memory in result["memory"].items()}
@@ -168,26 +167,23 @@ def time_all(case, functions, platform, errors, *, budget) -> dict:
     # float32 products of a GPU or TPU are rounded to some ten bits, and a slope of 80 per radian magnifies that.
     tolerance = 1e-3 if platform == "cpu" else 5e-2
     expected, distances = jax.jit(functions["materialized"])(*arrays), {}
-    for name, function in list(functions.items()):
-        try:
-            distances[name] = check(name, jax.jit(function)(*arrays), expected, tolerance=tolerance)
-        except AssertionError:
-            raise
-        except Exception as error:
-            errors[name] = first_line(error)
-            del functions[name]
+
+    def verify(name, output):
+        distances[name] = check(name, output, expected, tolerance=tolerance)
+
     small = platform != "cpu" and case.batch * case.classes < 50_000_000
-    ours = "pallas" if "pallas" in functions else "xla"
     report = common.compare(
         functions,
         tuple(arrays),
-        ours=ours,
+        ours="pallas" if "pallas" in functions else "xla",
         peer="materialized",
         warmup=case.rounds[0],
         repeats=case.rounds[1],
         iterations=20 if small else 1,
         budget=budget,
+        check=verify,
     )
+    errors |= report.pop("failed")
     if torch is not None and platform == "gpu":
         try:
             step = torch_step(HEADS[case.head], *arrays)
@@ -195,10 +191,8 @@ def time_all(case, functions, platform, errors, *, budget) -> dict:
             distances["torch"] = check("torch", actual, expected, tolerance=tolerance)
             report["seconds"]["torch"] = common.summary(common.seconds(step, repeats=10))
             report["torch_peak_bytes"] = torch.cuda.max_memory_allocated()
-        except AssertionError:
-            raise
         except Exception as error:
-            errors["torch"] = first_line(error)
+            errors["torch"] = common.first_line(error)
         finally:
             torch.cuda.empty_cache()
     base = report["seconds"]["materialized"]["seconds_median"]
@@ -207,10 +201,6 @@ def time_all(case, functions, platform, errors, *, budget) -> dict:
         "distance": distances,
         "speedup_over_materialized": {name: base / seconds for name, seconds in times.items()},
     }
-
-
-def first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
 
 
 def show(result: dict) -> None:

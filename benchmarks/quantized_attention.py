@@ -149,49 +149,35 @@ def measure(name, shape, mode, bits, target, *, kernels, repeats, iterations):
     rows = min(queries, 64)
     exact = float64_attention(q, k, v, rows)
     wanted = definition(codes, steps, mode, bits, rows)
-    errors, failed = {}, {}
-    for variant in list(variants):
-        try:
-            out = jax.block_until_ready(jax.jit(variants[variant])(*arguments[variant]))
-        except Exception as error:  # a variant that this device cannot run must not stop the rest
-            failed[variant] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[
-                :300
-            ]
-            del variants[variant], arguments[variant]
-            continue
+    errors = {}
+
+    def check(variant, out):
         ours = variant.endswith(("codes", "float"))
         head = np.asarray(out[0, 0, :rows] if ours else out[0, :rows, 0], np.float64)
         errors[variant] = relative(head, exact)
         # "ptq": a running maximum quantizes on a finer grid than the definition's.
         if ours and relative(head, wanted) > (0.02 if mode == "lsq" else 0.1):
-            raise SystemExit(f"{name}: {variant} differs from the definition by {relative(head, wanted):.3g}")
-    leading = next((n for n in variants if n.endswith("codes")), None)
-    peer = next((n for n in ("cudnn bf16", "xla bf16") if n in variants), None)
-    row = {
-        "row": name,
-        "shape": shape,
-        "mode": mode,
-        "bits": bits,
-        "target": target,
-        "failed": failed,
-        "error": errors,
-    }
-    if leading is None or (peer is None and len(variants) < 2):
-        return row
+            raise RuntimeError(f"wrong, {relative(head, wanted):.3g} from the definition")
+
+    row = {"row": name, "shape": shape, "mode": mode, "bits": bits, "target": target}
     timed = common.compare(
         variants,
         arguments,
-        ours=leading,
-        peer=peer or leading,
+        ours=next(n for n in variants if n.endswith("codes")),
+        peer=next((n for n in ("cudnn bf16", "xla bf16") if n in variants), next(iter(variants))),
         repeats=repeats,
         iterations=iterations,
         budget=2.5,
+        check=check,
     )
-    medians = {n: timed["seconds"][n]["seconds_median"] for n in variants}
+    row["error"] = errors
+    if "seconds" not in timed:
+        return row | timed
+    medians = {n: entry["seconds_median"] for n, entry in timed["seconds"].items()}
     operations = 4 * batch * heads * queries * keys * d
     row |= timed
     row["ratio_to"] = {
-        p: {n: medians[p] / medians[n] for n in variants} for p in variants if p.endswith(("bf16", "f32"))
+        p: {n: medians[p] / medians[n] for n in medians} for p in medians if p.endswith(("bf16", "f32"))
     }
     row["tera_operations_per_second"] = {n: operations / seconds / 1e12 for n, seconds in medians.items()}
     return row
@@ -244,28 +230,28 @@ def gradient_row(shape, *, kernels, repeats, iterations):
     for peer in peers:
         variants[f"{peer} bf16"] = functools.partial(dense, implementation=peer)
         arguments[f"{peer} bf16"] = tokens_first
-    failed, results = {}, {}
-    for variant in list(variants):
-        try:
-            results[variant] = jax.block_until_ready(jax.jit(variants[variant])(*arguments[variant]))
-        except Exception as error:
-            failed[variant] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[
-                :300
-            ]
-            del variants[variant], arguments[variant]
-    measured = [results[kernel] for kernel in kernels if kernel in results]
-    for other in measured[1:]:
-        for a, b in zip(jax.tree.leaves(measured[0]), jax.tree.leaves(other), strict=True):
-            if relative(a.astype(jnp.float32), np.asarray(b, np.float64)) > 0.05:
-                raise SystemExit("gradients: the implementations differ")
-    row = {"row": "gradient 4-bit", "shape": shape, "mode": "lsq", "bits": (4, 4, 4, 4), "failed": failed}
-    leading = next((n for n in kernels if n in variants), None)
-    peer = next((f"{p} bf16" for p in peers if f"{p} bf16" in variants), None)
-    if leading and peer:
-        row |= common.compare(
-            variants, arguments, ours=leading, peer=peer, repeats=repeats, iterations=iterations, budget=2.5
-        )
-    return row
+    results = {}
+
+    def check(variant, gradients):
+        if variant not in kernels:
+            return
+        for a, b in zip(
+            jax.tree.leaves(results.setdefault("first", gradients)), jax.tree.leaves(gradients), strict=True
+        ):
+            if relative(b.astype(jnp.float32), np.asarray(a, np.float64)) > 0.05:
+                raise RuntimeError(f"wrong, its gradients differ from those of {kernels[-1]}")
+
+    row = {"row": "gradient 4-bit", "shape": shape, "mode": "lsq", "bits": (4, 4, 4, 4)}
+    return row | common.compare(
+        {name: variants[name] for name in reversed(variants)},  # "xla", the plain form, says what is right
+        arguments,
+        ours=kernels[0],
+        peer=f"{peers[0]} bf16",
+        repeats=repeats,
+        iterations=iterations,
+        budget=2.5,
+        check=check,
+    )
 
 
 def torch_seconds(shape, repeats):

@@ -24,6 +24,7 @@ from pallas_kernels.dilated_conv.reference import activate
 _PIXELS = 64  # of a row that one program computes: the rows of one tensor-core tile
 _SHARED = 100 * 1024  # bytes that leave room for two programs on a multiprocessor
 _SHARED_MOST = 220 * 1024
+_ALIGNMENT = 128  # bytes at which a copy into shared memory may begin
 _FUSED_OUTPUTS = 128  # a wider pointwise product is left to XLA
 
 
@@ -32,7 +33,10 @@ class _Plan:
 
     def __init__(self, x, reach, *, vectors, products=0, sums=1, outputs=0):
         self.reach = reach
-        self.products, self.sums, self.vectors = products, sums, vectors
+        self.products, self.sums = products, sums
+        self.vectors = round_up(
+            vectors, 2
+        )  # two rows of the narrowest chunk are what the copy engine aligns to
         self.size = jnp.dtype(x.dtype).itemsize
         _, self.height, self.width, self.channels = x.shape
         best = None
@@ -51,6 +55,8 @@ class _Plan:
             too_many = too_many or (vectors and products and self.chunks > 1 and row_bytes > 64)
             if too_many or self._bytes() > _SHARED_MOST or max(self.window[:2]) > 256:
                 continue
+            if self.slots > 1 and math.prod(self.window) * self.size % _ALIGNMENT:
+                continue  # the second slot's copies would begin where the copy engine cannot write
             # Loads and stencils of a program per pixel that it owns, done again for each block of outputs.
             cost = self.window[0] * self.window[1] / count * (cdiv(outputs, block) if products else 1)
             cost *= {128: 1.0, 64: 1.3, 32: 1.8}[row_bytes] * (1.0 if self._bytes() <= _SHARED else 1.5)
@@ -185,7 +191,8 @@ def _launch(tiles, x, vectors, matrices, bias, *, reach, interpret, pool=None, w
     image = jnp.pad(x, [(0, 0), (margin, 0), (margin, 0), (0, 0)]) if margin else x
     operands = [image]
     if vectors:
-        operands.append(jnp.stack([jnp.pad(v.astype(jnp.float32), (0, total - channels)) for v in vectors]))
+        rows = jnp.stack([jnp.pad(v.astype(jnp.float32), (0, total - channels)) for v in vectors])
+        operands.append(jnp.pad(rows, [(0, plan.vectors - len(vectors)), (0, 0)]))
     if products:
         # Input channels last, as the rows of a tile of pixels: both operands then have one swizzle.
         padding = [(0, 0), (0, 0), (0, out_total - outputs), (0, total - channels)]
@@ -281,10 +288,20 @@ def _launch(tiles, x, vectors, matrices, bias, *, reach, interpret, pool=None, w
             if with_winner:
                 winner_s[...] = winner.astype(jnp.float32).astype(jnp.int32).astype(jnp.int8)
             plgpu.commit_smem()
-            at = (example, first_row + r, pl.ds(first_column, _PIXELS), pl.ds(part * channels, channels))
-            plgpu.copy_smem_to_gmem(out_s, o_ref.at[at])
-            if with_winner:
-                plgpu.copy_smem_to_gmem(winner_s, winner_ref.at[at])
+            channel = pl.ds(part * channels, channels)
+
+            def copy(columns):
+                at = (example, first_row + r, pl.ds(first_column, columns), channel)
+                plgpu.copy_smem_to_gmem(out_s.at[pl.ds(0, columns)], o_ref.at[at])
+                if with_winner:
+                    plgpu.copy_smem_to_gmem(winner_s.at[pl.ds(0, columns)], winner_ref.at[at])
+
+            # A copy of whole pixels is one run of memory to the copy engine: past the end of a row it would go on in the next.
+            inside, whole = first_row + r < height, first_column + _PIXELS <= width
+            if width >= _PIXELS:
+                pl.when(inside & whole)(lambda: copy(_PIXELS))
+            if rest := width % _PIXELS:
+                pl.when(inside & ~whole)(lambda: copy(rest))
 
         if not products:
             fetch(part, 0)
@@ -338,7 +355,7 @@ def _launch(tiles, x, vectors, matrices, bias, *, reach, interpret, pool=None, w
         plgpu.Barrier(num_arrivals=1 + bool(vectors) + products * sums, num_barriers=slots),
     ]
     if vectors:
-        scratches.append(plgpu.SMEM((slots, len(vectors), chunk), jnp.float32))
+        scratches.append(plgpu.SMEM((slots, plan.vectors, chunk), jnp.float32))
     if products:
         scratches.append(
             plgpu.SMEM((slots * sums * products, block, chunk), x.dtype, transforms=_tiling(plan.swizzle))

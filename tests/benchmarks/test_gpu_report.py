@@ -169,6 +169,30 @@ class TestCorrectness:
         assert record["convolution a"]["error"] == "the process ended while this case ran"
         assert record["convolution b"]["status"] == "right"
 
+    def test_processes_share_the_cases_and_one_that_a_case_ended_begins_again(self, tmp_path, monkeypatch):
+        begun = []
+
+        class Process:
+            """Writes one case more at each start; the first start of part 1 dies."""
+
+            def __init__(self, command, **_):
+                folder, part = command[command.index("--out") + 1], command[command.index("--part") + 1]
+                begun.append(part)
+                self.code = 3 if begun.count(part) == 1 and part == "1" else 0
+                path = common.ROOT / folder / "correctness.json"
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(json.dumps([part] * begun.count(part)))
+
+            def poll(self):
+                return self.code
+
+        monkeypatch.setattr(correctness.subprocess, "Popen", Process)
+        taken = {}
+        take = lambda file: taken.update({file.parent.name: json.loads(file.read_text())})  # noqa: E731
+        assert correctness.in_parts(["binary_conv"], tmp_path, 3, take, seconds=30)
+        assert sorted(begun) == ["0", "1", "1", "2"]
+        assert taken == {"0": ["0"], "1": ["1", "1"], "2": ["2"]}
+
     def test_an_operation_is_correct_when_every_case_ran_and_none_was_wrong(self):
         record = {
             "1": {"operation": "block", "status": "right"},
@@ -212,6 +236,33 @@ def contents(*, wrong=False):
         "train_step": {"device": DEVICE, "measurements": [step], "report": {"train_step": note}},
         "demo": {"measurements": None, "report": {"demo": {"status": "skipped: needs grain"}}},
     }  # fmt: skip
+
+
+def test_a_variant_that_is_wrong_or_refused_is_not_timed():
+    def refused(x):
+        raise ValueError("no such layout")
+
+    def check(name, output):
+        if name == "wrong":
+            raise RuntimeError("wrong, 0.3 off")
+        assert output.shape == (4,)
+
+    variants = {
+        "plain": lambda x: x + 1,
+        "wrong": lambda x: x - 1,
+        "refused": refused,
+        "ours": lambda x: 1 + x,
+    }
+    report = common.compare(
+        variants, (jnp.ones(4),), ours="ours", peer="refused", repeats=2, iterations=3, check=check
+    )
+    assert report["failed"] == {
+        "wrong": "RuntimeError: wrong, 0.3 off",
+        "refused": "ValueError: no such layout",
+    }
+    assert set(report["seconds"]) == {"plain", "ours"} and report["peer"] == "plain" and report["speedup"] > 0
+    nothing = common.compare({"refused": refused}, (jnp.ones(4),), ours="refused", peer="refused")
+    assert nothing == {"failed": {"refused": "ValueError: no such layout"}}
 
 
 class TestTable:
