@@ -42,6 +42,7 @@ from experiments.methods import (
     qvit,
     rbonn,
     rco,
+    rm_pfi,
     sparsevit,
 )
 from experiments.recipes.recognition import Recipe
@@ -168,6 +169,10 @@ CASES = (
          stage(apvit.build, "classifier"), {"keep_num": None, "keep_rates": (1.0,) * 4}),
     Case("sparsevit", sparsevit.Config(), "fixed counts, mean heads", stage(sparsevit.build, "pruning"),
          {"select": "top", "keep": (34, 7), "score": "mean"}),
+    Case("rm_pfi", rm_pfi.Config(teacher_steps=EARLIER), "the student alone", stage(rm_pfi.build, "student"),
+         {"rank_weight": 0.0, "pfi_weight": 0.0}),
+    Case("rm_pfi, soft labels", rm_pfi.Config(teacher_steps=EARLIER), "soft labels of the same teacher",
+         stage(rm_pfi.build, "student"), {"rank_weight": 0.0, "pfi_weight": 0.0, "soft_label_weight": 0.3}),
     Case("condensation_net", condensation_net.Config(), "one filter per map",
          stage(condensation_net.build, "classifier"), {"groups": 1}),
     Case("qdetr", qdetr.Config(), "LSQ, neither alignment nor distillation", stage(qdetr.build, "student"),

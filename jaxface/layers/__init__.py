@@ -69,6 +69,7 @@ from jaxface.layers.quantization import (
 from jaxface.layers.qvit import InformationRectification, information_rectification
 from jaxface.layers.rbonn import RBOConv
 from jaxface.layers.remat import Remat, run_block
+from jaxface.layers.rm_pfi import FeatureAdapter
 from jaxface.layers.sparsevit import (
     ScoredProduct,
     SparseEncoder,
@@ -99,6 +100,7 @@ __all__ = [
     "DistributionAlignment",
     "DotProduct",
     "EncoderLayer",
+    "FeatureAdapter",
     "FeatureMapLIDEstimator",
     "FrozenBatchNorm",
     "FusedCascade",

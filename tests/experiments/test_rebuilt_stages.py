@@ -10,7 +10,7 @@ from experiments import configs, methods
 from experiments.recipes.heads import HeadSpec
 from experiments.recipes.teachers import TeacherSpec
 from jaxface import attacks, data, training
-from jaxface.models.detection import Detr
+from jaxface.models.detection import Detr, RetinaNet
 
 PEOPLE = data.Procedural(
     identities=24, per_identity=4, held_out_identities=6, held_out_per_identity=4, groups=4
@@ -94,6 +94,15 @@ SMALL = {
     "rco": (
         None,
         {**STUDENT, "augment": data.Augment(flip=0.0), "recorded": 2, "anchors": 2, "validation": 0.2},
+    ),
+    "rm_pfi": (
+        None,
+        {
+            "data": data.ObjectScenes(scenes=16, held_out_scenes=4),
+            "student": RetinaNet.small(widths=(2, 2, 2)),
+            "teacher": RetinaNet.small(widths=(2, 2, 4)),
+            "batch_size": 4,
+        },
     ),
     "sparsevit": (
         None,
