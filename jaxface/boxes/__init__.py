@@ -11,6 +11,7 @@
 | what to train on? | `sample_rois`, `sample_mask` |
 | which detections stay? | `nms` |
 | what are the features of a region? | `roi_levels`, `roi_align` |
+| where is a box in another view? | `transform_boxes`, `view_to_view` |
 """
 
 from jaxface.boxes.anchors import (
@@ -42,6 +43,7 @@ from jaxface.boxes.iou import box_giou, box_iof, box_iou, paired_giou, paired_io
 from jaxface.boxes.nms import nms
 from jaxface.boxes.roi_align import roi_align, roi_levels
 from jaxface.boxes.sampling import Sample, sample_mask, sample_rois
+from jaxface.boxes.views import transform_boxes, view_to_view
 
 __all__ = [
     "S3FD_SIZES",
@@ -74,5 +76,7 @@ __all__ = [
     "sample_rois",
     "square_anchors",
     "ssh_assign",
+    "transform_boxes",
     "valid_anchors",
+    "view_to_view",
 ]

@@ -21,6 +21,7 @@ from jaxface.data.pipeline.samplers import (
     repeat_rare_classes,
     superclasses,
 )
+from jaxface.data.pipeline.two_streams import TwoStreams, labeled_split
 from jaxface.data.render.expressions import ExpressionSource
 from jaxface.data.render.rendered import RenderedSource
 from jaxface.data.render.scenes import SceneSource, SceneVariation
@@ -104,6 +105,7 @@ from jaxface.data.transforms.resolution import (
     mirror_some,
     resize_twice,
 )
+from jaxface.data.transforms.views import TeacherStudentTransform, TeacherStudentViews, ViewSpec
 
 __all__ = [
     "KINDS",
@@ -185,14 +187,18 @@ __all__ = [
     "Split",
     "Subset",
     "SuperclassUniform",
+    "TeacherStudentTransform",
+    "TeacherStudentViews",
     "TemplateSource",
     "Tfds",
     "TfdsSource",
     "TinyFace",
     "TinyFaceSource",
     "TonedFaces",
+    "TwoStreams",
     "Variation",
     "VectorSource",
+    "ViewSpec",
     "Voc",
     "WiderFace",
     "WithFields",
@@ -224,6 +230,7 @@ __all__ = [
     "fit_square",
     "five_from_68",
     "gaussian_people",
+    "labeled_split",
     "lfw_people",
     "lfw_subset",
     "load",

@@ -31,6 +31,9 @@
 | `cell_loss` | weighted binary cross-entropy of what is in which cell | |
 | `multibox_loss`, `hard_negatives`, `max_out_background` | a face detector's anchors | arXiv:1905.00641, 1708.05237 |
 | `retinanet_loss`, `rpn_loss`, `rcnn_loss` | anchors and regions of general detectors | arXiv:1708.02002, 1506.01497 |
+| `pla_assign`, `limit_assigned` | a teacher's predictions choose the proposals of its pseudo boxes | arXiv:2203.16317 |
+| `pcv_weights`, `sharpened_weights` | pseudo boxes weighed by the agreement of what finds them | arXiv:2203.16317 |
+| `filter_pseudo`, `halve_nearest`, `teacher_momentum` | pseudo boxes, second views and the mean teacher | arXiv:2203.16317 |
 | `sigmoid_focal_loss`, `smooth_l1_loss` | their parts | arXiv:1708.02002, 1504.08083 |
 | `match_sets`, `detr_match`, `detr_loss` | predictions and objects one to one | arXiv:2005.12872 |
 | `yolo_loss`, `decode_yolo`, `cluster_anchors` | a grid of cells that each find the object in them | arXiv:1612.08242 |
@@ -87,6 +90,15 @@ from jaxface.losses.heads import HEADS, ArcFace, CosFace, Head, Linear, SFace, S
 from jaxface.losses.ida import lid_regression_loss, lid_targets
 from jaxface.losses.lrfr import logexp_distance, logexp_loss, power_distance
 from jaxface.losses.partial_fc import partial_fc_loss, sample_classes, shard_bounds
+from jaxface.losses.pseco import (
+    filter_pseudo,
+    halve_nearest,
+    limit_assigned,
+    pcv_weights,
+    pla_assign,
+    sharpened_weights,
+    teacher_momentum,
+)
 from jaxface.losses.qdetr import (
     Distillation,
     Selection,
@@ -153,11 +165,13 @@ __all__ = [
     "drd_loss",
     "erase",
     "feature_imitation_loss",
+    "filter_pseudo",
     "foreground_mask",
     "gan_discriminator_loss",
     "gan_generator_loss",
     "gradient_attention",
     "group_weights",
+    "halve_nearest",
     "hard_distillation_loss",
     "hard_negatives",
     "hardness",
@@ -166,6 +180,7 @@ __all__ = [
     "leave_one_out_cosines",
     "lid_regression_loss",
     "lid_targets",
+    "limit_assigned",
     "logexp_distance",
     "logexp_loss",
     "margin_logits",
@@ -176,7 +191,9 @@ __all__ = [
     "mined_relations",
     "multibox_loss",
     "partial_fc_loss",
+    "pcv_weights",
     "pfi_loss",
+    "pla_assign",
     "power_distance",
     "prediction_imitation_loss",
     "query_distillation_loss",
@@ -190,6 +207,7 @@ __all__ = [
     "sample_classes",
     "sface_loss",
     "shard_bounds",
+    "sharpened_weights",
     "sigmoid_focal_loss",
     "similarity_pattern",
     "smooth_l1_loss",
@@ -197,6 +215,7 @@ __all__ = [
     "soft_target_loss",
     "softmax_loss",
     "taylor_rbf_coeffs",
+    "teacher_momentum",
     "topn_mask",
     "yolo_loss",
 ]

@@ -333,13 +333,14 @@ def rcnn_loss(
     box_weight: float = 1.0,
     class_weight: float = 1.0,
     focal: bool = False,
+    box_weights: jax.Array | None = None,
 ) -> DetectionTerms:
     """Loss of the head over sampled regions (Fast R-CNN, arXiv:1504.08083; MMDetection's normalizers).
 
         (Σ_sampled cross-entropy + box_weight Σ_{sampled, pos} smooth-L1 of the class's four deltas) / n_sampled
 
     Both are divided by the number of sampled regions, not of positives. With `focal` the sum of `sigmoid_focal_loss` over the
-    classes is in the place of the cross-entropy.
+    classes is in the place of the cross-entropy; with `box_weights` each region's smooth-L1 counts so much.
 
     Args:
       logits: [B, R, C + 1], background last, as published heads have it; [B, R, C] with `focal`.
@@ -348,6 +349,7 @@ def rcnn_loss(
       sampled: [B, R] bool, False for padding.
       beta: of `smooth_l1_loss`. box_weight, class_weight: ≥ 0.
       focal: classes are told apart from background one by one.
+      box_weights: [B, R] ≥ 0, such as `sharpened_weights`; constants of the differentiation, 1 unless given.
 
     Returns:
       The loss and its parts; of an empty sample, 0.
@@ -378,7 +380,7 @@ def rcnn_loss(
         of_class = deltas.reshape(*labels.shape, classes, 4)
         index = jnp.maximum(labels - 1, 0)[..., None, None]
         deltas = jnp.take_along_axis(of_class, index, axis=2)[..., 0, :]
-    box = _masked_smooth_l1(deltas, target_deltas, positive, beta) / count
+    box = _masked_smooth_l1(deltas, target_deltas, positive, beta, box_weights) / count
     return _terms(classification + wrong, box, box_weight, labels, sampled)
 
 
@@ -580,15 +582,23 @@ def _cross_entropy(logits: jax.Array, classes: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(logits, axis=-1) - target
 
 
-def _masked_smooth_l1(predictions: jax.Array, targets: jax.Array, mask: jax.Array, beta: float) -> jax.Array:
-    """Sum over the rows of the mask [B, A] of predictions [B, A, ...]; whatever stands in the others has no gradient."""
+def _masked_smooth_l1(
+    predictions: jax.Array, targets: jax.Array, mask: jax.Array, beta: float, weights: jax.Array | None = None
+) -> jax.Array:
+    """Sum over the rows of the mask [B, A] of predictions [B, A, ...]; whatever stands in the others has no gradient.
+
+    Each row counts as its weight [B, A] says, a constant.
+    """
     chex.assert_equal_shape(
         [predictions, targets], custom_message="predictions and targets must be of one shape"
     )
     chex.assert_equal_shape_prefix([predictions, mask], 2, custom_message="predictions must be [B, A, ...]")
     mask = mask.reshape(*mask.shape, *[1] * (predictions.ndim - 2))
     predictions, targets = (jnp.where(mask, value, 0) for value in (predictions, targets))
-    return jnp.sum(smooth_l1_loss(predictions, targets, beta=beta))
+    errors = smooth_l1_loss(predictions, targets, beta=beta)
+    if weights is not None:
+        errors = errors * jax.lax.stop_gradient(weights).reshape(mask.shape)
+    return jnp.sum(errors)
 
 
 def _mean_over_replicas(value: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@
 | does a student see the relations that its teacher sees? | `congruence_error` |
 | how good are a detector's boxes? | `coco_evaluate`, `voc_evaluate`, `wider_face_evaluate`, `fddb_evaluate` |
 | do two detectors order an object's anchors alike? | `rank_agreement` |
+| how right are a teacher's pseudo boxes? | `pseudo_label_counts` |
 | which of two modalities to believe for this pair? | `fuse_scores`, `pair_weight`, `fused_search`, `missing_modality` |
 | in which cells is something; which class has each pixel? | `average_precision`, `mean_iou`, `class_iou`, `pixel_confusion` |
 | is it a live face or a photograph, a screen, a mask? | `equal_error_threshold`, `spoof_report`, `apcer`, `bpcer`, `acer` |
@@ -66,6 +67,7 @@ from jaxface.metrics.detection import (
     voc_evaluate,
     wider_face_evaluate,
 )
+from jaxface.metrics.detection.pseudo_labels import PseudoLabelCounts, pseudo_label_counts
 from jaxface.metrics.recognition.benchmarks import (
     TemplateSearch,
     gallery_report,
@@ -189,6 +191,7 @@ __all__ = [
     "HistogramTar",
     "MateScores",
     "Pairs",
+    "PseudoLabelCounts",
     "RgbdTemplates",
     "Roc",
     "ScoreHistogram",
@@ -280,6 +283,7 @@ __all__ = [
     "pixel_confusion",
     "presentation_instruments",
     "protection_success",
+    "pseudo_label_counts",
     "rank1",
     "rank1_by_distance",
     "rank_agreement",

@@ -12,6 +12,7 @@ from jaxface.training.evaluations.aligned_verification import (
     SupportSet,
     fitted_support,
 )
+from jaxface.training.evaluations.assignment_noise import AssignmentNoise
 from jaxface.training.evaluations.cell_precision import CellPrecision
 from jaxface.training.evaluations.class_report import ClassReport
 from jaxface.training.evaluations.cloak_protection import CloakProtection, CloakTrial, FrozenNetwork
@@ -38,6 +39,7 @@ from jaxface.training.evaluations.token_pruning import TokenPruning
 from jaxface.training.frozen import Frozen
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
 from jaxface.training.map_source import map_source
+from jaxface.training.mean_teacher import mean_teacher_step
 from jaxface.training.optimizer import Optimizer, adam, decay_mask, sgd
 from jaxface.training.parallel import JitParallel, Mode, PmapParallel, Shard, check_batch_size, make_parallel
 from jaxface.training.prototypes import prototype_loss, prototype_rows
@@ -89,6 +91,7 @@ from jaxface.training.writers import Tracking
 __all__ = [
     "AlignedVerification",
     "Anchor",
+    "AssignmentNoise",
     "AttentiveRecognizer",
     "Cadence",
     "CellPrecision",
@@ -162,6 +165,7 @@ __all__ = [
     "greedy_next_anchor",
     "make_parallel",
     "map_source",
+    "mean_teacher_step",
     "network_variables",
     "no_figures",
     "open_workdir",

@@ -82,6 +82,16 @@ SMALL = {
             "steps": 2,
         },
     ),
+    "pseco": (
+        None,
+        {
+            "data": data.ObjectScenes(scenes=40, held_out_scenes=4),
+            "percent": 10.0,
+            "batch_size": 5,
+            "start_steps": 2,
+            "unlabeled_weight": 0.0,
+        },
+    ),
     "qvit": (None, {"dim": 4, "depth": 1, "patch": 4, "calibration": 8, "batch_size": 8}),
     "rbonn": (
         None,

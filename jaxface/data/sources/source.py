@@ -136,6 +136,16 @@ class WithFields:
         """[N] names of the records; an AttributeError where the source has none."""
         return self._source.record_names
 
+    @property
+    def max_objects(self) -> int:
+        """Rows of `boxes`; an AttributeError where records have none."""
+        return self._source.max_objects
+
+    @property
+    def buckets(self) -> np.ndarray:
+        """[N] int32, the shape that each image has; an AttributeError where all have one."""
+        return self._source.buckets
+
     def __len__(self) -> int:
         return len(self._source)
 

@@ -362,9 +362,14 @@ class FasterRCNN(PyramidFields):
         return terms.total, {"proposal_class_loss": terms.classification, "proposal_box_loss": terms.box}
 
     def region_loss(
-        self, logits: jax.Array, deltas: jax.Array, sample: RegionSample
+        self,
+        logits: jax.Array,
+        deltas: jax.Array,
+        sample: RegionSample,
+        *,
+        box_weights: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The loss of the head on sampled regions (`jaxface.losses.rcnn_loss`) and its terms."""
+        """The loss of the head on sampled regions (`jaxface.losses.rcnn_loss`) and its terms; `box_weights` [B, R]."""
         terms = rcnn_loss(
             logits,
             sample.labels,
@@ -375,6 +380,7 @@ class FasterRCNN(PyramidFields):
             box_weight=self.box_weight,
             class_weight=self.class_weight,
             focal=self.focal,
+            box_weights=box_weights,
         )
         return terms.total, {
             "class_loss": terms.classification,
