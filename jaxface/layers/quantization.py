@@ -544,8 +544,9 @@ class QuantizedDotProduct(nn.Module):
                 self.rectify(name=f"rectify_{name}")(x) if name in self.rectified else x
                 for name, x in (("query", query), ("key", key))
             )
-        self.sow(OPERANDS, "query", query)
-        self.sow(OPERANDS, "key", key)
+        if not self.is_initializing():  # sown values are no variables of the network
+            self.sow(OPERANDS, "query", query)
+            self.sow(OPERANDS, "key", key)
         *bits, probability_bits = self.all_bits()
         quantizers = [
             Quantizer(

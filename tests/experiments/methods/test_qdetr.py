@@ -11,7 +11,7 @@ from experiments.methods.qdetr import Config, QueryDistillation, build, float_de
 from jaxface import data, inference, training
 from jaxface.errors import UserError
 from jaxface.layers.quantization import QUANTIZATION
-from jaxface.models.detection import Detr, RetinaFace, published_detector
+from jaxface.models.detection import Detr, RetinaFace, init_variables, published_detector, training_pass
 
 SCENES = data.ObjectScenes(things="shapes", scenes=32, held_out_scenes=8, sizes=(10, 16), noise=0.1)
 TINY = Config(
@@ -138,8 +138,6 @@ def test_tau_1_is_no_distillation_bit_for_bit(batch):
 
 def test_all_layers_or_the_last(batch):
     detector = Detr(num_classes=3, dim=8, heads=2, hidden=8, decoder_layers=2, queries=4)
-    from jaxface.models.detection import init_variables, training_pass
-
     rows = {**batch, "image": batch["image"] / 127.5 - 1}
     params = init_variables(detector, jax.random.key(0), (32, 32))[0]
     other = init_variables(detector, jax.random.key(1), (32, 32))[0]
@@ -162,8 +160,6 @@ def test_all_layers_or_the_last(batch):
 
 def bundle(path, **fields):
     """A folder with a float detector of random weights."""
-    from jaxface.models.detection import init_variables
-
     names = fields.pop("class_names", ("rectangle", "disc", "cross"))
     detector = fields.pop("detector", None) or float_detector(TINY.detector, num_classes=len(names), **fields)
     params, extra = init_variables(detector, jax.random.key(0), (32, 32))
@@ -203,5 +199,7 @@ def test_teachers_that_do_not_fit(tmp_path):
 
 def test_more_objects_than_queries():
     scenes = dataclasses.replace(SCENES, objects=(1, 5), sizes=(6, 6))
-    with pytest.raises(UserError, match="^detector.queries: needs at least the 5 objects of an image, got 4"):
+    with pytest.raises(
+        UserError, match=r"^detector.queries: needs at least the 5 objects of an image, got 4"
+    ):
         build(dataclasses.replace(TINY, data=scenes))
