@@ -67,6 +67,27 @@ _scenes = Study(
     shared=1,
 )
 
+_imitation = Study(
+    claim="COCO AP of the same detector, taught features where the predictions differ",
+    metric="student/detection/ap",
+    method="pfi",
+    arms={
+        "pfi": {"pfi_weight": 0.5},
+        "none": {},
+        "plain imitation": {"imitation_weight": 0.1},
+        "imitation of positive cells": {"imitation_weight": 0.1, "imitation_mask": "positive"},
+        "imitation of the boxes": {"imitation_weight": 0.1, "imitation_mask": "boxes"},
+        "pfi, detached": {"pfi_weight": 1.5, "detach_weight": True},
+        "pfi, matched": {"pfi_weight": 0.3, "weight_norm": "mean"},
+        "predictions alone": {"prediction_weight": 10.0},
+        "pfi, paper's: logits, weight 1.5": {"pfi_weight": 1.5, "score_space": "logit"},
+        "rm + pfi": {"rank_weight": 0.3, "pfi_weight": 0.5},
+    },
+    base=Config(rank_weight=0.0, pfi_weight=0.0),
+    baseline="none",
+    shared=1,
+)
+
 
 def _same_runs(claim: str, metric: str) -> Study:
     return dataclasses.replace(_scenes, claim=claim, metric=metric)
@@ -81,6 +102,7 @@ STUDIES = {
     "ranks-top1": _same_runs(
         "The same runs: share of objects whose best anchor is the teacher's", "student/ranks/top1"
     ),
+    "imitation": _imitation,
     "labels-240": _regression(
         "Average precision of a regression of 2000 locations of which 240 have labels, a tenth matters",
         240,
