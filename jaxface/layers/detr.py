@@ -78,7 +78,8 @@ def gaussian_prior(
       >>> gaussian_prior(jnp.zeros((1, 1, 1, 2)), jnp.ones((1, 1, 1, 2)), (1, 3), smoothing=2.0).tolist()
       [[[[-0.0, -0.5, -2.0]]]]
     """
-    places = np.stack(np.mgrid[: plane[0], : plane[1]][::-1], axis=-1).reshape(-1, 2).astype(np.float32)
+    rows, columns = np.mgrid[: plane[0], : plane[1]]
+    places = np.stack([columns.ravel(), rows.ravel()], axis=-1).astype(np.float32)
     centers, scales = (jnp.swapaxes(x.astype(jnp.float32), 1, 2)[..., None, :] for x in (centers, scales))
     return -jnp.sum(jnp.square((places - centers) * scales), axis=-1) / smoothing
 
@@ -222,4 +223,4 @@ class GaussianLook(nn.Module):
         scales = made(kernel_init=zeros, bias_init=ones, name="scale")(z)
         offsets, scales = (x.reshape(*x.shape[:2], self.heads, 2) for x in (offsets, scales))
         places = jax.nn.sigmoid(center)[:, :, None] * jnp.array(plane[::-1], jnp.float32)
-        return gaussian_prior(places + offsets, scales, plane), center
+        return gaussian_prior(places + offsets, scales, plane), jnp.asarray(center)
