@@ -77,7 +77,7 @@ SMALL = {
                 dim=4, heads=1, hidden=4, encoder_layers=1, decoder_layers=1, queries=4, weight_bits=2
             ),
             "calibration": 4,
-            "batch_size": 4,
+            "batch_size": 8,
             "teacher_steps": 2,
             "steps": 2,
         },

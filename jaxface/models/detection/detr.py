@@ -299,6 +299,7 @@ class Detr:
 
     @property
     def stride(self) -> int:
+        """Pixels per place of the backbone's map."""
         return 4 if self.backbone == "patches" else 32
 
     @property

@@ -21,7 +21,7 @@ TINY = Config(
         align_query="cross",
     ),
     calibration=8,
-    batch_size=4,
+    batch_size=8,
     teacher_steps=2,
     steps=2,
 )  # fmt: skip
