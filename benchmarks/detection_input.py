@@ -1,7 +1,7 @@
 """Images per second that the host prepares for a detector, beside those that its training step takes.
 
-Each row is a detector on data it is trained on: drawn scenes, and JPEG photographs of 640 x 480 in a COCO folder that is made for
-the measurement, flipped and padded to their canvases. The host works by itself, with as many threads as a run has; the step is
+Each row is a detector on data it is trained on: drawn scenes, and JPEG photographs of 640 x 640 in a COCO folder that is made for
+the measurement, half of them mirrored. The host works by itself, with as many threads as a run has; the step is
 timed on one batch that is there already. `host_over_step` above 1 says that the step never waits. Run with
 `python -m benchmarks.detection_input`, with `--large` for RetinaNet-R50 and Faster R-CNN-R50 on photographs.
 """

@@ -195,6 +195,16 @@ def check_classes(split: inputs.Split, detector: Detector) -> None:
         )
 
 
+def as_asked(recipe: DetectorRecipe, detector: Detector) -> Detector:
+    """The detector with the recipe's `bfloat16` and `remat`, where it has such fields and the recipe asks for them."""
+    changes: dict[str, object] = {}
+    if recipe.bfloat16 and hasattr(detector, "bfloat16"):
+        changes["bfloat16"] = True
+    if recipe.remat != "none" and hasattr(detector, "remat"):
+        changes["remat"] = recipe.remat
+    return dataclasses.replace(detector, **changes) if changes else detector
+
+
 def pretrained(
     recipe: DetectorRecipe,
     detector: Detector,
@@ -296,6 +306,7 @@ def detection_stage(
         of another detector.
     """
     check_classes(split, detector)
+    detector = as_asked(recipe, detector)
     steps = recipe.steps if steps is None else steps
     size = split.train.image_shape[:2]
     names = tuple(getattr(split.train, "class_names", ("face",)))

@@ -1,7 +1,7 @@
 """What is claimed of Q-DETR in the small, and against what: `python -m experiments.reproduce qdetr`.
 
-All arms start from one float teacher, which has learned until it finds nearly all objects, and have one schedule. The weight of the
-distillation and the share τ are the paper's. The learning rate was chosen on seed 0.
+All arms start from one float teacher, which has learned until it finds nearly all objects, and have one schedule. The weight of
+the distillation and the share τ are the paper's. The learning rate was chosen on seed 0.
 """
 
 import dataclasses

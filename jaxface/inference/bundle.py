@@ -654,9 +654,7 @@ def import_detector(
     """
     state = interop.unwrapped(interop.read_tensors(local_path("weights", path)))
     state = {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
-    detector = published_detector(network)
-    if class_names:
-        detector = dataclasses.replace(detector, num_classes=len(class_names))
+    detector = published_detector(network, **({"num_classes": len(class_names)} if class_names else {}))
     return DetectorBundle(
         detector=detector,
         variables=interop.from_state_dict(state, detector.module, _PROBE, source=str(path)),
@@ -709,6 +707,11 @@ def _named_network(
     elif "patch_embed.proj.weight" in state:
         raise UserError(
             f"weights: {path} is of a transformer, whose tensors do not say its heads or how its images were normalized; "
+            f"jaxface weights import {path} --network NAME --bundle DIR does"
+        )
+    elif any(name.startswith(("backbone.body.", "backbone.conv1.")) for name in state):
+        raise UserError(
+            f"weights: {path} is of a detector, whose tensors do not say its pixels and anchors; "
             f"jaxface weights import {path} --network NAME --bundle DIR does"
         )
     else:

@@ -34,7 +34,7 @@ def detr_layers(module: DetrNet, image_shape: tuple[int, int, int]) -> tuple[Lay
     variables = abstract_variables(module, image_shape)
     make = LayerBuilder(variables)
     params: Any = make.params
-    if "stem_norm" not in params["backbone"]:
+    if "stage1_block1" not in params["backbone"]:
         raise UserError("backbone: needs a resnet, which has PyTorch names, got patches")
     if module.query_form != "learned" or "kernel_quantizer" in params["backbone"]["stem_conv"]:
         raise UserError("weights: need a float network with learned queries, which has PyTorch names")

@@ -51,6 +51,8 @@ def save_onnx(
       UserError: variables of another network, an operation that ONNX lacks, weights beyond 2 GB, or a file that cannot be
         written.
     """
+    if reason := getattr(module, "no_onnx", None):
+        raise UserError(f"format: {type(module).__name__} has no form in ONNX: {reason}")
     check_variables(variables, module, image_shape)
     if has_chain(module):
         graph = chain_graph(module, variables, image_shape)

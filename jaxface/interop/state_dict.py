@@ -159,7 +159,7 @@ def to_state_dict(
 
 
 def quantizer_starts(expected: Mapping, given: Mapping) -> dict[tuple[str, ...], tuple[()]]:
-    """Path -> shape of the first steps that calibration gives the quantizers of a network, which are no part of its own variables.
+    """Path -> shape of the first steps that calibration gives a network's quantizers, which are no part of its own variables.
 
     Args:
       expected: paths of the network's variables. given: those of variables that may be its, which say what is signed.

@@ -17,7 +17,7 @@ from jaxface.layers.attention import Attention
 
 
 def sine_positions(height: int, width: int, dim: int, *, temperature: float = 10_000.0) -> np.ndarray:
-    """Fixed positions of the places of a map (arXiv:2005.12872): those of rows in the first half of the channels, then of columns.
+    """Fixed positions of the places of a map (arXiv:2005.12872): rows in the first half of the channels, then columns.
 
         p = 2π (i + 1) / (n + 1e-6),   channels 2c, 2c + 1 of a half of h channels:  sin, cos(p / T^(2c / h))
 
@@ -33,12 +33,12 @@ def sine_positions(height: int, width: int, dim: int, *, temperature: float = 10
       UserError: dim.
 
     Example:
-      >>> sine_positions(1, 2, 4).round(2).tolist()  # both in the one row, the columns half a turn apart
+      >>> (sine_positions(1, 2, 4).round(2) + 0.0).tolist()  # both in the one row, the columns half a turn apart
       [[[0.0, 1.0, 0.0, -1.0], [0.0, 1.0, 0.0, 1.0]]]
     """
     rows, columns = (2 * np.pi * (np.arange(n) + 1) / (n + 1e-6) for n in (height, width))
     grid = np.stack(np.broadcast_arrays(rows[:, None], columns[None]), axis=-1)
-    return sine_of_points(grid, dim, temperature=temperature).round(7) + 0.0  # no -0
+    return sine_of_points(grid, dim, temperature=temperature)
 
 
 def sine_of_points(angles: Any, dim: int, *, temperature: float = 10_000.0) -> Any:
@@ -78,7 +78,8 @@ def gaussian_prior(
       >>> gaussian_prior(jnp.zeros((1, 1, 1, 2)), jnp.ones((1, 1, 1, 2)), (1, 3), smoothing=2.0).tolist()
       [[[[-0.0, -0.5, -2.0]]]]
     """
-    places = np.stack(np.mgrid[: plane[0], : plane[1]][::-1], axis=-1).reshape(-1, 2).astype(np.float32)
+    rows, columns = np.mgrid[: plane[0], : plane[1]]
+    places = np.stack([columns.ravel(), rows.ravel()], axis=-1).astype(np.float32)
     centers, scales = (jnp.swapaxes(x.astype(jnp.float32), 1, 2)[..., None, :] for x in (centers, scales))
     return -jnp.sum(jnp.square((places - centers) * scales), axis=-1) / smoothing
 
@@ -122,18 +123,18 @@ class _Layer(nn.Module):
     param_dtype: Any = jnp.float32
 
     @property
-    def types(self) -> dict[str, Any]:
+    def _types(self) -> dict[str, Any]:
         return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
     def _dropped(self, y, train):
         return nn.Dropout(self.dropout)(y, deterministic=not train)
 
     def _added(self, tokens, branch, name, train):
-        norm = nn.LayerNorm(epsilon=1e-5, name=name, **self.types)
+        norm = nn.LayerNorm(epsilon=1e-5, name=name, **self._types)
         return norm(tokens + self._dropped(branch, train))
 
     def _perceptron(self, tokens, name, train):
-        options = {"kernel_init": nn.initializers.xavier_uniform(), **self.types}
+        options = {"kernel_init": nn.initializers.xavier_uniform(), **self._types}
         y = nn.relu(self.dense(self.hidden, name="expand", **options)(tokens))
         y = self.dense(tokens.shape[-1], name="project", **options)(self._dropped(y, train))
         return self._added(tokens, y, name, train)
@@ -150,7 +151,7 @@ class EncoderLayer(_Layer):
     @nn.compact
     def __call__(self, tokens: jax.Array, positions: jax.Array, *, train: bool = False) -> jax.Array:
         placed = tokens + positions
-        y = self.attention(self.heads, name="attention", **self.types)(placed, placed, tokens, train=train)
+        y = self.attention(self.heads, name="attention", **self._types)(placed, placed, tokens, train=train)
         return self._perceptron(self._added(tokens, y, "norm1", train), "norm2", train)
 
 
@@ -162,8 +163,8 @@ class DecoderLayer(_Layer):
     Args, besides those of `EncoderLayer`:
       cross_attention: makes the cross-attention; as `attention` unless given.
 
-    objects [B, N, D], object_positions [N, D] or [B, N, D], tokens [B, M, D], positions [M, D] or [B, M, D], prior [B, h, N, M] or
-    None -> ([B, N, D], D [B, N, D], the co-attended features).
+    objects [B, N, D], object_positions [N, D] or [B, N, D], tokens [B, M, D], positions [M, D] or [B, M, D], prior
+    [B, h, N, M] or None -> ([B, N, D], D [B, N, D], the co-attended features).
     """
 
     cross_attention: Callable[..., nn.Module] | None = None
@@ -180,9 +181,9 @@ class DecoderLayer(_Layer):
         train: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
         placed = objects + object_positions
-        y = self.attention(self.heads, name="self", **self.types)(placed, placed, objects, train=train)
+        y = self.attention(self.heads, name="self", **self._types)(placed, placed, objects, train=train)
         objects = self._added(objects, y, "norm1", train)
-        cross = (self.cross_attention or self.attention)(self.heads, name="cross", **self.types)
+        cross = (self.cross_attention or self.attention)(self.heads, name="cross", **self._types)
         attended = cross(objects + object_positions, tokens + positions, tokens, prior=prior, train=train)
         objects = self._added(objects, attended, "norm2", train)
         return self._perceptron(objects, "norm3", train), attended
@@ -222,4 +223,4 @@ class GaussianLook(nn.Module):
         scales = made(kernel_init=zeros, bias_init=ones, name="scale")(z)
         offsets, scales = (x.reshape(*x.shape[:2], self.heads, 2) for x in (offsets, scales))
         places = jax.nn.sigmoid(center)[:, :, None] * jnp.array(plane[::-1], jnp.float32)
-        return gaussian_prior(places + offsets, scales, plane), center
+        return gaussian_prior(places + offsets, scales, plane), jnp.asarray(center)

@@ -1,5 +1,5 @@
-"""Distribution alignment of Q-DETR (arXiv:2304.00253): the object queries of a decoder are standardized before they are quantized,
-so that the one step of a head fits all of them."""
+"""Distribution alignment of Q-DETR (arXiv:2304.00253): the object queries of a decoder are standardized before they are
+quantized, so that the one step of a head fits all of them."""
 
 from typing import Any
 

@@ -458,7 +458,8 @@ class QuantizedConv(nn.Module):
         x, kernel = _quantized_operands(self, x, kernel)
         both = len(self.kernel_size)
         strides = (self.strides,) * both if isinstance(self.strides, int) else tuple(self.strides)
-        padding = [(self.padding,) * 2] * both if isinstance(self.padding, int) else self.padding
+        around = self.padding
+        padding = [(around, around)] * both if isinstance(around, int) else around
         y = jax.lax.conv_general_dilated(
             x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
@@ -544,8 +545,9 @@ class QuantizedDotProduct(nn.Module):
                 self.rectify(name=f"rectify_{name}")(x) if name in self.rectified else x
                 for name, x in (("query", query), ("key", key))
             )
-        self.sow(OPERANDS, "query", query)
-        self.sow(OPERANDS, "key", key)
+        if not self.is_initializing():  # sown values are no variables of the network
+            self.sow(OPERANDS, "query", query)
+            self.sow(OPERANDS, "key", key)
         *bits, probability_bits = self.all_bits()
         quantizers = [
             Quantizer(

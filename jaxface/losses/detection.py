@@ -433,7 +433,8 @@ def detr_match(
         - ¼ (1 - p)² ln p + ¾ p² ln(1 - p)
 
     Args:
-      logits: [N, C + 1], no object last; [N, C] with `focal`. boxes: [N, 4] predicted (center x, center y, width, height) over the image's size.
+      logits: [N, C + 1], no object last; [N, C] with `focal`.
+      boxes: [N, 4] predicted (center x, center y, width, height) over the image's size.
       target_boxes: [M, 4] (y0, x0, y1, x1) pixels. target_labels: [M] integers in [0, C). target_mask: [M] bool.
       image_size: (height, width) pixels.
       class_cost, box_cost, giou_cost: ≥ 0.
@@ -495,7 +496,8 @@ def detr_loss(
     term is the sum of `sigmoid_focal_loss` over predictions and classes, divided by n_objects.
 
     Args:
-      logits: [B, N, C + 1], or [B, N, C] with `focal`. boxes: [B, N, 4]. target_boxes: [B, M, 4]. target_labels, target_mask: [B, M].
+      logits: [B, N, C + 1], or [B, N, C] with `focal`. boxes: [B, N, 4].
+      target_boxes: [B, M, 4]. target_labels, target_mask: [B, M].
       image_size: [B, 2]. All else as for `detr_match`.
       matches: [B, M] int32 of `vmap(detr_match)`.
       no_object_weight: > 0. class_weight, box_weight, giou_weight: ≥ 0.

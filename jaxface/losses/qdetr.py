@@ -17,10 +17,10 @@ from jaxface.boxes.iou import box_giou
 from jaxface.checks import Fraction, NonNegative, check_number
 from jaxface.errors import UserError
 
-_SIDE = (1000.0, 1000.0)  # pixels of an image in which no box is too small for an overlap
+_SIDE = (1000, 1000)  # pixels of an image in which no box is too small for an overlap
 _NEVER = -2.0  # below every overlap
 Selection = Literal["foreground", "all"]
-"""Queries that are distilled: those near an object, each with the teacher's query of the most similar box; or all, by their place."""
+"""Queries that are distilled: those near an object, with the teacher's of the most similar boxes; or all, by their place."""
 
 
 class Distillation(NamedTuple):

@@ -10,7 +10,7 @@ from experiments import configs, methods
 from experiments.recipes.heads import HeadSpec
 from experiments.recipes.teachers import TeacherSpec
 from jaxface import attacks, data, training
-from jaxface.models.detection import RetinaNet
+from jaxface.models.detection import Detr, RetinaNet
 
 PEOPLE = data.Procedural(
     identities=24, per_identity=4, held_out_identities=6, held_out_per_identity=4, groups=4
@@ -69,6 +69,19 @@ SMALL = {
         },
     ),
     "lrfr": ("digits", {}),
+    "qdetr": (
+        None,
+        {
+            "data": data.ObjectScenes(things="shapes", scenes=16, held_out_scenes=4, sizes=(10, 16)),
+            "detector": Detr(
+                dim=4, heads=1, hidden=4, encoder_layers=1, decoder_layers=1, queries=4, weight_bits=2
+            ),
+            "calibration": 4,
+            "batch_size": 4,
+            "teacher_steps": 2,
+            "steps": 2,
+        },
+    ),
     "qvit": (None, {"dim": 4, "depth": 1, "patch": 4, "calibration": 8, "batch_size": 8}),
     "rbonn": (
         None,

@@ -238,6 +238,11 @@ def test_a_published_file_becomes_a_bundle(monkeypatch, tmp_path, faster):
     monkeypatch.setitem(published._PUBLISHED, "faster_of_tests", (FasterRCNN, fields, 3))
     path = tmp_path / "weights.safetensors"
     save_file(interop.to_state_dict(variables, detector.module, (*SIZE, 3), layout="mmdetection"), path)
+    with pytest.raises(
+        UserError,
+        match=r"is of a detector, whose tensors do not say its pixels and anchors; .* --network NAME",
+    ):
+        inference.open_bundle(path)
     bundle = inference.import_detector(path, "faster_of_tests", class_names=("cat", "dog", "cow"))
     assert bundle.class_names == ("cat", "dog", "cow") and bundle.detector == detector
     inference.save_bundle(tmp_path / "bundle", bundle)

@@ -19,7 +19,7 @@ def test_positions_by_hand():
             angle = 2 * np.pi * (index + 1) / (count + 1e-6) / rate
             expected = [np.sin(angle), np.cos(angle)]
             np.testing.assert_allclose(found[y, x, half + 2 * c : half + 2 * c + 2], expected, atol=1e-6)
-    with pytest.raises(UserError, match="^dim: needs a multiple of 4 for positions, got 6"):
+    with pytest.raises(UserError, match=r"^dim: needs a multiple of 4 for positions, got 6"):
         sine_positions(2, 2, 6)
 
 
@@ -113,5 +113,5 @@ def test_smca_looks_around_what_it_finds():
 
 def test_values_need_a_context():
     x = jnp.zeros((1, 2, 4))
-    with pytest.raises(ValueError, match="^values: need a context"):
+    with pytest.raises(ValueError, match=r"^values: need a context"):
         Attention(2).init(jax.random.key(0), x, None, x)

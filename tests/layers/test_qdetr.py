@@ -89,5 +89,5 @@ def test_check_10_what_eight_bits_cost_an_attention(size, keys, expected):
 
 
 def test_what_is_refused():
-    with pytest.raises(UserError, match="^ddof: needs"):
+    with pytest.raises(UserError, match=r"^ddof: needs"):
         distribution_alignment(X, ddof=2)

@@ -1,5 +1,7 @@
 """Foreground-aware query matching: the numbers of the method's specification (checks 3 to 9), and what is refused."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +55,7 @@ def test_check_4_fewer_are_kept_the_larger_tau_is():
     masks = [losses.foreground_mask(boxes, objects, jnp.ones((8, 3), bool), t) for t in (0, 0.3, 0.6, 0.9, 1)]
     counts = [int(mask.sum()) for mask in masks]
     assert counts == sorted(counts, reverse=True) and counts[0] > counts[-1] == 0
-    for more, fewer in zip(masks, masks[1:], strict=False):
+    for more, fewer in itertools.pairwise(masks):
         assert not np.any(fewer & ~more)
 
 
@@ -177,7 +179,7 @@ def test_compiled_and_low_precision(features):
 def test_what_is_refused(features):
     student, teacher = features
     for tau in (-0.1, 1.1):
-        with pytest.raises(UserError, match="^tau: needs"):
+        with pytest.raises(UserError, match=r"^tau: needs"):
             losses.foreground_mask(STUDENT, OBJECTS, REAL, tau)
     for boxes, message in (
         (STUDENT.at[0, 0, 2].set(-0.1), "^boxes: needs sizes from 0, got -0.1"),
@@ -186,11 +188,11 @@ def test_what_is_refused(features):
     ):
         with pytest.raises(UserError, match=message):
             losses.match_teacher(boxes, TEACHER)
-    with pytest.raises(AssertionError, match="one number of channels"):
+    with pytest.raises(AssertionError, match=r"one number of channels"):
         distilled(STUDENT, student, TEACHER, teacher[..., :4])
-    with pytest.raises(AssertionError, match="target_mask must be"):
+    with pytest.raises(AssertionError, match=r"target_mask must be"):
         losses.foreground_mask(STUDENT, OBJECTS[:, :0], REAL)
-    with pytest.raises(UserError, match="^selection: needs 'foreground' or 'all', got 'most'"):
+    with pytest.raises(UserError, match=r"^selection: needs 'foreground' or 'all', got 'most'"):
         distilled(STUDENT, student, TEACHER, teacher, selection="most")
-    with pytest.raises(UserError, match="^selection: 'all' needs a teacher of 5 queries, got 4"):
+    with pytest.raises(UserError, match=r"^selection: 'all' needs a teacher of 5 queries, got 4"):
         distilled(STUDENT, student, TEACHER, teacher, selection="all")

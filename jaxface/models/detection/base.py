@@ -39,6 +39,8 @@ class Detections(NamedTuple):
 class Detector(Protocol):
     """A network with what its outputs mean. Detectors are frozen dataclasses whose fields are JSON-like (`describe`).
 
+    One whose training is more than the loss of its module's outputs has a `training_pass` of its own, as the function below.
+
     Attributes:
       module: `module.apply(variables, image [B, H, W, 3] float32 in [-1, 1], train=…)` is the outputs; H and W are multiples of
         `stride`. It has batch statistics.

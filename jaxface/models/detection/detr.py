@@ -61,7 +61,7 @@ class DetrNet(nn.Module):
       backbone: makes the network `backbone` of (name=), image -> map [B, h, w, C].
       num_classes: C' of the output, "no object" included where it has one.
       queries: N.
-      query_form: "learned" are free; "grid" are tied to N reference points, a square grid of them, that their boxes are relative to.
+      query_form: "learned" are free; "grid" are tied to a square grid of N points, that their boxes are relative to.
       gaussian: the cross-attention's scores have a Gaussian prior around a learned place (SMCA).
       dim: D, channels of the tokens, a multiple of 4 and of `heads`.
       heads, hidden, dropout: of the layers (`jaxface.layers.detr`).
@@ -299,6 +299,7 @@ class Detr:
 
     @property
     def stride(self) -> int:
+        """Pixels per place of the backbone's map."""
         return 4 if self.backbone == "patches" else 32
 
     @property

@@ -71,6 +71,9 @@ class FasterRCNNNet(PyramidNet):
     and gives {"boxes": [B, K, 4], "valid": [B, K], "class_logits": [B, K, C + 1 or C], "box_deltas": [B, K, C, 4]}.
     """
 
+    # Not annotated, so no field of the module.
+    no_onnx = "its proposals are suppressed by a loop that ends when nothing changes"
+
     def setup(self):
         self.setup_pyramid()
         spec, types = self.spec, {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -97,8 +100,8 @@ class FasterRCNNNet(PyramidNet):
         logits, deltas = [], []
         for level in levels:
             x = nn.relu(self.proposal_conv(level))
-            logits.append(self.proposal_logits(x).astype(jnp.float32).reshape(len(x), -1))
-            deltas.append(self.proposal_deltas(x).astype(jnp.float32).reshape(len(x), -1, 4))
+            logits.append(self.proposal_logits(x).astype(jnp.float32).reshape(x.shape[0], -1))
+            deltas.append(self.proposal_deltas(x).astype(jnp.float32).reshape(x.shape[0], -1, 4))
         return jnp.concatenate(logits, axis=1), jnp.concatenate(deltas, axis=1)
 
     def regions(self, levels: Maps, regions: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -250,7 +253,7 @@ class FasterRCNN(PyramidFields):
         """
         logits, deltas = jax.lax.stop_gradient((logits, deltas))
         sizes = jnp.broadcast_to(
-            jnp.array(image_size, jnp.int32) if valid_size is None else valid_size, (len(logits), 2)
+            jnp.array(image_size, jnp.int32) if valid_size is None else valid_size, (logits.shape[0], 2)
         )
         anchors = self.anchors(image_size)
         counts = [rows * columns * self.per_cell for rows, columns in self.level_shapes(image_size)]

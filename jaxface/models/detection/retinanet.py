@@ -153,7 +153,7 @@ class RetinaNet(PyramidFields):
         ends = np.cumsum([rows * columns * self.per_cell for rows, columns in shapes])
         parts = jnp.split(values, ends[:-1], axis=1)
         return tuple(
-            part.reshape(len(part), *shape, self.per_cell, *part.shape[2:])
+            part.reshape(part.shape[0], *shape, self.per_cell, *part.shape[2:])
             for part, shape in zip(parts, shapes, strict=True)
         )
 
@@ -239,7 +239,7 @@ class RetinaNet(PyramidFields):
         decoded = self.split_levels(self.decode(outputs, image_size), image_size)
         scores = self.split_levels(jax.nn.sigmoid(outputs["class_logits"]), image_size)
         candidates = [
-            best_candidates(b.reshape(len(b), -1, 4), s.reshape(len(s), -1, self.num_classes))
+            best_candidates(b.reshape(b.shape[0], -1, 4), s.reshape(s.shape[0], -1, self.num_classes))
             for b, s in zip(decoded, scores, strict=True)
         ]
         joined, scores, classes = (jnp.concatenate(parts, axis=1) for parts in zip(*candidates, strict=True))

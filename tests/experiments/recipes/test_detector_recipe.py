@@ -80,7 +80,7 @@ def photographs(folder, count=15):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("detector", [SMALL, FASTER])
+@pytest.mark.parametrize("detector", [SMALL, pytest.param(FASTER, marks=pytest.mark.slow)])
 def test_one_program_for_each_shape_of_images(tmp_path, detector):
     recipe = dataclasses.replace(
         RECIPE, data=photographs(tmp_path), image_size=128, batch_size=2, augment=data.ObjectAugment.flips()
@@ -176,6 +176,7 @@ def test_classes_that_differ_are_refused_before_anything_compiles(tmp_path):
         detection.detection_stage("d", changed, split, three)
 
 
+@pytest.mark.slow
 def test_a_run_is_a_detector_of_its_classes(split, tmp_path):
     stage = detection.detection_stage("detector", RECIPE, split, FASTER)
     parallel = training.make_parallel(devices=jax.devices()[:1])
@@ -202,3 +203,9 @@ def test_the_reference_on_coco():
     assert "detector/trunk/stem_conv/kernel" in held and "detector/trunk/stage1_block2/conv1/kernel" in held
     assert "detector/trunk/stage2_block1/conv1/kernel" not in held
     assert recipe.augment.keeps_shapes and recipe.augment.flip == 0.5
+
+
+def test_types_and_memory_of_the_recipe_are_the_detectors():
+    asked = detection.as_asked(dataclasses.replace(RECIPE, bfloat16=True, remat="block"), SMALL)
+    assert asked == dataclasses.replace(SMALL, bfloat16=True, remat="block")
+    assert detection.as_asked(RECIPE, asked) == asked

@@ -105,6 +105,7 @@ def test_targets_of_regions_by_hand():
     np.testing.assert_allclose(targets.deltas[0, 0], 0.0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_reach_both_heads_and_the_trunk_and_no_proposal(variables):
     @jax.jit
     def gradients(variables):
@@ -140,6 +141,7 @@ def test_detections_decode_the_boxes_of_their_class(variables):
     np.testing.assert_allclose(found.boxes[0, :2], [[4, 6, 14, 16], [4, 4, 14, 14]], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_module_is_its_parts(variables):
     image = batch()["image"]
     outputs = jax.jit(SMALL.module.apply)(variables, image)
