@@ -16,11 +16,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments.recipes import recognition as recipe
+from experiments.recipes.quantization import StepRate, started_from
 from jaxface import data as inputs
-from jaxface import inference, losses, optimizers, training
+from jaxface import inference, losses, training
 from jaxface.checks import AtLeast, Fraction, NonNegative, Positive
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
@@ -150,31 +150,6 @@ def network(config: Config, classes: int) -> nn.Module:
     model = recipe.network(config, embedding=classes, **fields, drop_path=config.drop_path)
     quantized(model, config.precision)  # refuses what cannot be
     return model
-
-
-@dataclasses.dataclass(frozen=True)
-class StepRate:
-    """A rule under which the logarithms of the quantizers' steps have a learning rate of their own."""
-
-    rule: training.Optimizer
-    factor: float
-
-    def build(
-        self, steps: int, *, network: tuple[str, nn.Module] | None = None
-    ) -> optax.GradientTransformation:
-        """The optax transformation."""
-        scaled = optax.masked(optax.scale(self.factor), optimizers.name_mask(("log_step",)))
-        return optax.chain(self.rule.build(steps, network=network), scaled)
-
-
-def started_from(params: dict, float_params: dict) -> dict:
-    """Parameters of the student: the teacher's where it has them, and fresh ones of quantizers and rectifications."""
-    return {
-        name: started_from(value, float_params[name])
-        if isinstance(value, dict) and name in float_params
-        else float_params.get(name, value)
-        for name, value in params.items()
-    }
 
 
 def finished_teacher(config: Config, model: nn.Module, image_shape: tuple[int, int, int]) -> training.Stage:

@@ -4,7 +4,7 @@ Methods: cassod, condensation_net, ddc, rm_pfi, pseco, qdetr
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Protocol
 
 import flax.traverse_util
@@ -279,6 +279,9 @@ class AddedLoss(Protocol):
         """(scalar, metrics) of the detector's pass over a batch, `image` float32 in [-1, 1]; pure, inside of the step."""
 
 
+Begin = Callable[[jax.Array, training.TrainState], tuple[dict, dict]]
+
+
 def detection_stage(
     name: str,
     recipe: DetectorRecipe,
@@ -289,12 +292,14 @@ def detection_stage(
     steps: int | None = None,
     evaluate: bool = True,
     added: AddedLoss | None = None,
+    begin: Begin | None = None,
 ) -> training.Stage:
     """A stage that trains a detector and says beside its checkpoints what is in them, so that `jaxface detect` opens the run.
 
     The optimizer and the steps are the recipe's unless given; any detector will do, and no field of the recipe but those of
     `DetectorRecipe` is looked at. `added` is summed to the detector's loss; its parameters are the part `added` of the state's,
-    its constants `added` of the state's `extra`.
+    its constants `added` of the state's `extra`. `begin` gives what a detector starts from that the stage before it has made:
+    (rng, state of that stage) -> (its parameters, `extra`).
 
     Raises:
       UserError: a batch size that cannot be used, a detector of another number of classes than the data have, or an `init_from`
@@ -323,8 +328,10 @@ def detection_stage(
         chosen.check_groups({"detector": shapes})
 
     def init(rng, previous):
-        del previous
-        params, extra = init_variables(detector, rng, size)
+        if begin is None:
+            params, extra = init_variables(detector, rng, size)
+        else:
+            params, extra = begin(rng, previous)
         if start is not None:
             fresh = flax.traverse_util.flatten_dict({"params": params, **extra})
             variables = flax.traverse_util.unflatten_dict({**fresh, **start})
@@ -332,7 +339,7 @@ def detection_stage(
         parts = {"detector": params}
         if added is not None:
             parts["added"], constants = added.init(jax.random.fold_in(rng, 1))
-            extra = {**extra, "added": constants}
+            extra = {**extra, "added": {**extra.get("added", {}), **constants}}
         return training.create_state(rng, parts, objective, extra=extra, ema=recipe.ema_decay is not None)
 
     def open_batches():
@@ -351,6 +358,7 @@ def detection_stage(
     return training.Stage(
         name=name,
         init=init,
+        compile_init=begin is None,
         step=training.gradient_step(
             objective, accumulate=recipe.accumulate, ema_decay=recipe.ema_decay, frozen=chosen.held
         ),

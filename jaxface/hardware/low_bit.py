@@ -1,6 +1,6 @@
 """What low-bit codes save: operations and bytes of the matrix products of a network, as arithmetic on their sizes.
 
-Methods: qvit
+Methods: qdetr, qvit
 """
 
 from collections.abc import Iterable

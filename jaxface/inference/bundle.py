@@ -36,7 +36,7 @@ from jaxface.data.transforms.alignment import TEMPLATES
 from jaxface.errors import UserError
 from jaxface.interop.architecture import abstract_variables
 from jaxface.interop.files import optional
-from jaxface.interop.state_dict import check_variables, difference
+from jaxface.interop.state_dict import check_variables, difference, quantizer_starts
 from jaxface.layers.prototypes import l2_normalize
 from jaxface.models.detection import Detector, RetinaFace, describe, from_description, published_detector
 from jaxface.models.detection.published import COCO_CLASSES
@@ -844,6 +844,9 @@ def _expected(module: nn.Module, shape: tuple[int, int, int], source: str) -> di
 
 
 def _check_shapes(given: Mapping[str, tuple], expected: Mapping[str, tuple], source: str) -> None:
+    paths = [{tuple(name.split("/")): shape for name, shape in names.items()} for names in (expected, given)]
+    starts = quantizer_starts(*paths)
+    expected = {**expected, **{"/".join(path): shape for path, shape in starts.items()}}
     for name in [*expected, *given]:
         if given.get(name) != expected.get(name):
             raise difference(source, name, given.get(name, "nothing"), expected.get(name, "nothing"))

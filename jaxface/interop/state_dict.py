@@ -21,10 +21,13 @@ from jaxface.interop.architecture import (
     plain_layers,
     retinaface_layers,
 )
+from jaxface.interop.detr_layers import detr_layers, joined_projections, split_projections
 from jaxface.interop.files import optional, replacing
 from jaxface.interop.pyramid_layers import Layout, from_layout, pyramid_layers, to_layout
 from jaxface.interop.transformer_layers import TransformerLayer, renamed, transformer_layers
+from jaxface.layers.quantization import QUANTIZATION
 from jaxface.models import Swin, ViT
+from jaxface.models.detection.detr import DetrNet
 from jaxface.models.detection.feature_pyramid import PyramidNet
 from jaxface.models.detection.retinaface import RetinaFaceNet
 from jaxface.paths import local_path
@@ -41,7 +44,7 @@ def tensor_layers(
 
     Args:
       module: an `IResNet` with insightface blocks, a `MobileFaceNet`, a `RetinaFaceNet` with the context modules of SSH, a
-        RetinaNet or a Faster R-CNN on a resnet, a `ViT` that reads its class token, or a `Swin`.
+        RetinaNet, a Faster R-CNN or a DETR on a resnet, a `ViT` that reads its class token, or a `Swin`.
       image_shape: (H, W, C) of its images.
 
     Raises:
@@ -49,6 +52,8 @@ def tensor_layers(
     """
     if isinstance(module, RetinaFaceNet):
         return retinaface_layers(module, image_shape)
+    if isinstance(module, DetrNet):
+        return detr_layers(module, image_shape)
     if isinstance(module, PyramidNet):
         return pyramid_layers(module, image_shape)
     if isinstance(module, ViT | Swin):
@@ -84,6 +89,8 @@ def from_state_dict(
     state = renamed(unwrapped(state), module)
     if isinstance(module, PyramidNet):
         state = from_layout(state, module, layers)
+    if isinstance(module, DetrNet):
+        state = split_projections(state)
     return read_layers(state, layers, source)
 
 
@@ -146,7 +153,24 @@ def to_state_dict(
             state[leaf.name] = np.ascontiguousarray(array)
         if isinstance(layer, Norm):
             state[f"{layer.name}.num_batches_tracked"] = np.zeros((), np.int64)
+    if isinstance(module, DetrNet):
+        return joined_projections(state)
     return to_layout(state, module, layout) if isinstance(module, PyramidNet) else state
+
+
+def quantizer_starts(expected: Mapping, given: Mapping) -> dict[tuple[str, ...], tuple[()]]:
+    """Path -> shape of the first steps that calibration gives a network's quantizers, which are no part of its own variables.
+
+    Args:
+      expected: paths of the network's variables. given: those of variables that may be its, which say what is signed.
+    """
+    starts = {}
+    for path in expected:
+        if path[-1] == "log_step":
+            place = (QUANTIZATION, *path[1:-1])
+            unsigned = (*place, "unsigned") in given
+            starts[(*place, "unsigned" if unsigned else "signed")] = ()
+    return starts
 
 
 def check_variables(variables: Mapping, module: nn.Module, image_shape: tuple[int, int, int]) -> None:
@@ -159,6 +183,7 @@ def check_variables(variables: Mapping, module: nn.Module, image_shape: tuple[in
         {path: np.shape(leaf) for path, leaf in flax.traverse_util.flatten_dict(dict(tree)).items()}
         for tree in (variables, abstract_variables(module, image_shape))
     )
+    expected |= quantizer_starts(expected, given)
     for path in [*expected, *given]:
         if given.get(path) != expected.get(path):
             name, shapes = "/".join(path), (given.get(path, "nothing"), expected.get(path, "nothing"))

@@ -39,6 +39,7 @@ from jaxface.layers.confidence import ConfidenceNet
 from jaxface.layers.context import CONTEXTS, DilatedContext, SSHContext
 from jaxface.layers.ddc import DDCLayer, FusedDDC, LargeKernelDepthwiseSeparable, depthwise_dilated, fuse_ddc
 from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
+from jaxface.layers.detr import DecoderLayer, EncoderLayer, GaussianLook, gaussian_prior, sine_positions
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
 from jaxface.layers.fmvit import (
     ClassFusion,
@@ -53,6 +54,7 @@ from jaxface.layers.fmvit import (
 from jaxface.layers.integer import IntegerConv, IntegerDense, integer_params
 from jaxface.layers.joint_pyramid import JointPyramidUpsample, fuse_joint_pyramid
 from jaxface.layers.norm import BatchNorm, FrozenBatchNorm
+from jaxface.layers.qdetr import DistributionAlignment, distribution_alignment, query_spread
 from jaxface.layers.quantization import (
     QuantizedConv,
     QuantizedDense,
@@ -67,6 +69,7 @@ from jaxface.layers.quantization import (
 from jaxface.layers.qvit import InformationRectification, information_rectification
 from jaxface.layers.rbonn import RBOConv
 from jaxface.layers.remat import Remat, run_block
+from jaxface.layers.rm_pfi import FeatureAdapter
 from jaxface.layers.sparsevit import (
     ScoredProduct,
     SparseEncoder,
@@ -91,14 +94,19 @@ __all__ = [
     "CondensationConv",
     "ConfidenceNet",
     "DDCLayer",
+    "DecoderLayer",
     "DepthwiseConv",
     "DilatedContext",
+    "DistributionAlignment",
     "DotProduct",
+    "EncoderLayer",
+    "FeatureAdapter",
     "FeatureMapLIDEstimator",
     "FrozenBatchNorm",
     "FusedCascade",
     "FusedCondensation",
     "FusedDDC",
+    "GaussianLook",
     "InformationRectification",
     "IntegerConv",
     "IntegerDense",
@@ -140,12 +148,14 @@ __all__ = [
     "cross_channel_pool",
     "depthwise_conv",
     "depthwise_dilated",
+    "distribution_alignment",
     "fuse_cascade",
     "fuse_condensation",
     "fuse_ddc",
     "fuse_joint_pyramid",
     "fusion_attention",
     "gather_tokens",
+    "gaussian_prior",
     "guidance_mask",
     "head_weighted_cls_score",
     "information_rectification",
@@ -159,8 +169,10 @@ __all__ = [
     "mutual_attention",
     "partner_matrix",
     "prune_tokens",
+    "query_spread",
     "run_block",
     "sign",
+    "sine_positions",
     "stage_ratio",
     "threshold_mask",
     "token_counts",

@@ -1,6 +1,6 @@
 """Attention of the transformers, which a method extends by its fields: another linear layer, or another mixing of values.
 
-Methods: apvit, fmvit, sparsevit
+Methods: apvit, fmvit, qdetr, sparsevit
 """
 
 from collections.abc import Callable
@@ -118,6 +118,7 @@ class Attention(nn.Module):
 
         q, k, v = split(Dense_qkv(tokens));                            y = Dense_out(mix(q, k, v))
         q = Dense_query(tokens);  k, v = split(Dense_key_value(context))       with a context
+        q = Dense_query(tokens);  k = Dense_key(context);  v = Dense_value(values)     with values of other tokens, too
 
     Args:
       heads: h, a divisor of D.
@@ -129,10 +130,11 @@ class Attention(nn.Module):
       bias: makes the module `bias` of (heads, param_dtype=, name=), such as `RelativePositions`, whose () -> [1, h, N, M] `mix`
         gets as `bias=` and adds to the scores; None has none, and `mix` needs to take none.
 
-    tokens [B, N, D], context [B, M, C] or None, mask as `mix` takes it or None -> [B, N, D], or a pair where `mix` returns one.
+    tokens [B, N, D], context [B, M, C] or None, values [B, M, C'] or None, mask as `mix` takes it or None, prior
+    [B or 1, h or 1, N, M] to add to the scores or None -> [B, N, D], or a pair where `mix` returns one.
 
     Raises:
-      UserError: heads that do not divide D.
+      UserError: heads that do not divide D. ValueError: values without a context.
     """
 
     heads: int
@@ -149,11 +151,15 @@ class Attention(nn.Module):
         self,
         tokens: jax.Array,
         context: jax.Array | None = None,
+        values: jax.Array | None = None,
         *,
         mask: jax.Array | None = None,
+        prior: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array | tuple[jax.Array, Any]:
         dim = tokens.shape[-1]
+        if values is not None and context is None:
+            raise ValueError("values: need a context, whose keys they go with")
         if dim % self.heads:
             raise UserError(f"heads: needs a divisor of the token size, {dim}, got {self.heads}")
 
@@ -171,11 +177,15 @@ class Attention(nn.Module):
 
         if context is None:
             query, key, value = project(tokens, 3, "qkv")
-        else:
+        elif values is None:
             (query,), (key, value) = project(tokens, 1, "query"), project(context, 2, "key_value")
-        options = {}
+        else:
+            (query,), (key,) = project(tokens, 1, "query"), project(context, 1, "key")
+            (value,) = project(values, 1, "value")
+        options = {} if prior is None else {"bias": prior}
         if self.bias is not None:
-            options["bias"] = self.bias(self.heads, param_dtype=self.param_dtype, name="bias")()
+            bias = self.bias(self.heads, param_dtype=self.param_dtype, name="bias")()
+            options["bias"] = bias if prior is None else bias + prior
         mixed = self.mix(name="mix")(query, key, value, mask=mask, train=train, **options)
         mixed, *side = mixed if isinstance(mixed, tuple) else (mixed,)
         y = self.dense(

@@ -6,7 +6,7 @@ A network is made of these layers by its fields (`Attention(dense=, mix=)`, `ViT
 every quantizer its first step and its signs from a batch, on the host, before anything is compiled. What they compute
 afterwards are floats on integer grids; `jaxface.layers.integer` has the same layers on the integers.
 
-Methods: qvit
+Methods: qdetr, qvit
 """
 
 import functools
@@ -438,8 +438,8 @@ class QuantizedConv(nn.Module):
 
     features: int
     kernel_size: Sequence[int] = (3, 3)
-    strides: Sequence[int] = (1, 1)
-    padding: str | Sequence[tuple[int, int]] = "SAME"
+    strides: int | Sequence[int] = (1, 1)
+    padding: str | int | Sequence[tuple[int, int]] = "SAME"
     use_bias: bool = True
     weight_bits: int = 8
     input_bits: int | None = 8
@@ -456,8 +456,12 @@ class QuantizedConv(nn.Module):
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         x, kernel = _quantized_operands(self, x, kernel)
+        both = len(self.kernel_size)
+        strides = (self.strides,) * both if isinstance(self.strides, int) else tuple(self.strides)
+        around = self.padding
+        padding = [(around, around)] * both if isinstance(around, int) else around
         y = jax.lax.conv_general_dilated(
-            x, kernel, tuple(self.strides), self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         return _with_bias(self, y)
 
@@ -499,6 +503,7 @@ class QuantizedDotProduct(nn.Module):
       bits: of all four, or of q, k, v and P.
       zero_point, compat: of q, k and v; P has none.
       rectify: makes the module that queries or keys [B, N, h, d] pass before they are quantized, of (name=); None has none.
+      rectified: which of "query" and "key" do.
       implementation: "fake" computes on floats, and learns; others are those of `pallas_kernels.quantized_attention`, None
         the fastest, on the integer codes.
 
@@ -521,6 +526,7 @@ class QuantizedDotProduct(nn.Module):
     compat: bool = False
     rectify: Callable[..., nn.Module] | None = None
     implementation: Implementation | Literal["fake"] | None = "fake"
+    rectified: tuple[str, ...] = ("query", "key")
 
     @nn.compact
     def __call__(
@@ -536,10 +542,12 @@ class QuantizedDotProduct(nn.Module):
         del train
         if self.rectify is not None:
             query, key = (
-                self.rectify(name=f"rectify_{name}")(x) for name, x in (("query", query), ("key", key))
+                self.rectify(name=f"rectify_{name}")(x) if name in self.rectified else x
+                for name, x in (("query", query), ("key", key))
             )
-        self.sow(OPERANDS, "query", query)
-        self.sow(OPERANDS, "key", key)
+        if not self.is_initializing():  # sown values are no variables of the network
+            self.sow(OPERANDS, "query", query)
+            self.sow(OPERANDS, "key", key)
         *bits, probability_bits = self.all_bits()
         quantizers = [
             Quantizer(

@@ -37,6 +37,9 @@
 | `sigmoid_focal_loss`, `smooth_l1_loss` | their parts | arXiv:1708.02002, 1504.08083 |
 | `match_sets`, `detr_match`, `detr_loss` | predictions and objects one to one | arXiv:2005.12872 |
 | `yolo_loss`, `decode_yolo`, `cluster_anchors` | a grid of cells that each find the object in them | arXiv:1612.08242 |
+| `rank_mimic_loss`, `rank_mimic_box_loss` | an object's anchors are ordered as the teacher orders them | arXiv:2112.04840 |
+| `pfi_loss` | features are imitated where the predictions differ | arXiv:2112.04840 |
+| `soft_label_loss`, `feature_imitation_loss`, `prediction_imitation_loss` | what these two are compared with | |
 | `budget_loss` | the mean work of a batch of images meets a target | arXiv:2209.13802 |
 | `gan_discriminator_loss`, `gan_generator_loss`, `r1_penalty` | a generator of faces | arXiv:1406.2661, 1801.04406 |
 """
@@ -96,8 +99,24 @@ from jaxface.losses.pseco import (
     sharpened_weights,
     teacher_momentum,
 )
+from jaxface.losses.qdetr import (
+    Distillation,
+    Selection,
+    drd_loss,
+    foreground_mask,
+    match_teacher,
+    query_distillation_loss,
+)
 from jaxface.losses.qvit import dgd_loss, hard_distillation_loss, similarity_pattern
 from jaxface.losses.rco import hardness, hardness_ratios, hint_loss
+from jaxface.losses.rm_pfi import (
+    feature_imitation_loss,
+    pfi_loss,
+    prediction_imitation_loss,
+    rank_mimic_box_loss,
+    rank_mimic_loss,
+    soft_label_loss,
+)
 from jaxface.losses.sface import sface_loss
 from jaxface.losses.softmax import arcface_loss, cosface_loss, cross_entropy, margin_logits, softmax_loss
 from jaxface.losses.sparsevit import budget_loss
@@ -113,10 +132,12 @@ __all__ = [
     "CoupleFaceTerms",
     "DetectionTerms",
     "DetrTerms",
+    "Distillation",
     "Head",
     "Kernel",
     "Linear",
     "SFace",
+    "Selection",
     "Softmax",
     "YoloBoxes",
     "YoloTerms",
@@ -141,8 +162,11 @@ __all__ = [
     "detr_match",
     "dgd_loss",
     "discriminator_loss",
+    "drd_loss",
     "erase",
+    "feature_imitation_loss",
     "filter_pseudo",
+    "foreground_mask",
     "gan_discriminator_loss",
     "gan_generator_loss",
     "gradient_attention",
@@ -161,15 +185,21 @@ __all__ = [
     "logexp_loss",
     "margin_logits",
     "match_sets",
+    "match_teacher",
     "max_out_background",
     "mimic_loss",
     "mined_relations",
     "multibox_loss",
     "partial_fc_loss",
     "pcv_weights",
+    "pfi_loss",
     "pla_assign",
     "power_distance",
+    "prediction_imitation_loss",
+    "query_distillation_loss",
     "r1_penalty",
+    "rank_mimic_box_loss",
+    "rank_mimic_loss",
     "rcnn_loss",
     "relation_aware_loss",
     "retinanet_loss",
@@ -181,6 +211,7 @@ __all__ = [
     "sigmoid_focal_loss",
     "similarity_pattern",
     "smooth_l1_loss",
+    "soft_label_loss",
     "soft_target_loss",
     "softmax_loss",
     "taylor_rbf_coeffs",

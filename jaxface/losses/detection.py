@@ -423,16 +423,24 @@ def detr_match(
     class_cost: float = 1.0,
     box_cost: float = 5.0,
     giou_cost: float = 2.0,
+    focal: bool = False,
 ) -> jax.Array:
     """DETR's matching of one image (arXiv:2005.12872): `match_sets` of
 
         cost = box_cost |b - b̂|₁ - class_cost softmax(logits)[label] - giou_cost giou
 
+    With `focal`, -softmax(logits)[label] is the focal loss of the label less that of its absence, p = sigmoid(logits)[label]
+    (arXiv:2010.04159):
+
+        - ¼ (1 - p)² ln p + ¾ p² ln(1 - p)
+
     Args:
-      logits: [N, C + 1], no object last. boxes: [N, 4] predicted (center x, center y, width, height) over the image's size.
+      logits: [N, C + 1], no object last; [N, C] with `focal`.
+      boxes: [N, 4] predicted (center x, center y, width, height) over the image's size.
       target_boxes: [M, 4] (y0, x0, y1, x1) pixels. target_labels: [M] integers in [0, C). target_mask: [M] bool.
       image_size: (height, width) pixels.
       class_cost, box_cost, giou_cost: ≥ 0.
+      focal: which cost the classes have.
 
     Returns:
       [M] int32, the prediction of each object.
@@ -449,12 +457,21 @@ def detr_match(
     """
     for name, value in (("class_cost", class_cost), ("box_cost", box_cost), ("giou_cost", giou_cost)):
         check_number(name, value, NonNegative)
-    chance = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-    labels = jnp.clip(target_labels, 0, logits.shape[-1] - 2)  # what padding holds is no matter
+    logits = logits.astype(jnp.float32)
+    labels = jnp.clip(target_labels, 0, logits.shape[-1] - 1 - (not focal))  # what padding holds is no matter
+    if focal:
+        present, absent = (
+            optax.sigmoid_focal_loss(logits, jnp.full_like(logits, target), alpha=0.25, gamma=2.0)
+            for target in (1.0, 0.0)
+        )
+        class_costs = present - absent
+    else:
+        class_costs = -jax.nn.softmax(logits, axis=-1)
     targets = normalized_boxes(target_boxes, image_size)
     distance = jnp.abs(boxes.astype(jnp.float32)[:, None] - targets).sum(axis=-1)
     giou = box_giou(jax.lax.stop_gradient(_pixels(boxes, image_size)), target_boxes)
-    return match_sets(box_cost * distance - class_cost * chance[:, labels] - giou_cost * giou, target_mask)
+    cost = box_cost * distance + class_cost * class_costs[:, labels] - giou_cost * giou
+    return match_sets(cost, target_mask)
 
 
 def detr_loss(
@@ -470,19 +487,23 @@ def detr_loss(
     class_weight: float = 1.0,
     box_weight: float = 5.0,
     giou_weight: float = 2.0,
+    focal: bool = False,
 ) -> DetrTerms:
     """DETR's loss of one decoder layer over a batch (arXiv:2005.12872).
 
         class_weight Σ_q w_q CE_q / Σ_q w_q + (box_weight Σ_matched |b - b̂|₁ + giou_weight Σ_matched (1 - giou)) / n_objects
 
     with w = `no_object_weight` for the predictions that no object has and 1 for the others, the class term divided by the sum
-    of the weights, and n_objects over the batch at least 1. Every decoder layer has its own matching.
+    of the weights, and n_objects over the batch at least 1. Every decoder layer has its own matching. With `focal` the class
+    term is the sum of `sigmoid_focal_loss` over predictions and classes, divided by n_objects.
 
     Args:
-      logits: [B, N, C + 1]. boxes: [B, N, 4]. target_boxes: [B, M, 4]. target_labels, target_mask: [B, M].
+      logits: [B, N, C + 1], or [B, N, C] with `focal`. boxes: [B, N, 4].
+      target_boxes: [B, M, 4]. target_labels, target_mask: [B, M].
       image_size: [B, 2]. All else as for `detr_match`.
       matches: [B, M] int32 of `vmap(detr_match)`.
       no_object_weight: > 0. class_weight, box_weight, giou_weight: ≥ 0.
+      focal: which loss the classes have.
 
     Returns:
       The loss and its parts.
@@ -507,18 +528,22 @@ def detr_loss(
     chex.assert_equal_shape(
         [target_labels, target_mask, matches], custom_message="target_labels, target_mask, matches: [B, M]"
     )
-    no_object = logits.shape[-1] - 1
+    no_object = logits.shape[-1] - (not focal)
     labels, wrong = _labels(jnp.where(target_mask, target_labels + 1, 0), no_object)
     wrong = wrong + jnp.where(jnp.any(target_mask & (labels < 1)), jnp.nan, 0.0)
     # Padding writes outside the row and is dropped.
     index = jnp.where(target_mask, matches, logits.shape[1])
     rows = jnp.arange(logits.shape[0])[:, None]
     classes = jnp.full(logits.shape[:2], no_object, jnp.int32).at[rows, index].set(labels - 1, mode="drop")
-    weights = jnp.where(classes == no_object, no_object_weight, 1.0)
-    classification = jnp.sum(weights * _cross_entropy(logits, classes)) / _mean_over_replicas(
-        jnp.sum(weights)
-    )
     count = _count(jnp.sum(target_mask))
+    if focal:
+        present = jnp.where(classes == no_object, 0, classes + 1)
+        classification = jnp.sum(sigmoid_focal_loss(logits, present)) / count
+    else:
+        weights = jnp.where(classes == no_object, no_object_weight, 1.0)
+        classification = jnp.sum(weights * _cross_entropy(logits, classes)) / _mean_over_replicas(
+            jnp.sum(weights)
+        )
     matched = jnp.take_along_axis(boxes.astype(jnp.float32), matches[..., None], axis=1)
     size = jnp.asarray(image_size)[:, None]
     distance = jnp.abs(matched - normalized_boxes(target_boxes, size)).sum(axis=-1)

@@ -17,6 +17,7 @@
 | what do low-bit codes still tell? | `code_entropy`, `norm_spread` |
 | does a student see the relations that its teacher sees? | `congruence_error` |
 | how good are a detector's boxes? | `coco_evaluate`, `voc_evaluate`, `wider_face_evaluate`, `fddb_evaluate` |
+| do two detectors order an object's anchors alike? | `rank_agreement` |
 | how right are a teacher's pseudo boxes? | `pseudo_label_counts` |
 | which of two modalities to believe for this pair? | `fuse_scores`, `pair_weight`, `fused_search`, `missing_modality` |
 | in which cells is something; which class has each pixel? | `average_precision`, `mean_iou`, `class_iou`, `pixel_confusion` |
@@ -62,6 +63,7 @@ from jaxface.metrics.detection import (
     VocScores,
     coco_evaluate,
     fddb_evaluate,
+    rank_agreement,
     voc_evaluate,
     wider_face_evaluate,
 )
@@ -284,6 +286,7 @@ __all__ = [
     "pseudo_label_counts",
     "rank1",
     "rank1_by_distance",
+    "rank_agreement",
     "rank_k",
     "ranks",
     "refined_probes",

@@ -10,6 +10,7 @@ from experiments import configs, methods
 from experiments.recipes.heads import HeadSpec
 from experiments.recipes.teachers import TeacherSpec
 from jaxface import attacks, data, training
+from jaxface.models.detection import Detr, RetinaNet
 
 PEOPLE = data.Procedural(
     identities=24, per_identity=4, held_out_identities=6, held_out_per_identity=4, groups=4
@@ -68,6 +69,19 @@ SMALL = {
         },
     ),
     "lrfr": ("digits", {}),
+    "qdetr": (
+        None,
+        {
+            "data": data.ObjectScenes(things="shapes", scenes=16, held_out_scenes=4, sizes=(10, 16)),
+            "detector": Detr(
+                dim=4, heads=1, hidden=4, encoder_layers=1, decoder_layers=1, queries=4, weight_bits=2
+            ),
+            "calibration": 4,
+            "batch_size": 8,
+            "teacher_steps": 2,
+            "steps": 2,
+        },
+    ),
     "pseco": (
         None,
         {
@@ -90,6 +104,15 @@ SMALL = {
     "rco": (
         None,
         {**STUDENT, "augment": data.Augment(flip=0.0), "recorded": 2, "anchors": 2, "validation": 0.2},
+    ),
+    "rm_pfi": (
+        None,
+        {
+            "data": data.ObjectScenes(scenes=16, held_out_scenes=4),
+            "student": RetinaNet.small(widths=(2, 2, 2)),
+            "teacher": RetinaNet.small(widths=(2, 2, 4)),
+            "batch_size": 4,
+        },
     ),
     "sparsevit": (
         None,

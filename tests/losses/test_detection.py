@@ -416,3 +416,22 @@ def test_traced_labels_out_of_range_give_nan(face_batch):
     run = jax.jit(lambda labels: losses.multibox_loss(**(face_batch | {"labels": labels})).total)
     assert np.isfinite(run(face_batch["labels"]))
     assert np.isnan(run(face_batch["labels"].at[0, 0].set(2)))
+
+
+def test_detr_with_a_focal_loss_by_hand():
+    """Logits of 0: 0.043322 for the class that is there, 0.129965 for each of the five that are not."""
+    logits, boxes = jnp.zeros((1, 2, 3)), jnp.array([[[0.5, 0.5, 1.0, 1.0], [0.2, 0.2, 0.1, 0.1]]])
+    target = jnp.array([[[0.0, 0.0, 10.0, 10.0]]]), jnp.array([[1]]), jnp.array([[True]])
+    size = jnp.array([[10, 10]])
+    terms = losses.detr_loss(logits, boxes, *target, size, jnp.array([[0]]), focal=True)
+    assert float(terms.classification) == pytest.approx(0.043322 + 5 * 0.129965, abs=2e-6)
+    assert float(terms.box) == 0 and float(terms.giou) == pytest.approx(0, abs=1e-6)
+
+
+def test_detr_matches_the_surer_of_two_boxes_with_a_focal_cost():
+    logits = jnp.array([[-2.0, 3.0], [2.0, 3.0], [3.0, -3.0]])
+    boxes = jnp.tile(jnp.array([0.5, 0.5, 1.0, 1.0]), (3, 1))
+    target = jnp.array([[0.0, 0.0, 10.0, 10.0]]), jnp.array([0]), jnp.array([True])
+    assert losses.detr_match(logits, boxes, *target, (10, 10), focal=True).tolist() == [2]
+    flipped = (target[0], jnp.array([1]), target[2])
+    assert losses.detr_match(logits[1:], boxes[1:], *flipped, (10, 10), focal=True).tolist() == [0]

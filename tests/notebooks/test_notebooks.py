@@ -40,6 +40,7 @@ def test_it_opens_in_colab_and_installs_first(script):
 
 FEW = "identities=12, per_identity=8, held_out_identities=6, held_out_per_identity=4"
 SHORTER = {
+    "detection": [("(600, 300)", "(6, 4)"), ("(700, 200)", "(4, 2)")],
     "distillation": [("steps=250", "steps=20")],
     "face_detector": [("STEPS = 200", "STEPS = 8")],
     "photographs": [("identities=40, held_out_identities=12", FEW), ("steps=80", "steps=2"), ("steps=40", "steps=2")],

@@ -26,6 +26,7 @@ Other keys are not looked at. What is of another shape, is not finite or has ano
 
 from jaxface.metrics.detection.coco import coco_evaluate
 from jaxface.metrics.detection.fddb import FddbScores, fddb_evaluate
+from jaxface.metrics.detection.rank_agreement import rank_agreement
 from jaxface.metrics.detection.voc import VocScores, voc_evaluate
 from jaxface.metrics.detection.wider_face import wider_face_evaluate
 
@@ -34,6 +35,7 @@ __all__ = [
     "VocScores",
     "coco_evaluate",
     "fddb_evaluate",
+    "rank_agreement",
     "voc_evaluate",
     "wider_face_evaluate",
 ]

@@ -14,6 +14,7 @@ from jaxface.models.detection.base import (
     training_pass,
 )
 from jaxface.models.detection.cell_net import STRUCTURES, CellNet, Structure, context_weights
+from jaxface.models.detection.detr import Detr, DetrNet
 from jaxface.models.detection.faster_rcnn import FasterRCNN, Proposals, RegionSample
 from jaxface.models.detection.published import PUBLISHED_DETECTORS, published_detector
 from jaxface.models.detection.retinaface import RetinaFace
@@ -27,6 +28,8 @@ __all__ = [
     "CellNet",
     "Detections",
     "Detector",
+    "Detr",
+    "DetrNet",
     "FasterRCNN",
     "FusedTinyYolo",
     "Proposals",

@@ -1,10 +1,11 @@
 """The detectors that are published with weights, by name: what their tensors do not say of them.
 
-Methods: pseco, rm_pfi
+Methods: pseco, qdetr, rm_pfi
 """
 
 from jaxface.errors import UserError
 from jaxface.models.detection.base import Detector
+from jaxface.models.detection.detr import Detr
 from jaxface.models.detection.faster_rcnn import FasterRCNN
 from jaxface.models.detection.retinanet import RetinaNet
 
@@ -24,7 +25,18 @@ COCO_CLASSES = {
 """COCO's number of each of its 80 classes -> its name."""
 
 _TORCHVISION = dict(trunk="resnet50", pixels="imagenet", whole_anchors=True)
+_DETR = dict(
+    queries=100, query_form="learned", pixels="imagenet", dim=256, heads=8, hidden=2048, encoder_layers=6, decoder_layers=6,
+    dropout=0.1,
+)  # fmt: skip
 _PUBLISHED = {
+    "detr_resnet50": (Detr, {**_DETR, "backbone": "resnet50"}, 91),
+    "detr_resnet101": (Detr, {**_DETR, "backbone": "resnet101"}, 91),
+    "smca_resnet50": (
+        Detr,
+        {**_DETR, "backbone": "resnet50", "queries": 300, "gaussian": True, "focal": True, "class_weight": 2.0},
+        91,
+    ),
     "retinanet_torchvision": (RetinaNet, {**_TORCHVISION, "extra_from": "pyramid", "extra_relu": True}, 91),
     "faster_rcnn_torchvision": (FasterRCNN, _TORCHVISION, 90),
     "faster_rcnn_pseco": (
@@ -50,7 +62,7 @@ _PUBLISHED = {
 
 PUBLISHED_DETECTORS = tuple(sorted(_PUBLISHED))
 """Names: MMDetection's RetinaNet and Faster R-CNN on COCO by their trunk, `_caffe` those of Caffe's weights, torchvision's of 91
-classes, and PseCo's."""
+classes, PseCo's, DETR's and SMCA's."""
 
 
 def published_detector(name: str, **changes) -> Detector:
@@ -61,6 +73,7 @@ def published_detector(name: str, **changes) -> Detector:
     | retinanet_resnet{18, 50, 101}, faster_rcnn_resnet{18, 50, 101} | stride in the 3x3 convolutions | 80 | ImageNet's, RGB |
     | retinanet_resnet{50, 101}_caffe, faster_rcnn_resnet{50, 101}_caffe | stride in the first 1x1 | 80 | BGR less the mean |
     | retinanet_torchvision, faster_rcnn_torchvision | resnet50 | 91 and 90 | ImageNet's, RGB |
+    | detr_resnet{50, 101}, smca_resnet50 | stride in the 3x3 convolutions | 91 | ImageNet's, RGB |
     | faster_rcnn_pseco | resnet50, Caffe's; strides 8 to 128 and a finer map | 80 | BGR less the mean |
 
     Both of torchvision have integer anchors; its RetinaNet keeps a channel for the background, class 0, which is never an

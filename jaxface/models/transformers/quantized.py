@@ -1,6 +1,6 @@
 """Vision transformers of few bits: a ViT, DeiT or Swin with other layers in its fields, on floats to train, on integers to run.
 
-Methods: qvit
+Methods: qdetr, qvit
 """
 
 import dataclasses
