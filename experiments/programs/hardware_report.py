@@ -77,9 +77,9 @@ def network_layers(
     if detects:
         module = create_detector(name, **chosen).module
     elif chosen:
-        raise UserError(
-            f"{next(iter(chosen))}: {name!r} has none; detectors are {', '.join(DETECTORS.names())}"
-        )
+        field = next(iter(chosen))
+        having = [known for known in DETECTORS.names() if hasattr(create_detector(known), field)]
+        raise UserError(f"{field}: {name!r} has none; detectors with one are {', '.join(having)}")
     else:
         names = (*models.names(), *DETECTORS.names())
         if name not in names and not name.startswith("mlp_"):

@@ -52,7 +52,7 @@ def change(folder, **fields):
     [
         (lambda f: (f / "bundle.json").write_text("{"), "cannot be read as JSON"),
         (lambda f: (f / "bundle.json").write_text("[]"), "needs a JSON object"),
-        (lambda f: change(f, network={"name": "retina"}), "did you mean 'retinaface'"),
+        (lambda f: change(f, network={"name": "retina"}), "did you mean 'retinanet'"),
         (lambda f: change(f, network={"name": "retinaface", "x": 1}), "has no field x"),
         (
             lambda f: change(f, network={"name": "retinaface", "context": "dilated"}),

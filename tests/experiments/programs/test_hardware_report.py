@@ -54,7 +54,11 @@ def test_binary_layers_have_one_bit():
     ("name", "options", "message"),
     [
         ("iresnet_pica", {}, "network: 'iresnet_pica' is unknown; did you mean 'iresnet_pico'?"),
-        ("iresnet_pico", {"context": "ssh"}, "context: 'iresnet_pico' has none; detectors are retinaface"),
+        (
+            "iresnet_pico",
+            {"context": "ssh"},
+            "context: 'iresnet_pico' has none; detectors with one are retinaface",
+        ),
         ("iresnet_pico", {"image_size": 4}, "image_size: needs an integer from 8, got 4"),
         ("iresnet_pico", {"bits": 0}, "bits: needs"),
         ("retinaface", {"context": "fpn"}, "context: needs one of"),
