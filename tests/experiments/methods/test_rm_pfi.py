@@ -256,7 +256,7 @@ def test_the_paper_recipe_against_the_source():
 def run(tmp_path_factory):
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("rm-pfi") / "run"
-    flags = """rm_pfi --data.scenes 24 --data.held-out-scenes 8 --student.widths 2 2 4 --teacher.widths 2 2 6 --batch-size 4
+    flags = """rm_pfi --data.scenes 24 --data.held-out-scenes 8 --student.widths 2 2 4 --teacher.widths 2 2 6 --batch-size 8
         --teacher-steps 2 --steps 2 --quiet --cadence.log-every 1"""
     launch.main([*flags.split(), "--workdir", str(folder)])
     return folder
