@@ -142,7 +142,8 @@ class DetrNet(nn.Module):
             states.append(norm(objects.astype(jnp.float32)))
             features.append(looked.astype(jnp.float32))
 
-        states = jnp.stack(states, axis=1)
+        # Not stacked: ONNX's converter has no such operation.
+        states, features = (jnp.concatenate([x[:, None] for x in xs], axis=1) for xs in (states, features))
         bias = nn.initializers.constant(self.class_bias)
         classify = nn.Dense(
             self.num_classes, bias_init=bias, param_dtype=self.param_dtype, name="class", **xavier
@@ -152,7 +153,7 @@ class DetrNet(nn.Module):
             places = jnp.broadcast_to(centers, (batch, self.queries, 2))[:, None]
             deltas = deltas + jnp.pad(places, [(0, 0)] * 3 + [(0, 2)])
         outputs = {"class_logits": classify(states), "boxes": jax.nn.sigmoid(deltas)}
-        return {**outputs, "attended": jnp.stack(features, axis=1)} if attended else outputs
+        return {**outputs, "attended": features} if attended else outputs
 
     def _queries(self) -> tuple[jax.Array, jax.Array]:
         """Positions of the queries [N, D], and logits of the points (x, y) that they are tied to: [N, 2], or zero."""
