@@ -96,7 +96,7 @@ def test_torchvisions_anchors_are_whole():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"trunk": "vgg"}, "trunk: needs one of plain, resnet18, resnet50, resnet101, got 'vgg'"),
+        ({"trunk": "vgg"}, "trunk: needs one of plain, resnet18, resnet50, resnet101.*, got 'vgg'"),
         ({"pixels": "lab"}, "pixels: needs one of centered, imagenet, caffe, got 'lab'"),
         ({"strides": (4, 16)}, r"strides: needs each twice the one before, got \(4, 16\)"),
         ({"strides": (16, 32)}, "strides: needs a first one of 2, 4, got 16"),
