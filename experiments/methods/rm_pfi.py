@@ -1,6 +1,6 @@
 """RM + PFI: a detector learns its teacher's order of an object's anchors, and its features where predictions differ (2112.04840).
 
-    python -m experiments.launch rm_pfi --workdir runs/rm-pfi                    # digits in scenes, half a minute: AP 0.49
+    python -m experiments.launch rm_pfi --workdir runs/rm-pfi                    # digits, half a minute: AP 0.515 ± 0.011
     python -m experiments.launch rm_pfi --preset regression --workdir runs/where # where to imitate, without a detector; seconds
     python -m experiments.launch rm_pfi --preset paper --data.annotations …      # RetinaNet R101 → R50, COCO; not trained here
     python -m experiments.reproduce rm_pfi --study ranks
