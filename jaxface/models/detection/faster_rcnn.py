@@ -214,23 +214,9 @@ class FasterRCNN(PyramidFields):
             raise ValueError(f"levels: needs {len(self.strides)} maps, got {len(levels)}")
 
     @property
-    def anchor_spec(self) -> boxes.AnchorSpec:
-        """Its anchors."""
-        return boxes.AnchorSpec(self.strides, self.scales, self.ratios, self.whole_anchors)
-
-    @property
-    def per_cell(self) -> int:
-        """Anchors of a cell."""
-        return self.anchor_spec.per_cell
-
-    @property
     def module(self) -> FasterRCNNNet:
         """The network of this description."""
         return FasterRCNNNet(self, jnp.bfloat16 if self.bfloat16 else jnp.float32, remat=self.remat)
-
-    def anchors(self, image_size: tuple[int, int]) -> np.ndarray:
-        """[A, 4] float32 pixels, level by level from the finest."""
-        return boxes.make_anchors(self.level_shapes(image_size), self.anchor_spec)
 
     def propose(
         self,

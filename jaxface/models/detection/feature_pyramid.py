@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxface import boxes
 from jaxface.checks import AtLeast, Integers, NonNegative
 from jaxface.errors import UserError
 from jaxface.layers.remat import Remat, run_block
@@ -213,6 +215,20 @@ class PyramidFields:
         """(rows, columns) of every level with anchors, of images (H, W)."""
         height, width = image_size
         return [(-(-height // stride), -(-width // stride)) for stride in self.strides]
+
+    @property
+    def anchor_spec(self) -> boxes.AnchorSpec:
+        """Its anchors, by the `scales`, `ratios` and `whole_anchors` of the detector."""
+        return boxes.AnchorSpec(self.strides, self.scales, self.ratios, self.whole_anchors)
+
+    @property
+    def per_cell(self) -> int:
+        """Anchors of a cell."""
+        return self.anchor_spec.per_cell
+
+    def anchors(self, image_size: tuple[int, int]) -> np.ndarray:
+        """[A, 4] float32 pixels, level by level from the finest."""
+        return boxes.make_anchors(self.level_shapes(image_size), self.anchor_spec)
 
 
 class PyramidNet(nn.Module):

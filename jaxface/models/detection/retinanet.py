@@ -129,23 +129,9 @@ class RetinaNet(PyramidFields):
             )
 
     @property
-    def anchor_spec(self) -> boxes.AnchorSpec:
-        """Its anchors."""
-        return boxes.AnchorSpec(self.strides, self.scales, self.ratios, self.whole_anchors)
-
-    @property
-    def per_cell(self) -> int:
-        """Anchors of a cell."""
-        return self.anchor_spec.per_cell
-
-    @property
     def module(self) -> RetinaNetNet:
         """The network of this description."""
         return RetinaNetNet(self, jnp.bfloat16 if self.bfloat16 else jnp.float32, remat=self.remat)
-
-    def anchors(self, image_size: tuple[int, int]) -> np.ndarray:
-        """[P, 4] float32 pixels, level by level from the finest."""
-        return boxes.make_anchors(self.level_shapes(image_size), self.anchor_spec)
 
     def split_levels(self, values: jax.Array, image_size: tuple[int, int]) -> tuple[jax.Array, ...]:
         """Values of the anchors [B, P, ...] as maps [B, H, W, A, ...], one for each level."""
