@@ -10,14 +10,15 @@ temporaries and what of the outputs is not written where the state was, together
 
 IDA trains nothing that a pair of faces waits for, so its scores are timed instead: those of all pairs of a batch of images, and
 those of embeddings alone. Where a baseline still reports the method's term as a metric (CCKD at weight 0), it pays for its value.
-A ratio above 1 means that the method costs more.
+A ratio above 1 means that the method costs more. A method's rows are `results/<device>/methods/<slug>.json`; its cases stand in
+the file of its name beside this one.
 """
 
 import argparse
 import dataclasses
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -36,11 +37,6 @@ from jaxface.data.transforms.pixels import device_batch
 def measured() -> list[str]:
     """Methods that have cases."""
     return [slug for slug in methods.descriptions() if importlib.util.find_spec(f"{__package__}.{slug}")]
-
-
-def cases(chosen: Iterable[str]) -> list[Case]:
-    """Cases of the methods, in their order."""
-    return [case for slug in chosen for case in importlib.import_module(f"{__package__}.{slug}").CASES]
 
 
 def shortened(config: Recipe, *, quick: bool) -> Recipe:
@@ -150,17 +146,16 @@ def main() -> None:
         "--quick", action="store_true", help="tiny networks and images; written with --out alone"
     )
     parser.add_argument(
-        "--out", type=common.folder_argument, help="folder of the JSON file instead of results/<device>"
+        "--out", type=common.folder_argument, help="folder of `methods/*.json` instead of results/<device>"
     )
     arguments = parser.parse_args()
-    rows, written = [], None
-    for case in cases(arguments.methods):
-        rows.append(measure(case, repeats=arguments.repeats, quick=arguments.quick))
-        print(line(rows[-1]), flush=True)
+    for slug in arguments.methods:
+        rows = []
+        for case in importlib.import_module(f"{__package__}.{slug}").CASES:
+            rows.append(measure(case, repeats=arguments.repeats, quick=arguments.quick))
+            print(line(rows[-1]), flush=True)
         if arguments.out or not arguments.quick:
-            written = common.write("methods", rows, packages=("flax", "optax"), folder=arguments.out)
-    if written:
-        print(written)
+            print(common.write(f"methods/{slug}", rows, packages=("flax", "optax"), folder=arguments.out))
 
 
 if __name__ == "__main__":
