@@ -2,7 +2,7 @@
 
 All arms of a seed start from one student, trained on its labels alone. From "mean teacher", which assigns by overlap and weighs
 all pseudo boxes alike, to the method one part comes after the other, each beside a control that has as many positives, as much
-box loss or as much weight on images without labels.
+box loss or as much weight on images without labels. "soft teacher" is the mean teacher with Soft Teacher's two parts.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from experiments.methods.pseco import Config
 from experiments.study import Study
 
 _plain = {"assign": "overlap", "vote": "none", "second_view": "none"}
+_soft = {**_plain, "background": "reliable", "vote": "steady"}
 _guided = {**_plain, "assign": "predictions"}
 _voted = {**_guided, "vote": "agreement"}
 
@@ -21,11 +22,13 @@ _scenes = Study(
     arms={
         "pseco": {},
         "labels alone": {"unlabeled_weight": 0.0},
+        "soft teacher": _soft,
         "mean teacher": _plain,
         "overlap, as few": {**_plain, "assign": "overlap_as_few"},
         "predictions": _guided,
         "predictions, votes": _voted,
         "predictions, mean vote": {**_guided, "vote": "mean"},
+        "predictions, score vote": {**_guided, "vote": "score"},
         "predictions, votes, same view twice": {**_voted, "second_view": "same"},
     },
     baseline="mean teacher",
