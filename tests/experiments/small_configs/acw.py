@@ -1,0 +1,12 @@
+import dataclasses
+
+from experiments.methods.acw import Config
+from small_configs.shared import TEACHER
+
+CONFIG = dataclasses.replace(
+    Config.digits(),
+    rgb=TEACHER,
+    depth=TEACHER,
+    prototypes="images",
+    leave_one_out=1000,
+)

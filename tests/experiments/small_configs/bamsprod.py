@@ -1,0 +1,9 @@
+import dataclasses
+
+from experiments.methods.bamsprod import Config
+
+CONFIG = dataclasses.replace(
+    Config.heavy(),
+    online_steps=20,
+    batch_size=32,
+)

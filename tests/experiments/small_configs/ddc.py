@@ -1,0 +1,8 @@
+from experiments.methods.ddc import Config
+from jaxface import data
+
+CONFIG = Config(
+    data=data.DigitCanvas(copies=1),
+    channels=2,
+    batch_size=8,
+)

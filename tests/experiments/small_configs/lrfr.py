@@ -1,0 +1,3 @@
+from experiments.methods.lrfr import Config
+
+CONFIG = Config.digits()

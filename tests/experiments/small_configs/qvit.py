@@ -1,0 +1,9 @@
+from experiments.methods.qvit import Config
+
+CONFIG = Config(
+    dim=4,
+    depth=1,
+    patch=4,
+    calibration=8,
+    batch_size=8,
+)
