@@ -41,6 +41,7 @@ def _study(bits: int, *, controls: bool = False, strengths: bool = False) -> Stu
         arm_metrics={"teacher": "teacher/detection/ap50"},
         baseline="LSQ",
         shared=1,
+        shared_as="teacher",
     )
 
 
