@@ -20,7 +20,7 @@ class Study:
       larger_is_better: direction of the metric.
       baseline: name of the arm that all others are compared with besides; none unless given.
       shared: number of first stages that the arms of a condition and seed have in common, such as a teacher; they run once.
-      shared_as: name under which these stages stay in the work directory. A study that was interrupted finds them again, and so do
+      shared_as: name under which these stages stay in the work directory. An interrupted study finds them again, and so do
         others of this name, whose first stages are the same where `base`, condition and seed are; None keeps none.
     """
 

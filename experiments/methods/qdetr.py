@@ -98,6 +98,7 @@ class Config(recipe.DetectorRecipe):
                 images="VOC/images",
                 evaluation_annotations="VOC/annotations/test2007.json",
                 aspects=(0.75, 1.0, 4 / 3),
+                max_objects=100,
             ),
             image_size=1344,
             augment=inputs.ObjectAugment(),
@@ -130,6 +131,7 @@ class Config(recipe.DetectorRecipe):
                 evaluation_images="coco/val2017",
                 evaluation_annotations="coco/annotations/instances_val2017.json",
                 aspects=(0.75, 1.0, 4 / 3),
+                max_objects=100,
             ),
             detector=published_detector(
                 "smca_resnet50", weight_bits=4, input_bits=4, align_query="cross", granularity="channel"
