@@ -34,6 +34,7 @@ _scenes = Study(
     baseline="mean teacher",
     base=dataclasses.replace(Config(), percent=5.0, batch_size=10, steps=300),
     shared=1,
+    shared_as="start",
 )
 
 _CONDITIONS = {
