@@ -10,6 +10,7 @@ from jaxface.data.sources import bundled
 from jaxface.data.sources.depth import Modality
 from jaxface.data.sources.source import Source, Subset, WithFields, split_identities
 from jaxface.data.specs.base import KINDS, DataSpec, Split
+from jaxface.data.specs.labeled_images import LabeledImages
 from jaxface.errors import UserError
 
 
@@ -66,19 +67,30 @@ class Lfw(DataSpec):
 
 @KINDS.register("digits")
 @dataclasses.dataclass(frozen=True)
-class Digits(DataSpec):
+class Digits(LabeledImages):
     """scikit-learn's 1797 handwritten digits: 1000 to train on, 797 to test. They keep their 8x8 gray
     pixels."""
 
+    test_per_class: Annotated[int | None, Integers(1, 170)] = None
+    """Test as many of each class, and train on all others, instead."""
+
     @property
-    def title(self) -> str:
+    def plain_title(self) -> str:
         return "digits"
 
     def source(self, *, image_size: int, seed: int) -> Source:
         return bundled.digits()
 
-    def divide(self, *, image_size: int, seed: int) -> Split:
-        return split_samples(bundled.digits(), 1000, self.title, seed)
+    def plain(self, *, image_size: int, seed: int) -> Split:
+        source = bundled.digits()
+        if self.test_per_class is None:
+            return split_samples(source, 1000, self.title, seed)
+        order = np.random.default_rng(seed).permutation(len(source))
+        labels = source.labels[order]
+        rank = np.array([np.count_nonzero(labels[:i] == label) for i, label in enumerate(labels)])
+        tested = rank < self.test_per_class
+        parts = (Subset(source, order[~tested]), Subset(source, order[tested]))
+        return Split(*parts, self.title, "classification")
 
 
 @KINDS.register("digit_halves")
