@@ -43,6 +43,7 @@ from jaxface.data.sources.folder import FolderSource
 from jaxface.data.sources.groups import JoinedGroups
 from jaxface.data.sources.ijb import TemplateSource
 from jaxface.data.sources.images import CorruptImage, decode_image, encode_image, fit_square
+from jaxface.data.sources.long_tail import LongTail, long_tail_counts
 from jaxface.data.sources.low_resolution_faces import ScfaceSource, TinyFaceSource
 from jaxface.data.sources.megaface import MegaFaceSource
 from jaxface.data.sources.objects import object_fields
@@ -96,8 +97,10 @@ from jaxface.data.transforms.alignment import (
 )
 from jaxface.data.transforms.augment import Augment, Augmentation
 from jaxface.data.transforms.augment_objects import ObjectAugment, ObjectAugmentation
+from jaxface.data.transforms.copies import Copies
 from jaxface.data.transforms.corruption import RGBD_CORRUPTIONS, RgbdCorruption, augment_depth, corrupt_rgbd
 from jaxface.data.transforms.letterboxing import to_original
+from jaxface.data.transforms.policies import apply_operation, cifar10_policy, cut_hole, rand_augment
 from jaxface.data.transforms.resolution import (
     LowResolution,
     degrade_resolution,
@@ -125,6 +128,7 @@ __all__ = [
     "ClassUniform",
     "ClutteredDigits",
     "Coco",
+    "Copies",
     "CorruptImage",
     "Crowd",
     "CrowdedEmbeddings",
@@ -147,6 +151,7 @@ __all__ = [
     "Lfw",
     "LfwPatches",
     "LfwSubset",
+    "LongTail",
     "LowResolution",
     "MegaFace",
     "MegaFaceSource",
@@ -204,18 +209,21 @@ __all__ = [
     "WithFields",
     "align_face",
     "align_faces",
+    "apply_operation",
     "augment_depth",
     "batches",
     "bucket_evaluation_batches",
     "bucket_order",
     "casia_surf",
     "cefa",
+    "cifar10_policy",
     "class_means",
     "cluttered_digits",
     "coco",
     "corrupt_labels",
     "corrupt_rgbd",
     "crowded_embeddings",
+    "cut_hole",
     "decode_depth",
     "decode_image",
     "degrade_resolution",
@@ -235,6 +243,7 @@ __all__ = [
     "lfw_subset",
     "load",
     "load_all",
+    "long_tail_counts",
     "low_resolution",
     "majority_votes",
     "mirror_some",
@@ -248,6 +257,7 @@ __all__ = [
     "presentation_table",
     "procedural_images",
     "procedural_vectors",
+    "rand_augment",
     "read_bin",
     "read_embeddings",
     "repeat_factors",

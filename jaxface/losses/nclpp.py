@@ -129,7 +129,9 @@ def _checked(logits: jax.Array, labels: jax.Array, copies: int) -> jax.Array:
     if not isinstance(labels, jax.core.Tracer):
         blocks = np.asarray(labels).reshape(copies, -1)
         if (blocks != blocks[0]).any():
-            raise ValueError(f"labels: needs the same ones for each of {copies} copies, one copy after another")
+            raise ValueError(
+                f"labels: needs the same ones for each of {copies} copies, one copy after another"
+            )
     return labels
 
 
@@ -173,7 +175,7 @@ def ncl_pp_loss(
       ([] float loss, {"full", "hcm", "inter", "intra"}: its terms, weights included).
 
     Raises:
-      AssertionError, ValueError: other shapes, rows that T does not divide, labels that differ between copies or are out of range.
+      AssertionError, ValueError: other shapes, rows that T does not divide, labels out of range or others for another copy.
       UserError: counts that are not positive, H outside [2, C], or a negative weight.
 
     Example:

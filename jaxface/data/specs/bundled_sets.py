@@ -75,13 +75,13 @@ class Digits(LabeledImages):
     """Test as many of each class, and train on all others, instead."""
 
     @property
-    def plain_title(self) -> str:
+    def title(self) -> str:
         return "digits"
 
     def source(self, *, image_size: int, seed: int) -> Source:
         return bundled.digits()
 
-    def plain(self, *, image_size: int, seed: int) -> Split:
+    def _divide(self, *, image_size: int, seed: int) -> Split:
         source = bundled.digits()
         if self.test_per_class is None:
             return split_samples(source, 1000, self.title, seed)

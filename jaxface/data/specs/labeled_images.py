@@ -1,4 +1,4 @@
-"""What kinds of labeled images to be told apart have in common: training sets that are made imperfect.
+"""What sets of images in classes have in common: classes of unequal size among those to learn from.
 
 Methods: nclpp
 """
@@ -11,25 +11,17 @@ from jaxface.data.specs.base import DataSpec, Split
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LabeledImages(DataSpec):
-    """Images of classes to be told apart, whose training part can be given a long tail; the test stays as it is."""
+class LabeledImages(DataSpec, abc.ABC):
+    """Images in classes that are the same in both parts; a kind says how it is divided (`_divide`)."""
 
     tail: LongTail = LongTail()
-    """Classes of unequal size."""
-
-    @property
-    def title(self) -> str:
-        return self.plain_title + self.tail.title
-
-    @property
-    @abc.abstractmethod
-    def plain_title(self) -> str:
-        """Short name of the data as they are."""
+    """Classes of unequal size in the training part."""
 
     @abc.abstractmethod
-    def plain(self, *, image_size: int, seed: int) -> Split:
-        """Training and test part as they are."""
+    def _divide(self, *, image_size: int, seed: int) -> Split:
+        """Training and held-out part as they are."""
 
     def divide(self, *, image_size: int, seed: int) -> Split:
-        split = self.plain(image_size=image_size, seed=seed)
-        return split._replace(train=self.tail.apply(split.train, seed=seed), name=self.title)
+        split = self._divide(image_size=image_size, seed=seed)
+        train = self.tail.apply(split.train, seed=seed)
+        return split._replace(train=train, name=split.name + self.tail.title)
