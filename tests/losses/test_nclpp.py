@@ -72,7 +72,9 @@ def test_parts_of_the_agreement():
     log_probs = jax.nn.log_softmax(balanced)
     np.testing.assert_allclose(pairwise_sym_kl(log_probs), 0.339170, atol=2e-6)
     np.testing.assert_allclose(pairwise_sym_kl(log_probs, mask), 0.161882, atol=2e-6)
-    copies = [0.6 * (pairwise_sym_kl(x) + pairwise_sym_kl(x, mask[:2])) for x in log_probs.reshape(2, 2, 2, 5)]
+    copies = [
+        0.6 * (pairwise_sym_kl(x) + pairwise_sym_kl(x, mask[:2])) for x in log_probs.reshape(2, 2, 2, 5)
+    ]
     np.testing.assert_allclose(copies, [0.104102, 0.521339], atol=2e-6)
     for k, (zero, restrict) in enumerate([(1.232367, 1.214577), (1.506716, 1.473715)]):
         for mode, value in (("zero", zero), ("restrict", restrict)):
@@ -102,7 +104,9 @@ def test_logits_of_zero_cost_the_logarithm_of_the_share():
 def test_equal_counts_change_nothing_and_a_factor_neither():
     rows = balanced_softmax_loss(LOGITS[0], LABELS, jnp.full(5, 7))
     np.testing.assert_allclose(rows, cross_entropy(LOGITS[0], LABELS), atol=1e-6)
-    for (_, one), (_, other) in zip(loss_of()[1].items(), loss_of(counts=10 * COUNTS)[1].items(), strict=True):
+    for (_, one), (_, other) in zip(
+        loss_of()[1].items(), loss_of(counts=10 * COUNTS)[1].items(), strict=True
+    ):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
@@ -135,7 +139,9 @@ def test_sum_over_pairs_without_pairs():
         p = np.exp(log_probs)
         for weights in (None, mask):
             pairs = [
-                ((p[i] - p[j]) * (log_probs[i] - log_probs[j]) * (1 if weights is None else weights)).sum(1).mean()
+                ((p[i] - p[j]) * (log_probs[i] - log_probs[j]) * (1 if weights is None else weights))
+                .sum(1)
+                .mean()
                 for i, j in itertools.combinations(range(4), 2)
             ]
             distance = pairwise_sym_kl(log_probs, weights)
@@ -157,9 +163,9 @@ def test_gradients_are_finite_where_probabilities_underflow(mode):
     far = LOGITS.at[0, 0].set(jnp.array([200.0, -200, 0, 100, -100]))
     value, gradient = jax.value_and_grad(lambda z: loss_of(z, hcm_mode=mode)[0])(far)
     assert np.isfinite(value) and np.isfinite(gradient).all() and np.abs(gradient).max() < 1e3
-    value, gradient = jax.value_and_grad(
-        lambda z: ncl_loss(z, LABELS, COUNTS, num_hard=2, hcm_mode=mode)[0]
-    )(far)
+    value, gradient = jax.value_and_grad(lambda z: ncl_loss(z, LABELS, COUNTS, num_hard=2, hcm_mode=mode)[0])(
+        far
+    )
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
