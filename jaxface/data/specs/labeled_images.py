@@ -1,4 +1,4 @@
-"""What sets of images in classes have in common: wrong labels among those to learn from.
+"""What sets of images in classes have in common: a training part of unequal classes and wrong labels.
 
 Methods: mda, law, nclpp
 """
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jaxface.data.sources.long_tail import LongTail
 from jaxface.data.sources.source import Source
 from jaxface.data.specs.base import DataSpec, Split
 from jaxface.data.transforms.label_noise import LabelNoise, block_shifts
@@ -19,6 +20,8 @@ from jaxface.errors import UserError
 class LabeledImages(DataSpec, abc.ABC):
     """Images in classes that are the same in both parts; a kind says how it is divided (`_divide`)."""
 
+    tail: LongTail = LongTail()
+    """Classes of unequal size in the training part, by their true labels."""
     noise: LabelNoise = LabelNoise()
     """Wrong labels in the training part; its records have `true_label` besides."""
 
@@ -32,6 +35,8 @@ class LabeledImages(DataSpec, abc.ABC):
 
     def divide(self, *, image_size: int, seed: int) -> Split:
         split = self._divide(image_size=image_size, seed=seed)
+        train = self.tail.apply(split.train, seed=seed)
+        split = split._replace(train=train, name=split.name + self.tail.title)
         targets = None
         if self.noise.kind == "superclass":
             targets = _shifts_in_groups(split.train)
