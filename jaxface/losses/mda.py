@@ -63,7 +63,12 @@ class MdaTerms(NamedTuple):
 
 
 def mda_loss(
-    logits1: jax.Array, logits2: jax.Array, labels: jax.Array, selected: jax.Array, *, agreement_weight: float = 1.0
+    logits1: jax.Array,
+    logits2: jax.Array,
+    labels: jax.Array,
+    selected: jax.Array,
+    *,
+    agreement_weight: float = 1.0,
 ) -> tuple[jax.Array, MdaTerms]:
     """MDA's loss of a batch: the labels of selected examples, and the agreement of both networks on all.
 

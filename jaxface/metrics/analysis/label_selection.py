@@ -42,4 +42,6 @@ def label_selection(selected: np.ndarray, labels: np.ndarray, true_labels: np.nd
     def share(part: float, whole: float) -> float:
         return float(part / whole) if whole else float("nan")
 
-    return LabelSelection(share(both, selected.sum()), share(both, right.sum()), share(selected.sum(), len(labels)))
+    return LabelSelection(
+        share(both, selected.sum()), share(both, right.sum()), share(selected.sum(), len(labels))
+    )

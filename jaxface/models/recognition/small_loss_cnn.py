@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxface.layers import BatchNorm
 from jaxface.layers.remat import Remat, run_block
 from jaxface.models.depth import DepthOrder
 from jaxface.models.registry import MODELS
