@@ -41,6 +41,8 @@
 | `pfi_loss` | features are imitated where the predictions differ | arXiv:2112.04840 |
 | `soft_label_loss`, `feature_imitation_loss`, `prediction_imitation_loss` | what these two are compared with | |
 | `budget_loss` | the mean work of a batch of images meets a target | arXiv:2209.13802 |
+| `sample_features`, `weights_from_action`, `weighted_mean`, `stage_reward` | searched weights of examples | arXiv:1905.11058 |
+| `focal_loss`, `self_paced_weights` | rules that are made by hand | arXiv:1708.02002 |
 | `gan_discriminator_loss`, `gan_generator_loss`, `r1_penalty` | a generator of faces | arXiv:1406.2661, 1801.04406 |
 """
 
@@ -88,6 +90,15 @@ from jaxface.losses.gabn import (
 )
 from jaxface.losses.heads import HEADS, ArcFace, CosFace, Head, Linear, SFace, Softmax, create_head
 from jaxface.losses.ida import lid_regression_loss, lid_targets
+from jaxface.losses.law import (
+    focal_loss,
+    sample_features,
+    self_paced_weights,
+    stage_reward,
+    stage_steps,
+    weighted_mean,
+    weights_from_action,
+)
 from jaxface.losses.lrfr import logexp_distance, logexp_loss, power_distance
 from jaxface.losses.partial_fc import partial_fc_loss, sample_classes, shard_bounds
 from jaxface.losses.pseco import (
@@ -166,6 +177,7 @@ __all__ = [
     "erase",
     "feature_imitation_loss",
     "filter_pseudo",
+    "focal_loss",
     "foreground_mask",
     "gan_discriminator_loss",
     "gan_generator_loss",
@@ -205,6 +217,8 @@ __all__ = [
     "retinanet_loss",
     "rpn_loss",
     "sample_classes",
+    "sample_features",
+    "self_paced_weights",
     "sface_loss",
     "shard_bounds",
     "sharpened_weights",
@@ -214,8 +228,12 @@ __all__ = [
     "soft_label_loss",
     "soft_target_loss",
     "softmax_loss",
+    "stage_reward",
+    "stage_steps",
     "taylor_rbf_coeffs",
     "teacher_momentum",
     "topn_mask",
+    "weighted_mean",
+    "weights_from_action",
     "yolo_loss",
 ]
