@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import pathlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -61,6 +63,17 @@ def target_device() -> Device:
     default = jax.config.jax_default_device
     device = default if isinstance(default, jax.Device) else jax.devices(default)[0]
     return Device(_platform(device.platform), device.device_kind, getattr(device, "core_count", None))
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """The instruction sets of this machine's processor as Linux names them; empty where it does not say."""
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return frozenset()
+    lines = (line for line in text.splitlines() if line.startswith("flags"))
+    return frozenset(next(lines, "").partition(":")[2].split())
 
 
 def _platform(name: str) -> str:

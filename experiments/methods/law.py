@@ -71,7 +71,7 @@ class AgentSpec:
 class Config(recipe.Recipe):
     """A search over whole trainings for how to weight examples in each stage, then a training by what it found."""
 
-    data: inputs.DataSpec = inputs.Digits()
+    data: inputs.DataSpec = inputs.Digits(noise=inputs.LabelNoise("uniform", 0.4))
     """Images of classes to be told apart, with labels that are partly wrong, or classes of unequal sizes."""
     augment: inputs.Augment = inputs.Augment(flip=0.0)
     """Random changes of the training images."""
@@ -137,6 +137,7 @@ class Config(recipe.Recipe):
         validation split; the authors' own test episodes were every fifth. Shifted images are black at the edge, not mirrored.
         """
         return cls(
+            data=inputs.Cifar10(noise=inputs.LabelNoise("uniform", 0.4)),
             image_size=32,
             augment=inputs.Augment(flip=0.5, shift=4),
             backbone="wrn28_10",
@@ -217,11 +218,6 @@ def scan_length(config: Config) -> int:
     return scan
 
 
-def clean_labels(source: Source) -> np.ndarray:
-    """[N] true classes, where a source whose labels are noisy knows them; its labels otherwise."""
-    return np.asarray(getattr(source, "true_labels", source.labels), np.int32)
-
-
 def clean_split(source: Source, validation: int, search_images: int | None) -> tuple[Subset, Source]:
     """The first images of each class to search on, as they are labeled, and the last ones with their true classes.
 
@@ -233,7 +229,7 @@ def clean_split(source: Source, validation: int, search_images: int | None) -> t
     Raises:
       UserError: too few images of a class, or two parts that would overlap.
     """
-    labels, classes = clean_labels(source), len(source.class_names)
+    labels, classes = np.asarray(getattr(source, "true_labels", source.labels)), len(source.class_names)
     held = validation // classes
     if held < 1:
         raise UserError(f"validation: needs an image of each of the {classes} classes, got {validation}")

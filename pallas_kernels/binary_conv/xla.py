@@ -7,7 +7,6 @@ int8 matrices. Elsewhere the values are unpacked for the matrix unit: bfloat16 h
 """
 
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -30,18 +29,7 @@ def method() -> str:
     """What `convolve` does here: "popcount" on a CPU, "int8" on one with AMX, "bfloat16" elsewhere."""
     if common.target_device().platform != "cpu":
         return "bfloat16"
-    return "int8" if "amx_int8" in cpu_flags() else "popcount"
-
-
-@functools.cache
-def cpu_flags() -> frozenset[str]:
-    """The instruction sets of this machine's processor as Linux names them; empty where it does not say."""
-    try:
-        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return frozenset()
-    lines = (line for line in text.splitlines() if line.startswith("flags"))
-    return frozenset(next(lines, "").partition(":")[2].split())
+    return "int8" if "amx_int8" in common.cpu_flags() else "popcount"
 
 
 def _popcount(xp, wp, geometry):

@@ -103,7 +103,7 @@ def gradients(
 
 def _logits(problem):
     """Base-2 logits [B, H, Nq, Nk], masked, and which keys each query sees: None where each sees all."""
-    exact = jnp.int32 if problem.q.dtype == jnp.int8 else problem.q.dtype
+    exact = jnp.int32 if problem.q.dtype == jnp.int8 else jnp.promote_types(problem.q.dtype, jnp.float32)
     scores = _dot("bhqd,bhkd->bhqk", problem.q, problem.k, exact)
     column = problem.k_scale[..., None, :] if problem.has_column_scale else None
     logits = tile.base2_logits(scores, problem.row_scale()[..., None], column, problem.bias)
@@ -129,11 +129,11 @@ def _reciprocal(seen, total, step=1.0):
 def _codes_times_values(codes, values, largest):
     """P8 v8, of integers in int32. Codes of up to 255 do not fit int8: P8 - 128 does, and 128 Σ_j v8_j is added back.
 
-    Float32 values hold integers. Of 8 bits at most, their products are those of the integers over as many keys as keep the sums
-    exact, 2^24 / (128 largest); blocks of so many keys are added in int32.
+    Float32 and bfloat16 values hold integers. Of 8 bits at most, their products are those of the integers over as many keys as
+    keep the sums exact in float32, 2^24 / (128 largest); blocks of so many keys are added in int32.
     """
-    if values.dtype == jnp.float32:
-        exact, codes = EXACT_FLOAT32 // (128 * largest), codes.astype(jnp.float32)
+    if values.dtype in (jnp.float32, jnp.bfloat16):
+        exact, codes = EXACT_FLOAT32 // (128 * largest), codes.astype(values.dtype)
         blocks = [
             _dot("bhqk,bhkd->bhqd", codes[..., i : i + exact], values[..., i : i + exact, :], jnp.float32)
             for i in range(0, values.shape[2], exact)

@@ -1,7 +1,8 @@
 """Plain XLA that does not hold all scores at once: the reference's formulas over one block of queries after another.
 
 On a CPU the products of codes are taken in float32, which are those of the integers: the compiler fuses them with the softmax
-beside them, which it does not do with int8.
+beside them, which it does not do with int8. A processor with bfloat16 units (AMX) takes bfloat16 codes and sums in float32: codes
+of 8 bits are bfloat16 numbers.
 """
 
 import jax
@@ -45,9 +46,9 @@ def attention(problem: tile.Problem, *, largest: int) -> tuple[jax.Array, jax.Ar
 
 def gradients(problem, d_out, d_lse, out, lse, *, largest: int) -> reference.Gradients:
     """As `reference.gradients`; sums over the queries are taken block by block in one order."""
-    exact = _float_codes(problem, largest)
-    if exact is not problem:  # nothing is gained by rounding the other products' operands either
-        problem, d_out = exact, d_out.astype(problem.q_scale.dtype)
+    problem = _float_codes(problem, largest)
+    if problem.q.dtype == jnp.float32:  # nothing is gained by rounding the other products' operands either
+        d_out = d_out.astype(problem.q_scale.dtype)
     rows = block_rows(problem)
     queries = problem.q.shape[2]
     if rows >= queries:
@@ -78,13 +79,14 @@ def gradients(problem, d_out, d_lse, out, lse, *, largest: int) -> reference.Gra
 
 
 def _float_codes(problem, largest):
-    """On a CPU the codes in float32, if sums of their products are exact there; else the problem as it is."""
+    """On a CPU the codes as floats, if sums of their products in float32 are exact; else the problem as it is."""
     keys, d = problem.sizes[3:]
     exact = d * 128**2 <= reference.EXACT_FLOAT32
     exact &= keys * 128 * largest <= _MOST_BLOCKS * reference.EXACT_FLOAT32
     if common.target_device().platform != "cpu" or problem.q.dtype != jnp.int8 or not exact:
         return problem
-    return problem._replace(**{name: getattr(problem, name).astype(jnp.float32) for name in "qkv"})
+    dtype = jnp.bfloat16 if "amx_bf16" in common.cpu_flags() else jnp.float32
+    return problem._replace(**{name: getattr(problem, name).astype(dtype) for name in "qkv"})
 
 
 def _blocks(problem, rows):

@@ -269,7 +269,7 @@ class TestConvolution:
         np.testing.assert_array_equal(mapped, expected)
 
     def test_cpu_method_is_the_processor_s(self):
-        assert xla.method() == ("int8" if "amx_int8" in xla.cpu_flags() else "popcount")
+        assert xla.method() == ("int8" if "amx_int8" in common.cpu_flags() else "popcount")
 
 
 def block_arguments(case, seed=0):

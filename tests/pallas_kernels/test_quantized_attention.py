@@ -407,12 +407,13 @@ def test_lsq_gradients_equal_autodiff_in_float64(bits):
             np.testing.assert_allclose(a, b, atol=1e-10 * max(1.0, float(jnp.abs(b).max())))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("keys", [514, 515, 1100])
-def test_float32_products_are_those_of_the_integers(keys):
+def test_float_products_are_those_of_the_integers(keys, dtype):
     """255 · 128 · 514 is the largest sum below 2^24; more keys are added block by block."""
     rng = np.random.default_rng(keys)
     codes = rng.integers(0, 256, (1, 1, 3, keys)).astype(np.float32)
-    values = rng.integers(-128, 128, (1, 1, keys, 4)).astype(np.float32)
+    values = rng.integers(-128, 128, (1, 1, keys, 4)).astype(dtype)
     codes[0, 0, 0], values[..., 0] = 255, -128
     values[..., 1] = np.where(np.arange(keys) % 3 == 0, 127, -127)
     found = jax.jit(reference._codes_times_values, static_argnums=2)(codes, values, 255)
@@ -420,15 +421,17 @@ def test_float32_products_are_those_of_the_integers(keys):
     np.testing.assert_array_equal(np.asarray(found, np.int64), wanted)
 
 
+@pytest.mark.parametrize("flags", [(), ("amx_bf16",)], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("mode", ["lsq", "ptq"])
-def test_a_cpu_computes_what_integers_do(mode):
-    """Through float32 products: the same codes and sums, so the same outputs, but for probabilities at a boundary."""
+def test_a_cpu_computes_what_integers_do(mode, flags, monkeypatch):
+    """Through products of floats: the same codes and sums, so the same outputs, but for probabilities at a boundary."""
+    monkeypatch.setattr(common, "cpu_flags", lambda: frozenset(flags))
     q, k, v = operands(3, 1, 2, 30, 600, 32)
     codes = [qa.quantize_absmax(x, granularity="head")[0] for x in (q, k, v)]
     steps = [jnp.full((1, 2, 1), 0.02)] * 2 + [jnp.full((1, 2, 32), 0.03)]
     p_step = jnp.full((1, 2), 2e-4) if mode == "lsq" else None
     problem, largest = tile.Problem(*codes, *steps, p_step), 255 if mode == "lsq" else 127
-    assert xla._float_codes(problem, largest).q.dtype == jnp.float32
+    assert xla._float_codes(problem, largest).q.dtype == (jnp.bfloat16 if flags else jnp.float32)
     d_out, d_lse = normals(8, 1, 2, 30, 32), normals(9, 1, 2, 30)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -449,7 +452,7 @@ def test_long_sums_stay_in_integers():
     assert xla._float_codes(problem, 127).q.dtype == jnp.int8  # 1040 · 128² of one score
     problem = problem._replace(q=problem.q[..., :8], k=jnp.zeros((1, 1, 17 * 514, 8), jnp.int8))
     assert xla._float_codes(problem, 255).q.dtype == jnp.int8
-    assert xla._float_codes(problem, 15).q.dtype == jnp.float32
+    assert xla._float_codes(problem, 15).q.dtype in (jnp.float32, jnp.bfloat16)
 
 
 def test_delta_is_not_the_row_shortcut():

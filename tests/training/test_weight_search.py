@@ -104,7 +104,9 @@ def test_a_weighted_step_is_the_gradient_of_the_public_loss(advance, twins):
     extra, _ = both(twins.extra)
 
     def loss(params):
-        logits, _ = toy.Net().apply({"params": params, **extra}, images[0], train=True, mutable=["batch_stats"])
+        logits, _ = toy.Net().apply(
+            {"params": params, **extra}, images[0], train=True, mutable=["batch_stats"]
+        )
         values = losses.cross_entropy(logits, labels[0])
         features = losses.sample_features(logits, values, labels[0])
         return losses.weighted_mean(values, losses.weights_from_action(action, features))
@@ -261,9 +263,7 @@ def test_a_search_killed_in_any_episode_ends_as_if_it_had_not_been(whole, tmp_pa
             cadence=CADENCE,
         )
     resumed = training.run([made], parallel=toy.parallel(1), workdir=tmp_path, cadence=CADENCE)
-    a, b = (
-        jax.device_get(s.replace(rng=jax.random.key_data(s.rng))) for s in (resumed.state, state)
-    )
+    a, b = (jax.device_get(s.replace(rng=jax.random.key_data(s.rng))) for s in (resumed.state, state))
     jax.tree.map(np.testing.assert_array_equal, a, b)
     assert (tmp_path / "metrics.jsonl").read_bytes() == records
 

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxface.checks import OpenFraction, check_number, integer_array
+from jaxface.checks import OpenFraction, check_number, index_array, integer_array
 from jaxface.errors import UserError
 
 Record = dict[str, np.ndarray]
@@ -41,6 +41,8 @@ class Source(Protocol):
     Where images have several shapes, `buckets` [N] int32 says which one each record is of.
 
     One that has all its records in memory gives a batch of them by `take(rows)` (`InMemory`).
+
+    One whose labels may be wrong has `true_labels` [N] int32, and its records `true_label` (`NoisyLabels`).
     """
 
     labels: np.ndarray
@@ -101,6 +103,11 @@ class Subset:
         """[N] int32, the shape that each image has; an AttributeError where all have one."""
         return self._source.buckets[self._indices]
 
+    @property
+    def true_labels(self) -> np.ndarray:
+        """[N] int32; an AttributeError where the labels are not known to be wrong."""
+        return self._source.true_labels[self._indices]
+
     def ground_truth(self, index: int) -> dict[str, np.ndarray]:
         """What is in an image; an AttributeError where the source does not know."""
         return self._source.ground_truth(int(self._indices[index]))
@@ -137,6 +144,11 @@ class WithFields:
     def record_names(self) -> Sequence[str] | np.ndarray:
         """[N] names of the records; an AttributeError where the source has none."""
         return self._source.record_names
+
+    @property
+    def true_labels(self) -> np.ndarray:
+        """[N] int32; an AttributeError where the labels are not known to be wrong."""
+        return self._source.true_labels
 
     @property
     def max_objects(self) -> int:
@@ -179,6 +191,40 @@ class InMemory:
     def take(self, rows: np.ndarray) -> Record:
         """A batch: every field [len(rows), ...]."""
         return {name: values[rows] for name, values in self._fields.items()}
+
+
+class NoisyLabels(WithFields):
+    """A source with the labels that it is given, some of them wrong; records have `true_label` besides.
+
+    Attributes:
+      labels: [N] int32, the given ones.
+      true_labels: [N] int32, those of `source`.
+    """
+
+    def __init__(self, source: Source, labels: np.ndarray):
+        """`labels`: [N] integers in [0, len(source.class_names)).
+
+        Raises:
+          ValueError: another length, or a label outside the classes.
+        """
+        labels = index_array("labels", labels, len(source), len(source.class_names)).astype(np.int32)
+        super().__init__(source, label=labels, true_label=source.labels)
+        self.labels = labels
+
+    @property
+    def true_labels(self) -> np.ndarray:
+        """[N] int32, those of the source."""
+        return self._source.labels
+
+    @property
+    def groups(self) -> np.ndarray:
+        """[N] int32, the group of each record; an AttributeError where the source does not know."""
+        return self._source.groups
+
+    @property
+    def group_names(self) -> Sequence[str]:
+        """Names of the groups."""
+        return self._source.group_names
 
 
 def fingerprint(source: Source) -> dict[str, int | str | None]:

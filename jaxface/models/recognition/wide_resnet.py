@@ -79,9 +79,7 @@ class WideResNet(nn.Module):
 
     def __post_init__(self):
         if len(self.stages) != len(self.channels):
-            raise UserError(
-                f"stages, channels: need the same length, got {self.stages} and {self.channels}"
-            )
+            raise UserError(f"stages, channels: need the same length, got {self.stages} and {self.channels}")
         super().__post_init__()
 
     @nn.compact
