@@ -68,7 +68,7 @@ def test_refused_files(tmp_path, changes, words):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(UserError, match="policy: needs a policy.json or the work directory of a search"):
+    with pytest.raises(UserError, match=r"policy: needs a policy\.json or the work directory of a search"):
         WeightPolicy.load(tmp_path)
     (tmp_path / "policy.json").write_text("{")
     with pytest.raises(UserError, match="holds no policy"):
