@@ -10,6 +10,7 @@ episode that was best on the validation split instead of the last actor (docs/me
 
 import dataclasses
 import math
+import warnings
 from typing import Annotated, Literal
 
 import jax
@@ -176,8 +177,9 @@ class Config(recipe.Recipe):
             steps=20 * losses.stage_steps(40_000, 100, 20),
             train_steps=20 * losses.stage_steps(50_000, 100, 20),
             scan=50,
+            data=inputs.Cifar10(tail=inputs.LongTail(100)),
             validation=2000,
-            search_images=None,
+            search_images=40_000,
             rule=WeightRule(use_label=True),
         )
 
@@ -248,6 +250,30 @@ def clean_split(source: Source, validation: int, search_images: int | None) -> t
     return Subset(source, first), inputs.Relabeled(Subset(source, last), labels[last])
 
 
+def divided(config: Config) -> tuple[inputs.Split, Source, Source]:
+    """The data, what of its training part the search learns from, and the clean images that judge it.
+
+    The clean images are taken away before classes are made unequal and labels wrong.
+
+    Raises:
+      UserError: data of no classes, or too few images of one.
+    """
+    spec, seed = config.data, config.data_seed
+    made = isinstance(spec, inputs.LabeledImages)
+    split = recipe.load(dataclasses.replace(config, data=spec.plain()) if made else config)
+    if split.protocol != "classification":
+        raise UserError(f"data: needs classes to be told apart, {split.name} is for {split.protocol}")
+    searched, clean = clean_split(split.train, config.validation, config.search_images)
+    if not made:
+        return split, searched, clean
+    title = split.name + spec.tail.title
+    return (
+        split._replace(train=spec.spoiled(split.train, seed=seed), name=title),
+        spec.spoiled(searched, seed=seed),
+        clean,
+    )
+
+
 def staged(config: Config, model, image_shape, steps: int, rule: WeightRule) -> StagedTraining:
     """The training of twins over that many steps."""
     return StagedTraining(
@@ -268,12 +294,10 @@ def staged(config: Config, model, image_shape, steps: int, rule: WeightRule) -> 
 def build(config: Config) -> list[training.Stage]:
     """The search, where there is one, the training of twins by its policy, and the weighted network for use."""
     check(config)
-    split = recipe.load(config)
-    if split.protocol != "classification":
-        raise UserError(f"data: needs classes to be told apart, {split.name} is for {split.protocol}")
-    searched, clean = clean_split(split.train, config.validation, config.search_images)
+    split, searched, clean = divided(config)
     image_shape, scan = split.train.image_shape, scan_length(config)
-    model = recipe.network(config, embedding=len(split.train.class_names))
+    classes = len(split.train.class_names)
+    model = recipe.network(config, embedding=classes)
     judge = Judge(model, clean)
     stages = []
 
@@ -285,6 +309,11 @@ def build(config: Config) -> list[training.Stage]:
     elif config.search == "none" or config.weighting != "policy":
         action = config.action if config.weighting == "policy" else (0.0,) * rule.size
         actions = WeightPolicy.constant(action, config.stages, config.warmup_stages, rule).actions
+
+    if rule.use_label and (np.diff(np.bincount(searched.labels, minlength=classes)) > 0).any():
+        warnings.warn(
+            "rule.use_label: classes are not ordered by their frequency, which the rule expects", stacklevel=2
+        )
 
     def batches_of(source):
         source = source if config.augment.active else InMemory(source)

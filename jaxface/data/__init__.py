@@ -43,6 +43,7 @@ from jaxface.data.sources.folder import FolderSource
 from jaxface.data.sources.groups import JoinedGroups
 from jaxface.data.sources.ijb import TemplateSource
 from jaxface.data.sources.images import CorruptImage, decode_image, encode_image, fit_square
+from jaxface.data.sources.long_tail import LongTail, long_tail_counts
 from jaxface.data.sources.low_resolution_faces import ScfaceSource, TinyFaceSource
 from jaxface.data.sources.megaface import MegaFaceSource
 from jaxface.data.sources.objects import object_fields
@@ -99,6 +100,7 @@ from jaxface.data.transforms.alignment import (
 )
 from jaxface.data.transforms.augment import Augment, Augmentation
 from jaxface.data.transforms.augment_objects import ObjectAugment, ObjectAugmentation
+from jaxface.data.transforms.copies import Copies
 from jaxface.data.transforms.corruption import RGBD_CORRUPTIONS, RgbdCorruption, augment_depth, corrupt_rgbd
 from jaxface.data.transforms.label_noise import (
     LabelNoise,
@@ -110,6 +112,7 @@ from jaxface.data.transforms.label_noise import (
     uniform_noise,
 )
 from jaxface.data.transforms.letterboxing import to_original
+from jaxface.data.transforms.policies import apply_operation, cifar10_policy, cut_hole, rand_augment
 from jaxface.data.transforms.resolution import (
     LowResolution,
     degrade_resolution,
@@ -139,6 +142,7 @@ __all__ = [
     "ClassUniform",
     "ClutteredDigits",
     "Coco",
+    "Copies",
     "CorruptImage",
     "Crowd",
     "CrowdedEmbeddings",
@@ -163,6 +167,7 @@ __all__ = [
     "Lfw",
     "LfwPatches",
     "LfwSubset",
+    "LongTail",
     "LowResolution",
     "MegaFace",
     "MegaFaceSource",
@@ -222,6 +227,7 @@ __all__ = [
     "WithFields",
     "align_face",
     "align_faces",
+    "apply_operation",
     "augment_depth",
     "batches",
     "block_shifts",
@@ -230,6 +236,7 @@ __all__ = [
     "casia_surf",
     "cefa",
     "cifar10",
+    "cifar10_policy",
     "cifar100",
     "class_dependent_noise",
     "class_means",
@@ -238,6 +245,7 @@ __all__ = [
     "corrupt_labels",
     "corrupt_rgbd",
     "crowded_embeddings",
+    "cut_hole",
     "decode_depth",
     "decode_image",
     "degrade_resolution",
@@ -258,6 +266,7 @@ __all__ = [
     "lfw_subset",
     "load",
     "load_all",
+    "long_tail_counts",
     "low_resolution",
     "majority_votes",
     "mirror_some",
@@ -273,6 +282,7 @@ __all__ = [
     "presentation_table",
     "procedural_images",
     "procedural_vectors",
+    "rand_augment",
     "read_bin",
     "read_embeddings",
     "read_idx",

@@ -43,6 +43,11 @@
 | `budget_loss` | the mean work of a batch of images meets a target | arXiv:2209.13802 |
 | `sample_features`, `weights_from_action`, `weighted_mean`, `stage_reward` | searched weights of examples | arXiv:1905.11058 |
 | `focal_loss`, `self_paced_weights` | rules that are made by hand | arXiv:1708.02002 |
+| `ncl_pp_loss`, `ncl_loss` | networks, and copies of an image, agree under a long tail | arXiv:2306.16709, 2203.15359 |
+| `hard_category_mask`, `partial_cross_entropy`, `pairwise_sym_kl` | their parts | |
+| `moco_nce`, `queue_push` | two views of an image against a queue of others | arXiv:1911.05722 |
+| `balanced_softmax_loss`, `balanced_logits` | classes of unequal size | arXiv:2007.10740 |
+| `ldam_loss`, `effective_number_weights` | larger margins, and later weights, for rare ones | arXiv:1906.07413, 1901.05555 |
 | `gan_discriminator_loss`, `gan_generator_loss`, `r1_penalty` | a generator of faces | arXiv:1406.2661, 1801.04406 |
 """
 
@@ -99,7 +104,22 @@ from jaxface.losses.law import (
     weighted_mean,
     weights_from_action,
 )
+from jaxface.losses.long_tail import (
+    balanced_logits,
+    balanced_softmax_loss,
+    effective_number_weights,
+    ldam_loss,
+)
 from jaxface.losses.lrfr import logexp_distance, logexp_loss, power_distance
+from jaxface.losses.nclpp import (
+    hard_category_mask,
+    moco_nce,
+    ncl_loss,
+    ncl_pp_loss,
+    pairwise_sym_kl,
+    partial_cross_entropy,
+    queue_push,
+)
 from jaxface.losses.partial_fc import partial_fc_loss, sample_classes, shard_bounds
 from jaxface.losses.pseco import (
     filter_pseudo,
@@ -158,6 +178,8 @@ __all__ = [
     "adversarial_uniform",
     "arcface_loss",
     "attention_score",
+    "balanced_logits",
+    "balanced_softmax_loss",
     "branch_loss",
     "budget_loss",
     "cell_loss",
@@ -174,6 +196,7 @@ __all__ = [
     "dgd_loss",
     "discriminator_loss",
     "drd_loss",
+    "effective_number_weights",
     "erase",
     "feature_imitation_loss",
     "filter_pseudo",
@@ -184,11 +207,13 @@ __all__ = [
     "gradient_attention",
     "group_weights",
     "halve_nearest",
+    "hard_category_mask",
     "hard_distillation_loss",
     "hard_negatives",
     "hardness",
     "hardness_ratios",
     "hint_loss",
+    "ldam_loss",
     "leave_one_out_cosines",
     "lid_regression_loss",
     "lid_targets",
@@ -201,7 +226,12 @@ __all__ = [
     "max_out_background",
     "mimic_loss",
     "mined_relations",
+    "moco_nce",
     "multibox_loss",
+    "ncl_loss",
+    "ncl_pp_loss",
+    "pairwise_sym_kl",
+    "partial_cross_entropy",
     "partial_fc_loss",
     "pcv_weights",
     "pfi_loss",
@@ -209,6 +239,7 @@ __all__ = [
     "power_distance",
     "prediction_imitation_loss",
     "query_distillation_loss",
+    "queue_push",
     "r1_penalty",
     "rank_mimic_box_loss",
     "rank_mimic_loss",

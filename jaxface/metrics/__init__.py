@@ -10,6 +10,8 @@
 | faces of few pixels | `gallery_report`, `labeled_average_precision`, `rank1_by_distance` |
 | does a mask keep people from being found? | `protection_success` |
 | which class is it? | `accuracy`, `top_k_accuracy`, `nearest_prototype_accuracy` |
+| are rare classes told as well as frequent ones? | `split_accuracy` |
+| do several networks agree? | `disagreement`, `mean_pairwise_divergence` |
 | which classes are taken for others? | `confusion_matrix`, `mean_class_accuracy`, `macro_f1` |
 | does it serve every group alike? | `group_fairness`, `group_accuracy`, `group_verification` |
 | where does it look? | `attention_coverage`, `attention_gap`, `attention_mass`, `sensitive_area` |
@@ -120,6 +122,11 @@ from jaxface.metrics.recognition.identification import (
     ranks,
     tpir_at_fpir,
     two_gallery_tpir,
+)
+from jaxface.metrics.recognition.long_tail import (
+    disagreement,
+    mean_pairwise_divergence,
+    split_accuracy,
 )
 from jaxface.metrics.recognition.low_resolution import (
     labeled_average_precision,
@@ -235,6 +242,7 @@ __all__ = [
     "convert_threshold",
     "correct_top_k",
     "cosine_to_squared_l2",
+    "disagreement",
     "discrepancy_weight",
     "distractor_rank1",
     "distractor_verification",
@@ -269,6 +277,7 @@ __all__ = [
     "mean_iou",
     "mean_norm",
     "mean_pair_cosine",
+    "mean_pairwise_divergence",
     "megaface_report",
     "missing_modality",
     "nearest_prototype",
@@ -295,6 +304,7 @@ __all__ = [
     "sensitive_area",
     "similarity_blocks",
     "similarity_matrix",
+    "split_accuracy",
     "split_presentations",
     "spoof_report",
     "squared_l2_to_cosine",

@@ -43,8 +43,8 @@ class Optimizer:
     """An update rule with a learning-rate schedule."""
 
     name: str = "sgd"
-    """Update rule: sgd with momentum, adam, adamw; lion, lars, lamb, muon, adafactor, for large networks and batches; amsgrad and
-    uncorrected_adam, without bias correction; bamsprod, for networks with binary layers."""
+    """Update rule: sgd with momentum, nesterov with Nesterov's, adam, adamw; lion, lars, lamb, muon, adafactor, for large
+    networks and batches; amsgrad and uncorrected_adam, without bias correction; bamsprod, for networks with binary layers."""
     learning_rate: Annotated[float, Positive] = 0.1
     """Peak learning rate, > 0."""
     schedule: Literal["constant", "step", "linear", "cosine"] = "step"
@@ -52,7 +52,9 @@ class Optimizer:
     decay_at: Annotated[tuple[float, ...], OpenFraction, Increasing()] = (0.5, 0.8)
     """Fractions of the run at which the `step` schedule divides the rate by 10, increasing, in (0, 1)."""
     warmup: Annotated[float, ProperFraction] = 0.0
-    """Fraction of the run over which the rate rises linearly from 0, in [0, 1)."""
+    """Fraction of the run over which the rate rises linearly, in [0, 1)."""
+    warmup_from: Annotated[float, ProperFraction] = 0.0
+    """Fraction of the rate from which it then rises, in [0, 1)."""
     momentum: Annotated[float, ProperFraction] = 0.9
     """Momentum of SGD (first-moment decay of the others), in [0, 1)."""
     weight_decay: Annotated[float, NonNegative] = 5e-4
@@ -85,7 +87,7 @@ class Optimizer:
         }[self.schedule]()
         if not warmup:
             return after
-        rising = optax.linear_schedule(0.0, self.learning_rate, warmup)
+        rising = optax.linear_schedule(self.warmup_from * self.learning_rate, self.learning_rate, warmup)
         return optax.join_schedules([rising, after], [warmup])
 
     @property

@@ -21,6 +21,7 @@ from jaxface.data.pipeline.samplers import Order
 from jaxface.data.sources.source import Record, Source, fingerprint
 from jaxface.data.transforms.augment import Augment
 from jaxface.data.transforms.augment_objects import ObjectAugment
+from jaxface.data.transforms.copies import Copies
 from jaxface.data.transforms.views import TeacherStudentViews
 from jaxface.errors import UserError
 
@@ -308,7 +309,7 @@ def batches(
     *,
     batch_size: int,
     seed: int,
-    augment: Augment | ObjectAugment | TeacherStudentViews | None = None,
+    augment: Augment | Copies | ObjectAugment | TeacherStudentViews | None = None,
     shuffle: bool = True,
     repeat: bool = True,
     shard: tuple[int, int] = (0, 1),
@@ -325,8 +326,8 @@ def batches(
       source: the records.
       batch_size: records of one step over all shards together; each shard gets batch_size / count of them.
       seed: of the order and of the augmentation, any integer >= 0.
-      augment: random changes, `ObjectAugment` of images with boxes, `TeacherStudentViews` of those with and without labels;
-        none unless given.
+      augment: random changes, `Copies` for several of an image, `ObjectAugment` of images with boxes,
+        `TeacherStudentViews` of those with and without labels; none unless given.
       shuffle: a new random order in every epoch; otherwise the source's order.
       repeat: start again after the last record.
       shard: (index, count), usually (jax.process_index(), jax.process_count()). The shards' batches, one
