@@ -29,7 +29,7 @@ def memory(count, capacity=100, reward=lambda action: -((action - 0.5) ** 2)):
 
 @pytest.fixture(scope="module")
 def agent():
-    return AGENT.init(jax.random.key(0), 4, 1)
+    return jax.jit(AGENT.init, static_argnums=(1, 2))(jax.random.key(0), 4, 1)
 
 
 def test_targets_and_noise():
@@ -87,7 +87,7 @@ def test_the_rules_of_adam_with_decay_in_the_gradient(agent):
         value = AGENT.critic.apply({"params": params}, batch.state, batch.action)
         return jnp.mean((value - batch.reward) ** 2)  # every transition ends its episode
 
-    gradient = jax.tree.map(lambda g, p: g + 1e-5 * p, jax.grad(loss)(agent.critic), agent.critic)
+    gradient = jax.tree.map(lambda g, p: g + 1e-5 * p, jax.jit(jax.grad(loss))(agent.critic), agent.critic)
     updated = jax.jit(AGENT.step)(agent, batch).critic
     # Adam's first step is the learning rate times the sign, wherever ε = 1e-8 does not count.
     for old, new, g in zip(*map(jax.tree.leaves, (agent.critic, updated, gradient)), strict=True):
@@ -99,7 +99,7 @@ def test_a_bandit_is_solved(agent):
     replay = memory(100)
     update = jax.jit(AGENT.full_data_update)
     first = abs(float(AGENT.act(agent.actor, jnp.zeros(4))[0]) - 0.5)
-    for i in range(40):
+    for i in range(120):
         agent = update(agent, replay, jax.random.key(i))
     last = abs(float(AGENT.act(agent.actor, jnp.zeros(4))[0]) - 0.5)
     assert first > 0.3 and last < first / 2
@@ -108,16 +108,16 @@ def test_a_bandit_is_solved(agent):
 def test_networks_of_the_release():
     actor, critic = Actor(3, 40, bound=None), Critic(40)
     state, action = jnp.ones((2, 4)), jnp.ones((2, 3))
-    params = actor.init(jax.random.key(0), state)["params"]
+    params = jax.jit(actor.init)(jax.random.key(0), state)["params"]
     assert params["stage"]["embedding"].shape == (50, 16)
     shapes = [params["perceptron"][f"dense{i}"]["kernel"].shape for i in (1, 2, 3, 4)]
     assert shapes == [(19, 256), (256, 512), (512, 256), (256, 3)]
     kernel = params["perceptron"]["dense2"]["kernel"]
     np.testing.assert_allclose(kernel.std(), 0.05, rtol=0.02)
     assert np.abs(params["perceptron"]["dense2"]["bias"]).max() <= 256**-0.5
-    values, params = critic.init_with_output(jax.random.key(0), state, action)
+    values, params = jax.jit(critic.init_with_output)(jax.random.key(0), state, action)
     assert values.shape == (2,)
     np.testing.assert_allclose(params["params"]["perceptron"]["dense2"]["kernel"].std(), 0.01, rtol=0.02)
     bounded = Actor(3, 40, HIDDEN, 3.0)
-    huge = jax.tree.map(lambda x: 1e3 * x, bounded.init(jax.random.key(0), state))
+    huge = jax.tree.map(lambda x: 1e3 * x, jax.jit(bounded.init)(jax.random.key(0), state))
     assert np.abs(bounded.apply(huge, state)).max() <= 3

@@ -111,7 +111,7 @@ def test_a_weighted_step_is_the_gradient_of_the_public_loss(advance, twins):
         features = losses.sample_features(logits, values, labels[0])
         return losses.weighted_mean(values, losses.weights_from_action(action, features))
 
-    value, gradient = jax.value_and_grad(loss)(start)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(start)
     after, report = advance(twins, action, images, labels, 4)
     first, _ = both(after.params)
     jax.tree.map(
@@ -128,6 +128,7 @@ def test_the_running_mean_of_the_loss():
     np.testing.assert_allclose(mean, 1.8736)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighting", ["policy", "focal", "self_paced"])
 def test_replicas_train_as_one_device(weighting):
     training_ = dataclasses.replace(TWINS, weighting=weighting, easiest=(0.4, 0.8))
@@ -237,6 +238,7 @@ class Killed(Exception):
     """Instead of a kill: nothing is saved on the way out."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [4, 13, 30])  # within the first, second and fourth episode
 def test_a_search_killed_in_any_episode_ends_as_if_it_had_not_been(whole, tmp_path, killed):
     state, _, records = whole
@@ -268,6 +270,7 @@ def test_a_search_killed_in_any_episode_ends_as_if_it_had_not_been(whole, tmp_pa
     assert (tmp_path / "metrics.jsonl").read_bytes() == records
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["constant", "random"])
 def test_chance_proposes_once_an_episode_or_in_every_stage(kind):
     search = dataclasses.replace(SEARCH, search=kind, episodes=2)
@@ -279,6 +282,7 @@ def test_chance_proposes_once_an_episode_or_in_every_stage(kind):
     assert not np.array_equal(actions[0], actions[1])
 
 
+@pytest.mark.slow
 def test_controls_of_the_search():
     """The release's relative noise, the slow actor, one mini-batch, and the accuracy alone as reward."""
     search = dataclasses.replace(
@@ -297,6 +301,7 @@ def test_controls_of_the_search():
     assert state.noise.any() and np.isfinite(np.asarray(state.actions)).all()
 
 
+@pytest.mark.slow
 def test_a_replay_keeps_either_network_where_it_was_best():
     replay = PolicyReplay(TWINS, SEARCH.judge, scan=2)
     made = training.Stage(
