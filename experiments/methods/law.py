@@ -138,7 +138,7 @@ class Config(recipe.Recipe):
         validation split; the authors' own test episodes were every fifth. Shifted images are black at the edge, not mirrored.
         """
         return cls(
-            data=inputs.Cifar10(noise=inputs.LabelNoise("uniform", 0.4)),
+            data=inputs.Cifar10("cifar10", noise=inputs.LabelNoise("uniform", 0.4)),
             image_size=32,
             augment=inputs.Augment(flip=0.5, shift=4),
             backbone="wrn28_10",
@@ -177,7 +177,7 @@ class Config(recipe.Recipe):
             steps=20 * losses.stage_steps(40_000, 100, 20),
             train_steps=20 * losses.stage_steps(50_000, 100, 20),
             scan=50,
-            data=inputs.Cifar10(tail=inputs.LongTail(100)),
+            data=inputs.Cifar10("cifar10", tail=inputs.LongTail(100)),
             validation=2000,
             search_images=40_000,
             rule=WeightRule(use_label=True),

@@ -1,7 +1,4 @@
-"""The two networks of an agent that gives each stage of a training its rule (LAW, arXiv:1905.11058): actor and critic.
-
-Methods: law
-"""
+"""The two networks of an agent that gives each stage of a training its rule (LAW, arXiv:1905.11058): actor and critic."""
 
 import flax.linen as nn
 import jax

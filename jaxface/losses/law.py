@@ -2,8 +2,6 @@
 
 A policy gives the rule's numbers, an action, for a stage of the training; the reward compares the network that is trained so
 and a twin without weights. Equations are those of the authors' code.
-
-Methods: law
 """
 
 from typing import Literal
