@@ -9,6 +9,7 @@ Differs from the released code in: every example is scored, none stays chosen be
 """
 
 import dataclasses
+import math
 from typing import Annotated, Literal
 
 import jax
@@ -19,10 +20,14 @@ from experiments.recipes import recognition as recipe
 from jaxface import axes, losses, training
 from jaxface import data as inputs
 from jaxface.checks import AtLeast, Fraction, NonNegative, ProperFraction
+from jaxface.data.sources.source import InMemory
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
 from jaxface.models.stacked import Stacked
 from jaxface.training.evaluations.noisy_labels import LearningFromNoise
+
+LARGEST_IN_MEMORY = 1 << 30
+"""Bytes of the pixels of a set that is read at once."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,6 +115,11 @@ def forgotten_share(config: Config, train: inputs.Source) -> float:
     )
 
 
+def in_memory(source: inputs.Source) -> inputs.Source:
+    """The source, all read at once where it is small: every epoch goes through it twice."""
+    return InMemory(source) if len(source) * math.prod(source.image_shape) < LARGEST_IN_MEMORY else source
+
+
 def build(config: Config) -> list[training.Stage]:
     """One stage: both networks at once, and before every epoch the choice of what it learns from."""
     recipe.check_no_packs(config, "a classifier tells no pairs")
@@ -125,10 +135,11 @@ def build(config: Config) -> list[training.Stage]:
     split = recipe.load(config)
     if split.protocol != "classification":
         raise UserError(f"data: needs classes to be told apart, {split.name} is for {split.protocol}")
-    train, classes, image_shape = split.train, len(split.train.class_names), split.train.image_shape
-    forgotten = forgotten_share(config, train)
-    indexed = inputs.WithFields(train, index=np.arange(len(train), dtype=np.int32))
-    open_batches = recipe.training_batches(config, indexed)
+    classes, image_shape = len(split.train.class_names), split.train.image_shape
+    forgotten = forgotten_share(config, split.train)
+    indexed = inputs.WithFields(split.train, index=np.arange(len(split.train), dtype=np.int32))
+    train, held_out = (in_memory(source) for source in (indexed, split.held_out))
+    open_batches = recipe.training_batches(config, train)
     epoch_steps = len(train) // config.batch_size
     epochs = -(-config.steps // epoch_steps)
     last_choice = max(int(config.freeze * epochs), 1)
@@ -163,8 +174,8 @@ def build(config: Config) -> list[training.Stage]:
 
     judged = LearningFromNoise(
         model,
-        split.held_out,
-        train,
+        held_out,
+        split.train,
         steps_per_epoch=epoch_steps,
         choose=lambda state: np.asarray(smallest(state, forgotten)),
     )

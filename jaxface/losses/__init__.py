@@ -41,6 +41,8 @@
 | `pfi_loss` | features are imitated where the predictions differ | arXiv:2112.04840 |
 | `soft_label_loss`, `feature_imitation_loss`, `prediction_imitation_loss` | what these two are compared with | |
 | `budget_loss` | the mean work of a batch of images meets a target | arXiv:2209.13802 |
+| `sample_features`, `weights_from_action`, `weighted_mean`, `stage_reward` | searched weights of examples | arXiv:1905.11058 |
+| `focal_loss`, `self_paced_weights` | rules that are made by hand | arXiv:1708.02002 |
 | `ncl_pp_loss`, `ncl_loss` | networks, and copies of an image, agree under a long tail | arXiv:2306.16709, 2203.15359 |
 | `hard_category_mask`, `partial_cross_entropy`, `pairwise_sym_kl` | their parts | |
 | `moco_nce`, `queue_push` | two views of an image against a queue of others | arXiv:1911.05722 |
@@ -96,6 +98,15 @@ from jaxface.losses.gabn import (
 )
 from jaxface.losses.heads import HEADS, ArcFace, CosFace, Head, Linear, SFace, Softmax, create_head
 from jaxface.losses.ida import lid_regression_loss, lid_targets
+from jaxface.losses.law import (
+    focal_loss,
+    sample_features,
+    self_paced_weights,
+    stage_reward,
+    stage_steps,
+    weighted_mean,
+    weights_from_action,
+)
 from jaxface.losses.long_tail import (
     balanced_logits,
     balanced_softmax_loss,
@@ -207,6 +218,7 @@ __all__ = [
     "erase",
     "feature_imitation_loss",
     "filter_pseudo",
+    "focal_loss",
     "foreground_mask",
     "forget_rate",
     "gan_discriminator_loss",
@@ -261,6 +273,8 @@ __all__ = [
     "retinanet_loss",
     "rpn_loss",
     "sample_classes",
+    "sample_features",
+    "self_paced_weights",
     "sface_loss",
     "shard_bounds",
     "sharpened_weights",
@@ -273,8 +287,12 @@ __all__ = [
     "soft_target_loss",
     "softmax_loss",
     "symmetric_divergence",
+    "stage_reward",
+    "stage_steps",
     "taylor_rbf_coeffs",
     "teacher_momentum",
     "topn_mask",
+    "weighted_mean",
+    "weights_from_action",
     "yolo_loss",
 ]

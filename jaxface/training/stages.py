@@ -22,7 +22,7 @@ State = Any  # any pytree of arrays; `jaxface.training.TrainState` for a plain m
 Metrics = dict[str, jax.Array]
 HostBatch = dict[str, np.ndarray]
 Figures = Mapping[str, Callable[[pathlib.Path], pathlib.Path]]
-"""Name of a figure -> function that draws it to a path, and returns the path."""
+"""Name of a figure -> function that draws it to a path, and returns the path; `<name>.json` is a file that is no image."""
 Evaluation = Callable[[State], dict[str, float]]  # one with figures has a method `figures(state) -> Figures`
 
 

@@ -30,6 +30,7 @@ SMALL = {
     models.MobileNetV2: {"width": 0.125, "stages": ((16, 1), (24, 2))},
     models.ResNet: {"stages": (1, 1), "channels": (8, 16)},
     models.FaceResNet: {"stages": (1, 1), "channels": (8, 16)},
+    models.WideResNet: {"stages": (1, 1), "channels": (8, 16), "stem": 4},
     models.ViT: {"dim": 24, "depth": 1, "heads": 3},
     models.AdaptiveSparseViT: {
         "dim": 24,

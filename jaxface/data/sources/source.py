@@ -40,6 +40,8 @@ class Source(Protocol):
     what is in image i as `jaxface.metrics.detection` takes it; its `class_names` are those of the objects, and its labels zeros.
     Where images have several shapes, `buckets` [N] int32 says which one each record is of.
 
+    One that has all its records in memory gives a batch of them by `take(rows)` (`InMemory`).
+
     One whose labels may be wrong has `true_labels` [N] int32, and its records `true_label` (`NoisyLabels`).
     """
 
@@ -163,6 +165,32 @@ class WithFields:
 
     def __getitem__(self, index: int) -> Record:
         return {**self._source[index], **{name: values[index] for name, values in self._fields.items()}}
+
+
+class InMemory:
+    """A source all of whose records are read at once, so that a batch of them is gathered and not put together (`take`)."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self.labels, self.class_names = source.labels, source.class_names
+        self.image_shape = source.image_shape
+        records = [source[i] for i in range(len(source))]
+        self._fields = {name: np.stack([np.asarray(r[name]) for r in records]) for name in records[0]}
+
+    @property
+    def record_names(self) -> Sequence[str] | np.ndarray:
+        """[N] names of the records; an AttributeError where the source has none."""
+        return self._source.record_names
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        return {name: values[index] for name, values in self._fields.items()}
+
+    def take(self, rows: np.ndarray) -> Record:
+        """A batch: every field [len(rows), ...]."""
+        return {name: values[rows] for name, values in self._fields.items()}
 
 
 class NoisyLabels(WithFields):
