@@ -19,6 +19,7 @@ ARMS = {
     "global selection only, λ 0": {**_GLOBAL, "score_agreement": 0.0},
     "mda, λ 0": {"score_agreement": 0.0},
     "JoCoR": _BATCH,
+    "JoCoR, λ 0.9": {**_BATCH, "score_agreement": 0.9},
     "JoCoR, MPE": {**_BATCH, "agreement_weight": 1.0},
     "Co-teaching": {"selection": "exchange", **_GLOBAL},
     "plain": {"selection": "all", **_GLOBAL},
