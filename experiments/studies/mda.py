@@ -31,7 +31,7 @@ NOISE = {
 
 _digits = Study(
     claim="Test accuracy on digits after training on wrong labels, mean of the last ten epochs",
-    metric="pair/classification/recent_accuracy",
+    metric="classification/recent_accuracy",
     method="mda",
     arms=ARMS,
     base=Config(),
@@ -44,16 +44,16 @@ STUDIES = {
     "digits-precision": dataclasses.replace(
         _digits,
         claim="Share of right labels among those that the last epoch learned from",
-        metric="pair/selection/precision",
+        metric="selection/precision",
     ),
     "digits-recall": dataclasses.replace(
         _digits,
         claim="Share of the right labels that the last epoch learned from",
-        metric="pair/selection/recall",
+        metric="selection/recall",
     ),
     "digits-ranking": dataclasses.replace(
         _digits,
         claim="Share of right labels among those that the final networks would choose out of the whole training set",
-        metric="pair/ranking/precision",
+        metric="ranking/precision",
     ),
 }
