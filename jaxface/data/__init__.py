@@ -43,6 +43,7 @@ from jaxface.data.sources.folder import FolderSource
 from jaxface.data.sources.groups import JoinedGroups
 from jaxface.data.sources.ijb import TemplateSource
 from jaxface.data.sources.images import CorruptImage, decode_image, encode_image, fit_square
+from jaxface.data.sources.long_tail import LongTail, long_tail_counts
 from jaxface.data.sources.low_resolution_faces import ScfaceSource, TinyFaceSource
 from jaxface.data.sources.megaface import MegaFaceSource
 from jaxface.data.sources.objects import object_fields
@@ -56,7 +57,8 @@ from jaxface.data.sources.presentations import (
     presentation_table,
 )
 from jaxface.data.sources.recordio import IRHeader, RecordFile, RecordIOFaces, RecordWriter, write_record
-from jaxface.data.sources.source import Record, Source, Subset, WithFields, split_identities
+from jaxface.data.sources.small_images import cifar10, cifar100, mnist, read_idx
+from jaxface.data.sources.source import NoisyLabels, Record, Source, Subset, WithFields, split_identities
 from jaxface.data.sources.tfds_source import TfdsSource
 from jaxface.data.sources.vectors import VectorSource, read_embeddings
 from jaxface.data.sources.voc import voc
@@ -69,10 +71,12 @@ from jaxface.data.specs.detection_sets import Coco, Fddb, Scenes, Voc, WiderFace
 from jaxface.data.specs.ellipse_sets import Ellipses
 from jaxface.data.specs.embeddings import Crowd, EmbeddingFile
 from jaxface.data.specs.expressions import AffectNet, FerPlus, RafDb, RenderedExpressions
+from jaxface.data.specs.labeled_images import LabeledImages
 from jaxface.data.specs.object_scene_sets import ObjectScenes
 from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, RgbdFolder, Tfds
 from jaxface.data.specs.presentation_sets import CasiaSurf, Cefa, Presentations, PresentationTable
 from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
+from jaxface.data.specs.small_image_sets import Cifar10, Cifar100, Mnist
 from jaxface.data.specs.synthetic_sets import Procedural, ProceduralImages, ShortcutDigits
 from jaxface.data.synthetic.cluttered_digits import cluttered_digits
 from jaxface.data.synthetic.crowded_embeddings import CrowdedEmbeddings, crowded_embeddings
@@ -96,8 +100,19 @@ from jaxface.data.transforms.alignment import (
 )
 from jaxface.data.transforms.augment import Augment, Augmentation
 from jaxface.data.transforms.augment_objects import ObjectAugment, ObjectAugmentation
+from jaxface.data.transforms.copies import Copies
 from jaxface.data.transforms.corruption import RGBD_CORRUPTIONS, RgbdCorruption, augment_depth, corrupt_rgbd
+from jaxface.data.transforms.label_noise import (
+    LabelNoise,
+    block_shifts,
+    class_dependent_noise,
+    draw_labels,
+    pairflip_noise,
+    symmetric_noise,
+    uniform_noise,
+)
 from jaxface.data.transforms.letterboxing import to_original
+from jaxface.data.transforms.policies import apply_operation, cifar10_policy, cut_hole, rand_augment
 from jaxface.data.transforms.resolution import (
     LowResolution,
     degrade_resolution,
@@ -122,9 +137,12 @@ __all__ = [
     "BucketOrder",
     "CasiaSurf",
     "Cefa",
+    "Cifar10",
+    "Cifar100",
     "ClassUniform",
     "ClutteredDigits",
     "Coco",
+    "Copies",
     "CorruptImage",
     "Crowd",
     "CrowdedEmbeddings",
@@ -144,12 +162,17 @@ __all__ = [
     "IRHeader",
     "Ijb",
     "JoinedGroups",
+    "LabelNoise",
+    "LabeledImages",
     "Lfw",
     "LfwPatches",
     "LfwSubset",
+    "LongTail",
     "LowResolution",
     "MegaFace",
     "MegaFaceSource",
+    "Mnist",
+    "NoisyLabels",
     "ObjectAugment",
     "ObjectAugmentation",
     "ObjectScenes",
@@ -204,23 +227,31 @@ __all__ = [
     "WithFields",
     "align_face",
     "align_faces",
+    "apply_operation",
     "augment_depth",
     "batches",
+    "block_shifts",
     "bucket_evaluation_batches",
     "bucket_order",
     "casia_surf",
     "cefa",
+    "cifar10",
+    "cifar10_policy",
+    "cifar100",
+    "class_dependent_noise",
     "class_means",
     "cluttered_digits",
     "coco",
     "corrupt_labels",
     "corrupt_rgbd",
     "crowded_embeddings",
+    "cut_hole",
     "decode_depth",
     "decode_image",
     "degrade_resolution",
     "digit_canvas",
     "digits",
+    "draw_labels",
     "ellipses",
     "encode_depth",
     "encode_image",
@@ -235,30 +266,37 @@ __all__ = [
     "lfw_subset",
     "load",
     "load_all",
+    "long_tail_counts",
     "low_resolution",
     "majority_votes",
     "mirror_some",
     "mixed_people",
+    "mnist",
     "named_template",
     "nose_depth",
     "object_fields",
     "object_scenes",
     "olivetti",
     "open_packs",
+    "pairflip_noise",
     "presentation_table",
     "procedural_images",
     "procedural_vectors",
+    "rand_augment",
     "read_bin",
     "read_embeddings",
+    "read_idx",
     "repeat_factors",
     "repeat_rare_classes",
     "resize_twice",
     "shortcut_digits",
     "split_identities",
     "superclasses",
+    "symmetric_noise",
     "template",
     "to_original",
     "umeyama",
+    "uniform_noise",
     "voc",
     "warp_affine",
     "wider_face",
