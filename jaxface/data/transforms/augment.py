@@ -16,6 +16,7 @@ import numpy as np
 from jaxface.checks import AtLeast, Fraction, Integers, Ordered, ProperFraction, Range, check_fields
 from jaxface.data.sources.source import Record
 from jaxface.data.transforms import geometry, policies
+from jaxface.errors import UserError
 
 _PIXELS = ("color", "gray", "blur", "jpeg", "occlusion", "low_resolution")
 _PROBABILITIES = ("flip", "crop", "rotate", "cutout", *_PIXELS)
@@ -86,6 +87,8 @@ class Augment:
 
     def __post_init__(self):
         check_fields(self)
+        if self.policy not in ("none", "cifar10", "rand"):
+            raise UserError(f"policy: needs none, cifar10 or rand, got {self.policy!r}")
 
     @property
     def active(self) -> bool:
