@@ -49,7 +49,7 @@ class Config(recipe.Recipe):
     loss: Literal["nclpp", "ncl", "balanced", "ldam", "cross_entropy"] = "nclpp"
     """Nested learning (2306.16709), as first published (2203.15359), or each expert on its own: balanced softmax, LDAM with
     deferred weights, cross-entropy."""
-    lam: Annotated[float, NonNegative] = 0.6
+    lam: Annotated[float, NonNegative] = 0.1
     """λ, weight of the agreement between experts and between copies."""
     lam_warmup: Annotated[float, Fraction] = 0.0
     """Fraction of the run over which λ rises linearly from 0."""
@@ -101,6 +101,7 @@ class Config(recipe.Recipe):
             augment=inputs.Augment(flip=0.5, shift=4, policy="cifar10", hole=16),
             image_size=32,
             backbone="cifar_resnet32",
+            lam=0.6,
             num_hard=30,
             many_above=100,
             few_below=20,

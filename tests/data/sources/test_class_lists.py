@@ -77,7 +77,7 @@ def test_folders_by_class(tmp_path):
     train, test = opened(data.ClassFolders(str(tmp_path), tail=data.LongTail(imbalance=3)))
     assert np.bincount(train.labels).tolist() == [3, 1] and test.labels.tolist() == [0, 1]
     assert train.class_names == ["n01", "n02"]
-    with pytest.raises(UserError, match="root: needs folders train and val; .* has no train"):
+    with pytest.raises(UserError, match=r"root: needs folders train and val; .* has no train"):
         opened(data.ClassFolders(str(tmp_path / "val")))
 
 
@@ -132,5 +132,5 @@ def test_clothing_1m(clothes):
     train, test = opened(data.Clothing1M(str(clothes), labels="clean", test="clean_val"))
     assert train.labels.tolist() == [0] and values(train) == [20] and test.labels.tolist() == [1]
     (clothes / "noisy_label_kv.txt").write_text("")
-    with pytest.raises(UserError, match="root: no images with a label in .*noisy_train_key_list.txt"):
+    with pytest.raises(UserError, match=r"root: no images with a label in .*noisy_train_key_list.txt"):
         opened(data.Clothing1M(str(clothes)))
