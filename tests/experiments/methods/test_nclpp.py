@@ -98,14 +98,17 @@ def test_agreement_that_rises_and_weights_that_come_late():
     state = stage.init(jax.random.key(0), None)
     batch, step = device_batch(next(stage.batches(state))), jax.jit(stage.step)
     seen = [
-        float(step(state.replace(extra={"taken": jnp.int32(taken)}), batch)[1]["inter_loss"])
+        float(step(state.replace(extra={**state.extra, "taken": jnp.int32(taken)}), batch)[1]["inter_loss"])
         for taken in range(4)
     ]
     np.testing.assert_allclose(np.array(seen) / seen[-1], [0, 0.5, 1, 1], atol=1e-6)
     late = dataclasses.replace(TINY, steps=4, loss="ldam", deferred=0.5)
     (stage,) = build(late)
     state, step = stage.init(jax.random.key(0), None), jax.jit(stage.step)
-    seen = [float(step(state.replace(extra={"taken": jnp.int32(n)}), batch)[1]["loss"]) for n in range(4)]
+    seen = [
+        float(step(state.replace(extra={**state.extra, "taken": jnp.int32(n)}), batch)[1]["loss"])
+        for n in range(4)
+    ]
     assert seen[0] == seen[1] != seen[2] == seen[3]
 
 
@@ -151,7 +154,7 @@ def cifar100(tmp_path):
 
 @pytest.mark.slow
 def test_the_papers_recipe(cifar100):
-    """Released configuration: two ResNet-32, T = 4, H = 30, 64 images, SGD 0.1 with Nesterov, 400 epochs, steps at 320 and 360."""
+    """Released configuration: two ResNet-32, T = 4, H = 30, 64 images, Nesterov 0.1, 400 epochs, steps at 320 and 360."""
     config = Config.paper()
     assert (config.experts, config.copies, config.num_hard, config.lam) == (2, 4, 30, 0.6)
     assert (config.batch_size, config.steps) == (64, 400 * (10_847 // 64))
