@@ -5,6 +5,7 @@ are trained, whatever else a method's loss has: spread over devices, sampled, in
 
 Methods: acw, apvit, bamsprod, cckd, cloak, condensation_net, coupleface, ddc, gabn, ida, law, lrfr, mda, nclpp, qvit, rbonn, rco,
 sface, sparsevit
+Methods: acw, apvit, bamsprod, cckd, cloak, condensation_net, coupleface, ddc, gabn, ida, lrfr, nclpp, qvit, rbonn, rco, sface, sparsevit
 """
 
 import dataclasses
