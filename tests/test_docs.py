@@ -122,7 +122,12 @@ def test_commands_name_modules(page):
     modules = set(
         re.findall(r"python -m ((?:jaxface|experiments|benchmarks)(?:\.\w+)+)", page.read_text("utf-8"))
     )
-    missing = [m for m in modules if not (ROOT / m.replace(".", "/")).with_suffix(".py").is_file()]
+    paths = {m: ROOT / m.replace(".", "/") for m in modules}
+    missing = [
+        m
+        for m, path in paths.items()
+        if not any(map(pathlib.Path.is_file, (path.with_suffix(".py"), path / "__main__.py")))
+    ]
     assert not missing, f"{name(page)}: no module {', '.join(missing)}"
 
 

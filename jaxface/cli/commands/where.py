@@ -70,7 +70,9 @@ def where(slug: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     if slug not in slugs():
         raise UserError(f"slug: needs one of {', '.join(slugs())}, got {slug!r}{nearest(slug, slugs())}")
     alone = [path for path in _modules() if path.stem == slug]
-    alone += sorted((root() / "tests").rglob(f"test_{slug}*.py"))
+    alone += sorted((root() / "benchmarks").rglob(f"{slug}.py"))
+    tests = root() / "tests"
+    alone += sorted([*tests.rglob(f"test_{slug}*.py"), *tests.rglob(f"{slug}.py")])
     alone += sorted((root() / "docs" / "methods").glob(f"{slug}.md"))
     alone += sorted((root() / "docs" / "studies" / slug).glob("*"))
     shared = [path for path in _modules() if slug in (methods_line(path) or ())]
