@@ -48,6 +48,9 @@
 | `moco_nce`, `queue_push` | two views of an image against a queue of others | arXiv:1911.05722 |
 | `balanced_softmax_loss`, `balanced_logits` | classes of unequal size | arXiv:2007.10740 |
 | `ldam_loss`, `effective_number_weights` | larger margins, and later weights, for rare ones | arXiv:1906.07413, 1901.05555 |
+| `jocor_loss`, `jocor_scores`, `coteaching_loss` | what two networks find easy is learned | arXiv:2003.02752, 1804.06872 |
+| `forget_rate`, `small_loss_count`, `small_loss_mask`, `masked_mean` | their parts | |
+| `mda_loss`, `mean_point_loss`, `mirror` | two networks agree; likely right labels count | arXiv:2212.01054 |
 | `gan_discriminator_loss`, `gan_generator_loss`, `r1_penalty` | a generator of faces | arXiv:1406.2661, 1801.04406 |
 """
 
@@ -111,6 +114,7 @@ from jaxface.losses.long_tail import (
     ldam_loss,
 )
 from jaxface.losses.lrfr import logexp_distance, logexp_loss, power_distance
+from jaxface.losses.mda import MdaTerms, mda_loss, mean_point_loss, mirror
 from jaxface.losses.nclpp import (
     hard_category_mask,
     moco_nce,
@@ -149,6 +153,17 @@ from jaxface.losses.rm_pfi import (
     soft_label_loss,
 )
 from jaxface.losses.sface import sface_loss
+from jaxface.losses.small_loss import (
+    batch_small_loss_mask,
+    coteaching_loss,
+    forget_rate,
+    jocor_loss,
+    jocor_scores,
+    masked_mean,
+    small_loss_count,
+    small_loss_mask,
+    symmetric_divergence,
+)
 from jaxface.losses.softmax import arcface_loss, cosface_loss, cross_entropy, margin_logits, softmax_loss
 from jaxface.losses.sparsevit import budget_loss
 from jaxface.losses.yolo import YoloBoxes, YoloTerms, cluster_anchors, decode_yolo, yolo_loss
@@ -167,6 +182,7 @@ __all__ = [
     "Head",
     "Kernel",
     "Linear",
+    "MdaTerms",
     "SFace",
     "Selection",
     "Softmax",
@@ -180,6 +196,7 @@ __all__ = [
     "attention_score",
     "balanced_logits",
     "balanced_softmax_loss",
+    "batch_small_loss_mask",
     "branch_loss",
     "budget_loss",
     "cell_loss",
@@ -187,6 +204,7 @@ __all__ = [
     "correlation_congruence_loss",
     "correlation_matrix",
     "cosface_loss",
+    "coteaching_loss",
     "coupleface_loss",
     "create_head",
     "cross_entropy",
@@ -202,6 +220,7 @@ __all__ = [
     "filter_pseudo",
     "focal_loss",
     "foreground_mask",
+    "forget_rate",
     "gan_discriminator_loss",
     "gan_generator_loss",
     "gradient_attention",
@@ -213,6 +232,8 @@ __all__ = [
     "hardness",
     "hardness_ratios",
     "hint_loss",
+    "jocor_loss",
+    "jocor_scores",
     "ldam_loss",
     "leave_one_out_cosines",
     "lid_regression_loss",
@@ -221,11 +242,15 @@ __all__ = [
     "logexp_distance",
     "logexp_loss",
     "margin_logits",
+    "masked_mean",
     "match_sets",
     "match_teacher",
     "max_out_background",
+    "mda_loss",
+    "mean_point_loss",
     "mimic_loss",
     "mined_relations",
+    "mirror",
     "moco_nce",
     "multibox_loss",
     "ncl_loss",
@@ -255,10 +280,13 @@ __all__ = [
     "sharpened_weights",
     "sigmoid_focal_loss",
     "similarity_pattern",
+    "small_loss_count",
+    "small_loss_mask",
     "smooth_l1_loss",
     "soft_label_loss",
     "soft_target_loss",
     "softmax_loss",
+    "symmetric_divergence",
     "stage_reward",
     "stage_steps",
     "taylor_rbf_coeffs",

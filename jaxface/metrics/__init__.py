@@ -12,6 +12,7 @@
 | which class is it? | `accuracy`, `top_k_accuracy`, `nearest_prototype_accuracy` |
 | are rare classes told as well as frequent ones? | `split_accuracy` |
 | do several networks agree? | `disagreement`, `mean_pairwise_divergence` |
+| does a selection leave wrong labels out? | `label_selection` |
 | which classes are taken for others? | `confusion_matrix`, `mean_class_accuracy`, `macro_f1` |
 | does it serve every group alike? | `group_fairness`, `group_accuracy`, `group_verification` |
 | where does it look? | `attention_coverage`, `attention_gap`, `attention_mass`, `sensitive_area` |
@@ -59,6 +60,7 @@ from jaxface.metrics.analysis.fairness import (
     group_fairness,
     group_verification,
 )
+from jaxface.metrics.analysis.label_selection import LabelSelection, label_selection
 from jaxface.metrics.analysis.protection import protection_success
 from jaxface.metrics.detection import (
     FddbScores,
@@ -196,6 +198,7 @@ __all__ = [
     "GroupVerification",
     "HalfTotalError",
     "HistogramTar",
+    "LabelSelection",
     "MateScores",
     "Pairs",
     "PseudoLabelCounts",
@@ -265,6 +268,7 @@ __all__ = [
     "group_verification",
     "half_total_error",
     "impostor_spread",
+    "label_selection",
     "labeled_average_precision",
     "labeled_ranks",
     "leave_one_out",

@@ -11,6 +11,7 @@ from jaxface.models.recognition.mobilenet import MobileNet
 from jaxface.models.recognition.mobilenet_v1 import MobileNetV1
 from jaxface.models.recognition.mobilenet_v2 import MobileNetV2
 from jaxface.models.recognition.resnet import FaceResNet, ResNet
+from jaxface.models.recognition.small_loss_cnn import SmallLossCNN
 from jaxface.models.recognition.wide_resnet import WideResNet
 from jaxface.models.registry import MODELS, create, describe, feature_size, from_description, names
 from jaxface.models.transformers.apvit import APViT, kept_patches
@@ -34,6 +35,7 @@ __all__ = [
     "MobileNetV1",
     "MobileNetV2",
     "ResNet",
+    "SmallLossCNN",
     "Swin",
     "ViT",
     "WideResNet",

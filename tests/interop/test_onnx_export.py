@@ -21,6 +21,7 @@ from jaxface.models.detection import DETECTORS, create_detector
 SMALL = {
     models.MLP: {"hidden": (8,)},
     models.ConvNet: {},
+    models.SmallLossCNN: {"channels": (8, 8)},
     models.IResNet: {"stages": (2, 1), "channels": (16, 32)},
     models.InceptionResNet: {"stages": (1, 1, 1)},
     models.MobileFaceNet: {"blocks": (1, 0, 0), "hidden": ((8, 8), (8, 8), (8, 8))},

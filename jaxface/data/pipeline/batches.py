@@ -435,6 +435,8 @@ def evaluation_batches(source: Source, batch_size: int, *, prefetch: int = 4) ->
     def assemble(step: int) -> Batch:
         positions = np.arange(step * batch_size, (step + 1) * batch_size)
         valid = positions < records
+        if hasattr(source, "take"):
+            return source.take(np.minimum(positions, records - 1)) | {"valid": valid}
         rows = (source[int(i)] for i in positions[valid])
         return stack(filled_up(rows, int((~valid).sum())), batch_size) | {"valid": valid}
 

@@ -199,17 +199,23 @@ class NoisyLabels(WithFields):
     Attributes:
       labels: [N] int32, the given ones.
       true_labels: [N] int32, those of `source`.
+      expected_rate: share of wrong labels on average, or None.
     """
 
-    def __init__(self, source: Source, labels: np.ndarray):
-        """`labels`: [N] integers in [0, len(source.class_names)).
+    def __init__(self, source: Source, labels: np.ndarray, *, expected_rate: float | None = None):
+        """Takes the labels.
+
+        Args:
+          source: with the true labels.
+          labels: [N] integers in [0, len(source.class_names)).
+          expected_rate: share of wrong labels that the noise makes on average, where it is known.
 
         Raises:
           ValueError: another length, or a label outside the classes.
         """
         labels = index_array("labels", labels, len(source), len(source.class_names)).astype(np.int32)
         super().__init__(source, label=labels, true_label=source.labels)
-        self.labels = labels
+        self.labels, self.expected_rate = labels, expected_rate
 
     @property
     def true_labels(self) -> np.ndarray:
