@@ -88,6 +88,7 @@ from jaxface.losses.gabn import (
 )
 from jaxface.losses.heads import HEADS, ArcFace, CosFace, Head, Linear, SFace, Softmax, create_head
 from jaxface.losses.ida import lid_regression_loss, lid_targets
+from jaxface.losses.lifelong import seen_bce_loss, slice_bce_loss
 from jaxface.losses.lrfr import logexp_distance, logexp_loss, power_distance
 from jaxface.losses.partial_fc import partial_fc_loss, sample_classes, shard_bounds
 from jaxface.losses.pseco import (
@@ -205,11 +206,13 @@ __all__ = [
     "retinanet_loss",
     "rpn_loss",
     "sample_classes",
+    "seen_bce_loss",
     "sface_loss",
     "shard_bounds",
     "sharpened_weights",
     "sigmoid_focal_loss",
     "similarity_pattern",
+    "slice_bce_loss",
     "smooth_l1_loss",
     "soft_label_loss",
     "soft_target_loss",
