@@ -58,7 +58,7 @@ def load(
       max_steps: the most instructions; None for as many as there are bytes.
 
     Returns:
-      the object. Dicts have text as keys; `Name` stands for a name; a bytearray comes as bytes.
+      the object. Dicts have text as keys, also where Python 2 wrote bytes; `Name` stands for a name; a bytearray comes as bytes.
 
     Raises:
       Refused: anything else in it.
@@ -236,9 +236,12 @@ class _Walker:
     def _fill(self, target: dict, values: list) -> None:
         if len(values) % 2:
             raise Damaged("has a dict with a key without a value")
-        if not all(type(key) is str for key in values[::2]):
+        keys = values[::2]
+        if not all(type(key) in (str, bytes) for key in keys):
             raise Refused(f"has a dict without names as keys, which {self._purpose} does not need")
-        target.update(zip(values[::2], values[1::2], strict=True))
+        # Python 2 writes names as bytes.
+        keys = [text(key) if type(key) is bytes else key for key in keys]
+        target.update(zip(keys, values[1::2], strict=True))
 
     def _put(self, key: int) -> None:
         self._memo[key] = self._top()

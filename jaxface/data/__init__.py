@@ -56,7 +56,8 @@ from jaxface.data.sources.presentations import (
     presentation_table,
 )
 from jaxface.data.sources.recordio import IRHeader, RecordFile, RecordIOFaces, RecordWriter, write_record
-from jaxface.data.sources.source import Record, Source, Subset, WithFields, split_identities
+from jaxface.data.sources.small_images import cifar10, cifar100, mnist, read_idx
+from jaxface.data.sources.source import NoisyLabels, Record, Source, Subset, WithFields, split_identities
 from jaxface.data.sources.tasks import (
     TaskOrdered,
     TaskSpec,
@@ -77,10 +78,12 @@ from jaxface.data.specs.detection_sets import Coco, Fddb, Scenes, Voc, WiderFace
 from jaxface.data.specs.ellipse_sets import Ellipses
 from jaxface.data.specs.embeddings import Crowd, EmbeddingFile
 from jaxface.data.specs.expressions import AffectNet, FerPlus, RafDb, RenderedExpressions
+from jaxface.data.specs.labeled_images import LabeledImages
 from jaxface.data.specs.object_scene_sets import ObjectScenes
 from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, RgbdFolder, Tfds
 from jaxface.data.specs.presentation_sets import CasiaSurf, Cefa, Presentations, PresentationTable
 from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
+from jaxface.data.specs.small_image_sets import Cifar10, Cifar100, Mnist
 from jaxface.data.specs.synthetic_sets import Procedural, ProceduralImages, ShortcutDigits
 from jaxface.data.synthetic.cluttered_digits import cluttered_digits
 from jaxface.data.synthetic.crowded_embeddings import CrowdedEmbeddings, crowded_embeddings
@@ -106,6 +109,15 @@ from jaxface.data.transforms.alignment import (
 from jaxface.data.transforms.augment import Augment, Augmentation
 from jaxface.data.transforms.augment_objects import ObjectAugment, ObjectAugmentation
 from jaxface.data.transforms.corruption import RGBD_CORRUPTIONS, RgbdCorruption, augment_depth, corrupt_rgbd
+from jaxface.data.transforms.label_noise import (
+    LabelNoise,
+    block_shifts,
+    class_dependent_noise,
+    draw_labels,
+    pairflip_noise,
+    symmetric_noise,
+    uniform_noise,
+)
 from jaxface.data.transforms.letterboxing import to_original
 from jaxface.data.transforms.resolution import (
     LowResolution,
@@ -131,6 +143,8 @@ __all__ = [
     "BucketOrder",
     "CasiaSurf",
     "Cefa",
+    "Cifar10",
+    "Cifar100",
     "ClassUniform",
     "ClutteredDigits",
     "Coco",
@@ -153,12 +167,16 @@ __all__ = [
     "IRHeader",
     "Ijb",
     "JoinedGroups",
+    "LabelNoise",
+    "LabeledImages",
     "Lfw",
     "LfwPatches",
     "LfwSubset",
     "LowResolution",
     "MegaFace",
     "MegaFaceSource",
+    "Mnist",
+    "NoisyLabels",
     "ObjectAugment",
     "ObjectAugmentation",
     "ObjectScenes",
@@ -218,12 +236,16 @@ __all__ = [
     "align_faces",
     "augment_depth",
     "batches",
+    "block_shifts",
     "bucket_evaluation_batches",
     "bucket_order",
     "casia_surf",
     "cefa",
     "check_memory",
     "check_tasks",
+    "cifar10",
+    "cifar100",
+    "class_dependent_noise",
     "class_means",
     "cluttered_digits",
     "coco",
@@ -235,6 +257,7 @@ __all__ = [
     "degrade_resolution",
     "digit_canvas",
     "digits",
+    "draw_labels",
     "ellipses",
     "encode_depth",
     "encode_image",
@@ -254,17 +277,20 @@ __all__ = [
     "majority_votes",
     "mirror_some",
     "mixed_people",
+    "mnist",
     "named_template",
     "nose_depth",
     "object_fields",
     "object_scenes",
     "olivetti",
     "open_packs",
+    "pairflip_noise",
     "presentation_table",
     "procedural_images",
     "procedural_vectors",
     "read_bin",
     "read_embeddings",
+    "read_idx",
     "repeat_factors",
     "repeat_rare_classes",
     "resize_twice",
@@ -272,10 +298,12 @@ __all__ = [
     "shortcut_digits",
     "split_identities",
     "superclasses",
+    "symmetric_noise",
     "template",
     "textured_digits",
     "to_original",
     "umeyama",
+    "uniform_noise",
     "voc",
     "warp_affine",
     "wider_face",

@@ -1,12 +1,11 @@
 """InsightFace verification packs: one pickle of (encoded images of N pairs, whether each is of one person).
 
-Nothing of the pickle runs (`jaxface.safe_pickle`): beside lists, tuples, numbers, bytes and text, the few functions that
-numpy's pickles call are names of what the bytes beside them mean.
+Nothing of the pickle runs (`jaxface.safe_pickle`): it has lists, tuples, numbers, bytes, text and arrays
+(`jaxface.data.sources.pickled_arrays`).
 """
 
 import collections
 import logging
-import math
 import os
 import pathlib
 import pickle
@@ -20,144 +19,31 @@ from jaxface import safe_pickle
 from jaxface.checks import truth_array
 from jaxface.data.sources.images import CorruptImage, Fit, decode_image, encoded_bytes, fit_square
 from jaxface.data.sources.listing import contents
+from jaxface.data.sources.pickled_arrays import FUNCTIONS, PickledArray, build
 from jaxface.data.sources.source import Record
 from jaxface.errors import UserError
 from jaxface.metrics.recognition.pairs import Pairs
 from jaxface.paths import file_size, local_path, name_text, reaching, reason_of, user_path
-from jaxface.safe_pickle import Name, Refused
+from jaxface.safe_pickle import Refused
 
 MAX_PACK = 1 << 31  # bytes; the largest public ones have some hundred million
 MAX_STEPS = 1 << 22  # instructions; arrays in the oldest protocol need some 50 for an image
 _log = logging.getLogger("jaxface.data")
 
 _OPCODES = safe_pickle.OPCODES - {"BINFLOAT", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "BINPERSID"}
-_TYPES = {"b1", "?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"}
-
-
-class _Type:
-    """A numpy dtype: `code` such as u1, `order` of the bytes in a number."""
-
-    __slots__ = ("code", "order")
-
-    def __init__(self, code: str):
-        self.code, self.order = code, "="
-
-
-class _Array:
-    """The bytes of an array, its type and shape; None before its BUILD."""
-
-    __slots__ = ("data", "shape", "type")
-
-    def __init__(self):
-        self.data = self.type = self.shape = None
-
-    def fill(self, data: Any, shape: Any, kind: Any) -> "_Array":
-        if not isinstance(data, bytes) or not isinstance(kind, _Type) or not isinstance(shape, tuple):
-            raise Refused("holds an array of something else than numbers")
-        if len(shape) > 2 or not all(type(side) is int and side >= 0 for side in shape):
-            raise Refused("holds an array whose shape is not that of a file or of a list")
-        if math.prod(shape) * np.dtype(kind.code).itemsize != len(data):
-            raise Refused(f"holds an array of {len(data)} bytes with another shape")
-        self.data, self.shape, self.type = data, shape, kind
-        return self
-
-    def numbers(self) -> list:
-        """What is in it, one after the other."""
-        kind = np.dtype(self.type.code).newbyteorder(self.type.order)
-        return np.frombuffer(self.data, kind).tolist()
-
-
-def _items(value: Any, *lengths: int) -> tuple:
-    if not isinstance(value, tuple) or len(value) not in lengths:
-        raise Refused("holds a numpy object with other arguments than numpy writes")
-    return value
-
-
-def _empty(arguments: tuple) -> bytes:
-    _items(arguments, 0)
-    return b""
-
-
-def _encode(arguments: tuple) -> bytes:
-    """How protocols below 3 write bytes."""
-    text, encoding = _items(arguments, 2)
-    if not isinstance(text, str) or safe_pickle.text(encoding) not in ("latin1", "latin-1"):
-        raise Refused("uses an encoding that bytes are not written with")
-    try:
-        return text.encode("latin-1")
-    except UnicodeEncodeError:
-        raise Refused("has text in the place of bytes") from None
-
-
-def _dtype(arguments: tuple) -> _Type:
-    code = safe_pickle.text(_items(arguments, 1, 3)[0]).lstrip("|")
-    if code not in _TYPES:
-        raise Refused(f"holds an array of type {code[:20]!r}")
-    return _Type(code)
-
-
-def _scalar(arguments: tuple) -> _Array:
-    dtype, data = _items(arguments, 2)
-    return _Array().fill(data, (), dtype)
-
-
-def _from_buffer(arguments: tuple) -> _Array:
-    data, dtype, shape, order = _items(arguments, 4)
-    if safe_pickle.text(order) not in ("C", "F"):
-        raise Refused("holds an array in an unknown order")
-    return _Array().fill(data, shape, dtype)
-
-
-def _reconstruct(arguments: tuple) -> _Array:
-    kind, shape, code = _items(arguments, 3)
-    if kind != Name("numpy.ndarray") or shape != (0,) or code not in (b"b", "b"):
-        raise Refused("holds a numpy object that is no plain array")
-    return _Array()
-
-
-_FUNCTIONS = {
-    "numpy.ndarray": None,
-    "numpy.dtype": _dtype,
-    "_codecs.encode": _encode,
-    "__builtin__.bytes": _empty,
-    "builtins.bytes": _empty,
-    **{
-        f"numpy.{core}.{name}": function
-        for core in ("core", "_core")  # of numpy 1 and of numpy 2
-        for name, function in {
-            "multiarray._reconstruct": _reconstruct,
-            "multiarray.scalar": _scalar,
-            "multiarray._frombuffer": _from_buffer,
-            "numeric._frombuffer": _from_buffer,
-        }.items()
-    },
-}
-
-
-def _build(target: Any, state: Any) -> None:
-    if isinstance(target, _Type):
-        order = safe_pickle.text(_items(state, 8)[1])
-        if order not in ("|", "<", ">", "=") or state[2:5] != (None, None, None):
-            raise Refused("holds an array of records")
-        target.order = order
-    elif isinstance(target, _Array) and target.data is None:
-        _, shape, dtype, _, data = _items(state, 5)
-        target.fill(data, shape, dtype)
-    else:
-        raise Refused(f"sets attributes of a {type(target).__name__}")
 
 
 def _image(entry: Any) -> bytes:
     if isinstance(entry, bytes):
         return entry
-    filled = isinstance(entry, _Array) and entry.data is not None
+    filled = isinstance(entry, PickledArray) and entry.data is not None
     if filled and entry.type.code == "u1" and (len(entry.shape) == 1 or entry.shape[1:] == (1,)):
         return entry.data
     raise Refused("holds an image that is neither bytes nor a uint8 array of shape [L] or [L, 1]")
 
 
 def _truth(entry: Any) -> bool:
-    if isinstance(entry, _Array) and entry.shape == ():
+    if isinstance(entry, PickledArray) and entry.shape == ():
         entry = entry.numbers()[0]
     if isinstance(entry, bool) or (type(entry) is int and entry in (0, 1)):
         return bool(entry)
@@ -173,12 +59,12 @@ def parse_bin(data: bytes) -> tuple[list[bytes], np.ndarray]:
     if len(data) > MAX_PACK:
         raise Refused(f"has more than {MAX_PACK} bytes")
     pack = safe_pickle.load(
-        data, _FUNCTIONS, opcodes=_OPCODES, purpose="a pack", build=_build, max_steps=MAX_STEPS
+        data, FUNCTIONS, opcodes=_OPCODES, purpose="a pack", build=build, max_steps=MAX_STEPS
     )
     if not isinstance(pack, tuple | list) or len(pack) != 2:
         raise Refused("holds no pair of images and labels")
     bins, labels = pack
-    if isinstance(labels, _Array) and labels.data is not None and len(labels.shape) == 1:
+    if isinstance(labels, PickledArray) and labels.data is not None and len(labels.shape) == 1:
         labels = labels.numbers()
     if not isinstance(bins, list | tuple) or not isinstance(labels, list | tuple):
         raise Refused("holds no pair of a list of images and a list of labels")

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxface.checks import OpenFraction, check_number, integer_array
+from jaxface.checks import OpenFraction, check_number, index_array, integer_array
 from jaxface.errors import UserError
 
 Record = dict[str, np.ndarray]
@@ -39,6 +39,8 @@ class Source(Protocol):
     One whose records have boxes (`sources.objects.object_fields`) has `max_objects`, the rows of each, and `ground_truth(i)`,
     what is in image i as `jaxface.metrics.detection` takes it; its `class_names` are those of the objects, and its labels zeros.
     Where images have several shapes, `buckets` [N] int32 says which one each record is of.
+
+    One whose labels may be wrong has `true_labels` [N] int32, and its records `true_label` (`NoisyLabels`).
     """
 
     labels: np.ndarray
@@ -99,6 +101,11 @@ class Subset:
         """[N] int32, the shape that each image has; an AttributeError where all have one."""
         return self._source.buckets[self._indices]
 
+    @property
+    def true_labels(self) -> np.ndarray:
+        """[N] int32; an AttributeError where the labels are not known to be wrong."""
+        return self._source.true_labels[self._indices]
+
     def ground_truth(self, index: int) -> dict[str, np.ndarray]:
         """What is in an image; an AttributeError where the source does not know."""
         return self._source.ground_truth(int(self._indices[index]))
@@ -137,6 +144,11 @@ class WithFields:
         return self._source.record_names
 
     @property
+    def true_labels(self) -> np.ndarray:
+        """[N] int32; an AttributeError where the labels are not known to be wrong."""
+        return self._source.true_labels
+
+    @property
     def max_objects(self) -> int:
         """Rows of `boxes`; an AttributeError where records have none."""
         return self._source.max_objects
@@ -151,6 +163,40 @@ class WithFields:
 
     def __getitem__(self, index: int) -> Record:
         return {**self._source[index], **{name: values[index] for name, values in self._fields.items()}}
+
+
+class NoisyLabels(WithFields):
+    """A source with the labels that it is given, some of them wrong; records have `true_label` besides.
+
+    Attributes:
+      labels: [N] int32, the given ones.
+      true_labels: [N] int32, those of `source`.
+    """
+
+    def __init__(self, source: Source, labels: np.ndarray):
+        """`labels`: [N] integers in [0, len(source.class_names)).
+
+        Raises:
+          ValueError: another length, or a label outside the classes.
+        """
+        labels = index_array("labels", labels, len(source), len(source.class_names)).astype(np.int32)
+        super().__init__(source, label=labels, true_label=source.labels)
+        self.labels = labels
+
+    @property
+    def true_labels(self) -> np.ndarray:
+        """[N] int32, those of the source."""
+        return self._source.labels
+
+    @property
+    def groups(self) -> np.ndarray:
+        """[N] int32, the group of each record; an AttributeError where the source does not know."""
+        return self._source.groups
+
+    @property
+    def group_names(self) -> Sequence[str]:
+        """Names of the groups."""
+        return self._source.group_names
 
 
 def fingerprint(source: Source) -> dict[str, int | str | None]:

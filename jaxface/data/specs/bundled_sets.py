@@ -1,6 +1,7 @@
 """Data sets that scikit-learn and scikit-image bring or download."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated
 
 import numpy as np
@@ -10,6 +11,8 @@ from jaxface.data.sources import bundled
 from jaxface.data.sources.depth import Modality
 from jaxface.data.sources.source import Source, Subset, WithFields, split_identities
 from jaxface.data.specs.base import KINDS, DataSpec, Split
+from jaxface.data.specs.labeled_images import LabeledImages
+from jaxface.data.specs.small_image_sets import DIGIT_CONFUSIONS
 from jaxface.errors import UserError
 
 
@@ -66,19 +69,31 @@ class Lfw(DataSpec):
 
 @KINDS.register("digits")
 @dataclasses.dataclass(frozen=True)
-class Digits(DataSpec):
+class Digits(LabeledImages):
     """scikit-learn's 1797 handwritten digits: 1000 to train on, 797 to test. They keep their 8x8 gray
     pixels."""
+
+    mirrored: bool = False
+    """Each digit is mirrored or not, with probability ½, so that a mirror image may be a digit; in both parts."""
 
     @property
     def title(self) -> str:
         return "digits"
 
     def source(self, *, image_size: int, seed: int) -> Source:
-        return bundled.digits()
+        source = bundled.digits()
+        if not self.mirrored:
+            return source
+        images = np.stack([source[i]["image"] for i in range(len(source))])
+        turned = np.random.default_rng([seed, 0x6D69]).random(len(images)) < 0.5
+        images = np.where(turned[:, None, None, None], images[:, :, ::-1], images)
+        return bundled.ArraySource(images, source.labels, source.class_names)
 
-    def divide(self, *, image_size: int, seed: int) -> Split:
-        return split_samples(bundled.digits(), 1000, self.title, seed)
+    def _divide(self, *, image_size: int, seed: int) -> Split:
+        return split_samples(self.source(image_size=image_size, seed=seed), 1000, self.title, seed)
+
+    def _taken_for(self, source: Source) -> Mapping[int, int]:
+        return DIGIT_CONFUSIONS
 
 
 @KINDS.register("digit_halves")

@@ -1,0 +1,53 @@
+"""What sets of images in classes have in common: wrong labels among those to learn from.
+
+Methods: mda, law, nclpp
+"""
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from jaxface.data.sources.source import Source
+from jaxface.data.specs.base import DataSpec, Split
+from jaxface.data.transforms.label_noise import LabelNoise, block_shifts
+from jaxface.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabeledImages(DataSpec, abc.ABC):
+    """Images in classes that are the same in both parts; a kind says how it is divided (`_divide`)."""
+
+    noise: LabelNoise = LabelNoise()
+    """Wrong labels in the training part; its records have `true_label` besides."""
+
+    @abc.abstractmethod
+    def _divide(self, *, image_size: int, seed: int) -> Split:
+        """Training and held-out part with their true labels."""
+
+    def _taken_for(self, source: Source) -> Mapping[int, int] | None:
+        """Class -> the one that asymmetric noise takes it for; None where the set has none."""
+        return None
+
+    def divide(self, *, image_size: int, seed: int) -> Split:
+        split = self._divide(image_size=image_size, seed=seed)
+        targets = None
+        if self.noise.kind == "superclass":
+            targets = _shifts_in_groups(split.train)
+        elif self.noise.kind == "asymmetric":
+            targets = self._taken_for(split.train)
+        return split._replace(train=self.noise.apply(split.train, seed=seed, targets=targets))
+
+
+def _shifts_in_groups(source: Source) -> dict[int, int]:
+    """The next class of the same group for every class.
+
+    Raises:
+      UserError: no groups, or a class in two of them.
+    """
+    groups = getattr(source, "groups", None)
+    pairs = [] if groups is None else np.unique(np.stack([source.labels, groups], axis=1), axis=0)
+    if len(pairs) != len(source.class_names):
+        raise UserError("noise.kind: superclass needs a data set that has every class in one group")
+    return block_shifts(pairs[:, 1])
