@@ -27,7 +27,7 @@ from jaxface.errors import UserError
 class Config(recipe.Recipe):
     """A classifier that learns some classes at a time, with a few exemplars of those before."""
 
-    data: inputs.DataSpec = inputs.TexturedDigits()
+    data: inputs.DataSpec = inputs.TexturedDigits(anywhere=False)
     """Images of classes to be told apart."""
     tasks: inputs.TaskSpec = inputs.TaskSpec()
     """Which classes arrive together, and when."""
@@ -37,14 +37,16 @@ class Config(recipe.Recipe):
     """Random changes of the training images."""
     image_size: Annotated[int, AtLeast(8)] = 16
     """Side of the images, pixels."""
-    backbone: str = "attended_resnet"
+    backbone: str = "attended_mlp"
     """Network; those that attend are attended_resnet and attended_mlp."""
-    channels: tuple[int, ...] | None = (12, 24)
+    hidden: Annotated[tuple[int, ...] | None, AtLeast(1)] = (128, 64)
+    """Hidden units of an attended_mlp; the published ones with None."""
+    channels: Annotated[tuple[int, ...] | None, AtLeast(1)] = None
     """Channels of each stage of an attended_resnet; the published ones with None."""
-    blocks: Annotated[int | None, AtLeast(1)] = 1
+    blocks: Annotated[int | None, AtLeast(1)] = None
     """Residual blocks of each of its stages; the published number with None."""
-    pool_after: tuple[int, ...] | None = (1,)
-    """Stages of it behind which the plane is halved; the published ones with None."""
+    pool_after: Annotated[tuple[int, ...] | None, AtLeast(0)] = None
+    """Stages of it behind which the plane is halved, 0 being the stem; the published ones with None."""
     embedding: None = None
     """The network is as wide as there are classes."""
     learns: Literal["tasks", "joint"] = "tasks"
@@ -77,9 +79,8 @@ class Config(recipe.Recipe):
             memory=2000,
             image_size=32,
             augment=inputs.Augment(flip=0.5, shift=4, rotate=1.0, rotate_degrees=10.0),
-            channels=None,
-            blocks=None,
-            pool_after=None,
+            backbone="attended_resnet",
+            hidden=None,
             fusion=training.MetaFusion(
                 kind="last", distance="sum", floor=0.85, beta=1.0, inner_reset=False, epsilon=1.0
             ),
@@ -118,6 +119,7 @@ class Config(recipe.Recipe):
         )
 
 
+_FIELDS = {"attended_mlp": ("hidden",), "attended_resnet": ("channels", "blocks", "pool_after")}
 _RESOLUTION = 10_000  # of the schedule over a session, whatever its number of steps, so that one program serves all sessions
 
 
@@ -144,12 +146,9 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
     classes = len(train.class_names)
     inputs.check_memory(config.memory, classes)
 
-    fields = {name: getattr(config, name) for name in ("channels", "blocks", "pool_after")}
-    if config.backbone != "attended_resnet":
-        fields = {}
-    model = recipe.network(
-        config, embedding=classes, **{name: value for name, value in fields.items() if value is not None}
-    )
+    fields = {name: getattr(config, name) for name in _FIELDS.get(config.backbone, ())}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    model = recipe.network(config, embedding=classes, **fields)
     network = training.TaskNetwork(model, len(tasks), sizes.pop(), config.optimizer.held)
     network.check(train.image_shape, config.fusion if config.learns == "tasks" else None)
 

@@ -74,8 +74,8 @@ class TaskNetwork:
         """Raises UserError for a network that mixes the tasks of a batch, or has no attention where that is asked for."""
         if fusion is not None and fusion.second == "background" and not self.attends:
             raise UserError(
-                f"fusion.second: 'background' needs a network with attention, such as attended_resnet; {type(self.model).__name__} "
-                "has none"
+                f"fusion.second: 'background' needs a network with attention, such as attended_resnet; "
+                f"{type(self.model).__name__} has none"
             )
         shapes = jax.eval_shape(
             lambda: self.model.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False)

@@ -29,7 +29,7 @@ class AttendedResNet(nn.Module):
       embedding: features of the last Dense layer, the number of classes; None leaves it out.
       channels: channels of each stage; those of the stem are the first's.
       blocks: residual blocks of each stage.
-      pool_after: stages, from 1, behind which the plane is halved.
+      pool_after: stages behind which the plane is halved, from 1; 0 is the stem.
       remat: "block" stores the inputs of the residual blocks alone for the backward pass.
 
     image [B, H, W, C] -> [B, embedding] float32; with `attention=True` also W [B, H, W, 1]. `where` [B] bool are the rows that
@@ -60,6 +60,8 @@ class AttendedResNet(nn.Module):
         weights = SpatialAttention(name="stem_attention", **types)(features, train=train, where=where)
         features = features * weights.astype(self.dtype)
         x = nn.relu(MaskedBatchNorm(name="stem_norm", **types)(features, train=train, where=where))
+        if 0 in self.pool_after:
+            x = nn.max_pool(x, (2, 2), (2, 2))
         for i, width in enumerate(self.channels, start=1):
             for j in range(1, self.blocks + 1):
                 block = AttendedBlock(width, widen=x.shape[-1] != width, name=f"stage{i}_block{j}", **types)

@@ -158,7 +158,8 @@ def test_a_pickle_that_is_cut_short_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"^root: .*test_batch cannot be used: its pickle is cut short"):
         data.cifar10(tmp_path, "test")
     with pytest.raises(
-        UserError, match=r"^root: needs a folder with data_batch_1 or data_batch_1\.bin; .*nothing has neither"
+        UserError,
+        match=r"^root: needs a folder with data_batch_1 or data_batch_1\.bin; .*nothing has neither",
     ):
         data.cifar10(tmp_path / "nothing", "test")
 
