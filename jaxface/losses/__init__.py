@@ -113,6 +113,7 @@ from jaxface.losses.long_tail import (
     effective_number_weights,
     ldam_loss,
 )
+from jaxface.losses.lifelong import seen_bce_loss, slice_bce_loss
 from jaxface.losses.lrfr import logexp_distance, logexp_loss, power_distance
 from jaxface.losses.mda import MdaTerms, mda_loss, mean_point_loss, mirror
 from jaxface.losses.nclpp import (
@@ -281,6 +282,7 @@ __all__ = [
     "sample_classes",
     "sample_features",
     "self_paced_weights",
+    "seen_bce_loss",
     "sface_loss",
     "shard_bounds",
     "sharpened_weights",
@@ -288,6 +290,7 @@ __all__ = [
     "similarity_pattern",
     "small_loss_count",
     "small_loss_mask",
+    "slice_bce_loss",
     "smooth_l1_loss",
     "soft_label_loss",
     "soft_target_loss",
