@@ -107,13 +107,13 @@ from jaxface.losses.law import (
     weighted_mean,
     weights_from_action,
 )
+from jaxface.losses.lifelong import seen_bce_loss, slice_bce_loss
 from jaxface.losses.long_tail import (
     balanced_logits,
     balanced_softmax_loss,
     effective_number_weights,
     ldam_loss,
 )
-from jaxface.losses.lifelong import seen_bce_loss, slice_bce_loss
 from jaxface.losses.lrfr import logexp_distance, logexp_loss, power_distance
 from jaxface.losses.mda import MdaTerms, mda_loss, mean_point_loss, mirror
 from jaxface.losses.nclpp import (
@@ -281,16 +281,16 @@ __all__ = [
     "rpn_loss",
     "sample_classes",
     "sample_features",
-    "self_paced_weights",
     "seen_bce_loss",
+    "self_paced_weights",
     "sface_loss",
     "shard_bounds",
     "sharpened_weights",
     "sigmoid_focal_loss",
     "similarity_pattern",
+    "slice_bce_loss",
     "small_loss_count",
     "small_loss_mask",
-    "slice_bce_loss",
     "smooth_l1_loss",
     "soft_label_loss",
     "soft_target_loss",

@@ -44,9 +44,8 @@ class Optimizer:
 
     name: str = "sgd"
     """Update rule: sgd with momentum, nesterov with Nesterov's, adam, adamw; lion, lars, lamb, muon, adafactor, for large
-    networks and batches; amsgrad and uncorrected_adam, without bias correction; bamsprod, for networks with binary layers."""
-    """Update rule: sgd with momentum, adam, adamw; lion, lars, lamb, muon, adafactor, for large networks and batches; amsgrad and
-    uncorrected_adam, without bias correction; radam, rectified; bamsprod, for networks with binary layers."""
+    networks and batches; amsgrad and uncorrected_adam, without bias correction; radam, rectified; bamsprod, for networks with
+    binary layers."""
     learning_rate: Annotated[float, Positive] = 0.1
     """Peak learning rate, > 0."""
     schedule: Literal["constant", "step", "linear", "cosine"] = "step"
