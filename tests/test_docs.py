@@ -97,9 +97,9 @@ def carried() -> dict[str, set[str]]:
             files[name(path)] = {path.stem, path.stem.removeprefix("test_")}
             text = path.read_text("utf-8")
             if package != "tests" and "\nMethods: " in text:
-                last = (ast.get_docstring(ast.parse(text)) or "").rstrip().rpartition("\n")[2]
+                last = (ast.get_docstring(ast.parse(text)) or "").rstrip().rpartition("\n\n")[2]
                 if last.startswith("Methods: "):
-                    files[name(path)] |= set(last.removeprefix("Methods: ").rstrip(".").split(", "))
+                    files[name(path)] |= set(re.split(r",\s", last.removeprefix("Methods: ").rstrip(".")))
     return files
 
 
@@ -122,7 +122,12 @@ def test_commands_name_modules(page):
     modules = set(
         re.findall(r"python -m ((?:jaxface|experiments|benchmarks)(?:\.\w+)+)", page.read_text("utf-8"))
     )
-    missing = [m for m in modules if not (ROOT / m.replace(".", "/")).with_suffix(".py").is_file()]
+    paths = {m: ROOT / m.replace(".", "/") for m in modules}
+    missing = [
+        m
+        for m, path in paths.items()
+        if not any(map(pathlib.Path.is_file, (path.with_suffix(".py"), path / "__main__.py")))
+    ]
     assert not missing, f"{name(page)}: no module {', '.join(missing)}"
 
 

@@ -69,7 +69,7 @@ class Config(recipe.Recipe):
     """Optimizer and learning-rate schedule."""
     batch_size: Annotated[int, AtLeast(1)] = 32
     """Images per step over all devices."""
-    steps: Annotated[int, AtLeast(0)] = 1000
+    steps: Annotated[int, AtLeast(0)] = 2000
     """Training steps."""
 
     @classmethod

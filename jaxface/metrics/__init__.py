@@ -12,6 +12,7 @@
 | which class is it? | `accuracy`, `top_k_accuracy`, `nearest_prototype_accuracy` |
 | are rare classes told as well as frequent ones? | `split_accuracy` |
 | do several networks agree? | `disagreement`, `mean_pairwise_divergence` |
+| does a selection leave wrong labels out? | `label_selection` |
 | which classes are taken for others? | `confusion_matrix`, `mean_class_accuracy`, `macro_f1` |
 | does it serve every group alike? | `group_fairness`, `group_accuracy`, `group_verification` |
 | where does it look? | `attention_coverage`, `attention_gap`, `attention_mass`, `sensitive_area` |
@@ -59,7 +60,18 @@ from jaxface.metrics.analysis.fairness import (
     group_fairness,
     group_verification,
 )
+from jaxface.metrics.analysis.label_selection import LabelSelection, label_selection
 from jaxface.metrics.analysis.protection import protection_success
+from jaxface.metrics.continual import (
+    average_accuracy,
+    average_incremental_accuracy,
+    backward_transfer,
+    check_chunks,
+    forgetting,
+    forward_transfer,
+    infer_chunk_tasks,
+    learning_accuracy,
+)
 from jaxface.metrics.detection import (
     FddbScores,
     VocScores,
@@ -196,6 +208,7 @@ __all__ = [
     "GroupVerification",
     "HalfTotalError",
     "HistogramTar",
+    "LabelSelection",
     "MateScores",
     "Pairs",
     "PseudoLabelCounts",
@@ -226,10 +239,14 @@ __all__ = [
     "attention_mass",
     "attention_rollout",
     "auc",
+    "average_accuracy",
+    "average_incremental_accuracy",
     "average_precision",
+    "backward_transfer",
     "bpcer",
     "bpcer_threshold",
     "celeba_spoof_tpr",
+    "check_chunks",
     "class_attention",
     "class_iou",
     "cmc",
@@ -254,6 +271,8 @@ __all__ = [
     "filter_candidates",
     "flip_embeddings",
     "fnmr_at_fmr",
+    "forgetting",
+    "forward_transfer",
     "fuse_scores",
     "fused_search",
     "fused_similarities",
@@ -265,8 +284,11 @@ __all__ = [
     "group_verification",
     "half_total_error",
     "impostor_spread",
+    "infer_chunk_tasks",
+    "label_selection",
     "labeled_average_precision",
     "labeled_ranks",
+    "learning_accuracy",
     "leave_one_out",
     "local_discrepancy",
     "local_discrepancy_cap",

@@ -2,6 +2,7 @@
 
 from jaxface.models.counting import multiply_accumulates, parameter_count
 from jaxface.models.inner import apply_from_layer, apply_with_layer, layer_shapes
+from jaxface.models.recognition.attended import AttendedMLP, AttendedResNet
 from jaxface.models.recognition.convnet import ConvNet
 from jaxface.models.recognition.inception_resnet import InceptionResNet
 from jaxface.models.recognition.iresnet import IResNet
@@ -11,6 +12,8 @@ from jaxface.models.recognition.mobilenet import MobileNet
 from jaxface.models.recognition.mobilenet_v1 import MobileNetV1
 from jaxface.models.recognition.mobilenet_v2 import MobileNetV2
 from jaxface.models.recognition.resnet import FaceResNet, ResNet
+from jaxface.models.recognition.small_loss_cnn import SmallLossCNN
+from jaxface.models.recognition.wide_resnet import WideResNet
 from jaxface.models.registry import MODELS, create, describe, feature_size, from_description, names
 from jaxface.models.transformers.apvit import APViT, kept_patches
 from jaxface.models.transformers.fmvit import FMViT, liveness
@@ -23,6 +26,8 @@ __all__ = [
     "MODELS",
     "APViT",
     "AdaptiveSparseViT",
+    "AttendedMLP",
+    "AttendedResNet",
     "ConvNet",
     "FMViT",
     "FaceResNet",
@@ -33,8 +38,10 @@ __all__ = [
     "MobileNetV1",
     "MobileNetV2",
     "ResNet",
+    "SmallLossCNN",
     "Swin",
     "ViT",
+    "WideResNet",
     "apply_from_layer",
     "apply_with_layer",
     "create",

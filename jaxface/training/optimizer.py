@@ -44,17 +44,22 @@ class Optimizer:
 
     name: str = "sgd"
     """Update rule: sgd with momentum, nesterov with Nesterov's, adam, adamw; lion, lars, lamb, muon, adafactor, for large
-    networks and batches; amsgrad and uncorrected_adam, without bias correction; bamsprod, for networks with binary layers."""
+    networks and batches; amsgrad and uncorrected_adam, without bias correction; radam, rectified; bamsprod, for networks with
+    binary layers."""
     learning_rate: Annotated[float, Positive] = 0.1
     """Peak learning rate, > 0."""
     schedule: Literal["constant", "step", "linear", "cosine"] = "step"
-    """Shape after the warm-up: constant, divided by 10 at `decay_at`, or falling to 0 linearly or by a half cosine."""
+    """Shape after the warm-up: constant, multiplied by `decay_by` at `decay_at`, or falling to 0 linearly or by a half cosine."""
     decay_at: Annotated[tuple[float, ...], OpenFraction, Increasing()] = (0.5, 0.8)
-    """Fractions of the run at which the `step` schedule divides the rate by 10, increasing, in (0, 1)."""
+    """Fractions of the run at which the `step` schedule lowers the rate, increasing, in (0, 1)."""
+    decay_by: Annotated[float, OpenFraction] = 0.1
+    """Factor on the rate at each of them, in (0, 1)."""
     warmup: Annotated[float, ProperFraction] = 0.0
     """Fraction of the run over which the rate rises linearly, in [0, 1)."""
     warmup_from: Annotated[float, ProperFraction] = 0.0
     """Fraction of the rate from which it then rises, in [0, 1)."""
+    hold: Annotated[float, ProperFraction] = 0.0
+    """Fraction of the run, warm-up included, after which a linear or cosine schedule begins to fall, in [0, 1)."""
     momentum: Annotated[float, ProperFraction] = 0.9
     """Momentum of SGD (first-moment decay of the others), in [0, 1)."""
     weight_decay: Annotated[float, NonNegative] = 5e-4
@@ -76,15 +81,18 @@ class Optimizer:
     def learning_rates(self, steps: int) -> optax.Schedule:
         """The learning rate as a function of the step, for a run of `steps` steps."""
         warmup = round(self.warmup * steps)
-        rest = max(steps - warmup, 1)
+        held = max(round(self.hold * steps) - warmup, 0) if self.schedule in ("linear", "cosine") else 0
+        rest = max(steps - warmup - held, 1)
         after = {
             "constant": lambda: optax.constant_schedule(self.learning_rate),
             "step": lambda: optax.piecewise_constant_schedule(
-                self.learning_rate, {round(f * steps) - warmup: 0.1 for f in self.decay_at}
+                self.learning_rate, {round(f * steps) - warmup: self.decay_by for f in self.decay_at}
             ),
             "linear": lambda: optax.linear_schedule(self.learning_rate, 0.0, rest),
             "cosine": lambda: optax.cosine_decay_schedule(self.learning_rate, rest),
         }[self.schedule]()
+        if held:
+            after = optax.join_schedules([optax.constant_schedule(self.learning_rate), after], [held])
         if not warmup:
             return after
         rising = optax.linear_schedule(self.warmup_from * self.learning_rate, self.learning_rate, warmup)

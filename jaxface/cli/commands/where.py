@@ -25,12 +25,12 @@ def root() -> pathlib.Path:
 
 @functools.cache
 def methods_line(path: pathlib.Path) -> tuple[str, ...] | None:
-    """The slugs of the line `Methods: …` that ends a module's docstring; None where it has none."""
+    """The slugs of the paragraph `Methods: …`, a line as a rule, that ends a module's docstring; None where it has none."""
     text = path.read_text("utf-8")
     if "Methods: " not in text:
         return None
     docstring = ast.get_docstring(ast.parse(text)) or ""
-    last = docstring.rstrip().rpartition("\n")[2]
+    last = " ".join(docstring.rstrip().rpartition("\n\n")[2].split("\n"))
     if not last.startswith("Methods: "):
         return None
     return tuple(slug.strip() for slug in last.removeprefix("Methods: ").rstrip(".").split(","))
@@ -70,7 +70,9 @@ def where(slug: str) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     if slug not in slugs():
         raise UserError(f"slug: needs one of {', '.join(slugs())}, got {slug!r}{nearest(slug, slugs())}")
     alone = [path for path in _modules() if path.stem == slug]
-    alone += sorted((root() / "tests").rglob(f"test_{slug}*.py"))
+    alone += sorted((root() / "benchmarks").rglob(f"{slug}.py"))
+    tests = root() / "tests"
+    alone += sorted([*tests.rglob(f"test_{slug}*.py"), *tests.rglob(f"{slug}.py")])
     alone += sorted((root() / "docs" / "methods").glob(f"{slug}.md"))
     alone += sorted((root() / "docs" / "studies" / slug).glob("*"))
     shared = [path for path in _modules() if slug in (methods_line(path) or ())]

@@ -1,6 +1,6 @@
 """Long tails: training sets whose classes have fewer and fewer examples.
 
-Methods: nclpp
+Methods: law, nclpp
 """
 
 import dataclasses

@@ -33,16 +33,23 @@ class LabeledImages(DataSpec, abc.ABC):
         """Class -> the one that asymmetric noise takes it for; None where the set has none."""
         return None
 
-    def divide(self, *, image_size: int, seed: int) -> Split:
-        split = self._divide(image_size=image_size, seed=seed)
-        train = self.tail.apply(split.train, seed=seed)
-        split = split._replace(train=train, name=split.name + self.tail.title)
+    def plain(self) -> "LabeledImages":
+        """The same images, classes of their own sizes, true labels."""
+        return dataclasses.replace(self, tail=LongTail(), noise=LabelNoise())
+
+    def spoiled(self, train: Source, *, seed: int) -> Source:
+        """Training records with the tail and the wrong labels, for a method that first takes clean ones away."""
+        train = self.tail.apply(train, seed=seed)
         targets = None
         if self.noise.kind == "superclass":
-            targets = _shifts_in_groups(split.train)
+            targets = _shifts_in_groups(train)
         elif self.noise.kind == "asymmetric":
-            targets = self._taken_for(split.train)
-        return split._replace(train=self.noise.apply(split.train, seed=seed, targets=targets))
+            targets = self._taken_for(train)
+        return self.noise.apply(train, seed=seed, targets=targets)
+
+    def divide(self, *, image_size: int, seed: int) -> Split:
+        split = self._divide(image_size=image_size, seed=seed)
+        return split._replace(train=self.spoiled(split.train, seed=seed), name=split.name + self.tail.title)
 
 
 def _shifts_in_groups(source: Source) -> dict[int, int]:
