@@ -19,6 +19,7 @@ ARMS = {
     "global selection only, λ 0": {**_GLOBAL, "score_agreement": 0.0},
     "mda, λ 0": {"score_agreement": 0.0},
     "JoCoR": _BATCH,
+    "JoCoR, λ 0.9": {**_BATCH, "score_agreement": 0.9},
     "JoCoR, MPE": {**_BATCH, "agreement_weight": 1.0},
     "Co-teaching": {"selection": "exchange", **_GLOBAL},
     "plain": {"selection": "all", **_GLOBAL},
@@ -30,7 +31,7 @@ NOISE = {
 
 _digits = Study(
     claim="Test accuracy on digits after training on wrong labels, mean of the last ten epochs",
-    metric="pair/classification/recent_accuracy",
+    metric="classification/recent_accuracy",
     method="mda",
     arms=ARMS,
     base=Config(),
@@ -43,16 +44,16 @@ STUDIES = {
     "digits-precision": dataclasses.replace(
         _digits,
         claim="Share of right labels among those that the last epoch learned from",
-        metric="pair/selection/precision",
+        metric="selection/precision",
     ),
     "digits-recall": dataclasses.replace(
         _digits,
         claim="Share of the right labels that the last epoch learned from",
-        metric="pair/selection/recall",
+        metric="selection/recall",
     ),
     "digits-ranking": dataclasses.replace(
         _digits,
         claim="Share of right labels among those that the final networks would choose out of the whole training set",
-        metric="pair/ranking/precision",
+        metric="ranking/precision",
     ),
 }

@@ -36,7 +36,7 @@ _ARMS = {
 
 _digits = Study(
     claim="Accuracy of the ensemble on a balanced test, training classes of 120 to 2 digits",
-    metric="experts/ensemble/accuracy",
+    metric="ensemble/accuracy",
     method="nclpp",
     arms=_ARMS,
     base=Config(),
@@ -49,10 +49,10 @@ _OF = {
     "disagreement": "Test images for which the two networks do not say the same",
 }
 _METRICS = {
-    "single": "experts/single/accuracy",
-    "few": "experts/ensemble/few",
-    "single-few": "experts/single/few",
-    "disagreement": "experts/experts/disagreement",
+    "single": "single/accuracy",
+    "few": "ensemble/few",
+    "single-few": "single/few",
+    "disagreement": "experts/disagreement",
 }
 
 

@@ -59,6 +59,14 @@ from jaxface.data.sources.presentations import (
 from jaxface.data.sources.recordio import IRHeader, RecordFile, RecordIOFaces, RecordWriter, write_record
 from jaxface.data.sources.small_images import cifar10, cifar100, mnist, read_idx
 from jaxface.data.sources.source import NoisyLabels, Record, Source, Subset, WithFields, split_identities
+from jaxface.data.sources.tasks import (
+    TaskOrdered,
+    TaskSpec,
+    check_memory,
+    check_tasks,
+    exemplar_rows,
+    session_source,
+)
 from jaxface.data.sources.tfds_source import TfdsSource
 from jaxface.data.sources.vectors import VectorSource, read_embeddings
 from jaxface.data.sources.voc import voc
@@ -66,7 +74,7 @@ from jaxface.data.sources.wider_face import wider_face
 from jaxface.data.specs.base import KINDS, DataSpec, Split, load, load_all
 from jaxface.data.specs.benchmarks import Ijb, MegaFace, Scface, TinyFace
 from jaxface.data.specs.bundled_sets import DigitHalves, Digits, Lfw, LfwPatches, LfwSubset, Olivetti
-from jaxface.data.specs.canvases import ClutteredDigits, DigitCanvas
+from jaxface.data.specs.canvases import ClutteredDigits, DigitCanvas, TexturedDigits
 from jaxface.data.specs.class_lists import ClassFolders, Clothing1M, Cub200, ImageLists
 from jaxface.data.specs.detection_sets import Coco, Fddb, Scenes, Voc, WiderFace
 from jaxface.data.specs.ellipse_sets import Ellipses
@@ -87,6 +95,7 @@ from jaxface.data.synthetic.object_scenes import object_scenes
 from jaxface.data.synthetic.procedural_images import procedural_images
 from jaxface.data.synthetic.procedural_vectors import procedural_vectors
 from jaxface.data.synthetic.shortcut_digits import SHORTCUT, shortcut_digits
+from jaxface.data.synthetic.textured_digits import textured_digits
 from jaxface.data.synthetic.virtual_people import gaussian_people, mixed_people
 from jaxface.data.transforms.alignment import (
     TEMPLATES,
@@ -215,9 +224,12 @@ __all__ = [
     "Split",
     "Subset",
     "SuperclassUniform",
+    "TaskOrdered",
+    "TaskSpec",
     "TeacherStudentTransform",
     "TeacherStudentViews",
     "TemplateSource",
+    "TexturedDigits",
     "Tfds",
     "TfdsSource",
     "TinyFace",
@@ -240,6 +252,8 @@ __all__ = [
     "bucket_order",
     "casia_surf",
     "cefa",
+    "check_memory",
+    "check_tasks",
     "cifar10",
     "cifar10_policy",
     "cifar100",
@@ -262,6 +276,7 @@ __all__ = [
     "encode_image",
     "estimate_similarity",
     "evaluation_batches",
+    "exemplar_rows",
     "fddb",
     "fit_square",
     "five_from_68",
@@ -294,11 +309,13 @@ __all__ = [
     "repeat_factors",
     "repeat_rare_classes",
     "resize_twice",
+    "session_source",
     "shortcut_digits",
     "split_identities",
     "superclasses",
     "symmetric_noise",
     "template",
+    "textured_digits",
     "to_original",
     "umeyama",
     "uniform_noise",

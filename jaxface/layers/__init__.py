@@ -53,7 +53,8 @@ from jaxface.layers.fmvit import (
 )
 from jaxface.layers.integer import IntegerConv, IntegerDense, integer_params
 from jaxface.layers.joint_pyramid import JointPyramidUpsample, fuse_joint_pyramid
-from jaxface.layers.norm import BatchNorm, FrozenBatchNorm
+from jaxface.layers.lifelong import SpatialAttention, gem_pool
+from jaxface.layers.norm import BatchNorm, FrozenBatchNorm, MaskedBatchNorm
 from jaxface.layers.qdetr import DistributionAlignment, distribution_alignment, query_spread
 from jaxface.layers.quantization import (
     QuantizedConv,
@@ -115,6 +116,7 @@ __all__ = [
     "LargeKernelDepthwiseSeparable",
     "LayerScale",
     "Maps",
+    "MaskedBatchNorm",
     "MutualDotProduct",
     "PReLU",
     "PatchAttention",
@@ -129,6 +131,7 @@ __all__ = [
     "SSHContext",
     "ScoredProduct",
     "SparseEncoder",
+    "SpatialAttention",
     "TokenPooling",
     "app_scores",
     "approx_sign",
@@ -156,6 +159,7 @@ __all__ = [
     "fusion_attention",
     "gather_tokens",
     "gaussian_prior",
+    "gem_pool",
     "guidance_mask",
     "head_weighted_cls_score",
     "information_rectification",

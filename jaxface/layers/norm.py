@@ -1,6 +1,6 @@
 """Batch normalization whose statistics span the whole global batch, however the step is parallelized.
 
-Methods: cassod, ddc
+Methods: cassod, ddc, lifelong
 """
 
 import math
@@ -75,6 +75,58 @@ class BatchNorm(nn.Module):
                     "training, got 1; give it 2 examples or more at a time"
                 )
         return self.norm(x, use_running_average=not train)
+
+
+class MaskedBatchNorm(nn.Module):
+    """`BatchNorm` in training over some of the examples alone: the statistics of one task in a batch of several.
+
+    The mean and the variance are those of the rows in `where`, over all replicas where `axes.DATA` is bound; every row is
+    normalized by them. Parameters and running averages have the names and meanings of `BatchNorm`.
+
+    Input and output: [B, ..., C]; `where` [B] bool, all rows unless given. Where no row is in it, the running averages take the
+    place of the statistics and stay as they are.
+
+    Example:
+      >>> layer, x = MaskedBatchNorm(), jnp.array([[1.0], [3.0], [100.0]])
+      >>> variables = layer.init(jax.random.key(0), x, train=False)
+      >>> y, _ = layer.apply(variables, x, train=True, where=jnp.array([True, True, False]), mutable=["batch_stats"])
+      >>> y[:2, 0].round(3).tolist()
+      [-1.0, 1.0]
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, where: jax.Array | None = None) -> jax.Array:
+        features = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (features,), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (features,), self.param_dtype)
+        averages = [
+            self.variable("batch_stats", name, jnp.full, (features,), value, jnp.float32)
+            for name, value in (("mean", 0.0), ("var", 1.0))
+        ]
+        mean, var = (average.value for average in averages)
+        if train:
+            wide = x.astype(jnp.float32)
+            rows = jnp.ones(len(x), bool) if where is None else where
+            rows = rows.reshape(-1, *(1,) * (x.ndim - 1)).astype(jnp.float32)
+            over = tuple(range(x.ndim - 1))
+            # Means of replicas with other numbers of rows: the sums are averaged, and so is the number.
+            count = axes.mean(rows.sum()) * math.prod(x.shape[1:-1])
+            shares = axes.mean((jnp.sum(wide * rows, over), jnp.sum(jnp.square(wide) * rows, over)))
+            first, second = (share / jnp.maximum(count, 1e-6) for share in shares)
+            statistics = first, jnp.maximum(second - jnp.square(first), 0.0)
+            mean, var = (
+                jnp.where(count > 0, new, old) for new, old in zip(statistics, (mean, var), strict=True)
+            )
+            if not self.is_initializing():
+                for average, new in zip(averages, (mean, var), strict=True):
+                    average.value = self.momentum * average.value + (1 - self.momentum) * new
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        return (x * factor + (bias - mean * factor)).astype(self.dtype)
 
 
 class FrozenBatchNorm(nn.Module):

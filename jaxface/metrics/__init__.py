@@ -62,6 +62,16 @@ from jaxface.metrics.analysis.fairness import (
 )
 from jaxface.metrics.analysis.label_selection import LabelSelection, label_selection
 from jaxface.metrics.analysis.protection import protection_success
+from jaxface.metrics.continual import (
+    average_accuracy,
+    average_incremental_accuracy,
+    backward_transfer,
+    check_chunks,
+    forgetting,
+    forward_transfer,
+    infer_chunk_tasks,
+    learning_accuracy,
+)
 from jaxface.metrics.detection import (
     FddbScores,
     VocScores,
@@ -229,10 +239,14 @@ __all__ = [
     "attention_mass",
     "attention_rollout",
     "auc",
+    "average_accuracy",
+    "average_incremental_accuracy",
     "average_precision",
+    "backward_transfer",
     "bpcer",
     "bpcer_threshold",
     "celeba_spoof_tpr",
+    "check_chunks",
     "class_attention",
     "class_iou",
     "cmc",
@@ -257,6 +271,8 @@ __all__ = [
     "filter_candidates",
     "flip_embeddings",
     "fnmr_at_fmr",
+    "forgetting",
+    "forward_transfer",
     "fuse_scores",
     "fused_search",
     "fused_similarities",
@@ -268,9 +284,11 @@ __all__ = [
     "group_verification",
     "half_total_error",
     "impostor_spread",
+    "infer_chunk_tasks",
     "label_selection",
     "labeled_average_precision",
     "labeled_ranks",
+    "learning_accuracy",
     "leave_one_out",
     "local_discrepancy",
     "local_discrepancy_cap",

@@ -2,6 +2,7 @@
 
 from jaxface.models.counting import multiply_accumulates, parameter_count
 from jaxface.models.inner import apply_from_layer, apply_with_layer, layer_shapes
+from jaxface.models.recognition.attended import AttendedMLP, AttendedResNet
 from jaxface.models.recognition.convnet import ConvNet
 from jaxface.models.recognition.inception_resnet import InceptionResNet
 from jaxface.models.recognition.iresnet import IResNet
@@ -25,6 +26,8 @@ __all__ = [
     "MODELS",
     "APViT",
     "AdaptiveSparseViT",
+    "AttendedMLP",
+    "AttendedResNet",
     "ConvNet",
     "FMViT",
     "FaceResNet",

@@ -29,6 +29,7 @@ from jaxface.optimizers.bamsprod import (
 from jaxface.optimizers.bop import bop
 from jaxface.optimizers.box import project_box
 from jaxface.optimizers.groups import check_groups, freeze, scale_groups, selects
+from jaxface.optimizers.lifelong import fuse_tasks, fusion_rate, fusion_weights
 from jaxface.optimizers.online import online_regret, simulate_online
 from jaxface.optimizers.rbonn import keep_last_gradient, last_gradient, recurrent_bilinear
 from jaxface.optimizers.rules import RULES, NamedRule, Rule
@@ -48,6 +49,9 @@ __all__ = [
     "check_groups",
     "flip_rate",
     "freeze",
+    "fuse_tasks",
+    "fusion_rate",
+    "fusion_weights",
     "h_norm_quant_error",
     "h_norm_scale",
     "keep_last_gradient",

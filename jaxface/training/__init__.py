@@ -17,6 +17,7 @@ from jaxface.training.evaluations.cell_precision import CellPrecision
 from jaxface.training.evaluations.class_report import ClassReport
 from jaxface.training.evaluations.cloak_protection import CloakProtection, CloakTrial, FrozenNetwork
 from jaxface.training.evaluations.combined import Evaluations
+from jaxface.training.evaluations.continual import Adaptation, ContinualAccuracy
 from jaxface.training.evaluations.cross_resolution import CrossResolution, resolution_gradient_norms
 from jaxface.training.evaluations.density_gate import DensityGate
 from jaxface.training.evaluations.group_attention import AttentiveRecognizer, GroupAttention
@@ -37,6 +38,7 @@ from jaxface.training.evaluations.route_hardness import RouteHardness
 from jaxface.training.evaluations.sign_flips import sign_flips
 from jaxface.training.evaluations.token_pruning import TokenPruning
 from jaxface.training.frozen import Frozen
+from jaxface.training.lifelong import MetaFusion, TaskNetwork, joint_step, meta_fusion_step
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
 from jaxface.training.map_source import map_source
 from jaxface.training.mean_teacher import mean_teacher_step
@@ -89,6 +91,7 @@ from jaxface.training.workdir import (
 from jaxface.training.writers import Tracking
 
 __all__ = [
+    "Adaptation",
     "AlignedVerification",
     "Anchor",
     "AssignmentNoise",
@@ -99,6 +102,7 @@ __all__ = [
     "ClassReport",
     "CloakProtection",
     "CloakTrial",
+    "ContinualAccuracy",
     "CrossResolution",
     "DensityGate",
     "Diverged",
@@ -110,6 +114,7 @@ __all__ = [
     "GroupFairness",
     "Interrupted",
     "JitParallel",
+    "MetaFusion",
     "Mode",
     "NearestPrototype",
     "ObjectDetection",
@@ -135,6 +140,7 @@ __all__ = [
     "Shard",
     "Stage",
     "SupportSet",
+    "TaskNetwork",
     "Teacher",
     "TokenPruning",
     "Tracking",
@@ -163,9 +169,11 @@ __all__ = [
     "give_up_workdir",
     "gradient_step",
     "greedy_next_anchor",
+    "joint_step",
     "make_parallel",
     "map_source",
     "mean_teacher_step",
+    "meta_fusion_step",
     "network_variables",
     "no_figures",
     "open_workdir",

@@ -312,6 +312,60 @@ def save_confusion(
     return _write(figure, path)
 
 
+def save_accuracy_matrix(accuracy: np.ndarray, path: str | os.PathLike, *, title: str = "") -> Path:
+    """What is known of every task after each session, with the numbers in the cells, and beside it how that goes on.
+
+    The right part has the mean over the tasks seen so far, the accuracy on the newest of them, and the most that was ever known
+    of the earlier ones less what is left of it.
+
+    Args:
+      accuracy: [T, T] in [0, 1], A[i, j] on task j after session i; what is above the diagonal is not drawn.
+      path: file to write. title: above all.
+
+    Raises:
+      UserError: nothing to draw, or an accuracy outside [0, 1]. ValueError: no square matrix.
+    """
+    matrix = real_array("accuracy", accuracy, ndim=2)
+    if matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"accuracy: needs one row and one column for each task, got shape {matrix.shape}")
+    if (matrix < 0).any() or (matrix > 1).any():
+        raise UserError("accuracy: needs values in [0, 1]")
+    count = len(matrix)
+    side = 2.5 + 0.4 * count
+    figure = Figure(figsize=(2 * side, side), layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title)
+    table, lines = figure.subplots(1, 2)
+    shown = np.where(np.tri(count, dtype=bool), matrix, np.nan)
+    table.imshow(shown, cmap="Blues", vmin=0, vmax=1)
+    ticks, names = np.arange(count), [str(i + 1) for i in range(count)]
+    table.set_xticks(ticks, names)
+    table.set_yticks(ticks, names)
+    table.set(xlabel="task", ylabel="after session")
+    if count <= 20:  # more numbers cannot be read
+        for (row, column), value in np.ndenumerate(shown):
+            if column <= row:
+                color = "white" if value > 0.5 else "black"
+                table.text(
+                    column, row, f"{value:.2f}", ha="center", va="center", color=color, fontsize="small"
+                )
+    parts = [matrix[: i + 1, : i + 1] for i in range(count)]
+    series = {
+        "tasks seen": [part[-1].mean() for part in parts],
+        "newest task": [part[-1, -1] for part in parts],
+        "forgotten of earlier ones": [np.nan] + [_forgotten(part) for part in parts[1:]],
+    }
+    for name, values in series.items():
+        lines.plot(ticks, values, marker="o", label=name)
+    lines.set_xticks(ticks, names)
+    lines.set_ylim(0, 1.02)
+    lines.set_xlabel("after session")
+    lines.grid(alpha=0.3)
+    lines.legend(fontsize="small")
+    return _write(figure, path)
+
+
 def save_layers(
     panels: Mapping[str, Mapping[str, np.ndarray]], path: str | os.PathLike, *, title: str = ""
 ) -> Path:
@@ -353,6 +407,12 @@ def save_layers(
             axes.legend()
     every[-1].set_xlabel("layer")
     return _write(figure, path)
+
+
+def _forgotten(part: np.ndarray) -> float:
+    """The mean over earlier tasks of the most that was known before the last session less what is left."""
+    last = len(part) - 1
+    return float(np.mean([part[j:last, j].max() - part[last, j] for j in range(last)]))
 
 
 def _axes(title: str, xlabel: str, ylabel: str, *, height: float = 4.0) -> tuple[Figure, Axes]:

@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxface.layers.norm import BatchNorm
+from jaxface.layers.norm import BatchNorm, MaskedBatchNorm
 from jaxface.optimizers import selects
 
 
@@ -51,7 +51,7 @@ class Frozen:
         def hold(call, arguments, options, context):
             path = "/".join(context.module.path)
             if (
-                isinstance(context.module, BatchNorm)
+                isinstance(context.module, BatchNorm | MaskedBatchNorm)
                 and context.method_name == "__call__"
                 and any(f"{part}/{path}" in self for part in parts)
             ):

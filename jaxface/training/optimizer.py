@@ -44,13 +44,16 @@ class Optimizer:
 
     name: str = "sgd"
     """Update rule: sgd with momentum, nesterov with Nesterov's, adam, adamw; lion, lars, lamb, muon, adafactor, for large
-    networks and batches; amsgrad and uncorrected_adam, without bias correction; bamsprod, for networks with binary layers."""
+    networks and batches; amsgrad and uncorrected_adam, without bias correction; radam, rectified; bamsprod, for networks with
+    binary layers."""
     learning_rate: Annotated[float, Positive] = 0.1
     """Peak learning rate, > 0."""
     schedule: Literal["constant", "step", "linear", "cosine"] = "step"
-    """Shape after the warm-up: constant, divided by 10 at `decay_at`, or falling to 0 linearly or by a half cosine."""
+    """Shape after the warm-up: constant, multiplied by `decay_by` at `decay_at`, or falling to 0 linearly or by a half cosine."""
     decay_at: Annotated[tuple[float, ...], OpenFraction, Increasing()] = (0.5, 0.8)
-    """Fractions of the run at which the `step` schedule divides the rate by 10, increasing, in (0, 1)."""
+    """Fractions of the run at which the `step` schedule lowers the rate, increasing, in (0, 1)."""
+    decay_by: Annotated[float, OpenFraction] = 0.1
+    """Factor on the rate at each of them, in (0, 1)."""
     warmup: Annotated[float, ProperFraction] = 0.0
     """Fraction of the run over which the rate rises linearly, in [0, 1)."""
     warmup_from: Annotated[float, ProperFraction] = 0.0
@@ -83,7 +86,7 @@ class Optimizer:
         after = {
             "constant": lambda: optax.constant_schedule(self.learning_rate),
             "step": lambda: optax.piecewise_constant_schedule(
-                self.learning_rate, {round(f * steps) - warmup: 0.1 for f in self.decay_at}
+                self.learning_rate, {round(f * steps) - warmup: self.decay_by for f in self.decay_at}
             ),
             "linear": lambda: optax.linear_schedule(self.learning_rate, 0.0, rest),
             "cosine": lambda: optax.cosine_decay_schedule(self.learning_rate, rest),

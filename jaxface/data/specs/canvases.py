@@ -1,6 +1,6 @@
 """Digits on canvases.
 
-Methods: apvit, ddc, condensation_net, sparsevit
+Methods: apvit, ddc, condensation_net, sparsevit, lifelong
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from jaxface.data.sources.source import Source
 from jaxface.data.specs.base import KINDS, DataSpec, Split
 from jaxface.data.synthetic.cluttered_digits import cluttered_digits
 from jaxface.data.synthetic.digit_canvas import digit_canvas
+from jaxface.data.synthetic.textured_digits import textured_digits
 
 
 @KINDS.register("digit_canvas")
@@ -60,4 +61,28 @@ class ClutteredDigits(DataSpec):
 
     def divide(self, *, image_size: int, seed: int) -> Split:
         subsets = cluttered_digits(**dataclasses.asdict(self), side=image_size, seed=seed)
+        return Split(*subsets, self.title, "classification")
+
+
+@KINDS.register("textured_digits")
+@dataclasses.dataclass(frozen=True)
+class TexturedDigits(DataSpec):
+    """Digits before a background that tells the class in training and nothing in the test, to be classified."""
+
+    correlation: Annotated[float, Fraction] = 0.9
+    """Fraction of the training images whose background is that of their digit."""
+    contrast: Annotated[float, Fraction] = 0.5
+    """Brightness of the background, where white is 1; 0 for plain digits."""
+    anywhere: bool = True
+    """Digits lie anywhere on the canvas, or else in its middle."""
+
+    @property
+    def title(self) -> str:
+        return "textured digits" if self.contrast else "digits on a canvas"
+
+    def source(self, *, image_size: int, seed: int) -> Source:
+        return self.divide(image_size=image_size, seed=seed).train
+
+    def divide(self, *, image_size: int, seed: int) -> Split:
+        subsets = textured_digits(**dataclasses.asdict(self), side=image_size, seed=seed)
         return Split(*subsets, self.title, "classification")

@@ -131,8 +131,8 @@ def test_experts_spread_over_devices_are_those_of_one(nested):
 def test_it_learns_and_resumes(tmp_path):
     config = dataclasses.replace(TINY, steps=60, backbone="mlp_32", batch_size=16)
     whole = training.run(build(config), seed=0)
-    assert whole.metrics["experts/ensemble/accuracy"] > 0.4
-    assert whole.metrics["experts/ensemble/many"] > whole.metrics["experts/ensemble/few"]
+    assert whole.metrics["ensemble/accuracy"] > 0.4
+    assert whole.metrics["ensemble/many"] > whole.metrics["ensemble/few"]
 
 
 @pytest.fixture
