@@ -97,9 +97,9 @@ def carried() -> dict[str, set[str]]:
             files[name(path)] = {path.stem, path.stem.removeprefix("test_")}
             text = path.read_text("utf-8")
             if package != "tests" and "\nMethods: " in text:
-                last = (ast.get_docstring(ast.parse(text)) or "").rstrip().rpartition("\n")[2]
+                last = (ast.get_docstring(ast.parse(text)) or "").rstrip().rpartition("\n\n")[2]
                 if last.startswith("Methods: "):
-                    files[name(path)] |= set(last.removeprefix("Methods: ").rstrip(".").split(", "))
+                    files[name(path)] |= set(re.split(r",\s", last.removeprefix("Methods: ").rstrip(".")))
     return files
 
 

@@ -74,7 +74,7 @@ class Config(recipe.Recipe):
         fusion. The task copies of the release are one storage and its reset does nothing, so that its fusion is the last task's
         weights."""
         return cls(
-            data=inputs.Cifar100(),
+            data=inputs.Cifar100(root="cifar-100-python"),
             tasks=inputs.TaskSpec(count=10),
             memory=2000,
             image_size=32,
@@ -102,7 +102,7 @@ class Config(recipe.Recipe):
         """MNIST in five tasks with the published perceptron, 20 epochs each; the source's accuracy is not known to us."""
         return dataclasses.replace(
             cls.paper(),
-            data=inputs.Mnist(),
+            data=inputs.Mnist(root="mnist"),
             tasks=inputs.TaskSpec(count=5),
             image_size=28,
             augment=inputs.Augment(flip=0.0),

@@ -43,6 +43,7 @@ from jaxface.data.sources.folder import FolderSource
 from jaxface.data.sources.groups import JoinedGroups
 from jaxface.data.sources.ijb import TemplateSource
 from jaxface.data.sources.images import CorruptImage, decode_image, encode_image, fit_square
+from jaxface.data.sources.long_tail import LongTail, long_tail_counts
 from jaxface.data.sources.low_resolution_faces import ScfaceSource, TinyFaceSource
 from jaxface.data.sources.megaface import MegaFaceSource
 from jaxface.data.sources.objects import object_fields
@@ -108,6 +109,7 @@ from jaxface.data.transforms.alignment import (
 )
 from jaxface.data.transforms.augment import Augment, Augmentation
 from jaxface.data.transforms.augment_objects import ObjectAugment, ObjectAugmentation
+from jaxface.data.transforms.copies import Copies
 from jaxface.data.transforms.corruption import RGBD_CORRUPTIONS, RgbdCorruption, augment_depth, corrupt_rgbd
 from jaxface.data.transforms.label_noise import (
     LabelNoise,
@@ -119,6 +121,7 @@ from jaxface.data.transforms.label_noise import (
     uniform_noise,
 )
 from jaxface.data.transforms.letterboxing import to_original
+from jaxface.data.transforms.policies import apply_operation, cifar10_policy, cut_hole, rand_augment
 from jaxface.data.transforms.resolution import (
     LowResolution,
     degrade_resolution,
@@ -148,6 +151,7 @@ __all__ = [
     "ClassUniform",
     "ClutteredDigits",
     "Coco",
+    "Copies",
     "CorruptImage",
     "Crowd",
     "CrowdedEmbeddings",
@@ -172,6 +176,7 @@ __all__ = [
     "Lfw",
     "LfwPatches",
     "LfwSubset",
+    "LongTail",
     "LowResolution",
     "MegaFace",
     "MegaFaceSource",
@@ -234,6 +239,7 @@ __all__ = [
     "WithFields",
     "align_face",
     "align_faces",
+    "apply_operation",
     "augment_depth",
     "batches",
     "block_shifts",
@@ -244,6 +250,7 @@ __all__ = [
     "check_memory",
     "check_tasks",
     "cifar10",
+    "cifar10_policy",
     "cifar100",
     "class_dependent_noise",
     "class_means",
@@ -252,6 +259,7 @@ __all__ = [
     "corrupt_labels",
     "corrupt_rgbd",
     "crowded_embeddings",
+    "cut_hole",
     "decode_depth",
     "decode_image",
     "degrade_resolution",
@@ -273,6 +281,7 @@ __all__ = [
     "lfw_subset",
     "load",
     "load_all",
+    "long_tail_counts",
     "low_resolution",
     "majority_votes",
     "mirror_some",
@@ -288,6 +297,7 @@ __all__ = [
     "presentation_table",
     "procedural_images",
     "procedural_vectors",
+    "rand_augment",
     "read_bin",
     "read_embeddings",
     "read_idx",

@@ -41,6 +41,16 @@
 | `pfi_loss` | features are imitated where the predictions differ | arXiv:2112.04840 |
 | `soft_label_loss`, `feature_imitation_loss`, `prediction_imitation_loss` | what these two are compared with | |
 | `budget_loss` | the mean work of a batch of images meets a target | arXiv:2209.13802 |
+| `sample_features`, `weights_from_action`, `weighted_mean`, `stage_reward` | searched weights of examples | arXiv:1905.11058 |
+| `focal_loss`, `self_paced_weights` | rules that are made by hand | arXiv:1708.02002 |
+| `ncl_pp_loss`, `ncl_loss` | networks, and copies of an image, agree under a long tail | arXiv:2306.16709, 2203.15359 |
+| `hard_category_mask`, `partial_cross_entropy`, `pairwise_sym_kl` | their parts | |
+| `moco_nce`, `queue_push` | two views of an image against a queue of others | arXiv:1911.05722 |
+| `balanced_softmax_loss`, `balanced_logits` | classes of unequal size | arXiv:2007.10740 |
+| `ldam_loss`, `effective_number_weights` | larger margins, and later weights, for rare ones | arXiv:1906.07413, 1901.05555 |
+| `jocor_loss`, `jocor_scores`, `coteaching_loss` | what two networks find easy is learned | arXiv:2003.02752, 1804.06872 |
+| `forget_rate`, `small_loss_count`, `small_loss_mask`, `masked_mean` | their parts | |
+| `mda_loss`, `mean_point_loss`, `mirror` | two networks agree; likely right labels count | arXiv:2212.01054 |
 | `gan_discriminator_loss`, `gan_generator_loss`, `r1_penalty` | a generator of faces | arXiv:1406.2661, 1801.04406 |
 """
 
@@ -88,8 +98,33 @@ from jaxface.losses.gabn import (
 )
 from jaxface.losses.heads import HEADS, ArcFace, CosFace, Head, Linear, SFace, Softmax, create_head
 from jaxface.losses.ida import lid_regression_loss, lid_targets
+from jaxface.losses.law import (
+    focal_loss,
+    sample_features,
+    self_paced_weights,
+    stage_reward,
+    stage_steps,
+    weighted_mean,
+    weights_from_action,
+)
 from jaxface.losses.lifelong import seen_bce_loss, slice_bce_loss
+from jaxface.losses.long_tail import (
+    balanced_logits,
+    balanced_softmax_loss,
+    effective_number_weights,
+    ldam_loss,
+)
 from jaxface.losses.lrfr import logexp_distance, logexp_loss, power_distance
+from jaxface.losses.mda import MdaTerms, mda_loss, mean_point_loss, mirror
+from jaxface.losses.nclpp import (
+    hard_category_mask,
+    moco_nce,
+    ncl_loss,
+    ncl_pp_loss,
+    pairwise_sym_kl,
+    partial_cross_entropy,
+    queue_push,
+)
 from jaxface.losses.partial_fc import partial_fc_loss, sample_classes, shard_bounds
 from jaxface.losses.pseco import (
     filter_pseudo,
@@ -119,6 +154,17 @@ from jaxface.losses.rm_pfi import (
     soft_label_loss,
 )
 from jaxface.losses.sface import sface_loss
+from jaxface.losses.small_loss import (
+    batch_small_loss_mask,
+    coteaching_loss,
+    forget_rate,
+    jocor_loss,
+    jocor_scores,
+    masked_mean,
+    small_loss_count,
+    small_loss_mask,
+    symmetric_divergence,
+)
 from jaxface.losses.softmax import arcface_loss, cosface_loss, cross_entropy, margin_logits, softmax_loss
 from jaxface.losses.sparsevit import budget_loss
 from jaxface.losses.yolo import YoloBoxes, YoloTerms, cluster_anchors, decode_yolo, yolo_loss
@@ -137,6 +183,7 @@ __all__ = [
     "Head",
     "Kernel",
     "Linear",
+    "MdaTerms",
     "SFace",
     "Selection",
     "Softmax",
@@ -148,6 +195,9 @@ __all__ = [
     "adversarial_uniform",
     "arcface_loss",
     "attention_score",
+    "balanced_logits",
+    "balanced_softmax_loss",
+    "batch_small_loss_mask",
     "branch_loss",
     "budget_loss",
     "cell_loss",
@@ -155,6 +205,7 @@ __all__ = [
     "correlation_congruence_loss",
     "correlation_matrix",
     "cosface_loss",
+    "coteaching_loss",
     "coupleface_loss",
     "create_head",
     "cross_entropy",
@@ -164,20 +215,27 @@ __all__ = [
     "dgd_loss",
     "discriminator_loss",
     "drd_loss",
+    "effective_number_weights",
     "erase",
     "feature_imitation_loss",
     "filter_pseudo",
+    "focal_loss",
     "foreground_mask",
+    "forget_rate",
     "gan_discriminator_loss",
     "gan_generator_loss",
     "gradient_attention",
     "group_weights",
     "halve_nearest",
+    "hard_category_mask",
     "hard_distillation_loss",
     "hard_negatives",
     "hardness",
     "hardness_ratios",
     "hint_loss",
+    "jocor_loss",
+    "jocor_scores",
+    "ldam_loss",
     "leave_one_out_cosines",
     "lid_regression_loss",
     "lid_targets",
@@ -185,12 +243,21 @@ __all__ = [
     "logexp_distance",
     "logexp_loss",
     "margin_logits",
+    "masked_mean",
     "match_sets",
     "match_teacher",
     "max_out_background",
+    "mda_loss",
+    "mean_point_loss",
     "mimic_loss",
     "mined_relations",
+    "mirror",
+    "moco_nce",
     "multibox_loss",
+    "ncl_loss",
+    "ncl_pp_loss",
+    "pairwise_sym_kl",
+    "partial_cross_entropy",
     "partial_fc_loss",
     "pcv_weights",
     "pfi_loss",
@@ -198,6 +265,7 @@ __all__ = [
     "power_distance",
     "prediction_imitation_loss",
     "query_distillation_loss",
+    "queue_push",
     "r1_penalty",
     "rank_mimic_box_loss",
     "rank_mimic_loss",
@@ -206,19 +274,28 @@ __all__ = [
     "retinanet_loss",
     "rpn_loss",
     "sample_classes",
+    "sample_features",
     "seen_bce_loss",
+    "self_paced_weights",
     "sface_loss",
     "shard_bounds",
     "sharpened_weights",
     "sigmoid_focal_loss",
     "similarity_pattern",
     "slice_bce_loss",
+    "small_loss_count",
+    "small_loss_mask",
     "smooth_l1_loss",
     "soft_label_loss",
     "soft_target_loss",
     "softmax_loss",
+    "stage_reward",
+    "stage_steps",
+    "symmetric_divergence",
     "taylor_rbf_coeffs",
     "teacher_momentum",
     "topn_mask",
+    "weighted_mean",
+    "weights_from_action",
     "yolo_loss",
 ]

@@ -10,6 +10,9 @@
 | faces of few pixels | `gallery_report`, `labeled_average_precision`, `rank1_by_distance` |
 | does a mask keep people from being found? | `protection_success` |
 | which class is it? | `accuracy`, `top_k_accuracy`, `nearest_prototype_accuracy` |
+| are rare classes told as well as frequent ones? | `split_accuracy` |
+| do several networks agree? | `disagreement`, `mean_pairwise_divergence` |
+| does a selection leave wrong labels out? | `label_selection` |
 | which classes are taken for others? | `confusion_matrix`, `mean_class_accuracy`, `macro_f1` |
 | does it serve every group alike? | `group_fairness`, `group_accuracy`, `group_verification` |
 | where does it look? | `attention_coverage`, `attention_gap`, `attention_mass`, `sensitive_area` |
@@ -57,6 +60,7 @@ from jaxface.metrics.analysis.fairness import (
     group_fairness,
     group_verification,
 )
+from jaxface.metrics.analysis.label_selection import LabelSelection, label_selection
 from jaxface.metrics.analysis.protection import protection_success
 from jaxface.metrics.continual import (
     average_accuracy,
@@ -131,6 +135,11 @@ from jaxface.metrics.recognition.identification import (
     tpir_at_fpir,
     two_gallery_tpir,
 )
+from jaxface.metrics.recognition.long_tail import (
+    disagreement,
+    mean_pairwise_divergence,
+    split_accuracy,
+)
 from jaxface.metrics.recognition.low_resolution import (
     labeled_average_precision,
     labeled_ranks,
@@ -199,6 +208,7 @@ __all__ = [
     "GroupVerification",
     "HalfTotalError",
     "HistogramTar",
+    "LabelSelection",
     "MateScores",
     "Pairs",
     "PseudoLabelCounts",
@@ -249,6 +259,7 @@ __all__ = [
     "convert_threshold",
     "correct_top_k",
     "cosine_to_squared_l2",
+    "disagreement",
     "discrepancy_weight",
     "distractor_rank1",
     "distractor_verification",
@@ -274,6 +285,7 @@ __all__ = [
     "half_total_error",
     "impostor_spread",
     "infer_chunk_tasks",
+    "label_selection",
     "labeled_average_precision",
     "labeled_ranks",
     "learning_accuracy",
@@ -287,6 +299,7 @@ __all__ = [
     "mean_iou",
     "mean_norm",
     "mean_pair_cosine",
+    "mean_pairwise_divergence",
     "megaface_report",
     "missing_modality",
     "nearest_prototype",
@@ -313,6 +326,7 @@ __all__ = [
     "sensitive_area",
     "similarity_blocks",
     "similarity_matrix",
+    "split_accuracy",
     "split_presentations",
     "spoof_report",
     "squared_l2_to_cosine",

@@ -12,6 +12,8 @@ from jaxface.models.recognition.mobilenet import MobileNet
 from jaxface.models.recognition.mobilenet_v1 import MobileNetV1
 from jaxface.models.recognition.mobilenet_v2 import MobileNetV2
 from jaxface.models.recognition.resnet import FaceResNet, ResNet
+from jaxface.models.recognition.small_loss_cnn import SmallLossCNN
+from jaxface.models.recognition.wide_resnet import WideResNet
 from jaxface.models.registry import MODELS, create, describe, feature_size, from_description, names
 from jaxface.models.transformers.apvit import APViT, kept_patches
 from jaxface.models.transformers.fmvit import FMViT, liveness
@@ -36,8 +38,10 @@ __all__ = [
     "MobileNetV1",
     "MobileNetV2",
     "ResNet",
+    "SmallLossCNN",
     "Swin",
     "ViT",
+    "WideResNet",
     "apply_from_layer",
     "apply_with_layer",
     "create",

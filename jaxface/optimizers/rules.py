@@ -1,6 +1,6 @@
 """Update rules by the name that a configuration gives, each registered beside its definition.
 
-Methods: bamsprod
+Methods: bamsprod, nclpp
 """
 
 from collections.abc import Callable, Sequence
@@ -33,6 +33,11 @@ RULES: Registry[NamedRule] = Registry("optimizer.name", "jaxface.optimizers")
 @RULES.register("sgd")
 def _sgd(momentum, decay):
     return Rule([decay, optax.trace(momentum)])
+
+
+@RULES.register("nesterov")
+def _nesterov(momentum, decay):
+    return Rule([decay, optax.trace(momentum, nesterov=True)])
 
 
 @RULES.register("adam")

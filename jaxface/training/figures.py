@@ -244,6 +244,28 @@ def save_bars(
     return _write(figure, path)
 
 
+def save_class_sizes(
+    counts: np.ndarray, accuracy: np.ndarray, path: str | os.PathLike, *, title: str = ""
+) -> Path:
+    """The accuracy of each class over the number of its training images, on a logarithmic axis.
+
+    Args:
+      counts: [C] > 0. accuracy: [C] in [0, 1]; NaN for a class that was not tested.
+      path: file to write. title: text.
+
+    Raises:
+      UserError: no class, or a count that is not positive. ValueError: lengths that differ.
+    """
+    counts, accuracy = _same_length("accuracy", counts, accuracy)
+    if not (counts > 0).all():
+        raise UserError(f"counts: needs positive numbers, got {counts.min():g}")
+    figure, axes = _axes(title, "training images of the class", "accuracy")
+    axes.plot(counts, accuracy, "o")
+    axes.set_xscale("log")
+    axes.set_ylim(-0.02, 1.02)
+    return _write(figure, path)
+
+
 def save_confusion(
     counts: np.ndarray, class_names: Sequence[str], path: str | os.PathLike, *, title: str = ""
 ) -> Path:

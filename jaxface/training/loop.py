@@ -193,6 +193,8 @@ class _StageRun:
             for done in range(start + 1, stage.steps + 1):
                 if self.trace is not None:
                     self.trace.before(self.offset + done)
+                if stage.refresh is not None and (done - 1) % stage.refresh_every == 0:
+                    state = self.parallel.refreshed(state, stage.refresh)
                 batch = next(self.batches)
                 state, metrics = step(state, batch)
                 if self.trace is not None:

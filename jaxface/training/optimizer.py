@@ -43,8 +43,9 @@ class Optimizer:
     """An update rule with a learning-rate schedule."""
 
     name: str = "sgd"
-    """Update rule: sgd with momentum, adam, adamw; lion, lars, lamb, muon, adafactor, for large networks and batches; amsgrad and
-    uncorrected_adam, without bias correction; radam, rectified; bamsprod, for networks with binary layers."""
+    """Update rule: sgd with momentum, nesterov with Nesterov's, adam, adamw; lion, lars, lamb, muon, adafactor, for large
+    networks and batches; amsgrad and uncorrected_adam, without bias correction; radam, rectified; bamsprod, for networks with
+    binary layers."""
     learning_rate: Annotated[float, Positive] = 0.1
     """Peak learning rate, > 0."""
     schedule: Literal["constant", "step", "linear", "cosine"] = "step"
@@ -54,7 +55,11 @@ class Optimizer:
     decay_by: Annotated[float, OpenFraction] = 0.1
     """Factor on the rate at each of them, in (0, 1)."""
     warmup: Annotated[float, ProperFraction] = 0.0
-    """Fraction of the run over which the rate rises linearly from 0, in [0, 1)."""
+    """Fraction of the run over which the rate rises linearly, in [0, 1)."""
+    warmup_from: Annotated[float, ProperFraction] = 0.0
+    """Fraction of the rate from which it then rises, in [0, 1)."""
+    hold: Annotated[float, ProperFraction] = 0.0
+    """Fraction of the run, warm-up included, after which a linear or cosine schedule begins to fall, in [0, 1)."""
     momentum: Annotated[float, ProperFraction] = 0.9
     """Momentum of SGD (first-moment decay of the others), in [0, 1)."""
     weight_decay: Annotated[float, NonNegative] = 5e-4
@@ -76,7 +81,8 @@ class Optimizer:
     def learning_rates(self, steps: int) -> optax.Schedule:
         """The learning rate as a function of the step, for a run of `steps` steps."""
         warmup = round(self.warmup * steps)
-        rest = max(steps - warmup, 1)
+        held = max(round(self.hold * steps) - warmup, 0) if self.schedule in ("linear", "cosine") else 0
+        rest = max(steps - warmup - held, 1)
         after = {
             "constant": lambda: optax.constant_schedule(self.learning_rate),
             "step": lambda: optax.piecewise_constant_schedule(
@@ -85,9 +91,11 @@ class Optimizer:
             "linear": lambda: optax.linear_schedule(self.learning_rate, 0.0, rest),
             "cosine": lambda: optax.cosine_decay_schedule(self.learning_rate, rest),
         }[self.schedule]()
+        if held:
+            after = optax.join_schedules([optax.constant_schedule(self.learning_rate), after], [held])
         if not warmup:
             return after
-        rising = optax.linear_schedule(0.0, self.learning_rate, warmup)
+        rising = optax.linear_schedule(self.warmup_from * self.learning_rate, self.learning_rate, warmup)
         return optax.join_schedules([rising, after], [warmup])
 
     @property

@@ -172,6 +172,12 @@ class JitParallel:
         """The inverse of `single`."""
         return state
 
+    def refreshed(self, state: State, function: Callable[[State], State]) -> State:
+        """What a function on the host makes of the state; every leaf stays where it was."""
+        return jax.tree.map(
+            lambda new, old: new if new is old else jax.device_put(new, old.sharding), function(state), state
+        )
+
 
 class PmapParallel:
     """`pmap`: every device holds the whole state and its share of the batch; the axis name `data` is bound."""
@@ -227,6 +233,10 @@ class PmapParallel:
         """A copy on every device."""
         count = len(self._devices)
         return jax.pmap(lambda _, s: s, in_axes=(0, None), devices=self._devices)(jnp.arange(count), state)
+
+    def refreshed(self, state: State, function: Callable[[State], State]) -> State:
+        """What a function on the host makes of the first replica, on every device."""
+        return self.spread(function(self.single(state)))
 
 
 Parallel = JitParallel | PmapParallel

@@ -88,11 +88,18 @@ class Records:
         self._trackers.scalars(values, step)
 
     def figure(self, name: str, draw: Callable[[pathlib.Path], pathlib.Path], step: int) -> None:
-        """Lets `draw` write `<last part of name>.png` in the work directory, and shows it in TensorBoard."""
-        file = f"{name.rsplit('/', 1)[-1]}.png"
+        """Lets `draw` write `<last part of name>.png` in the work directory, and shows it in TensorBoard.
+
+        A name that has an ending of its own, such as `policy.json`, is of a file that is no image and is shown nowhere.
+        """
+        file = name.rsplit("/", 1)[-1]
+        image_file = not pathlib.PurePath(file).suffix
+        file += ".png" * image_file
         with writing(self._path.parent / file):
             path = draw(self.folder / file)
             self._mirror.push(path.name)
+        if not image_file:
+            return
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
         self._show(summary.image(name, pixels, dataformats="HWC"), step)

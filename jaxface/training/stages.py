@@ -22,7 +22,7 @@ State = Any  # any pytree of arrays; `jaxface.training.TrainState` for a plain m
 Metrics = dict[str, jax.Array]
 HostBatch = dict[str, np.ndarray]
 Figures = Mapping[str, Callable[[pathlib.Path], pathlib.Path]]
-"""Name of a figure -> function that draws it to a path, and returns the path."""
+"""Name of a figure -> function that draws it to a path, and returns the path; `<name>.json` is a file that is no image."""
 Evaluation = Callable[[State], dict[str, float]]  # one with figures has a method `figures(state) -> Figures`
 
 
@@ -49,6 +49,10 @@ class Stage:
       batches: (state at the start of the stage) -> Batches, so that selections, replay memories and pseudo-labels may depend
         on the state. It must be a function of that state alone: a resumed run calls it again. None in a stage without steps.
       steps: number of optimization steps; 0 for a stage that only computes something.
+      refresh: (state) -> state of the same shapes, on the host, before the first step and every `refresh_every` steps: what needs
+        a pass over the whole training set, such as the choice of examples for an epoch. A function of the state alone; under
+        `pmap` it sees one replica.
+      refresh_every: steps from one call to the next; an epoch's, as a rule.
       evaluate: (state) -> metrics as floats, on the host; None to evaluate nothing.
       figures: (state that was evaluated last) -> Figures, asked for at the end; None for those of `evaluate`, if it has some.
       best: key of `evaluate` whose largest value marks the best checkpoint; None to keep only the last ones.
@@ -66,6 +70,8 @@ class Stage:
     step: Callable[[State, dict[str, jax.Array]], tuple[State, Metrics]] | None = None
     batches: Callable[[State], Batches] | None = None
     steps: int = 0
+    refresh: Callable[[State], State] | None = None
+    refresh_every: int = 1
     evaluate: Evaluation | None = None
     figures: Callable[[State], Figures] | None = None
     best: str | None = None
@@ -76,6 +82,7 @@ class Stage:
 
     def __post_init__(self):
         check_number("steps", self.steps, AtLeast(0))
+        check_number("refresh_every", self.refresh_every, AtLeast(1))
         if not re.fullmatch(STAGE_NAME, self.name):
             raise ValueError(f"name: needs letters, digits and underscores, got {self.name!r}")
 

@@ -130,6 +130,7 @@ def test_a_line_of_methods_is_the_last_of_a_docstring(tmp_path):
     cases = [
         ("Distances.\n\nMethods: lrfr, cckd\n", ("lrfr", "cckd")),
         ("Distances.\n\nMethods: lrfr.", ("lrfr",)),
+        ("Distances.\n\nMethods: lrfr,\ncckd\n", ("lrfr", "cckd")),
         ("Methods: lrfr\n\nDistances.", None),
         ("Distances.", None),
     ]

@@ -21,6 +21,7 @@ from jaxface.models.detection import DETECTORS, create_detector
 SMALL = {
     models.MLP: {"hidden": (8,)},
     models.ConvNet: {},
+    models.SmallLossCNN: {"channels": (8, 8)},
     models.IResNet: {"stages": (2, 1), "channels": (16, 32)},
     models.InceptionResNet: {"stages": (1, 1, 1)},
     models.MobileFaceNet: {"blocks": (1, 0, 0), "hidden": ((8, 8), (8, 8), (8, 8))},
@@ -29,6 +30,7 @@ SMALL = {
     models.MobileNetV2: {"width": 0.125, "stages": ((16, 1), (24, 2))},
     models.ResNet: {"stages": (1, 1), "channels": (8, 16)},
     models.FaceResNet: {"stages": (1, 1), "channels": (8, 16)},
+    models.WideResNet: {"stages": (1, 1), "channels": (8, 16), "stem": 4},
     models.ViT: {"dim": 24, "depth": 1, "heads": 3},
     models.AdaptiveSparseViT: {
         "dim": 24,

@@ -33,6 +33,7 @@ SISTERS = {
     "vit_base",
     "vit_large",
 }
+SISTERS |= {"wrn28_10"}
 SISTERS |= {"cifar_resnet32", "cifar_resnet44", "cifar_resnet56", "cifar_resnet110"}
 SISTERS |= {
     "deit_small_distilled",
@@ -93,6 +94,8 @@ def test_output_is_float32_embeddings_and_parameters_are_float32(name):
         pytest.param("resnet101", 1000, 224, 44_549_160, 0, marks=pytest.mark.slow),
         ("cifar_resnet20", 10, 32, 269_722, 0),
         pytest.param("cifar_resnet110", 10, 32, 1_727_962, 0, marks=pytest.mark.slow),
+        pytest.param("wrn28_10", 10, 32, 36_479_194, 0, marks=pytest.mark.slow),
+        ("wrn16_4", 10, 32, 2_748_890, 0),
         ("vit_tiny", 1000, 224, 5_717_416, 0),
         pytest.param("vit_small", 1000, 224, 22_050_664, 0, marks=pytest.mark.slow),
         pytest.param("vit_base", 1000, 224, 86_567_656, 0, marks=pytest.mark.slow),

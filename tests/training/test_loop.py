@@ -124,6 +124,48 @@ def test_resume_in_both_modes(tmp_path, mode):
     equal(training.run([stage], parallel=parallel, cadence=CADENCE, workdir=tmp_path).state, whole.state)
 
 
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_a_state_is_refreshed_before_the_first_step_and_every_so_many(tmp_path, mode):
+    parallel = toy.parallel(mode=mode)
+    seen = []
+
+    def refresh(state):
+        seen.append(int(state.step))
+        bias = state.params["prototypes"]["bias"] + np.float32(len(jax.tree.leaves(state.params)))
+        return state.replace(
+            params={**state.params, "prototypes": {**state.params["prototypes"], "bias": bias}}
+        )
+
+    plain = toy.run([toy.stage(steps=7)], parallel=parallel)
+    stage = toy.stage(steps=7, refresh=refresh, refresh_every=3)
+    whole = toy.run([stage], parallel=parallel)
+    assert seen == [0, 3, 6]
+    assert whole.metrics != plain.metrics
+    for at in (0, 3, 4):  # killed before a step that is refreshed, and before one that is not
+        folder = tmp_path / str(at)
+        with pytest.raises(Stop):
+            toy.run([interrupting(stage, at, crash)], parallel=parallel, cadence=CADENCE, workdir=folder)
+        resumed = toy.run([stage], parallel=parallel, cadence=CADENCE, workdir=folder)
+        equal(resumed.state, whole.state)
+
+
+def test_a_refreshed_state_needs_no_second_compilation():
+    traces = []
+
+    def counted(state, batch):
+        traces.append(1)
+        return toy.STEP(state, batch)
+
+    stage = toy.stage(
+        steps=6,
+        step=counted,
+        refresh=lambda s: s.replace(extra=jax.tree.map(lambda x: x + 1, s.extra)),
+        refresh_every=2,
+    )
+    toy.run([stage], parallel=training.make_parallel(devices=jax.devices()[:2]))
+    assert len(traces) == 1
+
+
 def diverging(state, batch):
     state, metrics = training.gradient_step(toy.objective())(state, batch)
     return state, {**metrics, "loss": jax.numpy.where(state.step >= 6, jax.numpy.nan, metrics["loss"])}

@@ -25,12 +25,12 @@ def root() -> pathlib.Path:
 
 @functools.cache
 def methods_line(path: pathlib.Path) -> tuple[str, ...] | None:
-    """The slugs of the line `Methods: …` that ends a module's docstring; None where it has none."""
+    """The slugs of the paragraph `Methods: …`, a line as a rule, that ends a module's docstring; None where it has none."""
     text = path.read_text("utf-8")
     if "Methods: " not in text:
         return None
     docstring = ast.get_docstring(ast.parse(text)) or ""
-    last = docstring.rstrip().rpartition("\n")[2]
+    last = " ".join(docstring.rstrip().rpartition("\n\n")[2].split("\n"))
     if not last.startswith("Methods: "):
         return None
     return tuple(slug.strip() for slug in last.removeprefix("Methods: ").rstrip(".").split(","))

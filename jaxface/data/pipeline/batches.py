@@ -9,7 +9,7 @@ number, and neither threads nor worker processes nor the number of shards change
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import grain
@@ -21,6 +21,7 @@ from jaxface.data.pipeline.samplers import Order
 from jaxface.data.sources.source import Record, Source, fingerprint
 from jaxface.data.transforms.augment import Augment
 from jaxface.data.transforms.augment_objects import ObjectAugment
+from jaxface.data.transforms.copies import Copies
 from jaxface.data.transforms.views import TeacherStudentViews
 from jaxface.errors import UserError
 
@@ -148,9 +149,22 @@ class _Read:
             self._orders = {**near, number: order}
         return order
 
-    def __call__(self, position: int, _: int) -> Record:
+    def row(self, position: int) -> int:
+        """The number of the record in the source."""
         number, index = divmod(position, self._length)
-        return self._source[index if self._seed is None else int(self._order(number)[index])]
+        return index if self._seed is None else int(self._order(number)[index])
+
+    def __call__(self, position: int, _: int) -> Record:
+        return self._source[self.row(position)]
+
+    def gather(self, positions: np.ndarray) -> Batch:
+        """The records at several positions of a source that can gather them at once (`take`)."""
+        numbers, rows = np.divmod(positions, self._length)
+        if self._seed is not None:
+            for number in np.unique(numbers):
+                where = numbers == number
+                rows[where] = self._order(int(number))[rows[where]]
+        return self._source.take(rows)
 
     def __getstate__(self):
         return {**self.__dict__, "_orders": {}}
@@ -166,8 +180,12 @@ class _Assemble:
     records: int
     steps_per_epoch: int | None  # None: batches run on over the end of an epoch
     last: int | None  # end of the stream in records, where it has one
+    consecutive: int = 1
+    gather: Callable[[np.ndarray], Batch] | None = (
+        None  # positions -> batch, where it is faster than one by one
+    )
 
-    def __call__(self, step: int) -> Batch:
+    def _positions(self, step: int) -> range:
         if self.steps_per_epoch is None:
             start = step * self.batch_size
         else:
@@ -175,9 +193,19 @@ class _Assemble:
             start = epoch * self.records + within * self.batch_size
         index, count = self.shard
         rows = self.batch_size // count
-        positions = range(start + index * rows, start + (index + 1) * rows)
-        if self.last is not None:
-            positions = positions[: max(self.last - positions.start, 0)]
+        return range(start + index * rows, start + (index + 1) * rows)
+
+    def __call__(self, step: int) -> Batch:
+        if self.consecutive == 1:
+            positions = self._positions(step)
+            if self.last is not None:
+                positions = positions[: max(self.last - positions.start, 0)]
+        else:
+            several = range(step * self.consecutive, (step + 1) * self.consecutive)
+            # Row r of batch t at r T + t: a device keeps its own rows of every batch.
+            positions = np.array([self._positions(one) for one in several]).T.ravel().tolist()
+        if self.gather is not None:
+            return self.gather(np.array(positions, np.int64))
         return stack((self.elements[i] for i in positions), len(positions))
 
 
@@ -281,7 +309,7 @@ def batches(
     *,
     batch_size: int,
     seed: int,
-    augment: Augment | ObjectAugment | TeacherStudentViews | None = None,
+    augment: Augment | Copies | ObjectAugment | TeacherStudentViews | None = None,
     shuffle: bool = True,
     repeat: bool = True,
     shard: tuple[int, int] = (0, 1),
@@ -290,6 +318,7 @@ def batches(
     drop_remainder: bool = True,
     label_override: np.ndarray | None = None,
     order: Order | None = None,
+    consecutive: int = 1,
 ) -> Batches:
     """Batches of a source, endless unless told otherwise.
 
@@ -297,8 +326,8 @@ def batches(
       source: the records.
       batch_size: records of one step over all shards together; each shard gets batch_size / count of them.
       seed: of the order and of the augmentation, any integer >= 0.
-      augment: random changes, `ObjectAugment` of images with boxes, `TeacherStudentViews` of those with and without labels;
-        none unless given.
+      augment: random changes, `Copies` for several of an image, `ObjectAugment` of images with boxes,
+        `TeacherStudentViews` of those with and without labels; none unless given.
       shuffle: a new random order in every epoch; otherwise the source's order.
       repeat: start again after the last record.
       shard: (index, count), usually (jax.process_index(), jax.process_count()). The shards' batches, one
@@ -311,6 +340,8 @@ def batches(
       label_override: [N] integers that replace the source's labels.
       order: strategy that draws the records of a step's batch, such as `samplers.ClassUniform`; there are
         no epochs then, and `shuffle`, `repeat` and `drop_remainder` must stay as they are.
+      consecutive: T batches that come as one, for a step that scans them: every field is [B T, ...], row r of batch t at r T + t.
+        With more than one, `repeat` must stay True.
 
     Returns:
       An iterator of flat dicts of arrays: `image` uint8 [B, H, W, C], `label` int32 [B], and what else the
@@ -336,6 +367,9 @@ def batches(
     check_number("seed", seed, AtLeast(0))
     check_number("workers", workers, AtLeast(0))
     check_number("prefetch", prefetch, AtLeast(1))
+    check_number("consecutive", consecutive, AtLeast(1))
+    if consecutive > 1 and not repeat:
+        raise ValueError("consecutive: needs repeat, which is False")
     if label_override is not None:
         source = Relabeled(source, label_override)
     if order is not None:
@@ -363,8 +397,15 @@ def batches(
         steps, last = records // batch_size, records
     else:
         steps, last = -(-records // batch_size), records
-    assemble = _Assemble(elements, batch_size, shard, records, steps_per_epoch, last)
+    gather = None
+    if hasattr(source, "take") and (augment is None or not augment.active):
+        gather = read.gather
+    assemble = _Assemble(
+        elements, batch_size, shard, records, steps_per_epoch, last, consecutive=consecutive, gather=gather
+    )
     identity = {"batch_size": batch_size, "seed": seed}
+    if consecutive > 1:
+        identity["consecutive"] = consecutive
     identity["order"] = None if order is None else order.name
     return Batches(assemble, source, steps=steps, identity=identity, workers=workers, prefetch=prefetch)
 
@@ -394,6 +435,8 @@ def evaluation_batches(source: Source, batch_size: int, *, prefetch: int = 4) ->
     def assemble(step: int) -> Batch:
         positions = np.arange(step * batch_size, (step + 1) * batch_size)
         valid = positions < records
+        if hasattr(source, "take"):
+            return source.take(np.minimum(positions, records - 1)) | {"valid": valid}
         rows = (source[int(i)] for i in positions[valid])
         return stack(filled_up(rows, int((~valid).sum())), batch_size) | {"valid": valid}
 

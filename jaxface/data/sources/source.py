@@ -40,6 +40,8 @@ class Source(Protocol):
     what is in image i as `jaxface.metrics.detection` takes it; its `class_names` are those of the objects, and its labels zeros.
     Where images have several shapes, `buckets` [N] int32 says which one each record is of.
 
+    One that has all its records in memory gives a batch of them by `take(rows)` (`InMemory`).
+
     One whose labels may be wrong has `true_labels` [N] int32, and its records `true_label` (`NoisyLabels`).
     """
 
@@ -165,23 +167,55 @@ class WithFields:
         return {**self._source[index], **{name: values[index] for name, values in self._fields.items()}}
 
 
+class InMemory:
+    """A source all of whose records are read at once, so that a batch of them is gathered and not put together (`take`)."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self.labels, self.class_names = source.labels, source.class_names
+        self.image_shape = source.image_shape
+        records = [source[i] for i in range(len(source))]
+        self._fields = {name: np.stack([np.asarray(r[name]) for r in records]) for name in records[0]}
+
+    @property
+    def record_names(self) -> Sequence[str] | np.ndarray:
+        """[N] names of the records; an AttributeError where the source has none."""
+        return self._source.record_names
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        return {name: values[index] for name, values in self._fields.items()}
+
+    def take(self, rows: np.ndarray) -> Record:
+        """A batch: every field [len(rows), ...]."""
+        return {name: values[rows] for name, values in self._fields.items()}
+
+
 class NoisyLabels(WithFields):
     """A source with the labels that it is given, some of them wrong; records have `true_label` besides.
 
     Attributes:
       labels: [N] int32, the given ones.
       true_labels: [N] int32, those of `source`.
+      expected_rate: share of wrong labels on average, or None.
     """
 
-    def __init__(self, source: Source, labels: np.ndarray):
-        """`labels`: [N] integers in [0, len(source.class_names)).
+    def __init__(self, source: Source, labels: np.ndarray, *, expected_rate: float | None = None):
+        """Takes the labels.
+
+        Args:
+          source: with the true labels.
+          labels: [N] integers in [0, len(source.class_names)).
+          expected_rate: share of wrong labels that the noise makes on average, where it is known.
 
         Raises:
           ValueError: another length, or a label outside the classes.
         """
         labels = index_array("labels", labels, len(source), len(source.class_names)).astype(np.int32)
         super().__init__(source, label=labels, true_label=source.labels)
-        self.labels = labels
+        self.labels, self.expected_rate = labels, expected_rate
 
     @property
     def true_labels(self) -> np.ndarray:

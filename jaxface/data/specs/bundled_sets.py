@@ -76,6 +76,9 @@ class Digits(LabeledImages):
     mirrored: bool = False
     """Each digit is mirrored or not, with probability ½, so that a mirror image may be a digit; in both parts."""
 
+    test_per_class: Annotated[int | None, Integers(1, 170)] = None
+    """Test as many of each class, and train on all others, instead."""
+
     @property
     def title(self) -> str:
         return "digits"
@@ -90,7 +93,15 @@ class Digits(LabeledImages):
         return bundled.ArraySource(images, source.labels, source.class_names)
 
     def _divide(self, *, image_size: int, seed: int) -> Split:
-        return split_samples(self.source(image_size=image_size, seed=seed), 1000, self.title, seed)
+        source = self.source(image_size=image_size, seed=seed)
+        if self.test_per_class is None:
+            return split_samples(source, 1000, self.title, seed)
+        order = np.random.default_rng(seed).permutation(len(source))
+        labels = source.labels[order]
+        rank = np.array([np.count_nonzero(labels[:i] == label) for i, label in enumerate(labels)])
+        tested = rank < self.test_per_class
+        parts = (Subset(source, order[~tested]), Subset(source, order[tested]))
+        return Split(*parts, self.title, "classification")
 
     def _taken_for(self, source: Source) -> Mapping[int, int]:
         return DIGIT_CONFUSIONS

@@ -1,4 +1,4 @@
-"""What sets of images in classes have in common: wrong labels among those to learn from.
+"""What sets of images in classes have in common: a training part of unequal classes and wrong labels.
 
 Methods: mda, law, nclpp
 """
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jaxface.data.sources.long_tail import LongTail
 from jaxface.data.sources.source import Source
 from jaxface.data.specs.base import DataSpec, Split
 from jaxface.data.transforms.label_noise import LabelNoise, block_shifts
@@ -19,6 +20,8 @@ from jaxface.errors import UserError
 class LabeledImages(DataSpec, abc.ABC):
     """Images in classes that are the same in both parts; a kind says how it is divided (`_divide`)."""
 
+    tail: LongTail = LongTail()
+    """Classes of unequal size in the training part, by their true labels."""
     noise: LabelNoise = LabelNoise()
     """Wrong labels in the training part; its records have `true_label` besides."""
 
@@ -30,14 +33,23 @@ class LabeledImages(DataSpec, abc.ABC):
         """Class -> the one that asymmetric noise takes it for; None where the set has none."""
         return None
 
-    def divide(self, *, image_size: int, seed: int) -> Split:
-        split = self._divide(image_size=image_size, seed=seed)
+    def plain(self) -> "LabeledImages":
+        """The same images, classes of their own sizes, true labels."""
+        return dataclasses.replace(self, tail=LongTail(), noise=LabelNoise())
+
+    def spoiled(self, train: Source, *, seed: int) -> Source:
+        """Training records with the tail and the wrong labels, for a method that first takes clean ones away."""
+        train = self.tail.apply(train, seed=seed)
         targets = None
         if self.noise.kind == "superclass":
-            targets = _shifts_in_groups(split.train)
+            targets = _shifts_in_groups(train)
         elif self.noise.kind == "asymmetric":
-            targets = self._taken_for(split.train)
-        return split._replace(train=self.noise.apply(split.train, seed=seed, targets=targets))
+            targets = self._taken_for(train)
+        return self.noise.apply(train, seed=seed, targets=targets)
+
+    def divide(self, *, image_size: int, seed: int) -> Split:
+        split = self._divide(image_size=image_size, seed=seed)
+        return split._replace(train=self.spoiled(split.train, seed=seed), name=split.name + self.tail.title)
 
 
 def _shifts_in_groups(source: Source) -> dict[int, int]:

@@ -7,7 +7,7 @@ stream: the same whichever thread, process or shard handles it.
 
 import dataclasses
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import cv2
 import grain
@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxface.checks import AtLeast, Fraction, Integers, Ordered, ProperFraction, Range, check_fields
 from jaxface.data.sources.source import Record
-from jaxface.data.transforms import geometry
+from jaxface.data.transforms import geometry, policies
 
 _PIXELS = ("color", "gray", "blur", "jpeg", "occlusion", "low_resolution")
 _PROBABILITIES = ("flip", "crop", "rotate", "cutout", *_PIXELS)
@@ -72,6 +72,17 @@ class Augment:
     """Greatest turn of the hues where colors are changed, in turns."""
     occlusion_noise: bool = False
     """Cover that rectangle with random pixels instead of one color (random erasing, arXiv:1708.04896)."""
+    policy: Literal["none", "cifar10", "rand"] = "none"
+    """Changes of colors and geometry besides: the policy that AutoAugment learned on CIFAR-10 (arXiv:1805.09501), or RandAugment
+    (arXiv:1909.13719)."""
+    rand_operations: Annotated[int, AtLeast(1)] = 2
+    """Operations of RandAugment in a row."""
+    rand_magnitude: Annotated[float, Range(0, 30)] = 10.0
+    """Their strength, of 30."""
+    hole: Annotated[int, AtLeast(0)] = 0
+    """Side of a square that is blacked out in every image, pixels, around any of them (Cutout, arXiv:1708.04552); 0 for none."""
+    noise: Annotated[float, ProperFraction] = 0.0
+    """Standard deviation of Gaussian noise on every pixel, as a fraction of white."""
 
     def __post_init__(self):
         check_fields(self)
@@ -79,7 +90,8 @@ class Augment:
     @property
     def active(self) -> bool:
         """Whether any change can fire."""
-        return self.shift > 0 or any(getattr(self, name) for name in _PROBABILITIES)
+        always = self.shift > 0 or self.policy != "none" or self.hole > 0 or self.noise > 0
+        return always or any(getattr(self, name) for name in _PROBABILITIES)
 
     def transform(self) -> "Augmentation":
         """The changes as a grain transformation."""
@@ -139,8 +151,29 @@ class Augmentation(grain.transforms.RandomMap):
             # The draw that decided to fire is uniform below the probability: reuse it for the quality.
             quality = low_quality + int(jpeg / config.jpeg * (high_quality - low_quality + 1))
             image = jpeg_roundtrip(image, min(quality, high_quality))
+        if config.policy != "none" or config.hole or config.noise:
+            image = _always(image, config, seeds[4])
         record["image"] = image
         return record
+
+
+def _always(image: np.ndarray, config: Augment, seed: int) -> np.ndarray:
+    """What every image has, each drawn on its own."""
+    if image.dtype != np.uint8:
+        raise ValueError(f"image: needs uint8 for changes of colors, got {image.dtype}")
+    if config.policy == "cifar10":
+        image = policies.cifar10_policy(image, np.random.default_rng([seed, 1]))
+    elif config.policy == "rand":
+        count, magnitude = config.rand_operations, config.rand_magnitude
+        image = policies.rand_augment(
+            image, np.random.default_rng([seed, 1]), operations=count, magnitude=magnitude
+        )
+    if config.hole:
+        image = policies.cut_hole(image, np.random.default_rng([seed, 2]), side=config.hole)
+    if config.noise:
+        noise = np.random.default_rng([seed, 3]).standard_normal(image.shape, np.float32)
+        image = cv2.add(image, noise * (255 * config.noise), dtype=cv2.CV_8U).reshape(image.shape)
+    return image
 
 
 def _crop(record: Record, config: Augment, rng: np.random.Generator) -> Record:

@@ -206,4 +206,5 @@ class LabelNoise:
             raise UserError(
                 f"noise.rate: leaves class {source.class_names[gone[0]]} without an example, got {self.rate:g}"
             )
-        return NoisyLabels(source, labels)
+        expected = 1 - float(np.diag(matrix)[source.labels].mean())
+        return NoisyLabels(source, labels, expected_rate=expected)

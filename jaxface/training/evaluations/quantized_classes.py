@@ -1,6 +1,6 @@
 """Evaluations of classifiers whose outputs are the classes themselves: accuracy, what codes tell, and the form on integers.
 
-Methods: qvit
+Methods: law, qvit
 """
 
 import flax.linen as nn

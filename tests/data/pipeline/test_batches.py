@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jaxface.data.pipeline.batches import Relabeled, batches, corrupt_labels, evaluation_batches, stack
 from jaxface.data.sources.folder import FolderSource
 from jaxface.data.sources.images import encode_image
-from jaxface.data.sources.source import Subset, WithFields
+from jaxface.data.sources.source import InMemory, Subset, WithFields
 from jaxface.data.transforms.augment import Augment
 from jaxface.errors import UserError
 
@@ -329,3 +329,49 @@ def test_stack_takes_records_as_they_come():
     np.testing.assert_array_equal(batch["image"], np.broadcast_to(np.arange(5)[:, None, None], (5, 2, 3)))
     np.testing.assert_array_equal(batch["label"], np.arange(5))
     assert batch["image"].dtype == np.uint8 and batch["label"].dtype == np.int32
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_several_batches_come_as_one_each_device_with_its_own_rows(fake, shards):
+    """Row r of batch t is at r T + t, over the end of an epoch too; a memory that gathers gives the same."""
+    source, settings = fake(40), dict(batch_size=12, seed=3)
+    plain = [which(batch) for batch in take(batches(source, **settings), 8)]
+    for records in (source, InMemory(source)):
+        streams = [batches(records, **settings, consecutive=4, shard=(i, shards)) for i in range(shards)]
+        for first in (0, 4):
+            together = np.concatenate([which(next(stream)).reshape(-1, 4) for stream in streams])
+            np.testing.assert_array_equal(together.T, plain[first : first + 4])
+
+
+def test_records_in_memory_are_the_records(fake):
+    source = WithFields(fake(30), spoof=np.arange(30, dtype=np.int32))
+    memory = InMemory(source)
+    for i in (0, 29):
+        assert_same([memory[i]], [source[i]])
+    assert_same([memory.take(np.array([3, 3, 1]))], [stack((source[i] for i in (3, 3, 1)), 3)])
+    assert (len(memory), memory.image_shape) == (30, source.image_shape)
+    for options in ({}, {"shuffle": False}, {"drop_remainder": False}):
+        settings = dict(batch_size=7, seed=1, **options)
+        assert_same(take(batches(memory, **settings), 6), take(batches(source, **settings), 6))
+    assert_same(
+        take(batches(memory, batch_size=7, seed=1, augment=Augment(flip=0.5)), 3),
+        take(batches(source, batch_size=7, seed=1, augment=Augment(flip=0.5)), 3),
+    )
+
+
+def test_the_position_of_several_batches(fake):
+    memory = InMemory(fake(40))
+    stream = batches(memory, batch_size=10, seed=0, consecutive=2)
+    take(stream, 3)
+    state, rest = json.loads(json.dumps(stream.get_state())), take(stream, 2)
+    again = batches(memory, batch_size=10, seed=0, consecutive=2)
+    again.set_state(state)
+    assert_same(take(again, 2), rest)
+    with pytest.raises(
+        UserError, match="consecutive: the saved data position was made with 2, this run has 4"
+    ):
+        batches(memory, batch_size=10, seed=0, consecutive=4).set_state(state)
+    with pytest.raises(UserError, match="consecutive: needs an integer from 1, got 0"):
+        batches(memory, batch_size=10, seed=0, consecutive=0)
+    with pytest.raises(ValueError, match="consecutive: needs repeat"):
+        batches(memory, batch_size=10, seed=0, consecutive=2, repeat=False)
