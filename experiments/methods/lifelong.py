@@ -35,7 +35,7 @@ class Config(recipe.Recipe):
     """Most exemplars of earlier classes in all; 0 for none."""
     augment: inputs.Augment = inputs.Augment(flip=0.0)
     """Random changes of the training images."""
-    image_size: Annotated[int, AtLeast(8)] = 16
+    image_size: Annotated[int, AtLeast(8)] = 12
     """Side of the images, pixels."""
     backbone: str = "attended_mlp"
     """Network; those that attend are attended_resnet and attended_mlp."""
@@ -61,9 +61,9 @@ class Config(recipe.Recipe):
     """Learning rate of that epoch."""
     optimizer: training.Optimizer = training.sgd(0.3, momentum=0.0, schedule="constant", weight_decay=0.0)
     """Optimizer of the inner steps; its schedule runs over a session."""
-    batch_size: Annotated[int, AtLeast(1)] = 96
+    batch_size: Annotated[int, AtLeast(1)] = 48
     """Images per step over all devices."""
-    steps: Annotated[int, AtLeast(0)] = 72
+    steps: Annotated[int, AtLeast(0)] = 40
     """Training steps of each session."""
     epochs: Annotated[int | None, AtLeast(1)] = None
     """Passes over the images of a session instead of its steps."""
