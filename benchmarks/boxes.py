@@ -1,14 +1,17 @@
 """Batched NMS, RoIAlign and the COCO evaluation, beside torchvision's where torch is installed and NumPy's where it is not.
 
 NMS: 1,000 boxes × 16 images. RoIAlign: 512 regions of four levels of an 800 × 1344 image, 256 channels, 7 × 7 bins of 2 × 2
-samples. COCO: 5,000 images × 100 detections, of 1 class and of 80. Results are compared before anything is timed.
-Run with `python -m benchmarks.boxes`.
+samples; its gradient beside JAX's transpose of the same gathers, at three sizes. COCO: 5,000 images × 100 detections, of 1 class
+and of 80. Results are compared before anything is timed. Run with `python -m benchmarks.boxes`; `--only roi_gradient` is one of
+them.
 """
 
 import argparse
 import functools
 import importlib.util
+import sys
 import time
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +129,44 @@ def measure_roi_align(regions: int, channels: int, repeats: int) -> dict:
     return {"what": "roi_align", "regions": regions, "channels": channels} | _timed(calls, peer, repeats)
 
 
+def measure_roi_gradient(
+    images: int, regions: int, channels: int, sides: tuple[int, ...], repeats: int
+) -> dict:
+    """One row: gradients by the maps, ours and those of JAX's transpose of the same forward pass."""
+    rng = np.random.default_rng(0)
+    maps = [jnp.asarray(rng.normal(size=(images, side, side, channels)), jnp.float32) for side in sides]
+    strides = tuple(4 * sides[0] // side for side in sides)
+    whole = 4.0 * sides[0]
+    corner, side = (
+        rng.uniform(0, whole / 2, (images, regions, 2)),
+        rng.uniform(8, whole / 2, (images, regions, 2)),
+    )
+    boxes = jnp.asarray(np.concatenate([corner, corner + side], axis=-1), jnp.float32)
+    levels = jnp.minimum(roi_levels(boxes, levels=4), len(sides) - 1)
+    weights = jnp.asarray(rng.normal(size=(images, regions, 7, 7, channels)), jnp.float32)
+
+    def gradient():
+        return jax.jit(
+            jax.grad(
+                lambda maps: jnp.sum(weights * roi_align(maps, boxes, levels, strides=strides, output_size=7))
+            )
+        )
+
+    ours, module = gradient(), sys.modules["jaxface.boxes.roi_align"]
+    expected = ours(maps)
+    transposed = gradient()
+    with mock.patch.object(
+        module, "_pooled", module._pooled.__wrapped__
+    ):  # traced here, without its own derivative
+        found = transposed(maps)
+    error = max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in zip(found, expected, strict=True))
+    if error > 1e-4:
+        raise AssertionError(f"RoIAlign's gradient differs from JAX's transpose by {error:g} of the largest")
+    calls = {"jaxface": lambda: ours(maps), "transpose": lambda: transposed(maps)}
+    shape = {"images": images, "regions": regions, "channels": channels, "sides": list(sides)}
+    return {"what": "roi_gradient"} | shape | _timed(calls, "transpose", repeats)
+
+
 def _numpy_roi_align(maps: list[np.ndarray], boxes: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """Region by region: the four neighbors of every sample, weighted, then the mean over each bin."""
     result = np.empty((len(boxes), 7, 7, maps[0].shape[-1]), np.float32)
@@ -202,28 +243,49 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=common.folder_argument, help="where to write, instead of results/<device>"
     )
+    parser.add_argument(
+        "--only",
+        choices=("nms", "roi_align", "roi_gradient", "coco"),
+        help="measure this alone, and write nothing",
+    )
     arguments = parser.parse_args()
     print(
         "peer: torchvision"
         if _peer() == "torchvision"
         else "peer: NumPy (torch and torchvision are not installed)"
     )
+    repeats = arguments.repeats
+    measurements = [("nms", lambda n=clusters: measure_nms(16, 1000, n, repeats)) for clusters in (20, 400)]
+    measurements += [("roi_align", lambda: measure_roi_align(512, 256, repeats))]
+    gradients = (8, 64, 32, (8, 4)), (2, 128, 64, (32, 16, 8, 4)), (1, 128, 256, (128, 64, 32, 16))
+    measurements += [
+        ("roi_gradient", lambda case=case: measure_roi_gradient(*case, repeats)) for case in gradients
+    ]
     rows = []
-    for clusters in (20, 400):  # much and little to suppress
-        rows.append(measure_nms(16, 1000, clusters, arguments.repeats))
-    rows.append(measure_roi_align(512, 256, arguments.repeats))
-    for row in rows:
-        ours, peer = (row["seconds"][row[name]]["seconds_median"] for name in ("ours", "peer"))
+    for name, measure in measurements:
+        if arguments.only not in (None, name):
+            continue
+        row = measure()
+        rows.append(row)
+        ours, peer = (row["seconds"][row[key]]["seconds_median"] for key in ("ours", "peer"))
         print(
-            f"{row['what']:10s} {ours * 1e3:8.1f} ms, {row['peer']} {peer * 1e3:8.1f} ms, {row['speedup']:.2f}x"
-            + (f" ({row['staying']:.0f} of {row['boxes']} stay)" if row["what"] == "nms" else "")
+            f"{name:12s} {ours * 1e3:8.1f} ms, {row['peer']} {peer * 1e3:8.1f} ms, {row['speedup']:.2f}x"
+            + (f" ({row['staying']:.0f} of {row['boxes']} stay)" if name == "nms" else "")
+            + (
+                f" (maps {row['sides']} x {row['channels']}, {row['images']} images)"
+                if name == "roi_gradient"
+                else ""
+            )
         )
-    for num_classes in (1, 80):
+    for num_classes in (1, 80) if arguments.only in (None, "coco") else ():
         rows.append(measure_coco(arguments.images, 100, num_classes))
         print(f"coco_evaluate, {num_classes} classes: {rows[-1]['seconds']:.1f} s")
-    print(
-        common.write("boxes", rows, packages=("torch", "torchvision", "pycocotools"), folder=arguments.folder)
-    )
+    if arguments.only is None:
+        print(
+            common.write(
+                "boxes", rows, packages=("torch", "torchvision", "pycocotools"), folder=arguments.folder
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ directory, so that an interrupted comparison resumes; the differences are paired
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib
 import importlib.util
 import itertools
@@ -15,7 +16,9 @@ import sys
 import time
 from collections.abc import Generator, Iterable, Mapping
 
+import flax.serialization
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 from rich.console import Console
@@ -93,13 +96,16 @@ def effects(study: Study, scores: Mapping[str, Mapping[str, np.ndarray]]) -> lis
     ]
 
 
-def sharing(stages: Stages, count: int, done: list[training.Outcome]) -> Stages:
+def sharing(
+    stages: Stages, count: int, done: list[training.Outcome], folder: pathlib.Path | None = None
+) -> Stages:
     """The stages of a run, of which the first `count` stand in for themselves once they are `done`.
 
     Args:
       stages: as a method builds them.
       count: how many may be shared.
       done: outcomes of those that ran; filled by the first run.
+      folder: where outcomes are kept, and looked for; None keeps them in `done` alone.
     """
     source, outcome = iter(stages), None
     for index in itertools.count():
@@ -107,6 +113,10 @@ def sharing(stages: Stages, count: int, done: list[training.Outcome]) -> Stages:
             stage = source.send(outcome) if isinstance(source, Generator) else next(source)
         except StopIteration:
             return
+        keeps = folder is not None and index < count and stage.compile_init  # files are where they were read
+        kept = folder / f"{stage.name}.msgpack" if keeps else None
+        if len(done) == index and kept is not None:
+            done += _read_outcome(kept, stage, done)
         if index < len(done):
             saved = done[index]
             stage = training.Stage(
@@ -118,6 +128,37 @@ def sharing(stages: Stages, count: int, done: list[training.Outcome]) -> Stages:
         outcome = yield stage
         if len(done) == index < count:
             done.append(outcome)
+            if kept is not None:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                record = {"metrics": outcome.metrics, "state": _without_keys(outcome.state)}
+                training.write_atomically(kept, flax.serialization.to_bytes(record))
+
+
+def _is_key(leaf) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _without_keys(state):
+    """Random keys as their integers; the rest as it is."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
+
+
+def _read_outcome(path: pathlib.Path, stage: training.Stage, before: list) -> list[training.Outcome]:
+    """What a stage left in a file; nothing where there is none, or one of another network."""
+    shapes = jax.eval_shape(stage.init, jax.random.key(0), before[-1].state if before else None)
+    plain = jax.eval_shape(_without_keys, shapes)
+    try:
+        record = flax.serialization.msgpack_restore(path.read_bytes())
+        state = flax.serialization.from_state_dict(plain, record["state"])
+    except (OSError, ValueError, KeyError):
+        return []
+    found, wanted = (jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (state, plain))
+    if found != wanted:
+        return []
+    state = jax.tree.map(
+        lambda x, a: jax.random.wrap_key_data(x) if _is_key(a) else jnp.asarray(x), state, shapes
+    )
+    return [training.Outcome(stage.name, state, record["metrics"])]
 
 
 def run_once(
@@ -128,10 +169,11 @@ def run_once(
     beside: Iterable[pathlib.Path] = (),
     shared: int = 0,
     done: list[training.Outcome] | None = None,
+    kept: pathlib.Path | None = None,
 ) -> dict[str, float]:
     """Metrics of one run; read from `path`, or a file `beside` it, where it was made before with the same configuration.
 
-    With `shared`, its first stages are taken from `done` where they are, and added to it otherwise.
+    With `shared`, its first stages are taken from `done`, or the folder `kept`, where they are, and added to both otherwise.
     """
     written = configs.to_dict(method, config, configs.Run())
     written = json.loads(json.dumps(written))
@@ -141,7 +183,7 @@ def run_once(
             if saved["config"] == written:
                 return saved["metrics"]
     started = time.monotonic()
-    stages = sharing(configs.build(method, config), shared, [] if done is None else done)
+    stages = sharing(configs.build(method, config), shared, [] if done is None else done, kept)
     outcome = training.run(stages, seed=config.seed, cadence=training.Cadence())
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {"metrics": outcome.metrics, "seconds": round(time.monotonic() - started, 1), "config": written}
@@ -164,6 +206,12 @@ def measure(method: str, name: str, study: Study, seeds: int, workdir: pathlib.P
         for condition, changes in study.conditions.items():
             first_stages: list[training.Outcome] = []
             runs: list[tuple] = []  # (configuration, metrics)
+            kept = None
+            if study.shared_as is not None:
+                common = dataclasses.replace(study.base, **changes, seed=seed, data_seed=seed)
+                written = json.dumps(configs.to_dict(method, common, configs.Run()), sort_keys=True)
+                digest = hashlib.sha256(written.encode()).hexdigest()[:16]
+                kept = workdir / "shared" / f"{study.shared_as}-{digest}"
             for arm, overrides in study.arms.items():
                 config = dataclasses.replace(study.base, **changes, **overrides, seed=seed, data_seed=seed)
                 folder = workdir / name / _folder_name(condition) / arm
@@ -176,6 +224,7 @@ def measure(method: str, name: str, study: Study, seeds: int, workdir: pathlib.P
                         beside=workdir.glob(f"*/*/*/seed-{seed}.json"),  # of the other studies
                         shared=study.shared,
                         done=first_stages,
+                        kept=kept,
                     )
                     runs.append((config, metrics))
                 metric = study.arm_metrics.get(arm, study.metric)

@@ -20,6 +20,8 @@ class Study:
       larger_is_better: direction of the metric.
       baseline: name of the arm that all others are compared with besides; none unless given.
       shared: number of first stages that the arms of a condition and seed have in common, such as a teacher; they run once.
+      shared_as: name under which these stages stay in the work directory. An interrupted study finds them again, and so do
+        others of this name, whose first stages are the same where `base`, condition and seed are; None keeps none.
     """
 
     claim: str
@@ -32,3 +34,4 @@ class Study:
     larger_is_better: bool = True
     baseline: str | None = None
     shared: int = 0
+    shared_as: str | None = None

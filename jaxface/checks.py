@@ -170,6 +170,18 @@ def check_finite(name: str, values: jax.Array) -> None:
         _need_finite(name, np.asarray(values, np.float32))
 
 
+def check_scores(name: str, scores: jax.typing.ArrayLike, *, when: str = "") -> None:
+    """Raises UserError where a score is known to be outside [0, 1] or NaN; `when` says under which choice it has to be in it."""
+    if isinstance(scores, jax.core.Tracer):
+        return
+    values = np.asarray(scores, np.float32)
+    if not ((values >= 0) & (values <= 1)).all():
+        condition = f" {when}" if when else ""
+        raise UserError(
+            f"{name}: needs scores in [0, 1]{condition}, got {values.min():g} to {values.max():g}"
+        )
+
+
 def check_unit_rows(name: str, rows: jax.typing.ArrayLike, *, zeros: bool = False) -> None:
     """Holds rows [..., D] to length 1, within `UNIT_TOLERANCE`.
 

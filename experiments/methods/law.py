@@ -127,7 +127,7 @@ class Config(recipe.Recipe):
     """Weights by an action, or what they are compared with: the focal loss, or self-paced learning; neither searches."""
     focal_gamma: Annotated[float, NonNegative] = 2.0
     """Exponent of the focal loss."""
-    easiest: Annotated[tuple[float, float], Range(0, 1), Ordered()] = (0.5, 0.8)
+    easiest: Annotated[tuple[float, float], Range(0, 1), Ordered()] = (0.5, 0.6)
     """Part of a batch that self-paced learning takes at the beginning and at the end."""
 
     @classmethod

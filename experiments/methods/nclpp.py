@@ -49,7 +49,7 @@ class Config(recipe.Recipe):
     loss: Literal["nclpp", "ncl", "balanced", "ldam", "cross_entropy"] = "nclpp"
     """Nested learning (2306.16709), as first published (2203.15359), or each expert on its own: balanced softmax, LDAM with
     deferred weights, cross-entropy."""
-    lam: Annotated[float, NonNegative] = 0.6
+    lam: Annotated[float, NonNegative] = 0.1
     """λ, weight of the agreement between experts and between copies."""
     lam_warmup: Annotated[float, Fraction] = 0.0
     """Fraction of the run over which λ rises linearly from 0."""
@@ -101,6 +101,7 @@ class Config(recipe.Recipe):
             augment=inputs.Augment(flip=0.5, shift=4, policy="cifar10", hole=16),
             image_size=32,
             backbone="cifar_resnet32",
+            lam=0.6,
             num_hard=30,
             many_above=100,
             few_below=20,
@@ -154,10 +155,10 @@ def build(config: Config) -> list[training.Stage]:
         raise UserError(
             f"few_below: needs at most many_above, {config.many_above:g}, got {config.few_below:g}"
         )
-    model, sizes = network(config, classes), jnp.asarray(counts, jnp.float32)
+    model = network(config, classes)
 
     # What an expert learns on its own; the mean over rows, the sum over experts.
-    def alone(logits, labels, done):
+    def alone(logits, labels, sizes, done):
         if config.loss == "cross_entropy":
             return losses.cross_entropy(logits, labels)
         if config.loss == "balanced":
@@ -169,7 +170,7 @@ def build(config: Config) -> list[training.Stage]:
         return margins * jnp.where(done >= config.deferred, weights, 1.0)[labels]
 
     # What they learn together.
-    def nested(logits, labels, done):
+    def nested(logits, labels, sizes, done):
         rising = jnp.minimum(done / config.lam_warmup, 1.0) if config.lam_warmup else 1.0
         shared = dict(
             lam=config.lam * rising,
@@ -193,7 +194,7 @@ def build(config: Config) -> list[training.Stage]:
 
     def loss_fn(params, extra, batch, rng):
         variables = {"params": params["experts"], **training.statistics(extra)}
-        labels = jnp.tile(batch["label"], config.copies)
+        labels, sizes = jnp.tile(batch["label"], config.copies), extra["counts"]
         logits, updated = model.apply(
             variables,
             copy_major(batch["image"]),
@@ -203,9 +204,9 @@ def build(config: Config) -> list[training.Stage]:
         )
         done = extra["taken"] / (config.steps * config.accumulate)
         if config.loss in ("nclpp", "ncl"):
-            loss, report = nested(logits, labels, done)
+            loss, report = nested(logits, labels, sizes, done)
         else:
-            loss, report = jax.vmap(lambda z: alone(z, labels, done).mean())(logits).sum(), {}
+            loss, report = jax.vmap(lambda z: alone(z, labels, sizes, done).mean())(logits).sum(), {}
         report = {f"{name}_loss": value for name, value in report.items()}
         report["accuracy"] = (logits.mean(0).argmax(-1) == labels).mean()
         return config.loss_scale * loss, ({**extra, **updated, "taken": extra["taken"] + 1}, report)
@@ -217,7 +218,8 @@ def build(config: Config) -> list[training.Stage]:
         variables = dict(model.init(rng, image, train=False))
         params = {"experts": variables.pop("params")}
         ema = config.ema_decay is not None
-        extra = {**variables, "taken": jnp.zeros((), jnp.int32)}
+        # In the state, so that other sizes are no other program.
+        extra = {**variables, "taken": jnp.zeros((), jnp.int32), "counts": jnp.asarray(counts, jnp.float32)}
         return training.create_state(rng, params, objective, extra=extra, ema=ema)
 
     copies = inputs.Copies(config.augment, config.copies)

@@ -29,7 +29,7 @@ from jaxface.models.detection import FasterRCNN, RetinaNet, best_candidates, sel
 from jaxface.models.detection.faster_rcnn import STDS, RegionSample
 
 Assign = Literal["predictions", "overlap", "overlap_as_few"]
-Vote = Literal["agreement", "none", "mean", "score"]
+Vote = Literal["agreement", "none", "mean", "score", "steady"]
 SecondView = Literal["half", "none", "same"]
 SMALL = dict(strides=(4, 8), scales=(3.0,), widths=(16, 32, 32, 32), features=32)
 _MILD = dict(scales=(0.75, 1.0), flip=0.0)
@@ -64,9 +64,15 @@ class Config(detection.DetectorRecipe):
     """predictions: largest overlaps whose sum is the number of positives."""
     vote: Vote = "agreement"
     """Weight of a pseudo box in the box loss: how far the student's predictions agree with it, none, or for comparison that
-    weight's mean over the batch for all, or the teacher's scores with as large a sum."""
+    weight's mean over the batch for all, the teacher's scores with as large a sum, or Soft Teacher's: 1 where the teacher finds
+    the same box from moved ones, and 0 elsewhere."""
     vote_power: Annotated[float, Positive] = 2.0
     """Exponent of the weights, whose sum stays the same."""
+    steady_below: Annotated[float, Positive] = 0.02
+    """steady: relative spread of the boxes that the teacher finds, below which a pseudo box counts."""
+    background: Literal["equal", "reliable"] = "equal"
+    """Weight of background in the classification of images without labels: one for all, or for comparison Soft Teacher's, the
+    teacher's score of background."""
     second_view: SecondView = "half"
     """The student's image at half the size, read one level earlier, beside it; none; or for comparison the image itself again."""
     threshold: Annotated[float, Fraction] = 0.5
@@ -152,7 +158,8 @@ class PseudoBoxes(NamedTuple):
     """What a teacher says of images, in the student's views of them.
 
     Attributes:
-      batch: the student's images with pseudo boxes in the place of true ones; `scores` [B, D] besides.
+      batch: the student's images with pseudo boxes in the place of true ones; `scores` [B, D] besides, and where it is asked for
+        the `spread` [B, D] of the boxes that the teacher finds from moved ones.
       regions: [B, N, 4] the teacher's proposals; their areas are 0 where they are none or have left the view.
       predicted: [B, N, 4] the teacher's boxes for them, of their likeliest class.
       scores: [B, N, C].
@@ -183,7 +190,7 @@ class Lesson:
 
         return part(slice(0, 1)), part(slice(1, None))
 
-    def pseudo_boxes(self, teacher: Mapping, batch: Mapping[str, jax.Array]) -> PseudoBoxes:
+    def pseudo_boxes(self, teacher: Mapping, batch: Mapping[str, jax.Array], rng: jax.Array) -> PseudoBoxes:
         """The teacher on its own views, and where in the student's views what it finds there is."""
         detector, run = self.detector, partial(self.detector.module.apply, teacher)
         image = normalize_pixels(batch["teacher_image"])
@@ -230,8 +237,24 @@ class Lesson:
             "box_crowd": jnp.zeros_like(mask),
             "scores": detections.scores,
         }
+        if self.config.vote == "steady":
+            student["spread"] = self.spread(teacher, levels, detections, batch["teacher_size"], rng)
         moved = jnp.where(nowhere, move(found.boxes), 0.0), jnp.where(nowhere, move(predicted), 0.0)
         return jax.lax.stop_gradient(PseudoBoxes(student, *moved, scores))
+
+    def spread(
+        self, teacher: Mapping, levels, detections, valid_size: jax.Array, rng: jax.Array
+    ) -> jax.Array:
+        """[B, D]: how far apart the boxes are that the teacher finds for moved copies of each of its detections."""
+        detector = self.detector
+        moved = losses.jittered_boxes(rng, detections.boxes)  # [T, B, D, 4]
+        count, images, each, _ = moved.shape
+        regions = jnp.moveaxis(moved, 0, 1).reshape(images, count * each, 4)
+        _, deltas = detector.module.apply(teacher, levels, regions, method="regions")
+        index = jnp.tile(detections.classes, (1, count))[..., None, None]
+        found = detector.decode_regions(regions, jnp.take_along_axis(deltas, index, axis=2))[..., 0, :]
+        found = boxes.clip_boxes(found, valid_size[:, None])
+        return losses.relative_spread(jnp.moveaxis(found.reshape(images, count, each, 4), 1, 0))
 
     def assign(self, pseudo: PseudoBoxes) -> jax.Array:
         """[B, N]: which pseudo box each of the teacher's proposals is to find; -1 for one that is not in the student's view."""
@@ -256,30 +279,33 @@ class Lesson:
             assigned = jax.vmap(best)(assigned, pseudo.regions, truth[0], counts)
         return jnp.where(area > 0, assigned, -1)
 
-    def sample(self, pseudo: PseudoBoxes, rng: jax.Array) -> RegionSample:
-        """Proposals to train the head on; pseudo boxes are not among them."""
+    def sample(self, pseudo: PseudoBoxes, rng: jax.Array) -> tuple[RegionSample, jax.Array]:
+        """Proposals to train the head on; pseudo boxes are not among them. Besides the teacher's scores [B, R, C] of them."""
         detector = self.detector
 
-        def of_image(key, assigned, regions, objects, labels):
+        def of_image(key, assigned, regions, scores, objects, labels):
             drawn = boxes.sample_rois(
                 key, assigned, num=detector.region_samples, positive_fraction=detector.region_positives
             )
             assigned, regions = assigned[drawn.indices], regions[drawn.indices]
             deltas = boxes.encode_boxes(regions, boxes.assigned_rows(assigned, objects), stds=STDS)
-            return RegionSample(
+            sample = RegionSample(
                 regions, boxes.assigned_labels(assigned, labels), assigned, deltas, drawn.valid
             )
+            return sample, scores[drawn.indices]
 
         keys, batch = jax.random.split(rng, len(pseudo.regions)), pseudo.batch
-        return jax.vmap(of_image)(
-            keys, self.assign(pseudo), pseudo.regions, batch["boxes"], batch["box_label"]
-        )
+        proposed = self.assign(pseudo), pseudo.regions, pseudo.scores
+        return jax.vmap(of_image)(keys, *proposed, batch["boxes"], batch["box_label"])
 
     def weights(self, sample, deltas: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array | None:
         """[B, R] weights of the regions' boxes, from the student's deltas [B, R, C, 4]; None for none."""
         config, positive = self.config, (sample.assigned > 0) & sample.valid
         if config.vote == "none":
             return None
+        if config.vote == "steady":
+            steady = (batch["spread"] < config.steady_below).astype(jnp.float32)
+            return jnp.where(positive, jax.vmap(boxes.assigned_rows)(sample.assigned, steady), 0.0)
         index = jnp.maximum(sample.labels - 1, 0)[..., None, None]
         decoded = jnp.take_along_axis(self.detector.decode_regions(sample.boxes, deltas), index, axis=2)
         agreement = jax.vmap(losses.pcv_weights)(
@@ -302,8 +328,11 @@ class Lesson:
         config, detector = self.config, self.detector
         run = partial(detector.module.apply, variables)
         anchor_key, region_key = jax.random.split(rng)
-        pseudo = self.pseudo_boxes(teacher, batch)
-        sample = self.sample(pseudo, region_key)
+        pseudo = self.pseudo_boxes(teacher, batch, jax.random.fold_in(rng, 2))
+        sample, scores = self.sample(pseudo, region_key)
+        reliability = None
+        if config.background == "reliable":
+            reliability = losses.reliability_weights(scores, sample.assigned, sample.valid)
 
         def view(levels, weights=None):
             logits, deltas = run(levels, method="proposals")
@@ -311,7 +340,9 @@ class Lesson:
             logits, deltas = run(levels, sample.boxes, method="regions")
             if weights is None:
                 weights = self.weights(sample, deltas, pseudo.batch)
-            more, _ = detector.region_loss(logits, deltas, sample, box_weights=weights)
+            more, _ = detector.region_loss(
+                logits, deltas, sample, class_weights=reliability, box_weights=weights
+            )
             return loss + more, weights
 
         # View 1, then the same targets at half the size, each map one level earlier.
@@ -333,6 +364,8 @@ class Lesson:
         told["pseudo_positives"] = positive / jnp.maximum(jnp.sum(pseudo.batch["box_mask"]), 1)
         if weights is not None:
             told["vote"] = jnp.sum(weights) / jnp.maximum(positive, 1)
+        if reliability is not None:
+            told["reliability"] = jnp.sum(reliability) / jnp.maximum(jnp.sum(sample.valid), 1)
         return loss, told
 
 

@@ -10,10 +10,12 @@ input of a layer on the laptop, an object that no box overlaps keeps its best qu
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Literal
 
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.recipes import detection as recipe
@@ -98,6 +100,7 @@ class Config(recipe.DetectorRecipe):
                 images="VOC/images",
                 evaluation_annotations="VOC/annotations/test2007.json",
                 aspects=(0.75, 1.0, 4 / 3),
+                max_objects=100,
             ),
             image_size=1344,
             augment=inputs.ObjectAugment(),
@@ -130,6 +133,7 @@ class Config(recipe.DetectorRecipe):
                 evaluation_images="coco/val2017",
                 evaluation_annotations="coco/annotations/instances_val2017.json",
                 aspects=(0.75, 1.0, 4 / 3),
+                max_objects=100,
             ),
             detector=published_detector(
                 "smca_resnet50", weight_bits=4, input_bits=4, align_query="cross", granularity="channel"
@@ -164,9 +168,12 @@ class QueryDistillation:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         del params
         config, image = self.config, batch["image"]
-        answers = self.teacher.module.apply(constants["teacher"], image, train=False, attended=True)
+        size = batch["image_size"]
+        answers = self.teacher.module.apply(
+            constants["teacher"], image, valid_size=size, train=False, attended=True
+        )
         answers = jax.lax.stop_gradient(answers)
-        objects = normalized_boxes(batch["boxes"], image.shape[1:3])
+        objects = normalized_boxes(batch["boxes"], jnp.maximum(size, 1)[:, None])
         mask = batch["box_mask"] & ~batch["box_crowd"]
         layers = range(self.teacher.decoder_layers) if config.layers == "all" else (-1,)
         terms = [
@@ -265,14 +272,17 @@ def build(config: Config) -> list[training.Stage]:
                 params, extra = started_from(params, parts["params"]), {**extra, **statistics(parts)}
             if detector.weight_bits is not None:
                 count = min(config.calibration, len(split.train))
-                images = normalize_pixels(np.stack([split.train[i]["image"] for i in range(count)]))
+                records = [split.train[i] for i in range(count)]
+                images = normalize_pixels(np.stack([record["image"] for record in records]))
+                sizes = np.stack([record["image_size"] for record in records])
                 if config.align_start == "spread" and detector.align_query != "no":
                     source = plain if before is teacher else before
                     fresh = jax.eval_shape(lambda rng: init_variables(source, rng, size)[0], rng)
                     floats = {**extra, "params": started_from(fresh, params)}
-                    spreads = jax.jit(lambda v, x: query_spreads(source.module, v, x))(floats, images)
+                    spreads = jax.jit(partial(query_spreads, source.module))(floats, images, sizes)
                     params = with_spreads(params, spreads)
-                variables = calibrate(detector.module, {**extra, "params": params}, images, train=False)
+                variables = {**extra, "params": params}
+                variables = calibrate(detector.module, variables, images, valid_size=sizes, train=False)
                 params, extra = variables["params"], statistics(variables)
             return params, {**extra, "added": constants if config.distillation > 0 else {}}
 

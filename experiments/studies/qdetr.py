@@ -1,7 +1,7 @@
 """What is claimed of Q-DETR in the small, and against what: `python -m experiments.reproduce qdetr`.
 
 All arms start from one float teacher, which has learned until it finds nearly all objects, and have one schedule. The weight of
-the distillation and the share τ are the paper's. The learning rate was chosen on seed 0.
+the distillation and the share τ are the paper's, but for arms that are named for another. The learning rate was chosen on seed 0.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from experiments.methods.qdetr import Config, float_detector
 from experiments.study import Study
 
 
-def _study(bits: int, *, controls: bool) -> Study:
+def _study(bits: int, *, controls: bool = False, strengths: bool = False) -> Study:
     base = Config()
     aligned = dataclasses.replace(base.detector, weight_bits=bits, input_bits=bits)
     plain = dataclasses.replace(aligned, align_query="no")
@@ -26,6 +26,12 @@ def _study(bits: int, *, controls: bool) -> Study:
             "all queries by place": {"detector": aligned, "selection": "all"},
             "float student": {"detector": float_detector(plain), "distillation": 0.0},
         }
+    if strengths:
+        arms |= {
+            "lambda 0.25": {"detector": aligned, "distillation": 0.25},
+            "FQM alone, lambda 0.25": {"detector": plain, "distillation": 0.25},
+            "tau 0": {"detector": aligned, "tau": 0.0},
+        }
     return Study(
         claim=f"AP50 on unseen scenes of a DETR with {bits}-{bits}-8 bits (weights, inputs, attention)",
         metric="student/detection/ap50",
@@ -35,7 +41,12 @@ def _study(bits: int, *, controls: bool) -> Study:
         arm_metrics={"teacher": "teacher/detection/ap50"},
         baseline="LSQ",
         shared=1,
+        shared_as="teacher",
     )
 
 
-STUDIES = {"two-bits": _study(2, controls=True), "three-bits": _study(3, controls=False)}
+STUDIES = {
+    "two-bits": _study(2, controls=True),
+    "three-bits": _study(3),
+    "four-bits": _study(4, strengths=True),
+}

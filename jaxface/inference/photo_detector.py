@@ -14,7 +14,7 @@ from jaxface.checks import AtLeast, Fraction, check_number
 from jaxface.data.transforms.pixels import from_levels, normalize_pixels
 from jaxface.inference.bundle import DetectorBundle
 from jaxface.inference.letterbox import bucket_side, letterbox
-from jaxface.models.detection import Detections, Detector
+from jaxface.models.detection import Detections, Detector, detector_outputs
 
 _GRAY = from_levels(127)  # of what is padded
 
@@ -184,7 +184,7 @@ def detect_at_scales(
     for k in range(1 + _halvings(max(images.shape[1:3]), trained_size)):
         if k:
             pixels, size = _half(pixels, detector.stride), -(-size // 2)
-        outputs = detector.module.apply(variables, pixels, train=False)
+        outputs = detector_outputs(detector, variables, pixels, size)
         found = detector.detect(outputs, (pixels.shape[1], pixels.shape[2]), valid_size=size, **options)
         points = None if found.landmarks is None else found.landmarks * 2**k
         looks.append(found._replace(boxes=found.boxes * 2**k, landmarks=points))

@@ -56,6 +56,38 @@ def sine_of_points(angles: Any, dim: int, *, temperature: float = 10_000.0) -> A
     return waves.reshape(*angles.shape[:-1], dim).astype(np.float32)
 
 
+def padded_places(
+    valid_size: jax.Array, image_size: tuple[int, int], plane: tuple[int, int], dim: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of images that are padded at the bottom and the right: which places of a map are theirs, and the positions of these.
+
+    A place is an image's where its first pixel is. Positions are `sine_positions` of so many rows and columns; those of other
+    places go on from there.
+
+    Args:
+      valid_size: [B, 2] (height, width) of the images, pixels, from 1.
+      image_size: (height, width) with the padding. plane: (height, width) of the map.
+      dim: channels, a multiple of 4.
+
+    Returns:
+      (mask [B, height · width] bool, places [B, 2] int32 (rows, columns), positions [B, height · width, dim] float32).
+
+    Example:
+      >>> mask, places, _ = padded_places(jnp.array([[32, 20]]), (32, 32), (1, 4), 4)
+      >>> mask.tolist(), places.tolist()
+      ([[True, True, True, False]], [[1, 3]])
+    """
+    valid_size = jnp.clip(valid_size, 1, jnp.array(image_size))
+    places = -(-valid_size * jnp.array(plane) // jnp.array(image_size))
+    inside = [jnp.arange(n) < places[:, axis, None] for axis, n in enumerate(plane)]
+    mask = (inside[0][:, :, None] & inside[1][:, None]).reshape(len(places), -1)
+    angles = [
+        2 * jnp.pi * jnp.arange(1, n + 1) / (places[:, axis, None] + 1e-6) for axis, n in enumerate(plane)
+    ]
+    grid = jnp.stack(jnp.broadcast_arrays(angles[0][:, :, None], angles[1][:, None]), axis=-1)
+    return mask, places.astype(jnp.int32), sine_of_points(grid, dim).reshape(*mask.shape, dim)
+
+
 def gaussian_prior(
     centers: jax.Array, scales: jax.Array, plane: tuple[int, int], *, smoothing: float = 8.0
 ) -> jax.Array:
@@ -145,13 +177,17 @@ class EncoderLayer(_Layer):
 
         t = norm1(t + attention(t + p, t + p, t));   t = norm2(t + project(ReLU(expand(t))))
 
-    tokens [B, M, D], positions [M, D] or [B, M, D] -> [B, M, D].
+    tokens [B, M, D], positions [M, D] or [B, M, D], mask [B, 1, 1, M] bool, False for tokens that none sees, or None ->
+    [B, M, D].
     """
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, positions: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, tokens: jax.Array, positions: jax.Array, mask: jax.Array | None = None, *, train: bool = False
+    ) -> jax.Array:
         placed = tokens + positions
-        y = self.attention(self.heads, name="attention", **self._types)(placed, placed, tokens, train=train)
+        attention = self.attention(self.heads, name="attention", **self._types)
+        y = attention(placed, placed, tokens, mask=mask, train=train)
         return self._perceptron(self._added(tokens, y, "norm1", train), "norm2", train)
 
 
@@ -164,7 +200,7 @@ class DecoderLayer(_Layer):
       cross_attention: makes the cross-attention; as `attention` unless given.
 
     objects [B, N, D], object_positions [N, D] or [B, N, D], tokens [B, M, D], positions [M, D] or [B, M, D], prior
-    [B, h, N, M] or None -> ([B, N, D], D [B, N, D], the co-attended features).
+    [B, h, N, M] or None, mask [B, 1, 1, M] of the tokens or None -> ([B, N, D], D [B, N, D], the co-attended features).
     """
 
     cross_attention: Callable[..., nn.Module] | None = None
@@ -177,6 +213,7 @@ class DecoderLayer(_Layer):
         tokens: jax.Array,
         positions: jax.Array,
         prior: jax.Array | None = None,
+        mask: jax.Array | None = None,
         *,
         train: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
@@ -184,7 +221,9 @@ class DecoderLayer(_Layer):
         y = self.attention(self.heads, name="self", **self._types)(placed, placed, objects, train=train)
         objects = self._added(objects, y, "norm1", train)
         cross = (self.cross_attention or self.attention)(self.heads, name="cross", **self._types)
-        attended = cross(objects + object_positions, tokens + positions, tokens, prior=prior, train=train)
+        attended = cross(
+            objects + object_positions, tokens + positions, tokens, mask=mask, prior=prior, train=train
+        )
         objects = self._added(objects, attended, "norm2", train)
         return self._perceptron(objects, "norm3", train), attended
 
@@ -197,7 +236,8 @@ class GaussianLook(nn.Module):
     The first layer's `center`, a perceptron of z, finds c, which the other layers and the boxes then have too.
 
     objects, object_positions [B, N, D]; center [B, N, 2] the logits c of (x, y), or what is added to those that are found with
-    `find`; plane (height, width) -> (prior [B, h, N, M] float32, c [B, N, 2]).
+    `find`; plane (height, width) of the map, extent [B, 2] places (height, width) of it that c is relative to, all unless given
+    -> (prior [B, h, N, M] float32, c [B, N, 2]).
     """
 
     heads: int
@@ -211,6 +251,7 @@ class GaussianLook(nn.Module):
         object_positions: jax.Array,
         center: jax.Array | float,
         plane: tuple[int, int],
+        extent: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         z = nn.LayerNorm(epsilon=1e-5, param_dtype=self.param_dtype, name="norm")(objects + object_positions)
         z = z.astype(jnp.float32)
@@ -222,5 +263,6 @@ class GaussianLook(nn.Module):
         offsets = made(kernel_init=nn.initializers.xavier_uniform(), name="offset")(z)
         scales = made(kernel_init=zeros, bias_init=ones, name="scale")(z)
         offsets, scales = (x.reshape(*x.shape[:2], self.heads, 2) for x in (offsets, scales))
-        places = jax.nn.sigmoid(center)[:, :, None] * jnp.array(plane[::-1], jnp.float32)
+        extent = jnp.array([plane]) if extent is None else extent
+        places = jax.nn.sigmoid(center)[:, :, None] * extent[:, None, None, ::-1].astype(jnp.float32)
         return gaussian_prior(places + offsets, scales, plane), jnp.asarray(center)

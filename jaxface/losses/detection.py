@@ -333,6 +333,7 @@ def rcnn_loss(
     box_weight: float = 1.0,
     class_weight: float = 1.0,
     focal: bool = False,
+    class_weights: jax.Array | None = None,
     box_weights: jax.Array | None = None,
 ) -> DetectionTerms:
     """Loss of the head over sampled regions (Fast R-CNN, arXiv:1504.08083; MMDetection's normalizers).
@@ -340,7 +341,8 @@ def rcnn_loss(
         (Σ_sampled cross-entropy + box_weight Σ_{sampled, pos} smooth-L1 of the class's four deltas) / n_sampled
 
     Both are divided by the number of sampled regions, not of positives. With `focal` the sum of `sigmoid_focal_loss` over the
-    classes is in the place of the cross-entropy; with `box_weights` each region's smooth-L1 counts so much.
+    classes is in the place of the cross-entropy. With `class_weights` the first sum is weighted, and divided by that of the
+    weights, at least 1; with `box_weights` each region's smooth-L1 counts so much.
 
     Args:
       logits: [B, R, C + 1], background last, as published heads have it; [B, R, C] with `focal`.
@@ -349,7 +351,8 @@ def rcnn_loss(
       sampled: [B, R] bool, False for padding.
       beta: of `smooth_l1_loss`. box_weight, class_weight: ≥ 0.
       focal: classes are told apart from background one by one.
-      box_weights: [B, R] ≥ 0, such as `sharpened_weights`; constants of the differentiation, 1 unless given.
+      class_weights: [B, R] ≥ 0, such as `reliability_weights`; box_weights: [B, R] ≥ 0, such as `sharpened_weights`. Constants of
+        the differentiation, 1 unless given.
 
     Returns:
       The loss and its parts; of an empty sample, 0.
@@ -374,7 +377,11 @@ def rcnn_loss(
         entropy = jnp.sum(sigmoid_focal_loss(logits, jnp.maximum(labels, 0)), axis=-1)
     else:
         entropy = _cross_entropy(logits, jnp.where(labels > 0, labels - 1, classes))
-    classification = class_weight * jnp.sum(jnp.where(counted, entropy, 0.0)) / count
+    entropy, entropies = jnp.where(counted, entropy, 0.0), count
+    if class_weights is not None:
+        weights = jnp.where(counted, jax.lax.stop_gradient(class_weights), 0.0)
+        entropy, entropies = weights * entropy, _count(jnp.sum(weights))
+    classification = class_weight * jnp.sum(entropy) / entropies
     if deltas.shape[-1] != 4:
         chex.assert_shape(deltas, (*labels.shape, 4 * classes), custom_message="deltas must be [B, R, 4 C]")
         of_class = deltas.reshape(*labels.shape, classes, 4)

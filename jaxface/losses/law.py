@@ -116,8 +116,8 @@ def weights_from_action(action: jax.Array, features: jax.Array, num_nodes: int =
 
     Example:
       >>> features = jnp.array([[-0.906, -0.157], [1.269, 0.053]])
-      >>> print(weights_from_action(jnp.array([-0.8, 0.5, 0.2]), features).round(2))
-      [1.69 0.34]
+      >>> [round(w, 2) for w in weights_from_action(jnp.array([-0.8, 0.5, 0.2]), features).tolist()]
+      [1.69, 0.34]
     """
     chex.assert_rank([action, features], [1, 2])
     size, count = action_size(features.shape[1], num_nodes), features.shape[1]

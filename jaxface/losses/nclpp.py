@@ -209,7 +209,7 @@ def ncl_pp_loss(
         rows = logits.shape[1] // copies
         blocks = log_probs.reshape(len(logits), copies, rows, -1)
         terms["intra"] = jax.vmap(lambda blocks: agreement(blocks, mask[:rows]))(blocks).sum()
-    return sum(terms.values()), terms
+    return jnp.stack([*terms.values()]).sum(), terms
 
 
 def ncl_loss(
@@ -265,7 +265,7 @@ def ncl_loss(
         "hcm": hcm_ratio * summed(hard),
         "inter": lam * (agreement(balanced) + agreement(hard)),
     }
-    return sum(terms.values()), terms
+    return jnp.stack([*terms.values()]).sum(), terms
 
 
 def moco_nce(queries: jax.Array, keys: jax.Array, queue: jax.Array, *, temperature: float = 0.2) -> jax.Array:

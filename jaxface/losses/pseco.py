@@ -2,18 +2,18 @@
 
 A teacher's detections on one view of an image are the pseudo boxes of another. `pla_assign` chooses the proposals that are to
 find them by what the teacher itself predicts there; `pcv_weights` weighs each pseudo box by how far the student's predictions
-agree with it. Nothing here that decides is differentiated: boxes, scores and weights are constants of the losses.
+agree with it. `jittered_boxes`, `relative_spread` and `reliability_weights` are the two parts of Soft Teacher (arXiv:2106.09018),
+which it is compared with. Nothing here that decides is differentiated: boxes, scores and weights are constants of the losses.
 """
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxface import axes
 from jaxface.boxes import assigned_rows, box_iou, paired_iou
 from jaxface.boxes.geometry import box_array
-from jaxface.checks import AtLeast, Fraction, OpenFraction, Positive, check_number
+from jaxface.checks import AtLeast, Fraction, OpenFraction, Positive, check_number, check_scores
 from jaxface.errors import UserError
 
 TOP = 12
@@ -113,12 +113,7 @@ def pla_assign(
     check_number("iou_threshold", iou_threshold, OpenFraction)
     check_number("top", top, AtLeast(1))
     check_number("score_power", score_power, Fraction)
-    if not isinstance(teacher_scores, jax.core.Tracer):
-        values = np.asarray(teacher_scores, np.float32)
-        if not ((values >= 0) & (values <= 1)).all():
-            raise UserError(
-                f"teacher_scores: needs scores in [0, 1], got {values.min():g} to {values.max():g}"
-            )
+    check_scores("teacher_scores", teacher_scores)
     arrays = teacher_boxes, teacher_scores, proposal_area, boxes
     teacher_boxes, teacher_scores, proposal_area, boxes = jax.lax.stop_gradient(arrays)
     overlap = jnp.where(box_mask, box_iou(teacher_boxes, boxes), -1.0)
@@ -163,6 +158,93 @@ def pcv_weights(
     members = (assigned == jnp.arange(1, boxes.shape[0] + 1)[:, None]) & positive  # [G, R]
     means = members @ votes / jnp.maximum(members.sum(axis=1), 1)
     return jnp.where(positive, assigned_rows(assigned, means), 0.0)
+
+
+def jittered_boxes(rng: jax.Array, boxes: jax.Array, *, count: int = 10, scale: float = 0.06) -> jax.Array:
+    """Boxes whose sides are moved by a normal number, for which Soft Teacher asks its teacher (arXiv:2106.09018, as released).
+
+        y ± scale · height · ε,   x ± scale · width · ε,   ε ~ N(0, 1) for each of the four sides
+
+    Args:
+      rng: key. boxes: [..., 4] pixels; a side counts as one pixel at least.
+      count: of moved copies, ≥ 2. scale: > 0, standard deviation in sides; the paper's text has uniform moves of that size.
+
+    Returns:
+      [count, ..., 4] float32; a constant of the differentiation. What is turned inside out is put in order.
+
+    Raises:
+      ValueError: shapes. UserError: a number out of its range.
+
+    Example:
+      >>> moved = jittered_boxes(jax.random.key(0), jnp.array([[0.0, 0, 10, 1000]]), count=4)
+      >>> moved.shape, bool(jnp.abs(moved[..., 2] - 10).max() < 4)
+      ((4, 1, 4), True)
+    """
+    check_number("count", count, AtLeast(2))
+    check_number("scale", scale, Positive)
+    boxes = jax.lax.stop_gradient(box_array("boxes", boxes))
+    sides = jnp.maximum(boxes[..., 2:] - boxes[..., :2], 1.0)
+    moves = scale * jax.random.normal(rng, (count, *boxes.shape)) * jnp.concatenate([sides, sides], axis=-1)
+    moved = boxes + moves
+    first, last = moved[..., :2], moved[..., 2:]
+    return jnp.concatenate([jnp.minimum(first, last), jnp.maximum(first, last)], axis=-1)
+
+
+def relative_spread(boxes: jax.Array) -> jax.Array:
+    """How far boxes that should be one lie apart (Soft Teacher's box variance, arXiv:2106.09018, as released).
+
+        1/4 Σ_k σ_k / side_k,   σ_k the unbiased standard deviation of coordinate k, side the height or width of the mean box
+
+    Args:
+      boxes: [T, ..., 4] pixels, what a detector finds for T moved copies; T ≥ 2. A side counts as one pixel at least.
+
+    Returns:
+      [...] float32 ≥ 0; a constant of the differentiation. The paper divides by half of height plus width of the box itself.
+
+    Raises:
+      ValueError: shapes, or fewer than two copies.
+
+    Example:
+      >>> round(float(relative_spread(jnp.array([[0.0, 0, 10, 20], [2, 0, 10, 20]]))), 4)  # √2 of 9 and nothing
+      0.0393
+    """
+    boxes = jax.lax.stop_gradient(box_array("boxes", boxes))
+    if boxes.ndim < 2 or boxes.shape[0] < 2:
+        raise ValueError(f"boxes: needs [T, ..., 4] with T >= 2, got {boxes.shape}")
+    mean = boxes.mean(axis=0)
+    sides = jnp.maximum(mean[..., 2:] - mean[..., :2], 1.0)
+    return jnp.mean(jnp.std(boxes, axis=0, ddof=1) / jnp.concatenate([sides, sides], axis=-1), axis=-1)
+
+
+def reliability_weights(scores: jax.Array, assigned: jax.Array, sampled: jax.Array) -> jax.Array:
+    """Weights of proposals in the classification: background counts as far as the teacher sees background (arXiv:2106.09018).
+
+        w_n = 1 of a positive,   Π_c (1 - s_n[c]) of background,   0 of what is not sampled
+
+    A proposal on an object whose pseudo box is missing so teaches less that nothing is there. With these in `rcnn_loss` the
+    sum is divided by that of the weights, as released.
+
+    Args:
+      scores: [..., R, C] the teacher's, one sigmoid a class, in [0, 1].
+      assigned: [..., R] integers, k > 0 box k - 1, 0 background. sampled: [..., R] bool.
+
+    Returns:
+      [..., R] float32 in [0, 1]; a constant of the differentiation.
+
+    Raises:
+      AssertionError: shapes. UserError: scores outside [0, 1] where the values are known.
+
+    Example:
+      >>> scores = jnp.array([[0.9], [0.9], [0.1]])
+      >>> weights = reliability_weights(scores, jnp.array([1, 0, 0]), jnp.array([True, True, True]))
+      >>> [round(float(w), 2) for w in weights]
+      [1.0, 0.1, 0.9]
+    """
+    chex.assert_equal_shape([assigned, sampled], custom_message="assigned and sampled must be [..., R]")
+    chex.assert_shape(scores, (*assigned.shape, None))
+    check_scores("scores", scores)
+    background = jnp.prod(1.0 - jax.lax.stop_gradient(scores).astype(jnp.float32), axis=-1)
+    return jnp.where(sampled & (assigned >= 0), jnp.where(assigned > 0, 1.0, background), 0.0)
 
 
 def sharpened_weights(weights: jax.Array, *, power: float = 2.0) -> jax.Array:

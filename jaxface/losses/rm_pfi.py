@@ -10,12 +10,11 @@ from typing import Literal, get_args
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxface import axes
 from jaxface.boxes import assigned_rows, paired_iou
-from jaxface.checks import Positive, check_number
+from jaxface.checks import Positive, check_number, check_scores
 from jaxface.errors import UserError
 
 Space = Literal["sigmoid", "logit"]
@@ -73,8 +72,8 @@ def rank_mimic_loss(
             f"teacher_scores: needs the student's {student_scores.shape}, got {teacher_scores.shape}"
         )
     if space == "sigmoid":
-        _check_unit("student_scores", student_scores)
-        _check_unit("teacher_scores", teacher_scores)
+        check_scores("student_scores", student_scores, when="in space 'sigmoid'")
+        check_scores("teacher_scores", teacher_scores, when="in space 'sigmoid'")
     objects, images = box_mask.shape[1], len(student_scores)
     counted = jnp.take_along_axis(box_mask, jnp.clip(assigned - 1, 0, objects - 1), axis=1) & (assigned > 0)
     # Segment 0 of an image holds the anchors that are nobody's.
@@ -365,15 +364,6 @@ def _prediction_difference(
 def _check_name(name: str, value: str, names) -> None:
     if value not in get_args(names):
         raise UserError(f"{name}: needs one of {', '.join(get_args(names))}, got {value!r}")
-
-
-def _check_unit(name: str, scores: jax.Array) -> None:
-    if not isinstance(scores, jax.core.Tracer):
-        values = np.asarray(scores, np.float32)
-        if not ((values >= 0) & (values <= 1)).all():
-            raise UserError(
-                f"{name}: needs values in [0, 1] in space 'sigmoid', got {values.min():g}..{values.max():g}"
-            )
 
 
 def _check_assigned(

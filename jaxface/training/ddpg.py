@@ -217,7 +217,8 @@ def explore(action: jax.Array, noise: jax.Array, scale: jax.Array | float) -> ja
     """An action with noise relative to its length: (a / ‖a‖ + ε n) ‖a‖ = a + ε ‖a‖ n.
 
     Example:
-      >>> print(explore(jnp.array([3.0, 4.0, 0.0]), jnp.array([0.1, -0.2, 0.05]), 0.5).round(3))
-      [3.25  3.5   0.125]
+      >>> tried = explore(jnp.array([3.0, 4.0, 0.0]), jnp.array([0.1, -0.2, 0.05]), 0.5)
+      >>> [round(x, 3) for x in tried.tolist()]
+      [3.25, 3.5, 0.125]
     """
     return action + scale * jnp.linalg.norm(action) * noise

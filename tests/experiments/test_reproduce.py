@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 import scipy.stats
@@ -279,3 +280,49 @@ def test_shared_stages_run_once_and_give_what_they_gave():
     started.clear()
     training.run(reproduce.sharing(stages(), 0, []))
     assert started == ["teacher", "student"]
+
+
+def test_shared_stages_stay_on_disk_with_their_random_keys(tmp_path):
+    ran = []
+
+    def stages(width=3):
+        def init(rng, previous):
+            values = jax.random.normal(rng, (width,))
+            return {"values": values if previous is None else values + previous["values"], "rng": rng}
+
+        def score(name):
+            def total(state):
+                ran.append(name)
+                return {"total": float(jax.random.normal(state["rng"]) + state["values"].sum())}
+
+            return total
+
+        return [training.Stage(name, init=init, evaluate=score(name)) for name in ("teacher", "student")]
+
+    first = training.run(reproduce.sharing(stages(), 1, [], tmp_path / "kept")).metrics
+    assert [path.name for path in tmp_path.glob("kept/*")] == ["teacher.msgpack"]
+    assert training.run(reproduce.sharing(stages(), 1, [], tmp_path / "kept")).metrics == first
+    assert ran == ["teacher", "student", "student"]
+    training.run(
+        reproduce.sharing(stages(width=2), 1, [], tmp_path / "kept")
+    )  # another network is trained again
+    (tmp_path / "kept/teacher.msgpack").write_bytes(b"cut off")
+    assert training.run(reproduce.sharing(stages(), 1, [], tmp_path / "kept")).metrics == first
+    assert ran[3:] == ["teacher", "student"] * 2
+
+
+def test_studies_of_one_name_share_stages_of_one_base(small, monkeypatch, tmp_path):
+    folders = {}
+
+    def run_once(method, config, path, *, kept, **options):
+        folders.setdefault(path.parts[-4], []).append(kept)
+        return {small.metric: 0.5}
+
+    monkeypatch.setattr(reproduce, "run_once", run_once)
+    named = dataclasses.replace(small, shared=1, shared_as="teacher")
+    longer = dataclasses.replace(named, base=dataclasses.replace(small.base, steps=2))
+    for name, study in {"one": named, "two": named, "longer": longer, "none": small}.items():
+        reproduce.measure("sface", name, study, 2, tmp_path, say=lambda line: None)
+    assert folders["one"] == folders["two"] and set(folders["none"]) == {None}
+    assert len(set(folders["one"])) == 4  # of two conditions and seeds, one for all arms
+    assert not set(folders["one"]) & set(folders["longer"])

@@ -94,6 +94,42 @@ class Recorder:
             names.append(self.keep(f"{name}.bias", self.draw(f"{name}.bias", outputs)))
         return self.node("Gemm", self.node("Flatten", x, axis=1), *names, transB=1)
 
+    def resnet(self, prefix, caffe=False):
+        """[(map, channels)] of the stages 2 to 4 of ResNet-(1, 2, 1, 1) with 4 to 16 channels; strides as PyTorch or as Caffe."""
+        x = self.conv_norm("data", f"{prefix}conv1", f"{prefix}bn1", 3, 4, 7, 2, 3)
+        x = self.node("MaxPool", self.node("Relu", x), kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+        inputs, levels = 4, []
+        for stage, (blocks, width) in enumerate(zip((1, 2, 1, 1), (4, 8, 8, 16), strict=True), start=1):
+            for i in range(blocks):
+                name, stride = f"{prefix}layer{stage}.{i}", 2 if i == 0 and stage > 1 else 1
+                first, second = (stride, 1) if caffe else (1, stride)
+                y = self.node(
+                    "Relu", self.conv_norm(x, f"{name}.conv1", f"{name}.bn1", inputs, width, 1, first)
+                )
+                y = self.node(
+                    "Relu", self.conv_norm(y, f"{name}.conv2", f"{name}.bn2", width, width, 3, second, 1)
+                )
+                y = self.conv_norm(y, f"{name}.conv3", f"{name}.bn3", width, 4 * width, 1)
+                if i == 0:
+                    names = f"{name}.downsample.0", f"{name}.downsample.1"
+                    x = self.conv_norm(x, *names, inputs, 4 * width, 1, stride)
+                x, inputs = self.node("Relu", self.node("Add", y, x)), 4 * width
+            levels.append((x, inputs))
+        return levels[1:]
+
+    def answers(self, ends, pixels, **constants):
+        """What ONNX's evaluator finds at some ends for images [B, H, W, 3]; `constants` are arrays of names besides weights."""
+        arrays = {**constants, **self.constants}
+        graph = helper.make_graph(
+            self.nodes,
+            "net",
+            [helper.make_tensor_value_info("data", TensorProto.FLOAT, [len(pixels), 3, *pixels.shape[1:3]])],
+            [helper.make_tensor_value_info(end, TensorProto.FLOAT, None) for end in ends],
+            [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+        )
+        model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 15)])
+        return ReferenceEvaluator(model).run(None, {"data": pixels.astype(np.float32).transpose(0, 3, 1, 2)})
+
     def model(self, end, embedding, channels=3):
         self.nodes[-1].output[0] = end = "683"
         graph = helper.make_graph(

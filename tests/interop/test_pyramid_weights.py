@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 from jaxface import boxes, inference, interop
 from jaxface.errors import UserError
@@ -30,31 +28,11 @@ def conv(t, x, name, inputs, outputs, kernel, stride=1):
     return t.node("Conv", x, weight, bias, **options)
 
 
-def levels_of(t, prefix, caffe):
-    """ResNet's stages as PyTorch has them, or as Caffe does."""
-    x = t.conv_norm("data", f"{prefix}conv1", f"{prefix}bn1", 3, 4, 7, 2, 3)
-    x = t.node("MaxPool", t.node("Relu", x), kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
-    inputs, levels = 4, []
-    for stage, (blocks, width) in enumerate(zip((1, 2, 1, 1), (4, 8, 8, 16), strict=True), start=1):
-        for i in range(blocks):
-            name, stride = f"{prefix}layer{stage}.{i}", 2 if i == 0 and stage > 1 else 1
-            first, second = (stride, 1) if caffe else (1, stride)
-            y = t.node("Relu", t.conv_norm(x, f"{name}.conv1", f"{name}.bn1", inputs, width, 1, first))
-            y = t.node("Relu", t.conv_norm(y, f"{name}.conv2", f"{name}.bn2", width, width, 3, second, 1))
-            y = t.conv_norm(y, f"{name}.conv3", f"{name}.bn3", width, 4 * width, 1)
-            if i == 0:
-                names = f"{name}.downsample.0", f"{name}.downsample.1"
-                x = t.conv_norm(x, *names, inputs, 4 * width, 1, stride)
-            x, inputs = t.node("Relu", t.node("Add", y, x)), 4 * width
-        levels.append((x, inputs))
-    return levels[1:]
-
-
 @functools.cache
 def mmdetection(recorder, caffe):
     """(state dict, images, [logits, deltas]) of a RetinaNet under MMDetection's names."""
     t = recorder(fold=False)
-    levels = levels_of(t, "backbone.", caffe)
+    levels = t.resnet("backbone.", caffe)
     merged = [conv(t, x, f"neck.lateral_convs.{i}.conv", n, 8, 1) for i, (x, n) in enumerate(levels)]
     for i in (1, 0):
         options = dict(mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
@@ -76,25 +54,11 @@ def mmdetection(recorder, caffe):
             assert drawn is None or all((t.state[k] == state[k]).all() for k in state)
             drawn = state
         ends.append(t.node("Concat", *rows, axis=1))
-    constants = [numpy_helper.from_array(np.array([2, -1, n], np.int64), f"rows{n}") for n in (3, 4)]
-    constants += [numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "two_of_each")]
-    constants += [numpy_helper.from_array(array, name) for name, array in t.constants.items()]
-    graph = helper.make_graph(
-        t.nodes,
-        "net",
-        [helper.make_tensor_value_info("data", TensorProto.FLOAT, [2, 3, *SIZE])],
-        [helper.make_tensor_value_info(end, TensorProto.FLOAT, None) for end in ends],
-        constants,
-    )
-    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 15)])
     images = np.random.default_rng(1).integers(0, 256, (2, *SIZE, 3), np.uint8).astype(np.float32)
     mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
     pixels = (images - mean)[..., ::-1] if caffe else (images - mean) / std
-    return (
-        t.state,
-        images,
-        ReferenceEvaluator(model).run(None, {"data": pixels.astype(np.float32).transpose(0, 3, 1, 2)}),
-    )
+    rows = {f"rows{n}": np.array([2, -1, n], np.int64) for n in (3, 4)}
+    return t.state, images, t.answers(ends, pixels, two_of_each=np.array([1, 1, 2, 2], np.float32), **rows)
 
 
 @pytest.mark.parametrize("caffe", [False, True])

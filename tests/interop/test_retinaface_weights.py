@@ -6,8 +6,6 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 from jaxface import interop
 from jaxface.errors import UserError
@@ -41,25 +39,6 @@ def mobilenet(t):
             x = unit(t, x, name, inputs, outputs, 1, numbers=(3, 4))
         levels.append((x, outputs))
     return levels
-
-
-def resnet(t):
-    x = t.conv_norm("data", "body.conv1", "body.bn1", 3, 4, 7, 2, 3)
-    x = t.node("MaxPool", t.node("Relu", x), kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
-    inputs, levels = 4, []
-    for stage, (blocks, width) in enumerate(zip((1, 2, 1, 1), (4, 8, 8, 16), strict=True), start=1):
-        for i in range(blocks):
-            name, stride = f"body.layer{stage}.{i}", 2 if i == 0 and stage > 1 else 1
-            y = t.node("Relu", t.conv_norm(x, f"{name}.conv1", f"{name}.bn1", inputs, width, 1))
-            y = t.node("Relu", t.conv_norm(y, f"{name}.conv2", f"{name}.bn2", width, width, 3, stride, 1))
-            y = t.conv_norm(y, f"{name}.conv3", f"{name}.bn3", width, 4 * width, 1)
-            if i == 0:
-                x = t.conv_norm(
-                    x, f"{name}.downsample.0", f"{name}.downsample.1", inputs, 4 * width, 1, stride
-                )
-            x, inputs = t.node("Relu", t.node("Add", y, x)), 4 * width
-        levels.append((x, inputs))
-    return levels[1:]
 
 
 def detector(t, levels, features):
@@ -96,22 +75,12 @@ def detector(t, levels, features):
 def published(recorder, backbone, features):
     """(our detector, state dict, RGB images in [0, 255], what the graph says of them)."""
     t = recorder(fold=False)
-    levels = mobilenet(t) if backbone.startswith("mobilenet") else resnet(t)
+    levels = mobilenet(t) if backbone.startswith("mobilenet") else t.resnet("body.")
     ends = detector(t, levels, features)
     numbers = {"two": [2], "four": [4], **{f"rows{n}": [2, -1, n] for n in (2, 4, 10)}}
-    constants = [numpy_helper.from_array(np.array(v, np.int64), k) for k, v in numbers.items()]
-    constants += [numpy_helper.from_array(array, name) for name, array in t.constants.items()]
-    graph = helper.make_graph(
-        t.nodes,
-        "net",
-        [helper.make_tensor_value_info("data", TensorProto.FLOAT, [2, 3, *SIZE])],
-        [helper.make_tensor_value_info(end, TensorProto.FLOAT, None) for end in ends],
-        constants,
-    )
-    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 15)])
     images = np.random.default_rng(1).integers(0, 256, (2, *SIZE, 3), np.uint8)
     bgr = images[..., ::-1].astype(np.float32) - np.array([104, 117, 123], np.float32)
-    answers = ReferenceEvaluator(model).run(None, {"data": bgr.transpose(0, 3, 1, 2)})
+    answers = t.answers(ends, bgr, **{name: np.array(value, np.int64) for name, value in numbers.items()})
     return RetinaFace(backbone, features=features, pixels="bgr"), t.state, images, answers
 
 

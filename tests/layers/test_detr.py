@@ -7,6 +7,7 @@ import pytest
 
 from jaxface.errors import UserError
 from jaxface.layers import Attention, DecoderLayer, EncoderLayer, GaussianLook, gaussian_prior, sine_positions
+from jaxface.layers.detr import padded_places
 
 
 def test_positions_by_hand():
@@ -21,6 +22,17 @@ def test_positions_by_hand():
             np.testing.assert_allclose(found[y, x, half + 2 * c : half + 2 * c + 2], expected, atol=1e-6)
     with pytest.raises(UserError, match=r"^dim: needs a multiple of 4 for positions, got 6"):
         sine_positions(2, 2, 6)
+
+
+def test_places_and_positions_of_padded_images():
+    mask, places, positions = padded_places(jnp.array([[32, 17], [9, 64], [0, 0]]), (32, 64), (4, 8), 8)
+    assert places.tolist() == [[4, 3], [2, 8], [1, 1]]
+    for i, (rows, columns) in enumerate(places.tolist()):
+        inside = np.zeros((4, 8), bool)
+        inside[:rows, :columns] = True
+        assert mask[i].reshape(4, 8).tolist() == inside.tolist()
+        grid = positions[i].reshape(4, 8, 8)[:rows, :columns]
+        np.testing.assert_allclose(grid, sine_positions(rows, columns, 8), atol=1e-5)
 
 
 def test_the_prior_by_hand():

@@ -13,9 +13,12 @@ from jaxface.errors import UserError
 from jaxface.losses.pseco import (
     filter_pseudo,
     halve_nearest,
+    jittered_boxes,
     limit_assigned,
     pcv_weights,
     pla_assign,
+    relative_spread,
+    reliability_weights,
     sharpened_weights,
     teacher_momentum,
 )
@@ -249,6 +252,50 @@ def test_a_head_s_box_loss_reads_the_deltas_of_the_region_s_class():
     labels = jnp.array([[3, 1]])
     terms = head_loss(jnp.zeros((1, 2, 3)), labels, deltas, jnp.zeros((1, 2, 4)), jnp.ones((1, 2), bool))
     assert float(terms.box) == pytest.approx((8 + 9 + 10 + 11 + 12 + 13 + 14 + 15) / 2)
+
+
+def test_soft_teacher_s_moves_are_of_so_many_sides():
+    boxes = np.array([[[0, 0, 10, 100], [5, 5, 5.5, 5.5]]], np.float32)
+    moved = np.asarray(jittered_boxes(jax.random.key(0), boxes, count=4000))
+    assert moved.shape == (4000, 1, 2, 4) and (moved[..., 2:] >= moved[..., :2]).all()
+    np.testing.assert_allclose(moved[:, 0, 0].std(axis=0), [0.6, 6, 0.6, 6], rtol=0.05)
+    np.testing.assert_allclose(moved[:, 0, 1].std(axis=0), 0.06, rtol=0.05)  # a side of one pixel at least
+    np.testing.assert_allclose(moved.mean(axis=0)[0, 0], boxes[0, 0], atol=0.4)
+
+
+def test_soft_teacher_s_spread_is_relative_to_the_sides():
+    copies = np.array([[0.0, 0, 10, 20], [0, 0, 10, 20], [3, 0, 10, 20]])
+    assert float(relative_spread(copies)) == pytest.approx(
+        np.sqrt(3) / 9 / 4, rel=1e-5
+    )  # of 0, 0, 3: variance 3
+    np.testing.assert_allclose(relative_spread(5 * copies), relative_spread(copies), rtol=1e-5)
+    both = np.stack([copies, np.tile(copies[:1], (3, 1))], axis=1)
+    np.testing.assert_allclose(relative_spread(both), [np.sqrt(3) / 36, 0.0], rtol=1e-5)
+    small = np.array([[0.0, 0, 0.1, 0.1], [0, 0, 0.3, 0.1]])  # sides of less than a pixel count as one
+    assert float(relative_spread(small)) == pytest.approx(0.2 / np.sqrt(2) / 4, rel=1e-5)
+    with pytest.raises(ValueError, match=r"boxes: needs \[T, ..., 4\] with T >= 2"):
+        relative_spread(copies[:1])
+
+
+def test_background_counts_as_far_as_the_teacher_sees_it():
+    scores = np.array([[0.9, 0.0], [0.5, 0.2], [0.0, 0.0], [1.0, 0.0], [0.1, 0.1]], np.float32)
+    assigned, sampled = np.array([1, 0, 0, 0, 0]), np.array([True] * 4 + [False])
+    weights = reliability_weights(scores, assigned, sampled)
+    np.testing.assert_allclose(weights, [1.0, 0.4, 1.0, 0.0, 0.0], atol=1e-6)
+    rng = np.random.default_rng(1)
+    logits, labels = rng.normal(size=(1, 5, 2)), assigned[None]
+    zeros = jnp.zeros((1, 5, 4))
+    each = losses.sigmoid_focal_loss(jnp.asarray(logits), jnp.asarray(labels)).sum(-1)[0]
+    terms = head_loss(logits, labels, zeros, zeros, sampled[None], class_weights=weights[None])
+    expected = 10 * np.sum(np.asarray(weights) * np.asarray(each)) / 2.4
+    assert float(terms.classification) == pytest.approx(float(expected), rel=1e-5)
+    alone = head_loss(logits, labels, zeros, zeros, sampled[None])
+    ones = head_loss(logits, labels, zeros, zeros, sampled[None], class_weights=jnp.ones((1, 5)))
+    assert float(ones.total) == pytest.approx(float(alone.total), rel=1e-6)
+    nothing = head_loss(logits, labels, zeros, zeros, sampled[None], class_weights=jnp.zeros((1, 5)))
+    assert float(nothing.total) == 0.0
+    with pytest.raises(UserError, match=r"scores: needs scores in \[0, 1\], got 0 to 2"):
+        reliability_weights(2 * scores.clip(0, 1), assigned, sampled)
 
 
 def test_pseudo_boxes_are_sure_and_have_an_area():

@@ -265,7 +265,7 @@ def test_soft_labels_and_the_other_controls():
         (
             lambda: rank_mimic_loss(STUDENT, TEACHER, *ONE),
             UserError,
-            r"student_scores: needs values in \[0, 1\]",
+            r"student_scores: needs scores in \[0, 1\]",
         ),
         (lambda: of_logits(STUDENT[:, :2]), ValueError, "assigned: needs one for each of"),
         (lambda: of_logits(STUDENT, TEACHER[:, :2]), ValueError, "teacher_scores: needs the student's"),

@@ -68,6 +68,7 @@ def test_the_control_takes_one_minibatch(agent, rows, steps):
     assert int(updated.actor_optimizer[-1][0].count) == steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("follow", [0.0, 1.0])
 def test_slow_copies_stay_or_follow_at_once(agent, follow):
     one = dataclasses.replace(AGENT, follow=follow)
@@ -80,6 +81,7 @@ def test_slow_copies_stay_or_follow_at_once(agent, follow):
     assert any(jax.tree.leaves(changed))
 
 
+@pytest.mark.slow
 def test_the_rules_of_adam_with_decay_in_the_gradient(agent):
     batch = jax.tree.map(lambda x: x[:32], memory(40).rows)
 
@@ -95,6 +97,7 @@ def test_the_rules_of_adam_with_decay_in_the_gradient(agent):
         np.testing.assert_allclose((new - old)[large], -1e-3 * np.sign(g)[large], rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_bandit_is_solved(agent):
     replay = memory(100)
     update = jax.jit(AGENT.full_data_update)
@@ -105,6 +108,7 @@ def test_a_bandit_is_solved(agent):
     assert first > 0.3 and last < first / 2
 
 
+@pytest.mark.slow
 def test_networks_of_the_release():
     actor, critic = Actor(3, 40, bound=None), Critic(40)
     state, action = jnp.ones((2, 4)), jnp.ones((2, 3))

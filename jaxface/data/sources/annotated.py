@@ -10,7 +10,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -26,6 +26,8 @@ from jaxface.errors import UserError
 from jaxface.paths import file_size, name_text, reaching, reason_of
 
 MAX_TEXT = 1 << 30  # bytes of an annotation file; COCO's largest has 450 MB
+Surplus = Literal["refuse", "largest"]
+"""What becomes of the objects of an image that are too many: an error that says so, or the largest are kept."""
 _LEAST_SIDE = 1e-3  # pixels: a thinner box is none
 _log = logging.getLogger("jaxface.data")
 
@@ -101,6 +103,7 @@ class AnnotatedSource(StandInSource):
         image_size: int,
         max_objects: int,
         aspects: Sequence[float] = (1.0,),
+        surplus: Surplus = "largest",
         what: str,
     ):
         """Checks every box against the size of its image; reads the header of each image whose size is not known.
@@ -109,12 +112,13 @@ class AnnotatedSource(StandInSource):
           images: in the order of the source.
           class_names: of the objects.
           image_size: longer side of every image, pixels.
-          max_objects: M >= 1; of an image with more, the largest are kept.
+          max_objects: M >= 1.
           aspects: width over height of the shapes.
+          surplus: of an image with more than M, keep the largest and count the others, or refuse it.
           what: name of the data in messages.
 
         Raises:
-          UserError: no image, or a number out of range.
+          UserError: no image, a number out of range, or more objects than M where those are refused.
         """
         super().__init__()
         check_number("max_objects", max_objects, AtLeast(1))
@@ -137,10 +141,15 @@ class AnnotatedSource(StandInSource):
         counts = np.array([len(image.boxes) for image in self._images])
         self.cut = int(np.maximum(counts - max_objects, 0).sum())
         if self.cut:
+            crowded = f"{(counts > max_objects).sum()} images with more than {max_objects}"
+            if surplus == "refuse":
+                raise UserError(
+                    f"max_objects: needs at least {counts.max()} for the {crowded} objects of {what}; or surplus 'largest' "
+                    f"leaves out the smallest {self.cut} of {counts.sum()}"
+                )
             _log.warning(
-                "%s: %d of %d objects are left out, the smallest of the %d images with more than %d; "
-                "max_objects=%d would take all",
-                what, self.cut, counts.sum(), (counts > max_objects).sum(), max_objects, counts.max(),
+                "%s: %d of %d objects are left out, the smallest of the %s; max_objects=%d would take all",
+                what, self.cut, counts.sum(), crowded, counts.max(),
             )  # fmt: skip
 
     @property

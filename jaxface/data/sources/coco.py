@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxface.data.sources.annotated import AnnotatedImage, AnnotatedSource, check_present, inside, read_json
+from jaxface.data.sources.annotated import (
+    AnnotatedImage,
+    AnnotatedSource,
+    Surplus,
+    check_present,
+    inside,
+    read_json,
+)
 from jaxface.errors import UserError
 from jaxface.paths import name_text, user_path
 
@@ -46,6 +53,7 @@ def coco(
     categories: Sequence[str] = (),
     max_objects: int = 100,
     aspects: Sequence[float] = (1.0,),
+    surplus: Surplus = "largest",
 ) -> AnnotatedSource:
     """Opens a folder of images with a COCO JSON file.
 
@@ -56,7 +64,7 @@ def coco(
       images: the folder.
       annotations: the JSON: `images`, `annotations` (`bbox` as x, y, w, h) and `categories`.
       categories: names of those to take; all unless given, in the order of their numbers.
-      image_size, max_objects, aspects: see `AnnotatedSource`.
+      image_size, max_objects, aspects, surplus: see `AnnotatedSource`.
 
     Raises:
       UserError: a file or an image that is missing, a file of another format, or a category that there is not.
@@ -119,6 +127,7 @@ def coco(
         image_size=image_size,
         max_objects=max_objects,
         aspects=aspects,
+        surplus=surplus,
         what=name_text(path),
     )
     source.category_ids = ids

@@ -16,19 +16,14 @@ Methods: apvit
 """
 
 import csv
-import logging
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from jaxface.data.sources.annotated import read_lines
-from jaxface.data.sources.images import CorruptImage, Fit, decode_image, fit_square
-from jaxface.data.sources.listed_faces import ListedFaces, check_names
-from jaxface.data.sources.listing import images_by_class, unreadable
-from jaxface.data.sources.source import Record
-from jaxface.data.sources.standin import StandInSource
+from jaxface.data.sources.listed_faces import check_names
+from jaxface.data.sources.listed_images import Listed, class_folders, need_some, told
 from jaxface.errors import UserError
 from jaxface.paths import local_path, name_text
 
@@ -36,84 +31,10 @@ RAF_DB = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutr
 FER_PLUS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 AFFECTNET = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
 _FER_FOLDERS = {"Training": "FER2013Train", "PublicTest": "FER2013Valid", "PrivateTest": "FER2013Test"}
-_FER_SIDE = 48
 _AFFECTNET_COLUMNS = (
     "subDirectory_filePath", "face_x", "face_y", "face_width", "face_height", "facial_landmarks", "expression", "valence",
     "arousal",
 )  # fmt: skip
-_log = logging.getLogger("jaxface.data")
-
-
-class Listed(NamedTuple):
-    """One part of a set as its lists have it.
-
-    Attributes:
-      folder: where names start.
-      names: [N] names of files, or of rows where pixels stand in the list.
-      labels: [N] integers.
-      class_names: one per label.
-      boxes: [N, 4] (x, y, width, height) in pixels of what is cut out, or None.
-      pixels: [N] gray pixels as text, or None.
-      skipped: lines that said nothing.
-    """
-
-    folder: pathlib.Path
-    names: list[str]
-    labels: list[int]
-    class_names: Sequence[str]
-    boxes: np.ndarray | None = None
-    pixels: list[str] | None = None
-    skipped: int = 0
-
-    def image(self, index: int, size: int, fit: Fit) -> np.ndarray:
-        """[size, size, 3] uint8; CorruptImage where there is none."""
-        if self.pixels is not None:
-            image = _gray(self.pixels[index])
-        else:
-            image = decode_image(self.folder / self.names[index])
-        if self.boxes is not None:
-            x, y, width, height = self.boxes[index].astype(int)
-            image = image[max(y, 0) : max(y + height, 0), max(x, 0) : max(x + width, 0)]
-            if 0 in image.shape:
-                raise CorruptImage("its face lies outside of it")
-        return fit_square(image, size, fit=fit)
-
-
-class ListedImages(StandInSource):
-    """What a list names, to learn from: in the place of an image that cannot be read stands another of its class.
-
-    Attributes:
-      labels: [N] int32. class_names: one per label. record_names: [N] names of files.
-      image_shape: (image_size, image_size, 3).
-      skipped: lines of the list that said nothing.
-    """
-
-    def __init__(self, listed: Listed, *, image_size: int, fit: Fit = "pad"):
-        super().__init__()
-        self._listed, self._fit = listed, fit
-        self.labels, self.class_names = np.asarray(listed.labels, np.int32), list(listed.class_names)
-        self.image_shape, self.record_names = (image_size, image_size, 3), listed.names
-        self.skipped = listed.skipped
-
-    def _read(self, index: int) -> Record:
-        image = self._listed.image(index, self.image_shape[0], self._fit)
-        return {"image": image, "label": self.labels[index]}
-
-    def _describe(self, index: int) -> str:
-        return name_text(self.record_names[index])
-
-
-class ListedTest(ListedFaces):
-    """What a list names, to evaluate on: an image that cannot be read is black, has weight 0 and is counted in `corrupt`."""
-
-    def __init__(self, listed: Listed, *, image_size: int, fit: Fit = "pad"):
-        super().__init__(
-            listed.folder, listed.names, listed.labels, listed.class_names, image_size=image_size, fit=fit
-        )
-        self._listed, self.skipped = listed, listed.skipped
-
-    def _image(self, index: int) -> np.ndarray:
-        return self._listed.image(index, self.image_shape[0], self._fit)
 
 
 def majority_votes(votes: np.ndarray) -> np.ndarray:
@@ -160,7 +81,7 @@ def raf_db(root: str, part: str, *, images: str = "Image/aligned") -> Listed:
         elif name.startswith(f"{part}_"):
             names.append(name)
             labels.append(int(label) - 1)
-    _need_some(names, f"images of {part}", path)
+    need_some(names, f"images of {part}", path)
     check_names("root", names, name_text(path))
     aligned = [f"{pathlib.PurePosixPath(name).stem}_aligned.jpg" for name in names]
     place = folder / images
@@ -168,7 +89,7 @@ def raf_db(root: str, part: str, *, images: str = "Image/aligned") -> Listed:
         raise UserError(f"root: needs the folder {name_text(place)}")
     if any((place / name).exists() for name in aligned[:100]):
         names = aligned
-    return _told(Listed(place, names, labels, RAF_DB, skipped=skipped), path)
+    return told(Listed(place, names, labels, RAF_DB, skipped=skipped), path)
 
 
 def fer_plus(root: str, usage: str) -> Listed:
@@ -192,7 +113,7 @@ def fer_plus(root: str, usage: str) -> Listed:
             names.append(row[1].strip())
             votes.append([min(int(cell), 1000) for cell in counts])
             rows.append(total - 1)
-    _need_some(names, f"images of {usage}", path)
+    need_some(names, f"images of {usage}", path)
     labels = majority_votes(np.array(votes))
     pixels = None
     own = folder / "fer2013.csv"
@@ -208,10 +129,10 @@ def fer_plus(root: str, usage: str) -> Listed:
         pixels = [lines[i] for i in rows]
         names = [name or f"row-{i + 1}" for name, i in zip(names, rows, strict=True)]
     used = [i for i, name in enumerate(names) if labels[i] >= 0 and name]
-    _need_some(used, f"images of {usage} with a label", path)
+    need_some(used, f"images of {usage} with a label", path)
     names = [names[i] for i in used]
     check_names("root", names, name_text(path))
-    return _told(
+    return told(
         Listed(
             place,
             names,
@@ -238,7 +159,7 @@ def affectnet(root: str, part: str, *, classes: int = 7) -> Listed:
     folder = local_path("root", root)
     path = folder / ("training.csv" if part == "train" else "validation.csv")
     if not path.is_file():
-        return _folders(folder, part)
+        return class_folders(folder, part, instead="training.csv and validation.csv, or ")
     names, labels, boxes, skipped = [], [], [], 0
     for row in _rows(path, header=_AFFECTNET_COLUMNS):
         numbers = [_integer(cell) for cell in (*row[1:5], row[6] if len(row) > 6 else "")]
@@ -248,37 +169,11 @@ def affectnet(root: str, part: str, *, classes: int = 7) -> Listed:
             names.append(row[0].replace("\\", "/"))
             boxes.append(numbers[:4])
             labels.append(numbers[4])
-    _need_some(names, f"images of {part}", path)
+    need_some(names, f"images of {part}", path)
     check_names("root", names, name_text(path))
     place = folder / "Manually_Annotated_Images"
     place = place if place.is_dir() else folder
-    return _told(Listed(place, names, labels, AFFECTNET[:classes], np.array(boxes), skipped=skipped), path)
-
-
-def _folders(root: pathlib.Path, part: str) -> Listed:
-    places = ("train",) if part == "train" else ("val", "valid", "validation", "test")
-    folder = next((root / name for name in places if (root / name).is_dir()), None)
-    if folder is None:
-        raise UserError(
-            f"root: needs training.csv and validation.csv, or folders train and val; {name_text(root)} has no {places[0]}"
-        )
-    try:
-        images = images_by_class(folder)
-        classes = list(images) if part == "train" else list(images_by_class(root / "train"))
-    except OSError as error:
-        raise UserError(f"root: needs folders by class, {unreadable(error, root)}") from error
-    if unknown := sorted(set(images) - set(classes)):
-        raise UserError(
-            f"root: {name_text(folder)} has classes without a folder in train: {', '.join(unknown)}"
-        )
-    _need_some(images, "folders of images", folder)
-    listed = [
-        (path.relative_to(folder).as_posix(), classes.index(name))
-        for name, files in images.items()
-        for path in files
-    ]
-    names, labels = zip(*listed, strict=True)
-    return Listed(folder, list(names), list(labels), classes)
+    return told(Listed(place, names, labels, AFFECTNET[:classes], np.array(boxes), skipped=skipped), path)
 
 
 def _rows(path: pathlib.Path, header: Sequence[str] | None = None) -> Iterator[list[str]]:
@@ -300,25 +195,3 @@ def _integer(text: str) -> int | None:
     except ValueError:
         return None
     return int(value) if abs(value) < 1 << 20 else None
-
-
-def _gray(text: str) -> np.ndarray:
-    """The pixels of FER2013, "70 80 82 …", as [48, 48, 3] uint8."""
-    cells = text.split()
-    if len(cells) != _FER_SIDE**2 or not all(cell.isdecimal() and len(cell) < 4 for cell in cells):
-        raise CorruptImage(f"needs {_FER_SIDE**2} pixels as numbers, got {len(cells)} words")
-    values = np.array(cells, np.int64)
-    if values.max() > 255:
-        raise CorruptImage("a pixel above 255")
-    return np.repeat(values.astype(np.uint8).reshape(_FER_SIDE, _FER_SIDE, 1), 3, axis=2)
-
-
-def _need_some(found: Sequence, what: str, path: pathlib.Path) -> None:
-    if not found:
-        raise UserError(f"root: no {what} in {name_text(path)}")
-
-
-def _told(listed: Listed, path: pathlib.Path) -> Listed:
-    if listed.skipped:
-        _log.warning("left out %d lines of %s, which say nothing", listed.skipped, name_text(path))
-    return listed

@@ -5,7 +5,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxface.data.sources.annotated import AnnotatedImage, AnnotatedSource, inside, numbers, read_lines
+from jaxface.data.sources.annotated import (
+    AnnotatedImage,
+    AnnotatedSource,
+    Surplus,
+    inside,
+    numbers,
+    read_lines,
+)
 from jaxface.errors import UserError
 from jaxface.paths import name_text, user_path
 
@@ -70,6 +77,7 @@ def fddb(
     folds: Sequence[int] = FOLDS,
     max_objects: int = 64,
     aspects: Sequence[float] = (1.0,),
+    surplus: Surplus = "largest",
 ) -> AnnotatedSource:
     """Opens some folds of FDDB. A record has the boxes that bound the ellipses, which `ground_truth` has as `ellipses` [n, 5].
 
@@ -77,7 +85,7 @@ def fddb(
       root: folder with `FDDB-folds/FDDB-fold-01-ellipseList.txt` … and the images `originalPics/2002/…`, or with the contents of
         either.
       folds: numbers from 1 to 10.
-      image_size, max_objects, aspects: see `AnnotatedSource`.
+      image_size, max_objects, aspects, surplus: see `AnnotatedSource`.
 
     Raises:
       UserError: a file that is missing or of another format, or a fold that there is not.
@@ -92,5 +100,11 @@ def fddb(
         image for fold in folds for image in _fold(lists / f"FDDB-fold-{fold:02d}-ellipseList.txt", images)
     ]
     return AnnotatedSource(
-        annotated, ("face",), image_size=image_size, max_objects=max_objects, aspects=aspects, what="FDDB"
+        annotated,
+        ("face",),
+        image_size=image_size,
+        max_objects=max_objects,
+        aspects=aspects,
+        surplus=surplus,
+        what="FDDB",
     )

@@ -1,6 +1,6 @@
 """Long tails: training sets whose classes have fewer and fewer examples.
 
-Methods: nclpp
+Methods: law, nclpp
 """
 
 import dataclasses
@@ -40,6 +40,8 @@ def long_tail_counts(
     check_number("imbalance", imbalance, Range(1, np.inf))
     if classes < 2:
         raise UserError(f"classes: a long tail needs at least 2, got {classes}")
+    if profile not in ("exponential", "step"):
+        raise UserError(f"profile: needs exponential or step, got {profile!r}")
     ranks = np.arange(classes)
     if profile == "step":
         exponents = (ranks >= classes // 2).astype(np.float64)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxface.data.sources.annotated import (
     AnnotatedImage,
     AnnotatedSource,
+    Surplus,
     check_present,
     inside,
     read_lines,
@@ -80,6 +81,7 @@ def voc(
     categories: Sequence[str] = CLASSES,
     max_objects: int = 64,
     aspects: Sequence[float] = (1.0,),
+    surplus: Surplus = "largest",
 ) -> AnnotatedSource:
     """Opens one part of a folder in the layout of VOC.
 
@@ -91,7 +93,7 @@ def voc(
       part: of `ImageSets/Main`, such as "trainval"; every annotation unless given.
       categories: names of the classes, in order. Objects of VOC's other classes are left out; of any other name they are counted
         with the boxes that cannot be used.
-      image_size, max_objects, aspects: see `AnnotatedSource`.
+      image_size, max_objects, aspects, surplus: see `AnnotatedSource`.
 
     Raises:
       UserError: a file or an image that is missing, a file of another format, or no category.
@@ -154,6 +156,7 @@ def voc(
         image_size=image_size,
         max_objects=max_objects,
         aspects=aspects,
+        surplus=surplus,
         what=f"{name_text(root.name)} {part or ''}".strip(),
     )
 

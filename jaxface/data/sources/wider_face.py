@@ -8,6 +8,7 @@ import numpy as np
 from jaxface.data.sources.annotated import (
     AnnotatedImage,
     AnnotatedSource,
+    Surplus,
     inside,
     numbers,
     read_lines,
@@ -106,6 +107,7 @@ def wider_face(
     image_size: int,
     max_objects: int = 128,
     aspects: Sequence[float] = (1.0,),
+    surplus: Surplus = "largest",
     lists: str | pathlib.Path | None = None,
 ) -> AnnotatedSource:
     """Opens one part of WIDER FACE.
@@ -116,7 +118,7 @@ def wider_face(
     Args:
       images: folder with the folders of the events, such as `WIDER_train/images`.
       annotations: `wider_face_*_bbx_gt.txt`, or RetinaFace's `label.txt`, which has five landmarks of many faces and no flags.
-      image_size, max_objects, aspects: see `AnnotatedSource`.
+      image_size, max_objects, aspects, surplus: see `AnnotatedSource`.
       lists: folder with `wider_{easy,medium,hard}_val.mat`.
 
     Raises:
@@ -161,5 +163,6 @@ def wider_face(
         image_size=image_size,
         max_objects=max_objects,
         aspects=aspects,
+        surplus=surplus,
         what=name_text(path),
     )

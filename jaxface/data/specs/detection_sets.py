@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxface.checks import AtLeast, Integers, OpenFraction, Range
 from jaxface.data.render.scenes import SceneSource, SceneVariation
-from jaxface.data.sources.annotated import AnnotatedSource
+from jaxface.data.sources.annotated import AnnotatedSource, Surplus
 from jaxface.data.sources.coco import coco
 from jaxface.data.sources.fddb import FOLDS, fddb
 from jaxface.data.sources.source import Source, Subset
@@ -75,13 +75,16 @@ class _Annotated(DataSpec):
     """Fields that all loaders of photographs with boxes have."""
 
     max_objects: Annotated[int, AtLeast(1)] = dataclasses.field(default=128, kw_only=True)
-    """Most objects of an image; of one with more, the largest are taken, and a line says how many were cut."""
+    """Most objects of an image."""
+    surplus: Surplus = dataclasses.field(default="refuse", kw_only=True)
+    """Images to train on with more: refused before anything is trained, or their largest are taken, and a line says how many are
+    not. Those to evaluate on are counted whole."""
     aspects: Annotated[tuple[float, ...], Range(0.1, 10)] = dataclasses.field(default=(1.0,), kw_only=True)
     """Width over height of the shapes that images are padded to; the longer side is the image size. A batch has one shape."""
 
-    @property
-    def _options(self) -> dict:
-        return dict(max_objects=self.max_objects, aspects=self.aspects)
+    def _options(self, *, train: bool = True) -> dict:
+        surplus = self.surplus if train else "largest"  # the ground truth has them all
+        return dict(max_objects=self.max_objects, aspects=self.aspects, surplus=surplus)
 
 
 @KINDS.register("wider_face")
@@ -93,6 +96,8 @@ class WiderFace(_Annotated):
     """The folder."""
     landmarks: str | None = None
     """RetinaFace's `label.txt` for the training part, which has five landmarks of many faces; the original text unless given."""
+    surplus: Surplus = dataclasses.field(default="largest", kw_only=True)
+    """Images to train on with more than `max_objects` faces: the largest are taken, or the set is refused."""
     lists: str | None = None
     """Folder with `wider_easy_val.mat`, `wider_medium_val.mat` and `wider_hard_val.mat`; `<root>/wider_face_split` where they are
     there."""
@@ -105,7 +110,7 @@ class WiderFace(_Annotated):
         root = user_path("root", self.root)
         annotations = self.landmarks or root / "wider_face_split" / "wider_face_train_bbx_gt.txt"
         return wider_face(
-            root / "WIDER_train" / "images", annotations, image_size=image_size, **self._options
+            root / "WIDER_train" / "images", annotations, image_size=image_size, **self._options()
         )
 
     def evaluation_source(self, *, image_size: int, seed: int) -> AnnotatedSource:
@@ -116,7 +121,7 @@ class WiderFace(_Annotated):
             lists = folder
         return wider_face(
             root / "WIDER_val" / "images", folder / "wider_face_val_bbx_gt.txt",
-            image_size=image_size, lists=lists, **self._options,
+            image_size=image_size, lists=lists, **self._options(train=False),
         )  # fmt: skip
 
     def divide(self, *, image_size: int, seed: int) -> Split:
@@ -131,6 +136,8 @@ class Fddb(_Annotated):
 
     root: str
     """The folder."""
+    surplus: Surplus = dataclasses.field(default="largest", kw_only=True)
+    """Images to train on with more than `max_objects` faces: the largest are taken, or the set is refused."""
     held_out_folds: Annotated[tuple[int, ...], Integers(1, 10)] = (10,)
     """Folds to evaluate on, where others are trained on; a detector that was trained elsewhere is evaluated on all ten."""
 
@@ -138,8 +145,8 @@ class Fddb(_Annotated):
     def title(self) -> str:
         return "fddb"
 
-    def _open(self, folds: tuple[int, ...], image_size: int) -> AnnotatedSource:
-        return fddb(self.root, folds=folds, image_size=image_size, **self._options)
+    def _open(self, folds: tuple[int, ...], image_size: int, *, train: bool = True) -> AnnotatedSource:
+        return fddb(self.root, folds=folds, image_size=image_size, **self._options(train=train))
 
     def source(self, *, image_size: int, seed: int) -> AnnotatedSource:
         return self._open(FOLDS, image_size)
@@ -151,7 +158,12 @@ class Fddb(_Annotated):
                 f"held_out_folds: needs some of the ten folds, and not all, got {self.held_out_folds}"
             )
         held_out = tuple(sorted(set(self.held_out_folds)))
-        return Split(self._open(train, image_size), self._open(held_out, image_size), self.title, "detection")
+        return Split(
+            self._open(train, image_size),
+            self._open(held_out, image_size, train=False),
+            self.title,
+            "detection",
+        )
 
 
 @KINDS.register("coco")
@@ -176,16 +188,22 @@ class Coco(_Annotated):
     def title(self) -> str:
         return f"coco {name_text(user_path('annotations', self.annotations).stem)}"
 
-    def _open(self, images: str | None, annotations: str, image_size: int) -> AnnotatedSource:
+    def _open(
+        self, images: str | None, annotations: str, image_size: int, *, train: bool = True
+    ) -> AnnotatedSource:
         images = images or user_path("annotations", annotations).parent
-        return coco(images, annotations, categories=self.categories, image_size=image_size, **self._options)
+        options = self._options(train=train)
+        return coco(images, annotations, categories=self.categories, image_size=image_size, **options)
 
     def source(self, *, image_size: int, seed: int) -> AnnotatedSource:
         return self._open(self.images, self.annotations, image_size)
 
     def evaluation_source(self, *, image_size: int, seed: int) -> AnnotatedSource:
         return self._open(
-            self.evaluation_images or self.images, self.evaluation_annotations or self.annotations, image_size
+            self.evaluation_images or self.images,
+            self.evaluation_annotations or self.annotations,
+            image_size,
+            train=False,
         )
 
     def divide(self, *, image_size: int, seed: int) -> Split:
@@ -222,8 +240,9 @@ class Voc(_Annotated):
     def title(self) -> str:
         return f"voc {last_name('root', self.root)}"
 
-    def _open(self, part: str | None, image_size: int) -> AnnotatedSource:
-        return voc(self.root, part, categories=self.categories, image_size=image_size, **self._options)
+    def _open(self, part: str | None, image_size: int, *, train: bool = True) -> AnnotatedSource:
+        options = self._options(train=train)
+        return voc(self.root, part, categories=self.categories, image_size=image_size, **options)
 
     @property
     def _has_parts(self) -> bool:
@@ -233,7 +252,7 @@ class Voc(_Annotated):
         return self._open(self.train if self._has_parts else None, image_size)
 
     def evaluation_source(self, *, image_size: int, seed: int) -> AnnotatedSource:
-        return self._open(self.test if self._has_parts else None, image_size)
+        return self._open(self.test if self._has_parts else None, image_size, train=False)
 
     def divide(self, *, image_size: int, seed: int) -> Split:
         arguments = dict(image_size=image_size, seed=seed)

@@ -12,15 +12,9 @@ from jaxface.checks import AtLeast, Fraction, Integers, Ordered, Range
 from jaxface.data.pipeline.samplers import repeat_rare_classes
 from jaxface.data.render.expressions import ExpressionSource
 from jaxface.data.render.variation import Variation
-from jaxface.data.sources.expressions import (
-    Listed,
-    ListedImages,
-    ListedTest,
-    affectnet,
-    fer_plus,
-    raf_db,
-)
+from jaxface.data.sources.expressions import affectnet, fer_plus, raf_db
 from jaxface.data.sources.images import Fit
+from jaxface.data.sources.listed_images import Listed, ListedImages, ListedTest
 from jaxface.data.sources.source import Source
 from jaxface.data.specs.base import FIRST_HELD_OUT, KINDS, DataSpec, Split
 from jaxface.paths import local_path, name_text

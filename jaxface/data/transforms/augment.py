@@ -16,6 +16,7 @@ import numpy as np
 from jaxface.checks import AtLeast, Fraction, Integers, Ordered, ProperFraction, Range, check_fields
 from jaxface.data.sources.source import Record
 from jaxface.data.transforms import geometry, policies
+from jaxface.errors import UserError
 
 _PIXELS = ("color", "gray", "blur", "jpeg", "occlusion", "low_resolution")
 _PROBABILITIES = ("flip", "crop", "rotate", "cutout", *_PIXELS)
@@ -86,6 +87,8 @@ class Augment:
 
     def __post_init__(self):
         check_fields(self)
+        if self.policy not in ("none", "cifar10", "rand"):
+            raise UserError(f"policy: needs none, cifar10 or rand, got {self.policy!r}")
 
     @property
     def active(self) -> bool:
@@ -152,13 +155,13 @@ class Augmentation(grain.transforms.RandomMap):
             quality = low_quality + int(jpeg / config.jpeg * (high_quality - low_quality + 1))
             image = jpeg_roundtrip(image, min(quality, high_quality))
         if config.policy != "none" or config.hole or config.noise:
-            image = _always(image, config, seeds[4])
+            image = _always(image, config, seeds[4], rng)
         record["image"] = image
         return record
 
 
-def _always(image: np.ndarray, config: Augment, seed: int) -> np.ndarray:
-    """What every image has, each drawn on its own."""
+def _always(image: np.ndarray, config: Augment, seed: int, rng: np.random.Generator) -> np.ndarray:
+    """What every image has; the noise is the last that draws."""
     if image.dtype != np.uint8:
         raise ValueError(f"image: needs uint8 for changes of colors, got {image.dtype}")
     if config.policy == "cifar10":
@@ -171,7 +174,7 @@ def _always(image: np.ndarray, config: Augment, seed: int) -> np.ndarray:
     if config.hole:
         image = policies.cut_hole(image, np.random.default_rng([seed, 2]), side=config.hole)
     if config.noise:
-        noise = np.random.default_rng([seed, 3]).standard_normal(image.shape, np.float32)
+        noise = rng.standard_normal(image.shape, np.float32)
         image = cv2.add(image, noise * (255 * config.noise), dtype=cv2.CV_8U).reshape(image.shape)
     return image
 

@@ -44,7 +44,6 @@ class CopiesTransform(grain.transforms.RandomMap):
 
     def random_map(self, element: Record, rng: np.random.Generator) -> Record:
         """One record; grain calls it with a generator of the record's own."""
-        seeds = rng.integers(0, 1 << 63, self.copies.count)
         shown = {"image": element["image"]}
-        images = [self._change.random_map(shown, np.random.default_rng(seed))["image"] for seed in seeds]
+        images = [self._change.random_map(shown, rng)["image"] for _ in range(self.copies.count)]
         return {**element, "image": np.stack(images)}

@@ -119,6 +119,20 @@ def training_pass(
     return TrainingPass(*detector.loss(outputs, batch), updated, (), outputs)
 
 
+def detector_outputs(
+    detector: "Detector", variables: Mapping, image: jax.Array, valid_size: jax.Array | None = None
+) -> Outputs:
+    """A detector's outputs on images that may be padded: its own `outputs` where it has one, which can leave the padding out.
+
+    Args:
+      variables: of its module. image: [B, H, W, 3] float32 in [-1, 1].
+      valid_size: [B, 2] integers (height, width) before padding, which `Detector.detect` then gets too; None for all of it.
+    """
+    if hasattr(detector, "outputs"):
+        return detector.outputs(variables, image, valid_size)
+    return detector.module.apply(variables, image, train=False)
+
+
 def best_candidates(
     boxes: jax.Array, scores: jax.Array, *, count: int = 1000
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

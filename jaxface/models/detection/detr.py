@@ -25,6 +25,7 @@ from jaxface.layers.detr import (
     EncoderLayer,
     GaussianLook,
     Perceptron,
+    padded_places,
     sine_of_points,
     sine_positions,
 )
@@ -73,7 +74,9 @@ class DetrNet(nn.Module):
 
     image [B, H, W, 3] float in [-1, 1] -> {"class_logits" [B, L, N, C'], "boxes" [B, L, N, 4] in [0, 1] (center x, center y,
     width, height) over the image's} of all L decoder layers, float32; with `attended`, also "attended" [B, L, N, D], the
-    co-attended features of each layer's cross-attention. `dtype` is that of everything but the outputs.
+    co-attended features of each layer's cross-attention. With valid_size [B, 2], (height, width) of images that are padded at the
+    bottom and the right, the padding is black to the backbone and no attention sees it; positions and boxes are relative to the
+    images without it. `dtype` is that of everything but the outputs.
     """
 
     backbone: Callable[..., nn.Module]
@@ -99,26 +102,39 @@ class DetrNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: jax.Array, *, train: bool = False, attended: bool = False
+        self,
+        image: jax.Array,
+        *,
+        valid_size: jax.Array | None = None,
+        train: bool = False,
+        attended: bool = False,
     ) -> dict[str, jax.Array]:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = image.astype(self.dtype)
         if self.pixels == "imagenet":
             mean, std = (jnp.array(row, self.dtype) for row in IMAGENET)
             x = ((x + 1) / 2 - mean) / std
+        if valid_size is not None:
+            rows, columns = (jnp.arange(n) < valid_size[:, axis, None] for axis, n in enumerate(x.shape[1:3]))
+            x = jnp.where((rows[:, :, None] & columns[:, None])[..., None], x, 0)
         x = self.backbone(name="backbone", **types)(x, train=train)
         batch, *plane, _ = x.shape
         plane = tuple(plane)
         xavier = {"kernel_init": nn.initializers.xavier_uniform()}
         tokens = nn.Dense(self.dim, name="input", **xavier, **types)(x).reshape(batch, -1, self.dim)
-        positions = jnp.asarray(sine_positions(*plane, self.dim).reshape(-1, self.dim), self.dtype)
+        if valid_size is None:
+            positions, mask, extent = sine_positions(*plane, self.dim).reshape(-1, self.dim), None, None
+        else:
+            mask, extent, positions = padded_places(valid_size, image.shape[1:3], plane, self.dim)
+            mask = mask[:, None, None]
+        positions = jnp.asarray(positions, self.dtype)
 
         layer = {"heads": self.heads, "hidden": self.hidden, "dropout": self.dropout, **types}
         for i in range(1, self.encoder_layers + 1):
             made = EncoderLayer(
                 attention=self.encoder_attention, dense=self.encoder_dense, name=f"encoder{i}", **layer
             )
-            tokens = made(tokens, positions, train=train)
+            tokens = made(tokens, positions, mask, train=train)
 
         query, reference = self._queries()
         query = jnp.broadcast_to(query.astype(self.dtype), (batch, self.queries, self.dim))
@@ -130,7 +146,7 @@ class DetrNet(nn.Module):
                 look = GaussianLook(
                     self.heads, find=i == 1, param_dtype=self.param_dtype, name=f"decoder{i}_look"
                 )
-                prior, centers = look(objects, query, centers, plane)
+                prior, centers = look(objects, query, centers, plane, extent)
             made = DecoderLayer(
                 attention=self.self_attention,
                 cross_attention=self.cross_attention,
@@ -138,7 +154,7 @@ class DetrNet(nn.Module):
                 name=f"decoder{i}",
                 **layer,
             )
-            objects, looked = made(objects, query, tokens, positions, prior, train=train)
+            objects, looked = made(objects, query, tokens, positions, prior, mask, train=train)
             states.append(norm(objects.astype(jnp.float32)))
             features.append(looked.astype(jnp.float32))
 
@@ -380,19 +396,17 @@ class Detr:
         """DETR's loss of every decoder layer, each with its own matching; regions marked as crowds are no objects."""
         mask = batch["box_mask"] & ~batch["box_crowd"]
         target = (batch["boxes"], batch["box_label"], mask)
-        size = batch["image"].shape[1:3]
+        sizes = jnp.maximum(batch["image_size"], 1).astype(jnp.float32)
         match = partial(
             detr_match,
-            image_size=size,
             class_cost=self.class_weight,
             box_cost=self.box_weight,
             giou_cost=self.giou_weight,
             focal=self.focal,
         )
-        matches = jax.vmap(jax.vmap(match, in_axes=(0, 0, None, None, None)))(
-            outputs["class_logits"], outputs["boxes"], *target
+        matches = jax.vmap(jax.vmap(match, in_axes=(0, 0, None, None, None, None)))(
+            outputs["class_logits"], outputs["boxes"], *target, sizes
         )
-        sizes = jnp.broadcast_to(jnp.array(size, jnp.float32), (len(mask), 2))
 
         def of_layer(logits, predicted, matched):
             return detr_loss(
@@ -419,12 +433,19 @@ class Detr:
         outputs, updated = self.module.apply(
             variables,
             batch["image"],
+            valid_size=batch["image_size"],
             train=True,
             attended=True,
             mutable=["batch_stats"],
             rngs={"dropout": rng},
         )
         return TrainingPass(*self.loss(outputs, batch), updated, (), outputs)
+
+    def outputs(
+        self, variables: Mapping, image: jax.Array, valid_size: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
+        """As `jaxface.models.detection.detector_outputs`: of images without their padding."""
+        return self.module.apply(variables, image, valid_size=valid_size, train=False)
 
     def detect(
         self,
@@ -442,7 +463,8 @@ class Detr:
         """
         del iou_threshold
         logits = outputs["class_logits"][:, -1]
-        places = boxes.boxes_of_normalized(outputs["boxes"][:, -1], image_size)
+        sizes = jnp.array([image_size]) if valid_size is None else jnp.maximum(valid_size, 1)
+        places = boxes.boxes_of_normalized(outputs["boxes"][:, -1], sizes[:, None])
         if self.focal:
             scores = jax.nn.sigmoid(logits)
             count = scores.shape[-1]
@@ -466,12 +488,12 @@ class Detr:
 
 
 def query_spreads(
-    module: nn.Module, variables: Mapping, image: jax.Array
+    module: nn.Module, variables: Mapping, image: jax.Array, valid_size: jax.Array | None = None
 ) -> dict[tuple[str, ...], jax.Array]:
     """Path of every attention's `mix` -> mean spread of its queries (`jaxface.layers.query_spread`), of a float network.
 
     Args:
-      module, variables: a `DetrNet` without quantizers. image: [B, H, W, 3].
+      module, variables: a `DetrNet` without quantizers. image: [B, H, W, 3]. valid_size: as the network takes it.
     """
     found = {}
 
@@ -481,7 +503,7 @@ def query_spreads(
         return call(*arguments, **options)
 
     with nn.intercept_methods(watch):
-        module.apply(variables, image, train=False)
+        module.apply(variables, image, valid_size=valid_size, train=False)
     return found
 
 

@@ -353,9 +353,10 @@ class FasterRCNN(PyramidFields):
         deltas: jax.Array,
         sample: RegionSample,
         *,
+        class_weights: jax.Array | None = None,
         box_weights: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The loss of the head on sampled regions (`jaxface.losses.rcnn_loss`) and its terms; `box_weights` [B, R]."""
+        """The loss of the head on sampled regions (`jaxface.losses.rcnn_loss`) and its terms; weights are [B, R]."""
         terms = rcnn_loss(
             logits,
             sample.labels,
@@ -366,6 +367,7 @@ class FasterRCNN(PyramidFields):
             box_weight=self.box_weight,
             class_weight=self.class_weight,
             focal=self.focal,
+            class_weights=class_weights,
             box_weights=box_weights,
         )
         return terms.total, {

@@ -12,7 +12,7 @@ from jaxface.data.sources.source import Source, Subset
 from jaxface.data.transforms.drawing import draw_boxes
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.metrics.detection.recall_by_size import recall_by_size
-from jaxface.models.detection import Detections, Detector
+from jaxface.models.detection import Detections, Detector, detector_outputs
 from jaxface.training import figures
 from jaxface.training.evaluations.needs import check_not_empty
 from jaxface.training.map_source import map_source
@@ -162,7 +162,7 @@ class ObjectDetection:
 @functools.partial(jax.jit, static_argnames=("detector", "max_outputs"))
 def _detect(variables, batch, *, detector: Detector, max_outputs: int):
     image = normalize_pixels(batch["image"])
-    outputs = detector.module.apply(variables, image, train=False)
+    outputs = detector_outputs(detector, variables, image, batch["image_size"])
     record = {
         name: value for name, value in batch.items() if name in _ANNOTATED + _RECORDED and name != "image"
     }

@@ -85,6 +85,12 @@ def test_of_too_many_objects_the_largest_stay_and_a_line_tells(tmp_path, picture
     assert [record.getMessage() for record in caplog.records] == [
         "a set: 4 of 10 objects are left out, the smallest of the 2 images with more than 3; max_objects=5 would take all"
     ]
+    with pytest.raises(
+        UserError,
+        match=r"^max_objects: needs at least 5 for the 2 images with more than 3 objects of a set; "
+        r"or surplus 'largest' leaves out the smallest 4 of 10$",
+    ):
+        AnnotatedSource([image] * 2, ("x",), image_size=64, max_objects=3, surplus="refuse", what="a set")
     assert source[0]["boxes"][:, 2].tolist() == [30, 8, 20]
     assert len(source.ground_truth(0)["boxes"]) == 5
 

@@ -70,6 +70,19 @@ def test_splits(folder):
         data.load(data.Coco(*paths, evaluation_annotations=str(folder / "b.json")), image_size=60)
 
 
+def test_images_to_train_on_have_no_more_objects_than_there_is_room_for(folder):
+    few = dict(max_objects=1, held_out=0.5)
+    spec = data.Coco(str(folder / "a.json"), str(folder / "images"), **few)
+    for opened in (data.load, lambda spec, **options: spec.source(seed=0, **options)):
+        with pytest.raises(
+            UserError, match=r"^max_objects: needs at least 2 for the 1 images with more than 1"
+        ):
+            opened(spec, image_size=60)
+    assert len(spec.evaluation_source(image_size=60, seed=0).ground_truth(0)["boxes"]) == 2
+    largest = data.Coco(str(folder / "a.json"), str(folder / "images"), surplus="largest", **few)
+    assert len(data.load(largest, image_size=60).train) == 1
+
+
 def test_the_metric_of_coco_takes_it(folder):
     metrics = pytest.importorskip("jaxface.metrics.detection")
     pytest.importorskip("pycocotools")

@@ -116,6 +116,7 @@ def run(tmp_path_factory):
     return training.run(build(TINY), seed=0, workdir=folder), folder
 
 
+@pytest.mark.slow
 def test_a_search_a_training_and_a_network(run):
     outcome, folder = run
     metrics = outcome.metrics
@@ -133,6 +134,7 @@ def test_a_search_a_training_and_a_network(run):
         assert (folder / name).stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_policy_is_replayed_on_other_data_and_other_stages(run):
     _, folder = run
     config = dataclasses.replace(
@@ -210,6 +212,7 @@ def test_ranges(changes, words):
         configs.build("law", dataclasses.replace(TINY, **changes))
 
 
+@pytest.mark.slow
 def test_the_policy_file_says_what_it_is_of(run):
     _, folder = run
     written = json.loads((folder / "policy.json").read_text())

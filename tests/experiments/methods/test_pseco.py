@@ -14,6 +14,7 @@ from jaxface import boxes, data, inference, losses, training
 from jaxface.data.transforms.pixels import device_batch
 from jaxface.errors import UserError
 from jaxface.models.detection import FasterRCNN
+from jaxface.models.detection.base import Detections
 from jaxface.models.detection.faster_rcnn import RegionSample
 
 SCENES = data.ObjectScenes(scenes=40, held_out_scenes=4)
@@ -78,6 +79,7 @@ def found():
         "box_label": jnp.zeros((1, 2), int),
         "box_crowd": jnp.zeros((1, 2), bool),
         "scores": jnp.array([[0.8, 0.0]]),
+        "spread": jnp.array([[0.015, 1.0]]),
     }
     return pseco.PseudoBoxes(batch, regions, predicted, jnp.full((1, 4, 1), 0.9))
 
@@ -115,6 +117,14 @@ def test_votes_have_one_sum_and_background_has_none(vote):
     assert lesson(vote="none").weights(sampled(), jnp.zeros((1, 3, 1, 4)), found().batch) is None
 
 
+@pytest.mark.parametrize(("limit", "expected"), [(0.02, [1.0, 1.0, 0.0]), (0.01, [0.0, 0.0, 0.0])])
+def test_a_box_counts_where_the_teacher_finds_it_again(limit, expected):
+    weights = lesson(vote="steady", steady_below=limit).weights(
+        sampled(), jnp.zeros((1, 3, 1, 4)), found().batch
+    )
+    assert weights[0].tolist() == expected
+
+
 def records(config, count=1):
     split = data.load(config.data, image_size=config.image_size, seed=0)
     stream = pseco.streams(config, split)()
@@ -130,13 +140,14 @@ def taught():
     taught = lesson(
         views=data.TeacherStudentViews(labeled=plain, weak=plain, strong=plain),
         threshold=0.0,
+        vote="steady",
         second_view="none",
     )
     init = jax.jit(functools.partial(taught.detector.module.init, train=False))
     variables = init(jax.random.key(1), jnp.zeros((1, 32, 32, 3)))
     variables["params"]["class_logits"]["bias"] += 4.5
     _, batch = taught.split(device_batch(records(taught.config)[0]))
-    return taught, variables, batch, jax.jit(taught.pseudo_boxes)(variables, batch)
+    return taught, variables, batch, jax.jit(taught.pseudo_boxes)(variables, batch, jax.random.key(2))
 
 
 def test_pseudo_boxes_are_the_teacher_s_detections(taught):
@@ -154,13 +165,38 @@ def test_pseudo_boxes_are_the_teacher_s_detections(taught):
 def test_another_view_moves_all_of_it(taught):
     teaching, variables, batch, pseudo = taught
     matrix = jnp.tile(jnp.array([[0.5, 0, 0], [0, 0.5, 4], [0, 0, 1]]), (4, 1, 1))
-    moved = jax.jit(teaching.pseudo_boxes)(variables, {**batch, "matrix": matrix})
+    moved = jax.jit(teaching.pseudo_boxes)(variables, {**batch, "matrix": matrix}, jax.random.key(2))
     real = pseudo.regions[..., 2] > 0
     expected = boxes.transform_boxes(pseudo.regions, matrix, (32, 32))
     np.testing.assert_allclose(moved.regions[real], expected[real], atol=1e-3)
     mask = pseudo.batch["box_mask"]
     expected = boxes.transform_boxes(pseudo.batch["boxes"], matrix, (32, 32))
     np.testing.assert_allclose(moved.batch["boxes"][mask], expected[mask], atol=1e-3)
+
+
+def test_how_far_the_teacher_s_boxes_spread(taught):
+    """A head whose deltas are 0 finds the moved boxes themselves: the spread is that of the moves."""
+    teaching, variables, batch, pseudo = taught
+    real = pseudo.batch["box_mask"]
+    assert (np.asarray(pseudo.batch["spread"])[real] > 0).all()
+    still = {"params": {**variables["params"]}}
+    head = still["params"]["box_deltas"]
+    still["params"]["box_deltas"] = jax.tree.map(jnp.zeros_like, head)
+    detections = Detections(
+        jnp.array([[[8.0, 8, 24, 24]]] * 4),
+        jnp.ones((4, 1)),
+        jnp.zeros((4, 1), int),
+        None,
+        jnp.ones((4, 1), bool),
+    )
+    levels = jax.jit(functools.partial(teaching.detector.module.apply, method="pyramid"))(
+        still, batch["image"]
+    )
+    args = teaching.detector.anchor_levels(levels), detections, batch["image_size"], jax.random.key(3)
+    spread = teaching.spread(still, *args)
+    moved = losses.jittered_boxes(jax.random.key(3), detections.boxes)
+    np.testing.assert_allclose(spread, losses.relative_spread(moved), rtol=1e-4)
+    assert 0.03 < float(spread.mean()) < 0.09
 
 
 def test_the_paper_s_recipe():

@@ -15,7 +15,14 @@ from jaxface.data import encode_image
 from jaxface.data.transforms.pixels import device_batch
 from jaxface.errors import UserError
 from jaxface.interop.architecture import abstract_variables
-from jaxface.models.detection import FasterRCNN, RetinaNet, feature_pyramid, init_variables
+from jaxface.models.detection import (
+    Detr,
+    FasterRCNN,
+    RetinaNet,
+    feature_pyramid,
+    init_variables,
+    training_pass,
+)
 
 SCENES = data.ObjectScenes(scenes=32, held_out_scenes=4)
 RECIPE = detection.DetectorRecipe(data=SCENES, batch_size=4, steps=3)
@@ -57,6 +64,32 @@ def test_what_is_added_trains_with_the_detector_and_its_constants_stay(split):
     plain, without, _ = steps(detection.detection_stage("d", RECIPE, split, SMALL, evaluate=False))
     assert float(state.params["added"]["scale"]) != 1.0 and float(state.extra["added"]["factor"]) == 0.5
     assert metrics["added"] > 0 and "added" not in without and set(plain.params) == {"detector"}
+
+
+@pytest.mark.parametrize(
+    "detector",
+    [SMALL, FASTER, Detr(), Detr(gaussian=True, focal=True)],
+    ids=["retinanet", "faster", "detr", "smca"],
+)
+def test_rendered_faces_are_objects_of_one_class(detector, face_batch):
+    batch, names = face_batch
+    assert names == ["face"] and detector.num_classes == 1 and batch["box_mask"].any()
+    shape = batch["image"].shape[1:3]
+    params, extra = jax.eval_shape(lambda key: init_variables(detector, key, shape), jax.random.key(0))
+    trained = jax.eval_shape(
+        lambda variables, batch, key: training_pass(detector, variables, batch, key),
+        {"params": params, **extra}, batch, jax.random.key(1),
+    )  # fmt: skip
+    assert trained.loss.shape == ()
+
+
+@pytest.fixture(scope="module")
+def face_batch():
+    spec = data.Scenes(scenes=2, held_out_scenes=1, people=2, held_out_people=1, per_person=1)
+    split = data.load(spec, image_size=64, seed=0)
+    records = [split.train[i] for i in range(2)]
+    batch = {name: np.stack([record[name] for record in records]) for name in records[0]}
+    return device_batch(batch), list(split.train.class_names)
 
 
 def photographs(folder, count=15):

@@ -19,6 +19,7 @@ from jaxface.models.detection import (
     Detr,
     create_detector,
     describe,
+    detector_outputs,
     from_description,
     init_variables,
     published_detector,
@@ -111,6 +112,38 @@ def test_outputs_loss_and_detections(batch, fields):
 
 def length(tree):
     return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"query_form": "learned", "weight_bits": 4}, {"gaussian": True, "focal": True}]
+)
+def test_padding_is_not_seen(batch, fields):
+    """An image says the same whatever it is padded with, and on whichever canvas: boxes are relative to the image."""
+    detector = dataclasses.replace(SMALL, **fields)
+    whole = batch["image"][:2, :28, :24]
+    bounds, size = jnp.array([[28, 24]] * 2), (48, 64)
+    noise = jax.random.uniform(jax.random.key(1), (2, *size, 3), minval=-1.0)
+    padded = noise.at[:, :28, :24].set(whole)
+    params, extra = init_variables(detector, jax.random.key(0), size)
+    variables = {"params": params, **extra}
+    if detector.weight_bits:
+        variables = calibrate(detector.module, variables, whole, train=False)
+    run = jax.jit(lambda image, valid: detector_outputs(detector, variables, image, valid))
+    alone, there = run(whole, None), run(padded, bounds)
+    for name, values in alone.items():
+        np.testing.assert_allclose(there[name], values, atol=2e-4, err_msg=name)
+    assert np.abs(run(padded, None)["boxes"] - alone["boxes"]).max() > 2e-3
+    found = [
+        detector.detect(alone, (28, 24), score_threshold=0.0),
+        detector.detect(there, size, valid_size=bounds, score_threshold=0.0),
+    ]
+    np.testing.assert_allclose(found[1].boxes, found[0].boxes, atol=2e-2)
+    record = {name: value[:2] for name, value in batch.items()}
+    losses_of = [
+        detector.loss(outputs, {**record, "image": image, "image_size": bounds})[0]
+        for outputs, image in ((alone, whole), (there, padded))
+    ]
+    assert float(losses_of[1]) == pytest.approx(float(losses_of[0]), rel=1e-4)
 
 
 def test_a_grid_of_queries_looks_everywhere(small, batch):

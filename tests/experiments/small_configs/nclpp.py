@@ -1,0 +1,5 @@
+import dataclasses
+
+from experiments.methods.nclpp import Config
+
+CONFIG = dataclasses.replace(Config(), backbone="mlp_8", copies=2, batch_size=8, steps=2)
