@@ -1,6 +1,6 @@
 """What is claimed of ARI in the small, and against what: `python -m experiments.reproduce lifelong`.
 
-All arms take as many steps on batches of one size with one memory; the rate of each is the best of those tried on seed 0, which is
+All arms take as many steps on batches of one size with one memory; the rates are the best of those tried on seed 0, which is
 none of those compared (docs/methods/lifelong.md#what-we-measured). Low forgetting alone proves nothing, since what learns slowly
 forgets little: the same runs are compared in what they knew right after learning it.
 """
