@@ -5,7 +5,7 @@ layer before it would feed), the float-in call ("float": the quantizers included
 the relative error against float64 beside each. Operations are counted as 4 B H Nq Nk d for all.
 
 The peers are attention without quantization: other values for less work, so no default can choose them. On a CPU the products of
-codes are taken in float32, exactly, and the compiler makes one loop of them and the softmax between.
+codes are taken in float32, or in bfloat16 where the processor multiplies that, exactly in either.
 """
 
 import argparse
