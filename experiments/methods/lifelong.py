@@ -35,7 +35,7 @@ class Config(recipe.Recipe):
     """Most exemplars of earlier classes in all; 0 for none."""
     augment: inputs.Augment = inputs.Augment(flip=0.0)
     """Random changes of the training images."""
-    image_size: Annotated[int, AtLeast(8)] = 16
+    image_size: Annotated[int, AtLeast(8)] = 12
     """Side of the images, pixels."""
     backbone: str = "attended_mlp"
     """Network; those that attend are attended_resnet and attended_mlp."""
@@ -61,9 +61,9 @@ class Config(recipe.Recipe):
     """Learning rate of that epoch."""
     optimizer: training.Optimizer = training.sgd(0.3, momentum=0.0, schedule="constant", weight_decay=0.0)
     """Optimizer of the inner steps; its schedule runs over a session."""
-    batch_size: Annotated[int, AtLeast(1)] = 96
+    batch_size: Annotated[int, AtLeast(1)] = 48
     """Images per step over all devices."""
-    steps: Annotated[int, AtLeast(0)] = 72
+    steps: Annotated[int, AtLeast(0)] = 40
     """Training steps of each session."""
     epochs: Annotated[int | None, AtLeast(1)] = None
     """Passes over the images of a session instead of its steps."""
@@ -74,7 +74,7 @@ class Config(recipe.Recipe):
         fusion. The task copies of the release are one storage and its reset does nothing, so that its fusion is the last task's
         weights."""
         return cls(
-            data=inputs.Cifar100(),
+            data=inputs.Cifar100(root="cifar-100-python"),
             tasks=inputs.TaskSpec(count=10),
             memory=2000,
             image_size=32,
@@ -102,7 +102,7 @@ class Config(recipe.Recipe):
         """MNIST in five tasks with the published perceptron, 20 epochs each; the source's accuracy is not known to us."""
         return dataclasses.replace(
             cls.paper(),
-            data=inputs.Mnist(),
+            data=inputs.Mnist(root="mnist"),
             tasks=inputs.TaskSpec(count=5),
             image_size=28,
             augment=inputs.Augment(flip=0.0),

@@ -20,6 +20,8 @@ from jaxface.models.detection import DETECTORS, create_detector
 # Fields that make every network small and leave it each kind of layer that it has.
 SMALL = {
     models.MLP: {"hidden": (8,)},
+    models.AttendedMLP: {"hidden": (8,)},
+    models.AttendedResNet: {"channels": (8, 16), "blocks": 1},
     models.ConvNet: {},
     models.SmallLossCNN: {"channels": (8, 8)},
     models.IResNet: {"stages": (2, 1), "channels": (16, 32)},
