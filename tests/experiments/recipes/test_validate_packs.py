@@ -38,7 +38,7 @@ def packed(evaluate) -> list[training.PackVerification]:
 RECIPES = [m for m in methods.descriptions() if issubclass(configs.method_module(m).Config, Recipe)]
 
 
-CLASSIFIERS = {"apvit", "qvit", "sparsevit"}
+CLASSIFIERS = {"apvit", "law", "lifelong", "mda", "nclpp", "qvit", "sparsevit"}
 
 
 @pytest.mark.parametrize("method", sorted(CLASSIFIERS))
