@@ -118,6 +118,36 @@ class Config(recipe.Recipe):
             workers=16,
         )
 
+    @classmethod
+    def imagenet_lt(cls) -> "Config":
+        """ImageNet-LT as the conference version has it: three ResNet-50 with cosine classifiers, one copy, 200 epochs."""
+        epoch = 115_846 // 256
+        return cls(
+            data=inputs.ImageLists(
+                root="imagenet", train="ImageNet_LT_train.txt", test="ImageNet_LT_test.txt"
+            ),
+            augment=inputs.Augment(
+                flip=0.5, crop=1.0, crop_scale=(0.08**0.5, 1.0), crop_shift=0.0, policy="rand"
+            ),
+            image_size=224,
+            backbone="resnet50",
+            loss="ncl",
+            hcm_mode="zero",
+            experts=3,
+            copies=1,
+            lam=0.6,
+            num_hard=300,
+            cosine_scale=16.0,
+            many_above=100,
+            few_below=20,
+            optimizer=training.Optimizer(
+                name="nesterov", learning_rate=0.2, schedule="cosine", weight_decay=5e-4
+            ),
+            batch_size=256,
+            steps=200 * epoch,
+            workers=16,
+        )
+
 
 def network(config: Config, classes: int) -> Stacked:
     """The experts: `experts` copies of the backbone with a classifier each."""

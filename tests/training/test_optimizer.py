@@ -140,3 +140,26 @@ def test_refusals_of_groups(options, network, words):
     with pytest.raises(UserError, match=words) as caught:
         Optimizer(**options).build(10, network=network)
     assert "\n" not in str(caught.value)
+
+
+def test_nesterovs_momentum_and_a_warm_up_from_a_third():
+    rule = Optimizer(
+        name="nesterov",
+        learning_rate=0.1,
+        schedule="constant",
+        weight_decay=0.0,
+        warmup=0.5,
+        warmup_from=1 / 3,
+    )
+    np.testing.assert_allclose(
+        [rule.learning_rates(8)(step) for step in (0, 2, 4, 7)], [0.1 / 3, 0.2 / 3, 0.1, 0.1]
+    )
+    constant = Optimizer(name="nesterov", learning_rate=0.1, schedule="constant", weight_decay=0.0)
+    optimizer = constant.build(8)
+    params = {"w": jnp.zeros(())}
+    state, moved = optimizer.init(params), []
+    for _ in range(2):
+        updates, state = optimizer.update({"w": jnp.ones(())}, state, params)
+        moved.append(float(updates["w"]))
+    # v = 0.9 v + g, and the step is g + 0.9 v: 1.9, then 2.71.
+    np.testing.assert_allclose(moved, [-0.19, -0.271], rtol=1e-6)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.methods.law import AgentSpec, Config, build, clean_split, divided, scan_length
+from experiments.methods.law import AgentSpec, Config, build, clean_split, divided, scan_length, staged
 from jaxface import data, models, training
 from jaxface.data.sources.bundled import ArraySource
 from jaxface.errors import UserError
@@ -53,6 +53,23 @@ def test_the_papers_recipe():
     assert (plain["clip_norm"], plain["weight_decay"], plain["size_penalty"]) == (5.0, 1e-5, 1e-3)
     assert config.rule == WeightRule(use_label=False, entropy_scale="loss", num_nodes=1)
     assert scan_length(config) == 50
+
+
+@pytest.mark.slow
+def test_the_papers_twins_fit_the_scan():
+    """Traced, not run: two networks of 36.5 million parameters over fifty batches of a hundred images."""
+    config = Config.paper()
+    model = models.create(config.backbone, embedding=10)
+    twins = staged(config, model, (32, 32, 3), config.steps, config.rule)
+    start = jax.eval_shape(twins.init, jax.random.key(0))
+    scan = scan_length(config)
+    images = jax.ShapeDtypeStruct((scan, config.batch_size, 32, 32, 3), jnp.float32)
+    labels = jax.ShapeDtypeStruct((scan, config.batch_size), jnp.int32)
+    after, report = jax.eval_shape(twins.run_stage, start, jnp.zeros(3), images, labels, 0)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), start
+    )
+    assert models.parameter_count(after.params) == 2 * 36_479_194 and set(report) >= {"loss", "weight"}
 
 
 def test_the_recipe_for_long_tails():

@@ -181,6 +181,21 @@ def test_the_papers_recipe(cifar100):
     jax.eval_shape(lambda s, b: stage.step(s, device_batch(b)), state, batch)
 
 
+def test_imagenet_lt():
+    """NCL: SGD 0.2, a half cosine over 200 epochs of batches of 256, RandAugment (2, 10), H = 300, cosines of scale 16."""
+    config = Config.imagenet_lt()
+    assert (config.num_hard, config.cosine_scale, config.experts, config.batch_size) == (300, 16.0, 3, 256)
+    assert (config.optimizer.learning_rate, config.steps) == (0.2, 200 * (115_846 // 256))
+    assert (config.augment.policy, config.augment.rand_operations, config.augment.rand_magnitude) == (
+        "rand",
+        2,
+        10,
+    )
+    shapes = jax.eval_shape(network(config, 1000).init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+    # ResNet-50 without its last layer has 23,508,032 parameters.
+    assert models.parameter_count(shapes["params"]) == 3 * (23_508_032 + 2048 * 1000 + 1000)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
