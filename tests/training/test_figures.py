@@ -32,6 +32,7 @@ def draw_all(folder):
             {"ours": {"rank 1": 0.9, "rank 5": 0.7}, "theirs": {"rank 1": 0.5, "rank 5": 0.0}},
             folder / "bars.png",
         ),
+        figures.save_accuracy_matrix([[0.9, 0.0], [0.5, 0.8]], folder / "tasks.png", title="by task"),
     ]
 
 
@@ -238,6 +239,20 @@ def test_rows_and_bars_refuse_what_they_cannot_show(tmp_path):
     with pytest.raises(ValueError, match="panels: need one number of layers"):
         figures.save_layers({"cycles": {"a": np.ones(2), "b": np.ones(3)}}, path)
     assert not path.exists()
+
+
+def test_the_matrix_of_tasks_is_drawn_below_its_diagonal(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(figures, "_write", lambda figure, path: drawn.append(figure))
+    figures.save_accuracy_matrix([[0.9, 0.3, 0.1], [0.7, 0.8, 0.2], [0.6, 0.85, 0.95]], tmp_path / "x.png")
+    table, lines = drawn[0].axes
+    shown = np.asarray(table.images[0].get_array().filled(np.nan))
+    assert np.isnan(shown[np.triu_indices(3, 1)]).all() and shown[2, 0] == 0.6
+    assert len(table.texts) == 6
+    values = {line.get_label(): line.get_ydata() for line in lines.lines}
+    np.testing.assert_allclose(values["tasks seen"], [0.9, 0.75, 0.8])
+    np.testing.assert_allclose(values["newest task"], [0.9, 0.8, 0.95])
+    np.testing.assert_allclose(values["forgotten of earlier ones"], [np.nan, 0.2, (0.3 - 0.05) / 2])
 
 
 def test_layers_stand_side_by_side_in_panels(monkeypatch, tmp_path):

@@ -27,6 +27,7 @@ def test_decay_spares_biases_and_scales():
     [
         ({"schedule": "constant"}, {0: 0.1, 99: 0.1}),
         ({"schedule": "step"}, {0: 0.1, 49: 0.1, 51: 0.01, 81: 0.001}),
+        ({"schedule": "step", "decay_by": 0.5}, {0: 0.1, 49: 0.1, 51: 0.05, 81: 0.025}),
         ({"schedule": "linear"}, {0: 0.1, 50: 0.05, 100: 0.0}),
         ({"schedule": "cosine"}, {0: 0.1, 50: 0.05, 100: 0.0}),
         ({"schedule": "linear", "hold": 0.4}, {0: 0.1, 40: 0.1, 70: 0.05, 100: 0.0}),
@@ -83,7 +84,7 @@ def test_clipping_bounds_the_norm():
     "options",
     [
         {"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"warmup": 1.0}, {"momentum": 1.0}, {"weight_decay": -1.0},
-        {"clip_norm": 0.0}, {"decay_at": (0.8, 0.5)}, {"decay_at": (0.5, 1.0)},
+        {"clip_norm": 0.0}, {"decay_at": (0.8, 0.5)}, {"decay_at": (0.5, 1.0)}, {"decay_by": 1.0},
     ],
 )  # fmt: skip
 def test_refusals_name_the_field(options):

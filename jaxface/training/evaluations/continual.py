@@ -57,11 +57,9 @@ class Adaptation:
     @functools.cached_property
     def capacity(self) -> int:
         """Batches of the exemplars of a task when it has most of them, after the second session."""
-        most = max(
-            (exemplar_rows(self.source.labels, 2 * self.network.size, self.memory) < len(self.source)).sum(),
-            1,
-        )
-        return -(-int(most) // self.batch_size)
+        seen = min(2, self.network.tasks) * self.network.size
+        rows = exemplar_rows(self.source.labels, seen, self.memory)
+        return -(-int(np.bincount(self.source.tasks[rows]).max()) // self.batch_size)
 
     @functools.cached_property
     def _adapt(self):
