@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from jaxface.errors import UserError
 
-_MOST_LISTED = 40  # names in an error; of more, the nearest are told
+_MOST_LISTED = 50  # names in an error; of more, the nearest are told
 
 
 def nearest(word: str, names) -> str:

@@ -62,4 +62,24 @@ def _of(study: Study, name: str, claim: str) -> Study:
     )
 
 
-STUDIES = {"digits": _digits, **{f"digits-{name}": _of(_digits, name, claim) for name, claim in _OF.items()}}
+_long = dataclasses.replace(
+    _digits,
+    claim="Accuracy of the ensemble after twice as many steps",
+    arms={
+        "nclpp": _at(0.05),
+        "cross-entropy": _at(0.1, loss="cross_entropy"),
+        "LDAM-DRW": _at(0.02, loss="ldam"),
+        "balanced softmax": _at(0.1, loss="balanced"),
+        "balanced softmax + HCM": _at(0.05, **_HCM_ALONE),
+        "nclpp, 0.6": _at(0.05, lam=0.6),
+        "nclpp, 0.6 after a warm-up": _at(0.05, lam=0.6, lam_warmup=1 / 3),
+    },
+    base=dataclasses.replace(Config(), steps=1500),
+)
+
+STUDIES = {
+    "digits": _digits,
+    **{f"digits-{name}": _of(_digits, name, claim) for name, claim in _OF.items()},
+    "digits-long": _long,
+    "digits-long-single": _of(_long, "single", "Accuracy of one network after twice as many steps"),
+}

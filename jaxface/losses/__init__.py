@@ -158,7 +158,6 @@ from jaxface.losses.rm_pfi import (
 )
 from jaxface.losses.sface import sface_loss
 from jaxface.losses.small_loss import (
-    batch_small_loss_mask,
     coteaching_loss,
     forget_rate,
     jocor_loss,
@@ -200,7 +199,6 @@ __all__ = [
     "attention_score",
     "balanced_logits",
     "balanced_softmax_loss",
-    "batch_small_loss_mask",
     "branch_loss",
     "budget_loss",
     "cell_loss",

@@ -26,7 +26,7 @@ def symmetric_divergence(logits1: jax.Array, logits2: jax.Array) -> jax.Array:
     """KL(p₁‖p₂) + KL(p₂‖p₁) of the softmaxes of two [B, C]: [B] float32, with gradients through both.
 
     Example:
-      >>> symmetric_divergence(jnp.array([[2.0, 0, -1]]), jnp.array([[1.0, 1, 0]])).round(4).tolist()
+      >>> [round(x, 4) for x in symmetric_divergence(jnp.array([[2.0, 0, -1]]), jnp.array([[1.0, 1, 0]])).tolist()]
       [0.843]
     """
     _pair(logits1, logits2)
@@ -52,7 +52,7 @@ def jocor_scores(logits1: jax.Array, logits2: jax.Array, labels: jax.Array, *, a
 
     Example:
       >>> z1, z2 = jnp.array([[2.0, 0, -1], [0.5, 1.5, 0]]), jnp.array([[1.0, 1, 0], [-0.5, 0.5, 2]])
-      >>> jocor_scores(z1, z2, jnp.array([0, 2]), agreement=0.65).round(4).tolist()
+      >>> [round(x, 4) for x in jocor_scores(z1, z2, jnp.array([0, 2]), agreement=0.65).tolist()]
       [0.9091, 2.0013]
     """
     check_number("agreement", agreement, Fraction)

@@ -7,6 +7,7 @@ import pytest
 
 from jaxface import axes, losses
 from jaxface.errors import UserError
+from jaxface.losses.small_loss import batch_small_loss_mask
 
 Z1 = jnp.array([[2.0, 0, -1], [0.5, 1.5, 0]])
 Z2 = jnp.array([[1.0, 1, 0], [-0.5, 0.5, 2]])
@@ -87,7 +88,7 @@ def test_replicas_choose_and_average_as_one_device():
     values, mask = jnp.asarray(rng.random((8, 2)), jnp.float32), jnp.asarray(rng.random((8, 2)) < 0.3)
 
     def on_replica(values, mask):
-        chosen = losses.batch_small_loss_mask(values, 5)
+        chosen = batch_small_loss_mask(values, 5)
         return axes.mean(losses.masked_mean(values, mask)), chosen
 
     means, chosen = jax.pmap(on_replica, axis_name=axes.DATA)(values, mask)

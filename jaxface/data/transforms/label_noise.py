@@ -139,8 +139,8 @@ def draw_labels(labels: np.ndarray, matrix: np.ndarray, *, seed: int) -> np.ndar
       ValueError: labels outside the classes, or a matrix whose rows are no probabilities.
 
     Example:
-      >>> draw_labels(np.zeros(1000, int), symmetric_noise(2, 0.25), seed=0).mean().round(2)
-      np.float64(0.25)
+      >>> draw_labels(np.zeros(8, int), class_dependent_noise(3, 0.5, {0: 2}), seed=0).tolist()
+      [0, 2, 0, 0, 0, 2, 2, 2]
     """
     matrix = np.asarray(matrix, np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:

@@ -172,7 +172,7 @@ def test_every_spec_and_field_is_documented_on_the_command_line(capsys):
     assert chosen.identities == 7 and chosen.variation.yaw == 5
     for kind in kinds.__args__:
         assert kind.__doc__ and not kind.__doc__.startswith(kind.__name__ + "(")
-        command = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", kind.__name__).lower()
+        command = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", kind.__name__).lower()
         with pytest.raises(SystemExit):
             tyro.cli(Config, args=[f"data:{command}", "--help"])
         shown = " ".join(capsys.readouterr().out.replace("│", " ").split())

@@ -12,7 +12,7 @@ from experiments.studies.mda import ARMS
 from jaxface import data, losses, models, training
 from jaxface.errors import UserError
 
-TINY = Config(backbone="mlp_8", batch_size=96, steps=60, gradual=3)  # ten steps an epoch, six epochs
+TINY = Config(backbone="mlp_32", batch_size=96, steps=60, gradual=3)  # ten steps an epoch, six epochs
 
 
 def test_the_papers_recipe():
@@ -116,7 +116,7 @@ def test_the_choice_is_by_mirror_images_over_the_whole_training_set():
     for mirrored in (True, False):
         _, state, chosen = refreshed(config, mirrored=mirrored)
         seen = images[:, :, ::-1] if mirrored else images
-        network = models.create("mlp_8", embedding=10)
+        network = models.create("mlp_32", embedding=10)
         logits = jax.vmap(network.apply, in_axes=(0, None))(
             {"params": state.params["backbone"]["network"]}, jnp.asarray(seen, jnp.float32)
         )

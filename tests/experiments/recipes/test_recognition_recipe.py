@@ -216,12 +216,17 @@ ONE_IMAGE_WILL_DO = {
     "condensation_net",
     "ddc",
     "fmvit",
+    "law",
+    "lifelong",
+    "mda",
+    "nclpp",
     "qdetr",
     "qvit",
     "rm_pfi",
     "sparsevit",
 }
-GROUPS = {"pseco"}  # batches of whole groups: of images with labels and without
+# Batches of whole groups, of images with labels and without; weights relative to the batch; sessions that follow one another.
+OTHERWISE = {"pseco", "law", "lifelong"}
 
 
 @pytest.mark.parametrize("method", sorted(ONE_IMAGE_WILL_DO))
@@ -230,7 +235,7 @@ def test_one_image_trains_a_network_without_batch_statistics_of_one_value(method
     assert any(stage.steps for stage in configs.build(method, dataclasses.replace(config, batch_size=1)))
 
 
-@pytest.mark.parametrize("method", sorted(methods.descriptions().keys() - ONE_IMAGE_WILL_DO - GROUPS))
+@pytest.mark.parametrize("method", sorted(methods.descriptions().keys() - ONE_IMAGE_WILL_DO - OTHERWISE))
 def test_images_one_by_one_are_refused_by_every_other_method_before_anything_is_computed(method):
     module = configs.method_module(method)
     fields = {"data": FACES, "image_size": 16, "batch_size": 8, **OVERRIDES.get(method, {})}
