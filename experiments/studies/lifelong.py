@@ -58,6 +58,21 @@ _fusion = Study(
     baseline="uniform",
 )
 
+# What the weights owe to their form, to the optimizer and to the length of a session.
+_variants = dataclasses.replace(
+    _fusion,
+    claim="The same of other distances, one Adam for all tasks, and twice the steps",
+    arms={
+        "ari": {},
+        "ari, floor": _fused(_FLAT, floor=0.85),
+        "ari, sums and floor": _fused(_FLAT, distance="sum", floor=0.85),
+        "ari, shared Adam": _fused(_FLAT, 1e-3, rule="adam"),
+        "uniform, shared Adam": _fused(_FLAT, 1e-3, rule="adam", kind="uniform"),
+        "uniform": _fused(_FLAT, kind="uniform"),
+        "uniform, twice the steps": {**_fused(_FLAT, kind="uniform"), "steps": 144},
+    },
+)
+
 # What the second inner step sees: digits before a background that tells the class in training alone.
 _TEXTURED = Config()
 _textured = Study(
@@ -101,4 +116,9 @@ def _views(name: str, study: Study) -> dict[str, Study]:
     }
 
 
-STUDIES = {**_views("fusion", _fusion), **_views("textured", _textured)}
+STUDIES = {
+    **_views("fusion", _fusion),
+    "variants": _variants,
+    "variants-chunk": _views("variants", _variants)["variants-chunk"],
+    **_views("textured", _textured),
+}

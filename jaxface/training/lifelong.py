@@ -130,6 +130,13 @@ def row_mean(values: jax.Array, rows: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(rows, values, 0.0)) / jnp.maximum(count, 1e-6)
 
 
+def averaged(state: TrainState, params: Any, decay: float | None) -> Any:
+    """The moving average of a state once its parameters are `params`."""
+    if decay is None:
+        return state.ema
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+
+
 def meta_fusion_step(
     network: TaskNetwork,
     fusion: MetaFusion,
@@ -244,7 +251,7 @@ def meta_fusion_step(
             "largest_weight": largest,
             "moved": moved,
         }
-        ema = state.ema if ema_decay is None else optax.incremental_update(params, state.ema, 1 - ema_decay)
+        ema = averaged(state, params, ema_decay)
         opt_states = (opt_state if shared else own_states,)
         return state.replace(
             step=state.step + 1, params=params, extra=extra, opt_state=opt_states, ema=ema
@@ -277,7 +284,7 @@ def joint_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state[0], state.params)
         scale = rate(state.step / state.extra["length"])
         params = optax.apply_updates(state.params, jax.tree.map(lambda u: scale * u, updates))
-        ema = state.ema if ema_decay is None else optax.incremental_update(params, state.ema, 1 - ema_decay)
+        ema = averaged(state, params, ema_decay)
         report = {"loss": loss, "accuracy": accuracy}
         return state.replace(
             step=state.step + 1, params=params, extra=extra, opt_state=(opt_state,), ema=ema

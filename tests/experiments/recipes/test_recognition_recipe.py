@@ -216,8 +216,6 @@ ONE_IMAGE_WILL_DO = {
     "condensation_net",
     "ddc",
     "fmvit",
-    "law",
-    "lifelong",
     "mda",
     "nclpp",
     "qdetr",
