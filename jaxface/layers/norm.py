@@ -111,7 +111,7 @@ class MaskedBatchNorm(nn.Module):
         mean, var = (average.value for average in averages)
         if train:
             wide = x.astype(jnp.float32)
-            rows = jnp.ones(len(x), bool) if where is None else where
+            rows = jnp.ones(x.shape[0], bool) if where is None else where
             rows = rows.reshape(-1, *(1,) * (x.ndim - 1)).astype(jnp.float32)
             over = tuple(range(x.ndim - 1))
             # Means of replicas with other numbers of rows: the sums are averaged, and so is the number.

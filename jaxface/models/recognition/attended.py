@@ -136,7 +136,7 @@ class AttendedMLP(nn.Module):
         x = image.astype(self.dtype)
         features = nn.Conv(3, (3, 3), name="stem_conv", **types)(x)
         weights = SpatialAttention(normalize=False, name="stem_attention", **types)(features, train=train)
-        x = (x * weights.astype(self.dtype)).reshape(len(x), -1)
+        x = (x * weights.astype(self.dtype)).reshape(x.shape[0], -1)
         for i, width in enumerate(self.hidden, start=1):
             layer = nn.Dense(width, name=f"hidden{i}", **types)
             x = run_block(layer, x, remat=self.remat, call=lambda layer, x: nn.relu(layer(x)))
