@@ -75,7 +75,7 @@ from jaxface.data.specs.base import KINDS, DataSpec, Split, load, load_all
 from jaxface.data.specs.benchmarks import Ijb, MegaFace, Scface, TinyFace
 from jaxface.data.specs.bundled_sets import DigitHalves, Digits, Lfw, LfwPatches, LfwSubset, Olivetti
 from jaxface.data.specs.canvases import ClutteredDigits, DigitCanvas, TexturedDigits
-from jaxface.data.specs.class_lists import ClassFolders, Clothing1M, Cub200, ImageLists
+from jaxface.data.specs.class_lists import ClassFolders, Clothing1m, Cub200, ImageLists
 from jaxface.data.specs.detection_sets import Coco, Fddb, Scenes, Voc, WiderFace
 from jaxface.data.specs.ellipse_sets import Ellipses
 from jaxface.data.specs.embeddings import Crowd, EmbeddingFile
@@ -151,7 +151,7 @@ __all__ = [
     "Cifar100",
     "ClassFolders",
     "ClassUniform",
-    "Clothing1M",
+    "Clothing1m",
     "ClutteredDigits",
     "Coco",
     "Copies",

@@ -1,6 +1,6 @@
 """Class prototypes and cosines: the head of every recognition network.
 
-Methods: acw, cckd, cloak, coupleface, gabn, ida, lrfr, sface
+Methods: acw, cckd, cloak, coupleface, gabn, ida, lrfr, nclpp, sface
 """
 
 import jax

@@ -3,7 +3,7 @@
 Co-teaching (arXiv:1804.06872) hands each network the examples that are easy for the other; JoCoR (arXiv:2003.02752) takes those
 whose joint loss is small, which has the divergence of the two predictions in it.
 
-Methods: mda, law
+Methods: mda
 """
 
 import math

@@ -1,6 +1,6 @@
 """Several networks of one architecture as one module, whose parameters have a leading axis.
 
-Methods: nclpp
+Methods: mda, nclpp
 """
 
 import flax.linen as nn

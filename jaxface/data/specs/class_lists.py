@@ -83,7 +83,7 @@ class Cub200(_Listed):
 
 @KINDS.register("clothing1m")
 @dataclasses.dataclass(frozen=True)
-class Clothing1M(_Listed):
+class Clothing1m(_Listed):
     """Clothing1M: 14 kinds of clothes, a million images with labels from the web."""
 
     labels: Literal["noisy", "clean"] = "noisy"

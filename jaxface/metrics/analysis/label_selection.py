@@ -1,6 +1,6 @@
 """How well a selection of examples keeps right labels and leaves wrong ones out.
 
-Methods: mda, law
+Methods: mda
 """
 
 from typing import NamedTuple

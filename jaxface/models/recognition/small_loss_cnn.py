@@ -1,6 +1,6 @@
 """The seven-layer network of CIFAR that methods against wrong labels are compared on (arXiv:1804.06872, arXiv:2003.02752).
 
-Methods: mda, law
+Methods: mda
 """
 
 from typing import Any

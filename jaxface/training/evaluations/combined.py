@@ -1,4 +1,7 @@
-"""Several evaluations of a state as one."""
+"""Several evaluations of a state as one.
+
+Methods: apvit, bamsprod, cckd, condensation_net, gabn, lrfr, pseco, qvit, rbonn, rco, rm_pfi, sface
+"""
 
 from jaxface.training.stages import Evaluation, Figures, figures_of
 from jaxface.training.step import TrainState

@@ -126,11 +126,11 @@ def clothes(tmp_path):
 
 
 def test_clothing_1m(clothes):
-    train, test = opened(data.Clothing1M(str(clothes)))
+    train, test = opened(data.Clothing1m(str(clothes)))
     assert train.labels.tolist() == [1] and train.skipped == 1 and values(train) == [0]
     assert test.labels.tolist() == [2] and train.class_names == ["T-Shirt", "Shirt", "Knitwear"]
-    train, test = opened(data.Clothing1M(str(clothes), labels="clean", test="clean_val"))
+    train, test = opened(data.Clothing1m(str(clothes), labels="clean", test="clean_val"))
     assert train.labels.tolist() == [0] and values(train) == [20] and test.labels.tolist() == [1]
     (clothes / "noisy_label_kv.txt").write_text("")
     with pytest.raises(UserError, match=r"root: no images with a label in .*noisy_train_key_list.txt"):
-        opened(data.Clothing1M(str(clothes)))
+        opened(data.Clothing1m(str(clothes)))
