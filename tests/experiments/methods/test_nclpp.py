@@ -128,7 +128,7 @@ def test_experts_spread_over_devices_are_those_of_one(nested):
 
 
 @pytest.mark.slow
-def test_it_learns_and_resumes(tmp_path):
+def test_it_learns_and_frequent_classes_first():
     config = dataclasses.replace(TINY, steps=60, backbone="mlp_32", batch_size=16)
     whole = training.run(build(config), seed=0)
     assert whole.metrics["ensemble/accuracy"] > 0.4
