@@ -60,7 +60,7 @@ def learned():
 def test_a_run_reports_what_it_learned_from(learned):
     found = learned.metrics
     assert found["classification/accuracy"] > 0.2 and 0.45 < found["noise/rate"] < 0.55
-    assert found["selection/precision"] > 0.6 > 1 - found["noise/rate"], "better than chance"
+    assert found["selection/precision"] > 0.55 > 1 - found["noise/rate"], "better than chance"
     history = learned.state.extra["history"]
     assert np.isfinite(history["accuracy"][:5]).all() and np.isnan(history["accuracy"][5])
     np.testing.assert_allclose(
