@@ -66,7 +66,10 @@ def test_smca_has_its_looks_besides():
     assert parameter_count(shapes[1]) - parameter_count(shapes[0]) == looks + queries - classes
 
 
-@pytest.mark.parametrize("fields", [{}, {"query_form": "learned"}, {"gaussian": True, "focal": True}])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, pytest.param({"query_form": "learned"}, marks=pytest.mark.slow), {"gaussian": True, "focal": True}],
+)
 def test_outputs_loss_and_detections(batch, fields):
     detector = dataclasses.replace(SMALL, **fields)
     params, extra = init_variables(detector, jax.random.key(0), (32, 32))
@@ -115,7 +118,12 @@ def length(tree):
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"query_form": "learned", "weight_bits": 4}, {"gaussian": True, "focal": True}]
+    "fields",
+    [
+        {},
+        pytest.param({"query_form": "learned", "weight_bits": 4}, marks=pytest.mark.slow),
+        pytest.param({"gaussian": True, "focal": True}, marks=pytest.mark.slow),
+    ],
 )
 def test_padding_is_not_seen(batch, fields):
     """An image says the same whatever it is padded with, and on whichever canvas: boxes are relative to the image."""
