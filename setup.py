@@ -42,6 +42,14 @@ DETECTION = [
     "pycocotools>=2.0.10",  # COCO's evaluation, its own code
     "scipy>=1.14",  # matching of ellipses, lists of WIDER FACE
 ]
+FOUNDATION = [
+    "tokenizers>=0.21",  # trains and reads the tokenizers of captions
+    "ImageHash>=4.3",  # perceptual hashes: test images are kept out of training sets
+]
+COMPRESSION = [
+    "constriction>=0.4",  # range coder of image and video files
+    "bjontegaard>=1.2",  # BD-rate between rate-distortion curves
+]
 TRACKING = ["wandb>=0.19", "mlflow-skinny>=3"]  # writers beside JSON lines and TensorBoard
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"]
 NOTEBOOKS = ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6"]  # scripts as notebooks, and executed
@@ -52,6 +60,8 @@ _PEOPLE = [
     *INTEROP,
     *GALLERY,
     *DETECTION,
+    *FOUNDATION,
+    *COMPRESSION,
     *TRACKING,
 ]  # all that needs no device and no developer
 
@@ -108,6 +118,8 @@ setup(
         "inference": INFERENCE,
         "gallery": GALLERY,
         "detection": DETECTION,
+        "foundation": FOUNDATION,
+        "compression": COMPRESSION,
         "tracking": TRACKING,
         "docs": DOCS,
         "notebooks": NOTEBOOKS,
