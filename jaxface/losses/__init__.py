@@ -52,6 +52,8 @@
 | `forget_rate`, `small_loss_count`, `small_loss_mask`, `masked_mean` | their parts | |
 | `mda_loss`, `mean_point_loss`, `mirror` | two networks agree; likely right labels count | arXiv:2212.01054 |
 | `gan_discriminator_loss`, `gan_generator_loss`, `r1_penalty` | a generator of faces | arXiv:1406.2661, 1801.04406 |
+| `child_arch_gradient`, `parent_tangent`, `dcp_arch_gradient` | a binary network's architecture is pulled along a real one's | arXiv:2306.15390 |
+| `ggn_vector_product`, `exact_hessian_vector_product`, `discrepancy`, `reconstruction_loss`, … | their parts | |
 """
 
 from jaxface.losses.acw import acw_loss, leave_one_out_cosines
@@ -66,6 +68,18 @@ from jaxface.losses.cckd import (
 from jaxface.losses.cells import cell_loss
 from jaxface.losses.class_features import mined_relations
 from jaxface.losses.coupleface import CoupleFaceTerms, coupleface_loss, relation_aware_loss
+from jaxface.losses.dcp_nas import (
+    ArchitectureGradient,
+    child_arch_gradient,
+    child_performance,
+    dcp_arch_gradient,
+    discrepancy,
+    exact_hessian_vector_product,
+    ggn_vector_product,
+    parent_performance,
+    parent_tangent,
+    reconstruction_loss,
+)
 from jaxface.losses.detection import (
     DetectionTerms,
     DetrTerms,
@@ -174,6 +188,7 @@ from jaxface.losses.yolo import YoloBoxes, YoloTerms, cluster_anchors, decode_yo
 __all__ = [
     "HEADS",
     "ArcFace",
+    "ArchitectureGradient",
     "Attention",
     "AttentionKind",
     "AttentionScore",
@@ -202,6 +217,8 @@ __all__ = [
     "branch_loss",
     "budget_loss",
     "cell_loss",
+    "child_arch_gradient",
+    "child_performance",
     "cluster_anchors",
     "correlation_congruence_loss",
     "correlation_matrix",
@@ -210,14 +227,17 @@ __all__ = [
     "coupleface_loss",
     "create_head",
     "cross_entropy",
+    "dcp_arch_gradient",
     "decode_yolo",
     "detr_loss",
     "detr_match",
     "dgd_loss",
+    "discrepancy",
     "discriminator_loss",
     "drd_loss",
     "effective_number_weights",
     "erase",
+    "exact_hessian_vector_product",
     "feature_imitation_loss",
     "filter_pseudo",
     "focal_loss",
@@ -225,6 +245,7 @@ __all__ = [
     "forget_rate",
     "gan_discriminator_loss",
     "gan_generator_loss",
+    "ggn_vector_product",
     "gradient_attention",
     "group_weights",
     "halve_nearest",
@@ -259,6 +280,8 @@ __all__ = [
     "ncl_loss",
     "ncl_pp_loss",
     "pairwise_sym_kl",
+    "parent_performance",
+    "parent_tangent",
     "partial_cross_entropy",
     "partial_fc_loss",
     "pcv_weights",
@@ -272,6 +295,7 @@ __all__ = [
     "rank_mimic_box_loss",
     "rank_mimic_loss",
     "rcnn_loss",
+    "reconstruction_loss",
     "relation_aware_loss",
     "relative_spread",
     "reliability_weights",

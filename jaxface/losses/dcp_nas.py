@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
+from jaxface import axes
 from jaxface.checks import NonNegative, check_number
 from jaxface.errors import UserError
 
@@ -85,7 +86,7 @@ def parent_tangent(logits_fn: LogitsFunction, alpha: jax.Array, labels: jax.Arra
       [E, M].
     """
     gradient = jax.grad(lambda a: parent_performance(logits_fn(a), labels))(alpha)
-    return jax.lax.stop_gradient(gradient)
+    return jax.lax.stop_gradient(axes.mean(gradient))
 
 
 def ggn_vector_product(logits_fn: LogitsFunction, alpha: jax.Array, vector: jax.Array) -> jax.Array:
@@ -251,16 +252,15 @@ def child_arch_gradient(
     _check_kind("curvature", curvature, Curvature)
     logits, pullback = jax.vjp(logits_fn, alpha)
     p = jax.lax.stop_gradient(parent_probabilities)
-    gradient = pullback((p - jax.nn.softmax(logits)) / len(logits))[0]
+    gradient = axes.mean(pullback((p - jax.nn.softmax(logits)) / len(logits))[0])
     distance_of = lambda g: discrepancy(g, tangent, distance)  # noqa: E731
     value, direction = jax.value_and_grad(distance_of)(gradient)
     if curvature == "exact":
-        product = exact_hessian_vector_product(
-            lambda a: child_performance(logits_fn(a), p), alpha, direction
-        )
+        product = exact_hessian_vector_product(lambda a: child_performance(logits_fn(a), p), alpha, direction)
     else:
         _, change = jax.jvp(logits_fn, (alpha,), (direction,))
         product = pullback(_fisher_of_logits(logits, change))[0]
+    product = axes.mean(product)
     if ratio is not None:
         strength = jnp.minimum(ratio * _norm(gradient) / jnp.maximum(_norm(product), _TINY), _STRONGEST)
     total = dcp_arch_gradient(gradient, product, strength, curvature)

@@ -20,9 +20,7 @@ GateNorm = Literal["mean", "sum"]
 """R of an operation: the mean square of its weights, or their sum of squares, which is larger the more weights there are."""
 
 
-def operation_norms(
-    squares: jax.Array, counts: jax.Array, norm: GateNorm = "mean"
-) -> jax.Array:
+def operation_norms(squares: jax.Array, counts: jax.Array, norm: GateNorm = "mean") -> jax.Array:
     """R [M] of operations; 0 of those without weights.
 
     Args:
@@ -105,9 +103,7 @@ def decoupled_step(
       [[0.20000000298023224, 0.4000000059604645]]
     """
     if alpha_new.ndim != 2 or alpha_new.shape != alpha_old.shape:
-        raise UserError(
-            f"alpha_new: needs [E, M] as alpha_old, got {alpha_new.shape} and {alpha_old.shape}"
-        )
+        raise UserError(f"alpha_new: needs [E, M] as alpha_old, got {alpha_new.shape} and {alpha_old.shape}")
     edges, operations = alpha_new.shape
     if psi.shape != (edges,):
         raise UserError(f"psi: needs one number for each of the {edges} edges, got {psi.shape}")

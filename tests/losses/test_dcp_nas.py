@@ -57,9 +57,7 @@ def test_check_3_the_hessian_is_minus_the_fisher_matrix_and_not_the_outer_produc
     columns = [losses.ggn_vector_product(logits_fn, jnp.asarray(ALPHA), e) for e in jnp.eye(2)]
     np.testing.assert_allclose(-jnp.stack(columns), hessian, atol=1e-12)
     slopes = jax.jacobian(lambda a: jax.nn.softmax(logits_fn(a))[0])(jnp.asarray(ALPHA))
-    np.testing.assert_allclose(
-        slopes.T @ slopes, [[0.055657, -0.086650], [-0.086650, 0.202898]], atol=1e-6
-    )
+    np.testing.assert_allclose(slopes.T @ slopes, [[0.055657, -0.086650], [-0.086650, 0.202898]], atol=1e-6)
 
 
 @pytest.mark.parametrize("curvature", ["ggn", "exact", "printed"])
@@ -176,7 +174,9 @@ def test_the_reconstruction_freezes_signs_as_printed():
     by_hand = 0.2**2 + 0.01**2 + 0.2**2 + 0.01**2
     value = losses.reconstruction_loss({"a": kernel}, {"a": scale})
     assert float(value) == pytest.approx(by_hand)
-    assert float(losses.reconstruction_loss({"a": kernel}, {"a": scale}, mean=True)) == pytest.approx(by_hand / 4)
+    assert float(losses.reconstruction_loss({"a": kernel}, {"a": scale}, mean=True)) == pytest.approx(
+        by_hand / 4
+    )
     slopes = jax.grad(lambda w: losses.reconstruction_loss({"a": w}, {"a": scale}))(kernel)
     np.testing.assert_allclose(slopes, [[0.4, 0.02], [0.4, 0.02]], atol=1e-12)
     inside = jnp.sign(kernel) * jnp.abs(kernel) < scale  # a weight between 0 and β is pushed away from 0

@@ -80,8 +80,14 @@ def test_every_live_operation_is_sampled_once_in_a_round():
     ("call", "message"),
     [
         (lambda: search.decoupled_step(NEW[0], OLD[0], PSI, NORMS), r"alpha_new: needs \[E, M\]"),
-        (lambda: search.decoupled_step(NEW, OLD, PSI[:1], NORMS), "psi: needs one number for each of the 2 edges"),
-        (lambda: search.decoupled_step(NEW, OLD, PSI, NORMS[:2]), "norms: needs one number for each of the 3"),
+        (
+            lambda: search.decoupled_step(NEW, OLD, PSI[:1], NORMS),
+            "psi: needs one number for each of the 2 edges",
+        ),
+        (
+            lambda: search.decoupled_step(NEW, OLD, PSI, NORMS[:2]),
+            "norms: needs one number for each of the 3",
+        ),
         (lambda: search.density_gate(NORMS, 1.0), "eps: needs a number above 0 and below 1, got 1"),
         (lambda: search.density_gate(NORMS, 0.0), "eps: needs a number above 0 and below 1, got 0"),
         (lambda: search.operation_norms(NORMS, NORMS, "max"), "gate_norm: needs one of mean, sum, got 'max'"),
