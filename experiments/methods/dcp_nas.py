@@ -4,8 +4,8 @@
     python -m experiments.launch dcp_nas --preset paper --genotype released …   # ImageNet; built and typed, not trained here
     python -m experiments.reproduce dcp_nas --study digits
 
-Differs from the paper in: the gradient of the log-likelihood as the tangent (the printed sum is 0), λ set for the size of its term,
-μ = 5e-5, and a correction of the architecture that does something (docs/methods/dcp_nas.md#choices-of-ours).
+Differs from the paper in: the gradient of the log-likelihood as the tangent (the printed sum is 0), λ set for the size of its
+term, μ = 5e-5, and a correction of the architecture that does something (docs/methods/dcp_nas.md#choices-of-ours).
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ import pathlib
 from collections.abc import Generator
 from typing import Annotated, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
@@ -67,9 +66,9 @@ class Config(recipe.Recipe):
     """Cells of the supernets."""
     search_reductions: tuple[int, ...] = (0,)
     """Those of them that halve the plane."""
-    rounds: Annotated[int, AtLeast(1)] = 2
+    rounds: Annotated[int, AtLeast(1)] = 4
     """Times that both phases are run."""
-    phase_steps: Annotated[int, AtLeast(1)] = 100
+    phase_steps: Annotated[int, AtLeast(1)] = 40
     """Steps of a phase; a search by one supernet has as many phases."""
     search_batch_size: Annotated[int, AtLeast(1)] = 32
     """Images of a step for weights, and as many for the architecture."""
@@ -77,7 +76,9 @@ class Config(recipe.Recipe):
     """Fraction of the training images that the architecture is learned on, in (0, 1)."""
     weight_optimizer: training.Optimizer = training.adam(1e-2, schedule="cosine", weight_decay=0.0)
     """Optimizer of the supernets' weights."""
-    arch_optimizer: training.Optimizer = training.sgd(10.0, momentum=0.0, schedule="constant", weight_decay=0.0)
+    arch_optimizer: training.Optimizer = training.sgd(
+        10.0, momentum=0.0, schedule="constant", weight_decay=0.0
+    )
     """Optimizer of the architecture. Plain steps: Adam would hide the size of the tangent term."""
     channels: Annotated[int | None, AtLeast(2)] = None
     """Channels of a node in the first cell of the found network; the network's own where None."""
@@ -106,11 +107,11 @@ class Config(recipe.Recipe):
     batch_size: Annotated[int, AtLeast(1)] = 64
     """Images per step of the trainings, over all devices."""
     steps: Annotated[int, AtLeast(0)] = 400
-    """Steps of the second training."""
+    """Steps of the second training; 0 leaves both out, and the run ends with the cell."""
 
     @classmethod
     def paper(cls) -> "Config":
-        """ImageNet: the large network in two trainings of 256 epochs with a ResNet-34 as the teacher; 72.4 / 89.2 is to be reached.
+        """ImageNet: the large network in two trainings of 256 epochs with a ResNet-34 as the teacher; 72.4 / 89.2 is the aim.
 
         The search is that of CIFAR-10 (`Config.searched`), whose cell `genotype` names; the authors' is `released`.
         """
@@ -194,7 +195,9 @@ def given_genotype(config: Config) -> cell_networks.Genotype | None:
         path = pathlib.Path(user_path("genotype", text))
         file = path / GENOTYPE_FILE if path.is_dir() else path
         if not file.is_file():
-            raise UserError(f"genotype: needs JSON, a file of it, a search's work directory or {RELEASED}, got {text!r}")
+            raise UserError(
+                f"genotype: needs JSON, a file of it, a search's work directory or {RELEASED}, got {text!r}"
+            )
         text = file.read_text()
     return cell_networks.genotype_from_json(text, config.primitives)
 
@@ -260,15 +263,17 @@ def stages(config: Config, split: inputs.Split) -> Generator[training.Stage, tra
         )
         for stage in search_stages(config, split, searcher):
             yield stage
-        cell = yield training.Stage("cell", init=lambda rng, previous: previous, compile_init=False, evaluate=found)
+        cell = yield training.Stage(
+            "cell", init=lambda rng, previous: previous, compile_init=False, evaluate=found
+        )
         genotype = found.genotype(cell.state)
     else:
         drawn = FoundCell(split.held_out, config.primitives, {}, genotype)
         yield training.Stage("cell", init=_nothing, compile_init=False, evaluate=drawn)
 
     # Retraining: real weights under binary activations, then binary ones, on the teacher's classes.
-    forms = [config.form]
-    if config.real_weight_steps and config.form == "binary":
+    forms = [config.form] if config.steps else []
+    if config.steps and config.real_weight_steps and config.form == "binary":
         forms = ["signs", "binary"]
     for form in forms:
         yield retraining(config, split, network(config, genotype, form), form, teacher, teacher_state)
@@ -354,19 +359,15 @@ def retraining(
 
     objective = training.Objective(loss_fn, recognition.optimizer(rule, steps))
 
-    @jax.jit
-    def start(rng, trained, teacher_state):
+    # Not compiled: kernels of one shape are drawn by one program for all genotypes.
+    def init(rng, previous):
         params, extra = recognition.init(rng)
-        if trained is not None:
-            params = started_from(params, trained.params, model.scale)
-            extra = {**extra, **training.statistics(trained.extra)}
+        if form == "binary" and config.real_weight_steps:
+            params = started_from(params, previous.params, model.scale)
+            extra = {**extra, **training.statistics(previous.extra)}
         if teacher is not None:
             extra = teacher.installed(extra, teacher_state)
         return recognition.create_state(rng, params, objective, extra=extra)
-
-    def init(rng, previous):
-        trained = previous if form == "binary" and config.real_weight_steps else None
-        return start(rng, trained, teacher_state)
 
     open_batches = recipe.training_batches(config, split.train)
     return training.Stage(

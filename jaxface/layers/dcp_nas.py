@@ -17,9 +17,9 @@ from jaxface.layers.rbonn import bilinear_binarize
 from pallas_kernels.binary_conv import binary_conv2d, pack_bits, pack_weights, unpack_bits
 
 Form = Literal["real", "signs", "binary", "packed"]
-"""Real weights and inputs; real weights, inputs signs where they are to be; binary weights besides; the same from packed bits."""
+"""Real weights and inputs; real weights, and signs as inputs where wanted; binary weights besides; the same from packed bits."""
 ScaleRule = Literal["learned", "released"]
-"""β of the weights β sgn(w): learned through its own gradient, or 0.02 |M| with the released layer's rule (`bilinear_binarize`)."""
+"""β of the weights β sgn(w): learned through its own gradient, or 0.02 |M| with the released rule (`bilinear_binarize`)."""
 BETA = 0.02
 
 
@@ -29,8 +29,8 @@ class OneBitConv(nn.Module):
         real     Σ x · w                    binary   β_o Σ sgn(x) · sgn(w)
         signs    Σ sgn(x) · w               packed   the same on bits, one a weight
 
-    Where `sign_inputs` is False, x takes the place of sgn(x), and only the weights are binary. Depthwise layers are so in the released
-    networks, as are those before a cell.
+    Where `sign_inputs` is False, x takes the place of sgn(x), and only the weights are binary. Depthwise layers are so in the
+    released networks, as are those before a cell.
 
     Args:
       features: O; C where depthwise.
@@ -42,7 +42,7 @@ class OneBitConv(nn.Module):
       scale: how β is learned.
       forward_mode: whether `jax.jvp` is taken of it (`depthwise_conv`).
 
-    x [B, H, W, C] -> [B, ⌈H / stride⌉, ⌈W / stride⌉, O]. Parameters: `kernel` [k, k, C or 1, O], and from "binary" on `scale` [O];
+    x [B, H, W, C] -> [B, ⌈H / stride⌉, ⌈W / stride⌉, O]. Parameters: `kernel` [k, k, C or 1, O], and `scale` [O] where binary;
     packed, `bits` uint32 [k, k, O, ⌈C/32⌉] ([k, k, 1, ⌈C/32⌉] where depthwise) instead of the kernel.
 
     Raises:
@@ -152,22 +152,25 @@ def started_from(params: dict, trained: dict, rule: ScaleRule) -> dict:
     return merged
 
 
-def packed_params(params: dict) -> dict:
-    """Parameters of a network of `OneBitConv`, binary ones, for its packed form: bits in place of every latent kernel with a scale.
+def packed_params(params: dict, rule: ScaleRule) -> dict:
+    """Parameters of a binary network of `OneBitConv` for its packed form: bits in place of every latent kernel with a scale.
 
     Args:
       params: nested; what is no such layer stays as it is.
+      rule: of the scales.
 
     Raises:
       UserError: a latent weight of exactly 0 under the released rule, which trains as 0 and has no sign; a layer of real weights.
     """
     if "kernel" in params and "scale" in params:
         kernel, scale = params["kernel"], params["scale"]
+        scale = scale if rule == "learned" else BETA * jnp.abs(scale)
         if zeros := int(jnp.sum(kernel == 0)):
             raise UserError(f"kernel: needs latent weights other than 0 to pack, got {zeros} zeros")
         depthwise = kernel.shape[2] == 1 and kernel.shape[0] > 1
         bits = pack_weights(jnp.swapaxes(kernel, 2, 3) if depthwise else kernel)
         return {"bits": bits, "scale": scale}
     return {
-        name: packed_params(value) if isinstance(value, dict) else value for name, value in params.items()
+        name: packed_params(value, rule) if isinstance(value, dict) else value
+        for name, value in params.items()
     }

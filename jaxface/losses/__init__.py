@@ -52,8 +52,8 @@
 | `forget_rate`, `small_loss_count`, `small_loss_mask`, `masked_mean` | their parts | |
 | `mda_loss`, `mean_point_loss`, `mirror` | two networks agree; likely right labels count | arXiv:2212.01054 |
 | `gan_discriminator_loss`, `gan_generator_loss`, `r1_penalty` | a generator of faces | arXiv:1406.2661, 1801.04406 |
-| `child_arch_gradient`, `parent_tangent`, `dcp_arch_gradient` | a binary network's architecture is pulled along a real one's | arXiv:2306.15390 |
-| `ggn_vector_product`, `exact_hessian_vector_product`, `discrepancy`, `reconstruction_loss`, … | their parts | |
+| `child_arch_gradient`, `parent_tangent`, … | a binary network's architecture, pulled along a real one's | arXiv:2306.15390 |
+| `ggn_vector_product`, `exact_hessian_vector_product` | curvature of a loss times a vector | |
 """
 
 from jaxface.losses.acw import acw_loss, leave_one_out_cosines

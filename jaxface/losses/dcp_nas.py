@@ -6,12 +6,12 @@ p the classes that the Parent sees and p̂ those of the Child,
     f(α) = mean_b log p_y,   t = ∂f/∂α                    G(α̂) = mean_b Σ_n p_n log(p̂_n / p_n) ≤ 0,   g = ∂G/∂α̂
     L(α̂) = -G + λ D(g, t) + μ L_R,   D = ‖g - t‖²         ∂L/∂α̂ = -g + λ H_G ∂D/∂g,   H_G = ∂²G/∂α̂²
 
-Functions here take `logits_fn`, α [E, M] -> logits [B, N], with everything else inside. The printed form of t, Σ_n ∂p_n/∂α, is 0 for
-every softmax; the gradient of f is what guides. The Hessian is replaced by its Gauss-Newton part, -F:
+Functions here take `logits_fn`, α [E, M] -> logits [B, N], with everything else inside. The printed form of t, Σ_n ∂p_n/∂α, is 0
+for every softmax; the gradient of f is what guides. The Hessian is replaced by its Gauss-Newton part, -F:
 
     F = mean_b Jᵀ (diag(p̂) - p̂ p̂ᵀ) J,   J = ∂z/∂α̂
 
-Near the optimum a of G the term shifts the minimum of L by -2λ (I + 2λF)⁻¹ t: matching gradients asks the Child to keep a residual
+Near the optimum of G the term shifts the minimum of L by -2λ (I + 2λF)⁻¹ t: matching gradients asks the Child to keep a residual
 gradient of t. As printed, with +F, it shifts along t, and enlarges D.
 """
 
@@ -273,8 +273,8 @@ def reconstruction_loss(
 ) -> jax.Array:
     """L_R = Σ ‖w - β∘sgn(w)‖², over layers, the signs being constants.
 
-    By w its gradient is 2 (w - β sgn w): with the weight μ = 0.2 of the paper about a hundred times the task's, so that no sign ever
-    turns. The released layers have μ = 5e-5.
+    By w its gradient is 2 (w - β sgn w): with the weight μ = 0.2 of the paper about a hundred times the task's, so that no sign
+    ever turns. The released layers have μ = 5e-5.
 
     Args:
       kernels: name -> latent weights [..., O].

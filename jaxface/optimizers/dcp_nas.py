@@ -1,7 +1,7 @@
 """DCP-NAS: the decoupled step of an architecture, and CP-NAS's choice by accuracies (arXiv:2306.15390, 2005.00057).
 
-Weights and architecture depend on each other, and the factor ∂w/∂α cannot be computed. A learned ψ [E] ≥ 0, one number per edge, takes
-its place: after a step of α the columns of the operations whose weights are dense are corrected,
+Weights and architecture depend on each other, and the factor ∂w/∂α cannot be computed. A learned ψ [E] ≥ 0, one number per edge,
+takes its place: after a step of α the columns of the operations whose weights are dense are corrected,
 
     α̃ = α' + η ψ∘α,   gate_m = [rank R_m > ⌊ε M⌋],   ∂L/∂ψ_e = Σ_m gate_m η α_em ∂L/∂α̃_em
 
@@ -43,8 +43,8 @@ def operation_norms(squares: jax.Array, counts: jax.Array, norm: GateNorm = "mea
 def density_gate(norms: jax.Array, eps: float = 0.75) -> jax.Array:
     """gate_m = [rank of R_m > ⌊ε M⌋], ranks 1..M ascending; of equal values the first is lower.
 
-    With M = 8 of which four operations have no weights, ε = 0.5 opens the other four whatever their weights are; 0.75 opens the two
-    densest.
+    With M = 8 of which four operations have no weights, ε = 0.5 opens the other four whatever their weights are; 0.75 opens the
+    two densest.
 
     Args:
       norms: [M] ≥ 0.
@@ -83,8 +83,8 @@ def decoupled_step(
 ) -> Decoupled:
     """α̃ = α' + η ψ∘α in the columns that the gate opens, α' in the others.
 
-    With η = η₁ η₂ as printed, 3e-4 · 0.025, ψ stays below 1e-8 and nothing is corrected; η = 1 absorbs it in ψ. A row grows by 1 + ψ in
-    every step, so ψ must be small.
+    With η = η₁ η₂ as printed, 3e-4 · 0.025, ψ stays below 1e-8 and nothing is corrected; η = 1 absorbs it in ψ. A row grows by
+    1 + ψ in every step, so ψ must be small.
 
     Args:
       alpha_new: α' [E, M], after the step.

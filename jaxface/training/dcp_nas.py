@@ -1,11 +1,11 @@
 """The search of DCP-NAS: a real and a binary supernet that take turns with one architecture (arXiv:2306.15390).
 
     Parent phase   w on one half of the images, α on the other, ψ; α̂ <- α
-    Child phase    α̂ on the gradient of `jaxface.losses.child_arch_gradient` with the Parent frozen, ψ̂; ŵ by the Parent's classes; α <- α̂
+    Child phase    α̂ on the gradient of `jaxface.losses.child_arch_gradient`, the Parent frozen, ψ̂; ŵ by its classes; α <- α̂
 
-Beside it the searches that it is compared with: DARTS on either supernet alone, and CP-NAS, which samples architectures and drops the
-worst operation of every edge by the accuracies of both. All steps are pure functions of one kind of state and of batches of which
-the even rows are for the architecture and the odd ones for weights.
+Beside it the searches that it is compared with: DARTS on either supernet alone, and CP-NAS, which samples architectures and drops
+the worst operation of every edge by the accuracies of both. All steps are pure functions of one kind of state and of batches of
+which the even rows are for the architecture and the odd ones for weights.
 """
 
 import dataclasses
@@ -25,6 +25,8 @@ from jaxface.optimizers.dcp_nas import GateNorm
 from jaxface.training.step import TrainState
 
 Network = Literal["parent", "child"]
+WATCHED = ("ratio", "cosine", "tangent_cosine", "steps")
+"""Sums over the Child's steps, and their number, in a state's `extra["watched"]`."""
 _PSI_BETAS = (0.9, 0.999)
 _CLOSED = -1e9  # of an operation that a sampled architecture has not: its share is exactly 0
 
@@ -137,6 +139,17 @@ class Searcher:
         params["architecture"] = {"parent": alpha, "child": alpha}
         params["psi"] = {name: jnp.zeros(edges) for name in self.networks}
         extra["corrected"] = {name: jnp.zeros(shape) for name in self.networks}
+        # In the state, so that other strengths are no other program.
+        search = self.search
+        extra["strengths"] = {
+            name: jnp.asarray(value, jnp.float32)
+            for name, value in (
+                ("tangent", search.strength if search.ratio is None else search.ratio),
+                ("reconstruction", search.reconstruction),
+                ("eta", search.eta),
+            )
+        }
+        extra["watched"] = {name: jnp.zeros(()) for name in WATCHED}
         extra["moved"] = jnp.zeros((), jnp.int32)
         extra["trajectory"] = jnp.tile(jax.nn.softmax(alpha), (self.points, 1, 1))
         extra["sampled"] = {
@@ -175,12 +188,12 @@ class Searcher:
             logits, statistics = self._apply(name, params, state, alpha, images)
             loss = objective(logits)
             report = {"loss": loss}
-            if name == "child" and self.search.reconstruction > 0:
+            if name == "child":
                 error = losses.reconstruction_loss(
                     *kernels_and_scales(params), mean=self.search.reconstruction_mean
                 )
                 report["reconstruction_loss"] = error
-                loss = loss + self.search.reconstruction * error
+                loss = loss + state.extra["strengths"]["reconstruction"] * error
             return loss, (statistics, report)
 
         gradients, (statistics, report) = jax.grad(loss_fn, has_aux=True)(state.params[name])
@@ -197,6 +210,7 @@ class Searcher:
     def _move(self, name: Network, state: TrainState, gradient):
         """One step of an architecture, decoupled or not; ψ learns from the gradient at what the step before corrected."""
         search, params = self.search, state.params
+        eta = state.extra["strengths"]["eta"]
         alpha, psi = params["architecture"][name], params["psi"][name]
         psi_state, report = state.opt_state[3], {}
         updates, arch_state = self.architecture.update(
@@ -204,11 +218,11 @@ class Searcher:
         )
         moved, corrected = alpha + updates["alpha"], state.extra["corrected"]
         if search.decoupled:
-            slope = search.eta * jnp.sum(corrected[name] * gradient, axis=1)
+            slope = eta * jnp.sum(corrected[name] * gradient, axis=1)
             change, new = self.psi.update(slope, psi_state[name])
             psi = optimizers.bounded_psi(psi + change, reflect=search.reflect, limit=search.psi_limit)
             norms = self._norms(name, params[name])
-            moved, gate = optimizers.decoupled_step(moved, alpha, psi, norms, eta=search.eta, eps=search.eps)
+            moved, gate = optimizers.decoupled_step(moved, alpha, psi, norms, eta=eta, eps=search.eps)
             psi_state, params = {**psi_state, name: new}, {**params, "psi": {**params["psi"], name: psi}}
             corrected = {**corrected, name: jnp.where(gate, alpha, 0.0)}
             report = {"psi": psi.max()}
@@ -285,8 +299,7 @@ class Searcher:
             ours,
             jax.nn.softmax(parent(theirs)),
             tangent,
-            strength=search.strength,
-            ratio=search.ratio,
+            **{"strength" if search.ratio is None else "ratio": state.extra["strengths"]["tangent"]},
             curvature=search.curvature,
             distance=search.distance,
         )
@@ -300,15 +313,16 @@ class Searcher:
             for_weights["image"],
             lambda logits: -losses.child_performance(logits, answers),
         )
-        report |= moved | {
-            "discrepancy": parts.discrepancy,
-            "strength": parts.strength,
+        watched = {
             "ratio": parts.ratio,
-            "arch_norm": optax.tree.norm(parts.total),
             "cosine": _cosine(-parts.total, tangent),
             "tangent_cosine": _cosine(-parts.tangent_term, tangent),
         }
-        return state.replace(step=state.step + 1), report
+        report |= moved | watched | {"discrepancy": parts.discrepancy, "strength": parts.strength}
+        report["arch_norm"] = optax.tree.norm(parts.total)
+        sums = {name: state.extra["watched"][name] + value for name, value in watched.items()}
+        sums["steps"] = state.extra["watched"]["steps"] + 1
+        return state.replace(step=state.step + 1, extra={**state.extra, "watched": sums}), report
 
     def _sampled(self, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         """CP-NAS: an architecture of one operation per edge trains and is judged; at the end of a round the worst goes."""

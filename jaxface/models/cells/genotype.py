@@ -1,7 +1,7 @@
 """Cells: which operation joins which nodes, as a value that is hashed, compared and written as JSON.
 
-A cell has two inputs, nodes 0 and 1, the outputs of the two cells before it, and intermediate nodes 2, 3, …; every intermediate node
-may read every node before it. In a search every such edge carries a mixture of operations, in a genotype every node reads two nodes.
+A cell has two inputs, nodes 0 and 1, the outputs of the two cells before it, and intermediate nodes 2, 3, …, each of which may
+read every node before it. In a search every such edge carries a mixture of operations; in a genotype every node reads two nodes.
 
 Methods: dcp_nas
 """
@@ -115,8 +115,8 @@ def check_genotype(genotype: Genotype, primitives: Sequence[str]) -> Genotype:
     """The genotype.
 
     Raises:
-      UserError: an operation that is not among `primitives` or is `none`, a gene that reads its own node or a later one, a node that
-        reads one node twice, or kinds of other sizes.
+      UserError: an operation that is not among `primitives` or is `none`, a gene that reads its own node or a later one, a node
+        that reads one node twice, or kinds of other sizes.
     """
     if len(genotype.normal) != len(genotype.reduce) or len(genotype.normal) % 2 or not genotype.normal:
         raise UserError(

@@ -378,7 +378,7 @@ def to_packed_cells(model: CellNetwork, variables: dict) -> tuple[CellNetwork, d
     if model.form != "binary":
         raise UserError(f"form: needs a network of binary weights to pack, got {model.form!r}")
     params = {
-        name: packed_params(value) if name.startswith("cell") else value
+        name: packed_params(value, model.scale) if name.startswith("cell") else value
         for name, value in variables["params"].items()
     }
     fields = {

@@ -28,9 +28,10 @@ GENOTYPE_FILE = "genotype.json"
 class FoundCell:
     """The cell of a finished search: `evaluate` and `figures` of a stage.
 
-    Reported are, of every supernet that was trained, `parent/accuracy` and `child/accuracy` on held-out images with all operations
-    mixed; `signs/flip_rate` of the Child; `cell/entropy`, mean over the edges of the entropy of their shares, over its largest; and
-    `cell/convolutions`, the part of the genes that are convolutions. Drawn are the cells and the shares over the search;
+    Reported are, of every trained supernet, `parent/accuracy` and `child/accuracy` on held-out images with all operations
+    mixed; `signs/flip_rate` of the Child; where it was guided, means over its steps of the tangent term's size over g's,
+    `child/ratio`, and of the cosines with t of the architecture's step, `child/cosine`, and of the term's part of it,
+    `child/tangent_cosine`; `cell/entropy`, mean over the edges of the entropy of their shares, over its largest; and `cell/convolutions`, the part of the genes that are convolutions. Drawn are the cells and the shares over the search;
     `genotype.json` is the cell.
 
     Args:
@@ -70,6 +71,8 @@ class FoundCell:
             report[f"{name}/accuracy"] = float((answers == self.source.labels).mean())
         if "child" in self.networks:
             report["signs/flip_rate"] = float(flip_rate(state.opt_state))
+        if watched := self._watched(state):
+            report |= watched
         if self.networks:
             shares = on_host(state.extra["trajectory"])[-1].astype(np.float64)
             bits = -np.sum(shares * np.log(np.maximum(shares, 1e-30)), axis=1)
@@ -77,6 +80,12 @@ class FoundCell:
         genes = [gene for kind in self.genotype(state) for gene in kind]
         report["cell/convolutions"] = float(np.mean(["conv" in operation for operation, _ in genes]))
         return report
+
+    def _watched(self, state: TrainState) -> dict[str, float]:
+        """Means over the Child's steps, where it was guided."""
+        sums = on_host(state.extra.get("watched", {"steps": 0}))
+        steps = float(sums["steps"])
+        return {f"child/{name}": float(sums[name]) / steps for name in sums if name != "steps" and steps}
 
     def figures(self, state: TrainState) -> Figures:
         """The cells, the search, and the genotype as a file."""
