@@ -1,8 +1,8 @@
 """What is claimed of DCP-NAS in the small, and against what: `python -m experiments.reproduce dcp_nas`.
 
-Searched cells are compared by training their binary network afresh, all in the same way, by the classes of one teacher per seed. The
-architecture moves by plain steps of one rate in all arms, since Adam would hide the size of the tangent term, whose λ is set so that
-it has 0.3 of the gradient's length. Each search takes as many steps of weights and of the architecture.
+Searched cells are compared by training their binary network afresh, all in the same way, by the classes of one teacher per
+seed. The architecture moves by plain steps of one rate in all arms, since Adam would hide the size of the tangent term, whose λ is
+set so that it has 0.3 of the gradient's length. Each search takes as many steps of weights and of the architecture.
 """
 
 import dataclasses

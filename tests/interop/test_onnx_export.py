@@ -51,6 +51,7 @@ SMALL = {
     models.Swin: {"dim": 12, "blocks": (2, 1), "heads": (2, 3), "window": 4},
     "BinaryResNet": {"stages": (1, 1), "channels": (8, 16)},
     "BinarySmall": {"width": 8},
+    "CellNetwork": {"channels": 8, "cells": 2, "reductions": (1,)},
     "CondensedNet": {},
     "SeparableNet": {},
 }

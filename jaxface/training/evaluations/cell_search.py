@@ -28,10 +28,11 @@ GENOTYPE_FILE = "genotype.json"
 class FoundCell:
     """The cell of a finished search: `evaluate` and `figures` of a stage.
 
-    Reported are, of every trained supernet, `parent/accuracy` and `child/accuracy` on held-out images with all operations
-    mixed; `signs/flip_rate` of the Child; where it was guided, means over its steps of the tangent term's size over g's,
+    Reported are, of every trained supernet, `parent/accuracy` and `child/accuracy` on held-out images with all operations mixed;
+    `signs/flip_rate` of the Child; where it was guided, means over its steps of the tangent term's size over g's,
     `child/ratio`, and of the cosines with t of the architecture's step, `child/cosine`, and of the term's part of it,
-    `child/tangent_cosine`; `cell/entropy`, mean over the edges of the entropy of their shares, over its largest; and `cell/convolutions`, the part of the genes that are convolutions. Drawn are the cells and the shares over the search;
+    `child/tangent_cosine`; `cell/entropy`, mean over the edges of the entropy of their shares, over its largest; and
+    `cell/convolutions`, the part of the genes that are convolutions. Drawn are the cells and the shares over the search;
     `genotype.json` is the cell.
 
     Args:
