@@ -141,7 +141,7 @@ def started_from(params: dict, trained: dict, rule: ScaleRule) -> dict:
       trained: of the same network of another form.
       rule: how the scales are learned.
     """
-    merged = {
+    merged: dict[str, Any] = {
         name: started_from(value, trained[name], rule)
         if isinstance(value, dict) and name in trained
         else trained.get(name, value)
