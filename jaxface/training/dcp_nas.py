@@ -113,7 +113,7 @@ class Searcher:
         # One object each, so that phases share one compiled step and one compiled exchange.
         self.steps = {name: functools.partial(self._alone, name) for name in ("parent", "child")}
         self.steps |= {"guided": self._guided, "cp": self._sampled}
-        self.start = jax.jit(self._start)
+        self._fresh = jax.jit(self._start)
         self.enter = {name: jax.jit(functools.partial(_inherit, name)) for name in ("parent", "child")}
 
     @property
@@ -123,8 +123,19 @@ class Searcher:
 
     # The state.
 
-    def _start(self, rng: jax.Array) -> TrainState:
+    def start(self, rng: jax.Array) -> TrainState:
         """Fresh supernets and α ~ 1e-3 N(0, 1)."""
+        state, search = self._fresh(rng), self.search
+        # Arrays of the state: other strengths are no other program.
+        strengths = {
+            "tangent": search.strength if search.ratio is None else search.ratio,
+            "reconstruction": search.reconstruction,
+            "eta": search.eta,
+        }
+        strengths = {name: jnp.asarray(value, jnp.float32) for name, value in strengths.items()}
+        return state.replace(extra={**state.extra, "strengths": strengths})
+
+    def _start(self, rng: jax.Array) -> TrainState:
         alpha_rng, *rngs = jax.random.split(rng, 3)
         shape = self.networks["parent"].alpha_shape
         alpha = 1e-3 * jax.random.normal(alpha_rng, shape)
@@ -139,16 +150,6 @@ class Searcher:
         params["architecture"] = {"parent": alpha, "child": alpha}
         params["psi"] = {name: jnp.zeros(edges) for name in self.networks}
         extra["corrected"] = {name: jnp.zeros(shape) for name in self.networks}
-        # In the state, so that other strengths are no other program.
-        search = self.search
-        extra["strengths"] = {
-            name: jnp.asarray(value, jnp.float32)
-            for name, value in (
-                ("tangent", search.strength if search.ratio is None else search.ratio),
-                ("reconstruction", search.reconstruction),
-                ("eta", search.eta),
-            )
-        }
         extra["watched"] = {name: jnp.zeros(()) for name in WATCHED}
         extra["moved"] = jnp.zeros((), jnp.int32)
         extra["trajectory"] = jnp.tile(jax.nn.softmax(alpha), (self.points, 1, 1))
