@@ -1,7 +1,7 @@
 """DCP-NAS: a binary network's cells, searched along the gradient of a real one's architecture (arXiv:2306.15390).
 
     python -m experiments.launch dcp_nas --workdir runs/dcp_nas
-    python -m experiments.launch dcp_nas --preset paper --genotype released …   # ImageNet; built and typed, not trained here
+    python -m experiments.launch dcp_nas --preset paper --teacher.run …   # ImageNet; built and typed, not trained here
     python -m experiments.reproduce dcp_nas --study digits
 
 Differs from the paper in: the gradient of the log-likelihood as the tangent (the printed sum is 0), λ set for the size of its
@@ -143,14 +143,13 @@ class Config(recipe.Recipe):
 
     @classmethod
     def searched(cls) -> "Config":
-        """The search of the paper: CIFAR-10, 8 cells of 16 channels, 50 epochs of each supernet; then the network of 20 cells."""
+        """The search of the paper: CIFAR-10, 8 cells of 16 channels, 50 epochs of each supernet; it ends with the cell."""
         epoch = 25_000 // 64
         return dataclasses.replace(
             cls.paper(),
             data=inputs.Cifar10("cifar10"),
             image_size=32,
             augment=inputs.Augment(flip=0.5, shift=4),
-            backbone="dcp_nas_large",
             genotype=None,
             rule=CellSearch(ratio=None, strength=5e-3, eps=0.75),
             search_channels=16,
@@ -164,6 +163,10 @@ class Config(recipe.Recipe):
                 name="adam", learning_rate=3e-4, schedule="constant", momentum=0.5, weight_decay=1e-3
             ),
             remat="block",
+            bfloat16=False,
+            loss="labels",
+            real_weight_steps=0,
+            steps=0,
         )
 
 
@@ -249,7 +252,7 @@ def stages(config: Config, split: inputs.Split) -> Generator[training.Stage, tra
     """The stages of `build`, whose network depends on what the search finds."""
     classes, shape = len(split.train.class_names), split.train.image_shape
     teacher, teacher_state = None, None
-    if config.loss == "distribution":
+    if config.loss == "distribution" and config.steps:
         stage, teacher = teacher_stage(config, config.teacher, split, prototypes=True)
         teacher_state = (yield stage).state
 

@@ -84,6 +84,11 @@ def parent_tangent(logits_fn: LogitsFunction, alpha: jax.Array, labels: jax.Arra
 
     Returns:
       [E, M].
+
+    Example:
+      >>> tangent = parent_tangent(lambda a: a, jnp.zeros((1, 4)), jnp.array([1]))  # one image, α its logits
+      >>> tangent.tolist()
+      [[-0.25, 0.75, -0.25, -0.25]]
     """
     gradient = jax.grad(lambda a: parent_performance(logits_fn(a), labels))(alpha)
     return jax.lax.stop_gradient(axes.mean(gradient))
@@ -185,6 +190,11 @@ def dcp_arch_gradient(
 
     Raises:
       UserError: an unknown curvature, or a negative λ.
+
+    Example:
+      >>> g, product = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 2.0]])
+      >>> [dcp_arch_gradient(g, product, 0.5, kind).tolist() for kind in ("ggn", "printed")]
+      [[[-1.0, -1.0]], [[-1.0, 1.0]]]
     """
     _check_kind("curvature", curvature, Curvature)
     check_number("strength", strength, NonNegative)
@@ -246,6 +256,12 @@ def child_arch_gradient(
 
     Raises:
       UserError: α̂ that is not [E, M], a tangent of another shape, an unknown curvature or distance.
+
+    Example:
+      >>> alpha, p = jnp.zeros((1, 2)), jnp.array([[0.75, 0.25]])
+      >>> parts = child_arch_gradient(lambda a: a, alpha, p, jnp.zeros((1, 2)), ratio=0.5)
+      >>> parts.gradient.tolist(), round(float(parts.ratio), 3)
+      ([[0.25, -0.25]], 0.5)
     """
     if alpha.ndim != 2:
         raise UserError(f"alpha: needs [E, M], a row for each edge, got {alpha.shape}")
