@@ -75,6 +75,7 @@ def test_the_two_halves_of_a_batch_are_of_different_images():
     assert not seen["alpha"] & seen["weights"]
 
 
+@pytest.mark.slow
 def test_a_parents_phase_leaves_the_child_and_a_childs_the_parent():
     before = started()
     after, report = stepped("parent")
@@ -96,6 +97,7 @@ def test_a_parents_phase_leaves_the_child_and_a_childs_the_parent():
     assert same(entered.params["architecture"]["parent"], after.params["architecture"]["child"])
 
 
+@pytest.mark.slow
 def test_the_trajectory_ends_where_the_architecture_is():
     state, _ = stepped("guided")
     shares = jax.nn.softmax(state.params["architecture"]["child"])
@@ -231,10 +233,9 @@ def test_the_phases_of_every_search_are_as_many_steps():
 
 
 def test_the_cell_is_that_of_the_network_that_moved_last():
-    state, split = started(), load(CONFIG)
-    few = CONFIG.primitives
+    split, few = load(CONFIG), CONFIG.primitives
     high = {name: np.tile(np.eye(3)[column], (4, 1)) for column, name in enumerate(("parent", "child"))}
-    state = state.replace(params={**state.params, "architecture": high})
+    state = training.create_state(jax.random.key(0), {"architecture": high})
     for trained, operation in ((("parent",), few[0]), (("child",), few[1]), (("parent", "child"), few[1])):
         found = FoundCell(split.held_out, few, {name: searcher().networks[name] for name in trained})
         assert {name for kind in found.genotype(state) for name, _ in kind} == {operation}
