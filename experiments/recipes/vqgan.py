@@ -43,8 +43,10 @@ class VqganSpec:
     """Channels at full size; 128."""
     multipliers: Annotated[tuple[int, ...], AtLeast(1)] = (1, 2)
     """Of the channels, level by level; each but the last halves the plane: (1, 1, 2, 2, 4)."""
-    blocks: Annotated[int, AtLeast(1)] = 1
-    """Residual blocks of a level; 2."""
+    blocks: Annotated[int, AtLeast(0)] = 0
+    """Residual blocks of a level, and one more of the decoder; 2."""
+    middle: bool = False
+    """Two more of encoder and decoder, with attention between them, where the plane is smallest; True."""
     attention: tuple[int, ...] = ()
     """Levels, from 0, with attention; (4,), where the plane has 16 x 16 positions."""
     groups: Annotated[int, AtLeast(1)] = 8
@@ -88,6 +90,7 @@ class VqganSpec:
             channels=128,
             multipliers=(1, 1, 2, 2, 4),
             blocks=2,
+            middle=True,
             attention=(4,),
             groups=32,
             adversary_from=250_001 / steps,
@@ -130,6 +133,7 @@ class VqganSpec:
                     "channels",
                     "multipliers",
                     "blocks",
+                    "middle",
                     "attention",
                     "groups",
                 )
@@ -151,7 +155,9 @@ class Generator:
 
 
 def _plain_fields(model: VQGAN) -> dict[str, Any]:
-    names = [field.name for field in dataclasses.fields(model) if field.name not in ("parent", "name", "dtype")]
+    names = [
+        field.name for field in dataclasses.fields(model) if field.name not in ("parent", "name", "dtype")
+    ]
     return json.loads(json.dumps({name: getattr(model, name) for name in names}))
 
 
@@ -255,9 +261,7 @@ def generator_stage(
 
     objectives = [training.Objective(generator_loss, rule(), ("generator",), "generator")]
     if spec.adversarial:
-        objectives.append(
-            training.Objective(discriminator_loss, rule(), ("discriminator",), "discriminator")
-        )
+        objectives.append(training.Objective(discriminator_loss, rule(), ("discriminator",), "discriminator"))
 
     def init(rng, previous):
         first, second = jax.random.split(rng)
@@ -272,15 +276,15 @@ def generator_stage(
     def latents_of(params, batch):
         return encode_images(model, params, normalize_pixels(batch["image"]), pad=False)
 
-    reseed = jax.jit(lambda codebook, latents, key: reseed_dead_codes(codebook, latents, key, jitter=spec.jitter))
+    reseed = jax.jit(
+        lambda codebook, latents, key: reseed_dead_codes(codebook, latents, key, jitter=spec.jitter)
+    )
 
     def refresh(state):
         generator = state.params["generator"]
         latents = training.map_source(latents_of, sample, generator, batch_size=min(128, len(sample)))
         key = jax.random.fold_in(jax.random.fold_in(state.rng, state.step), 2)
-        codebook, _ = reseed(
-            generator["quantizer"]["codebook"], latents.reshape(-1, latents.shape[-1]), key
-        )
+        codebook, _ = reseed(generator["quantizer"]["codebook"], latents.reshape(-1, latents.shape[-1]), key)
         changed = {**generator, "quantizer": {"codebook": codebook}}
         return state.replace(params={**state.params, "generator": changed})
 
@@ -343,7 +347,9 @@ def _finished_generator(run: str, image_shape, name: str, carry) -> tuple[traini
     try:
         model = VQGAN(**fields)
     except TypeError:
-        raise UserError(f"generator.run: {run} describes a generator that this version does not know") from None
+        raise UserError(
+            f"generator.run: {run} describes a generator that this version does not know"
+        ) from None
     if model.colors != image_shape[-1]:
         raise UserError(
             f"generator.run: needs a generator of images of {image_shape[-1]} channels, that of {run} has {model.colors}"

@@ -82,7 +82,11 @@ class ReRepresented:
     def __init__(self, source: Source, shards: Sequence[np.ndarray]):
         self._source, self._shards = source, shards
         self._starts = np.cumsum([0, *map(len, shards)])
-        self.labels, self.class_names, self.image_shape = source.labels, source.class_names, source.image_shape
+        self.labels, self.class_names, self.image_shape = (
+            source.labels,
+            source.class_names,
+            source.image_shape,
+        )
 
     @property
     def record_names(self) -> Sequence[str] | np.ndarray:
@@ -145,7 +149,9 @@ def re_represented(
     shape = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.float32)
     jax.eval_shape(functools.partial(re_represent, model, pad=pad), params, shape)
     make = functools.partial(_bytes_of, model=model, pad=pad)
-    rows = [np.arange(start, min(start + shard_size, len(source))) for start in range(0, len(source), shard_size)]
+    rows = [
+        np.arange(start, min(start + shard_size, len(source))) for start in range(0, len(source), shard_size)
+    ]
     if folder is None:
         shards = [map_source(make, Subset(source, part), params, batch_size=batch_size) for part in rows]
         return ReRepresented(source, shards)

@@ -18,6 +18,7 @@ from jaxface.layers.vector_quantizer import VectorQuantizer
 from jaxface.losses.vector_quantization import vq_loss
 
 _SMALL_NORMAL = nn.initializers.normal(0.02)
+_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # that of PyTorch, ±1/√(inputs)
 
 
 def _fitting_groups(groups: int, features: int) -> int:
@@ -53,9 +54,9 @@ class _Residual(nn.Module):
         y = x
         for i in (1, 2):
             y = _Norm(self.groups, name=f"norm{i}")(y)
-            y = nn.Conv(self.features, (3, 3), dtype=self.dtype, name=f"conv{i}")(y)
+            y = nn.Conv(self.features, (3, 3), kernel_init=_UNIFORM, dtype=self.dtype, name=f"conv{i}")(y)
         if x.shape[-1] != self.features:
-            x = nn.Conv(self.features, (1, 1), dtype=self.dtype, name="shortcut")(x)
+            x = nn.Conv(self.features, (1, 1), kernel_init=_UNIFORM, dtype=self.dtype, name="shortcut")(x)
         return x + y
 
 
@@ -70,10 +71,13 @@ class _SelfAttention(nn.Module):
         batch, height, width, features = x.shape
         y = _Norm(self.groups, swish=False, name="norm")(x).reshape(batch, height * width, features)
         query, key, value = (
-            nn.Dense(features, dtype=self.dtype, name=name)(y)[:, :, None] for name in ("query", "key", "value")
+            nn.Dense(features, kernel_init=_UNIFORM, dtype=self.dtype, name=name)(y)[:, :, None]
+            for name in ("query", "key", "value")
         )
         mixed = jax.nn.dot_product_attention(query, key, value)[:, :, 0]
-        return x + nn.Dense(features, dtype=self.dtype, name="out")(mixed).reshape(x.shape)
+        return x + nn.Dense(features, kernel_init=_UNIFORM, dtype=self.dtype, name="out")(mixed).reshape(
+            x.shape
+        )
 
 
 class _Middle(nn.Module):
@@ -94,7 +98,8 @@ class VQEncoder(nn.Module):
       features: channels of the last layer, d_z.
       channels: at full size.
       multipliers: of the channels, level by level; each level but the last halves the plane.
-      blocks: residual blocks of a level.
+      blocks: residual blocks of a level, ≥ 0.
+      middle: whether two residual blocks with attention between them follow the last level.
       attention: numbers of the levels, from 0, whose blocks are followed by attention.
       groups: of the group normalizations.
 
@@ -105,13 +110,16 @@ class VQEncoder(nn.Module):
     channels: int = 128
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     blocks: int = 2
+    middle: bool = True
     attention: tuple[int, ...] = (4,)
     groups: int = 32
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        x = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_in")(images.astype(self.dtype))
+        x = nn.Conv(self.channels, (3, 3), kernel_init=_UNIFORM, dtype=self.dtype, name="conv_in")(
+            images.astype(self.dtype)
+        )
         for level, multiplier in enumerate(self.multipliers):
             for i in range(1, self.blocks + 1):
                 width = self.channels * multiplier
@@ -125,12 +133,17 @@ class VQEncoder(nn.Module):
                     (3, 3),
                     (2, 2),
                     padding=((0, 1), (0, 1)),
+                    kernel_init=_UNIFORM,
                     dtype=self.dtype,
                     name=f"level{level}_down",
                 )
                 x = down(x)
-        x = _Norm(self.groups, name="norm_out")(_Middle(self.groups, self.dtype, name="middle")(x))
-        return nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv_out")(x).astype(jnp.float32)
+        if self.middle:
+            x = _Middle(self.groups, self.dtype, name="inside")(x)
+        x = _Norm(self.groups, name="norm_out")(x)
+        return nn.Conv(self.features, (3, 3), kernel_init=_UNIFORM, dtype=self.dtype, name="conv_out")(
+            x
+        ).astype(jnp.float32)
 
 
 class VQDecoder(nn.Module):
@@ -138,7 +151,7 @@ class VQDecoder(nn.Module):
 
     Args:
       colors: channels of the images.
-      channels, multipliers, blocks, attention, groups: as in `VQEncoder`.
+      channels, multipliers, blocks, middle, attention, groups: as in `VQEncoder`.
 
     latents [B, h, w, d_z] float -> [B, h s, w s, colors] float32, not clipped: `output(trunk(latents))`. The last convolution
     stands apart, since the adversary's weight is taken from the gradients of its kernel.
@@ -148,14 +161,18 @@ class VQDecoder(nn.Module):
     channels: int = 128
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     blocks: int = 2
+    middle: bool = True
     attention: tuple[int, ...] = (4,)
     groups: int = 32
     dtype: Any = jnp.float32
 
     def setup(self):
         last = len(self.multipliers) - 1
-        self.conv_in = nn.Conv(self.channels * self.multipliers[-1], (3, 3), dtype=self.dtype)
-        self.middle = _Middle(self.groups, self.dtype)
+        self.conv_in = nn.Conv(
+            self.channels * self.multipliers[-1], (3, 3), kernel_init=_UNIFORM, dtype=self.dtype
+        )
+        if self.middle:
+            self.inside = _Middle(self.groups, self.dtype)
         parts = []
         for level in reversed(range(last + 1)):
             width = self.channels * self.multipliers[level]
@@ -164,16 +181,20 @@ class VQDecoder(nn.Module):
                 if level in self.attention:
                     parts.append((f"level{level}_attention{i}", _SelfAttention(self.groups, self.dtype)))
             if level:
-                parts.append((f"level{level}_up", nn.Conv(width, (3, 3), dtype=self.dtype)))
+                parts.append(
+                    (f"level{level}_up", nn.Conv(width, (3, 3), kernel_init=_UNIFORM, dtype=self.dtype))
+                )
         for name, part in parts:
             setattr(self, name, part)
         self.order = tuple(name for name, _ in parts)
         self.norm_out = _Norm(self.groups)
-        self.conv_out = nn.Conv(self.colors, (3, 3), dtype=jnp.float32)
+        self.conv_out = nn.Conv(self.colors, (3, 3), kernel_init=_UNIFORM, dtype=jnp.float32)
 
     def trunk(self, latents: jax.Array) -> jax.Array:
         """[B, H, W, channels], what the last convolution takes."""
-        x = self.middle(self.conv_in(latents.astype(self.dtype)))
+        x = self.conv_in(latents.astype(self.dtype))
+        if self.middle:
+            x = self.inside(x)
         for name in self.order:
             if name.endswith("_up"):
                 x = x.repeat(2, axis=1).repeat(2, axis=2)
@@ -203,7 +224,7 @@ class VQGAN(nn.Module):
       colors: channels of the images.
       codes: K, of the codebook. features: d, numbers of a code. latent: d_z, channels of encoder and decoder around it.
       beta: weight of the encoder's part of the codebook's loss.
-      channels, multipliers, blocks, attention, groups: as in `VQEncoder`.
+      channels, multipliers, blocks, middle, attention, groups: as in `VQEncoder`.
 
     images [B, H, W, colors] float in [-1, 1], H and W multiples of `stride` -> (reconstructions of their shape, not clipped;
     `Quantized`). `encode`, `quantize` and `decode` are its three steps.
@@ -227,6 +248,7 @@ class VQGAN(nn.Module):
     channels: int = 128
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     blocks: int = 2
+    middle: bool = True
     attention: tuple[int, ...] = (4,)
     groups: int = 32
     dtype: Any = jnp.float32
@@ -234,12 +256,12 @@ class VQGAN(nn.Module):
     def setup(self):
         shared = {
             name: getattr(self, name)
-            for name in ("channels", "multipliers", "blocks", "attention", "groups", "dtype")
+            for name in ("channels", "multipliers", "blocks", "middle", "attention", "groups", "dtype")
         }
         self.encoder = VQEncoder(self.latent, **shared)
-        self.before = nn.Conv(self.features, (1, 1))
+        self.before = nn.Conv(self.features, (1, 1), kernel_init=_UNIFORM)
         self.quantizer = VectorQuantizer(self.codes, self.features)
-        self.after = nn.Conv(self.latent, (1, 1))
+        self.after = nn.Conv(self.latent, (1, 1), kernel_init=_UNIFORM)
         self.decoder = VQDecoder(self.colors, **shared)
 
     @property
