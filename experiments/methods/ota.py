@@ -1,7 +1,7 @@
-"""OTA: one to transfer all, a foundation model adapted and compressed with few images and an upstream generator (arXiv:2111.12386).
+"""OTA: a foundation model adapted and compressed with few images and an upstream generator (arXiv:2111.12386).
 
     python -m experiments.launch ota --workdir runs/ota
-    python -m experiments.launch ota --preset paper --upstream.root … --data.root …   # ImageNet; built and typed, not trained here
+    python -m experiments.launch ota --preset paper --upstream.root … --data.root …   # ImageNet; built, not trained here
     python -m experiments.reproduce ota --seeds 10
 
 Differs from the paper in: only its abstract could be read. The objective of the guided generation, all hyper-parameters and the
@@ -89,8 +89,8 @@ class Config(recipe.Recipe):
     task_optimizer: training.Optimizer = _CONSTANT
     """Its optimizer, fresh in every stage, whose schedule it goes through; --task-optimizer.frozen backbone is a linear probe."""
     images: Literal["digg", "random", "noise", "re_represented", "real"] = "digg"
-    """What the student learns from beside the real images: guided generation; codes drawn at random; real ones with noise; R of real
-    ones; real ones."""
+    """What the student learns from beside the real images: guided generation; codes drawn at random; real ones with noise; R of
+    real ones; real ones."""
     generated: Annotated[int, AtLeast(0)] = 500
     """How many of them are made."""
     chunk: Annotated[int, AtLeast(2)] = 100
@@ -122,8 +122,8 @@ class Config(recipe.Recipe):
     def paper(cls) -> "Config":
         """ResNet-50 on ImageNet, the generator of the VQ-GAN's release, 10 % of a downstream set, ResNet-18 deployed.
 
-        The paper's own recipe could not be read: the fine-tuning is the linear-probe schedule of the benchmark's repository (SGD 0.01,
-        10,000 iterations, drops at 3, 6 and 9 thousand), here halved between the two stages, the backbone at a tenth of the rate.
+        The paper's own recipe could not be read: the fine-tuning is the linear-probe schedule of the benchmark's repository (SGD
+        0.01, 10,000 iterations, drops at 3, 6, 9 thousand), halved between the two stages, the backbone at a tenth of the rate.
         """
         return cls(
             data=inputs.ClassFolders(root="downstream", few=inputs.FewData(fraction=0.1)),
@@ -298,7 +298,7 @@ class _Adaptation:
 
     # IRF: from the foundation model with a new head, on R(x) and then on x.
 
-    def task_stage(self, phase: Phase, carried: dict[str, float], *, first: bool) -> training.Stage:
+    def task_stage(self, phase: Phase, *, first: bool) -> training.Stage:
         """A phase of the fine-tuning."""
         task, optimizer = self.task, self.task_recipe.optimizer
 
@@ -326,7 +326,7 @@ class _Adaptation:
             step=task.step(objective, optimizer=optimizer),
             steps=phase.steps,
             batches=lambda state: training.batches_from(open_batches(), phase.before),
-            evaluate=lambda state: {**self.judged(state), **carried},
+            evaluate=self.judged,
             key="task",
         )
 
@@ -403,11 +403,11 @@ class _Adaptation:
             changed = float(state.extra["changed"])
             if config.images == "digg" and config.digg.steps and changed < LEAST_CHANGED:
                 warnings.warn(
-                    f"digg: {changed:.2%} of the codes changed in {config.digg.steps} steps, the images are what the mixed latents "
-                    "give; raise digg.reach",
+                    f"digg: {changed:.2%} of the codes changed in {config.digg.steps} steps, the images are what the mixed "
+                    "latents give; raise digg.reach",
                     stacklevel=2,
                 )
-            return {"images/changed_sites": changed}
+            return {"changed_sites": changed}
 
         # Guides are drawn from the few images as often as there are images to make.
         rows = np.tile(np.arange(len(self.train)), -(-config.chunk // len(self.train)))
@@ -439,7 +439,7 @@ class _Adaptation:
 
     # Distillation: the deployed network, on real images and on those.
 
-    def student_stage(self, images: np.ndarray, carried: dict[str, float]) -> training.Stage:
+    def student_stage(self, images: np.ndarray) -> training.Stage:
         """The student, on batches half of which are real."""
         config, model = self.config, network(self.config)
         student = recipe.Recognition(config, model, self.classes, self.image_shape, losses.Linear())
@@ -475,7 +475,6 @@ class _Adaptation:
             extra["teacher"] = previous.extra["teacher"]
             return student.create_state(rng, params, objective, extra=extra)
 
-        judged = training.NearestPrototype(model, self.split.held_out)
         open_batches = recipe.training_batches(config, both, order=order)
         return training.Stage(
             name="student",
@@ -484,7 +483,7 @@ class _Adaptation:
             step=student.step(objective),
             steps=config.steps,
             batches=lambda state: open_batches(),
-            evaluate=lambda state: {**judged(state), **carried},
+            evaluate=training.NearestPrototype(model, self.split.held_out),
             best="classification/accuracy",
         )
 
@@ -501,21 +500,16 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
             outcome = yield adaptation.control_stage
         generator = outcome.state.params["generator"]
         outcome = yield adaptation.representation_stage()
-        carried = dict(outcome.metrics)
         said_again = None
         if config.mode not in ("direct", "restart"):
             said_again = adaptation.said_again(generator)
         phases = irf_phases(config.mode, config.task_steps, config.share, adaptation.train, said_again)
         for number, phase in enumerate(phases):
-            last = number == len(phases) - 1 and not config.distill
-            outcome = yield adaptation.task_stage(phase, carried if last else {}, first=number == 0)
+            outcome = yield adaptation.task_stage(phase, first=number == 0)
         if not config.distill:
             return
-        carried["teacher/accuracy"] = outcome.metrics["classification/accuracy"]
         outcome = yield adaptation.images_stage(outcome.state)
-        carried |= outcome.metrics
-        made = np.asarray(outcome.state.extra["images"])[: config.generated]
-        yield adaptation.student_stage(made, carried)
+        yield adaptation.student_stage(np.asarray(outcome.state.extra["images"])[: config.generated])
 
     return stages()
 

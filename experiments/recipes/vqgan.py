@@ -57,7 +57,7 @@ class VqganSpec:
     """Weight of the distance in the features of the foundation model, which stands in for LPIPS."""
     adversarial: Annotated[float, NonNegative] = 0.8
     """Factor on the adaptive weight of the adversary; 0 trains none."""
-    adversary_from: Annotated[float, Fraction] = 0.5
+    adversary_from: Annotated[float, Fraction] = 0.75
     """Fraction of the steps after which the adversary begins."""
     patch_channels: Annotated[int, AtLeast(1)] = 16
     """Channels of the discriminator's first layer; 64."""
@@ -69,7 +69,7 @@ class VqganSpec:
     """Optimizer of both networks, whose second-moment decay is 0.9 as released where the rule is adam."""
     batch_size: Annotated[int, AtLeast(1)] = 32
     """Images per step over all devices."""
-    steps: Annotated[int, AtLeast(0)] = 1500
+    steps: Annotated[int, AtLeast(0)] = 600
     """Training steps; 0 leaves the generator untrained, for a control."""
     reseed_every: Annotated[int, AtLeast(1)] = 100
     """Steps from one search for codes that no image uses to the next; they become latents."""
@@ -80,7 +80,7 @@ class VqganSpec:
 
     @classmethod
     def imagenet(cls) -> "VqganSpec":
-        """As released for ImageNet: stride 16, 1024 codes, 256 x 256 pixels, 12 images of a device, the adversary from step 250,001."""
+        """As released for ImageNet: stride 16, 1024 codes, 256 x 256 pixels, 12 images a device; adversary from step 250,001."""
         batch = 12 * jax.device_count()
         steps = 500_000
         return cls(
@@ -230,12 +230,12 @@ def generator_stage(
 
         # λ of equation 7, from the gradients of the last kernel alone; they are not differentiated.
         def weighed():
-            fixed = jax.lax.stop_gradient((kernel, features))
-            gradients = [
-                jax.grad(lambda kernel: term(made_by(kernel, fixed[1])))(fixed[0])
-                for term in (reconstruction, adversary)
-            ]
-            weight = losses.adaptive_weight(*gradients)
+            fixed_kernel, fixed = jax.lax.stop_gradient((kernel, features))
+
+            def gradient(term):
+                return jax.grad(lambda kernel: term(made_by(kernel, fixed)))(fixed_kernel)
+
+            weight = losses.adaptive_weight(gradient(reconstruction), gradient(adversary))
             return weight * adversary(made), weight
 
         total = loss + quantized.loss

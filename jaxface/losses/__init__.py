@@ -52,7 +52,7 @@
 | `forget_rate`, `small_loss_count`, `small_loss_mask`, `masked_mean` | their parts | |
 | `mda_loss`, `mean_point_loss`, `mirror` | two networks agree; likely right labels count | arXiv:2212.01054 |
 | `gan_discriminator_loss`, `gan_generator_loss`, `r1_penalty` | a generator of faces | arXiv:1406.2661, 1801.04406 |
-| `hinge_discriminator_loss`, `hinge_generator_loss` | a generator against a discriminator that need not be sure | arXiv:1705.02894 |
+| `hinge_discriminator_loss`, `hinge_generator_loss` | against a discriminator that need not be sure | arXiv:1705.02894 |
 | `vq_loss`, `adaptive_weight` | an autoencoder of codes, and the weight of its adversary | arXiv:1711.00937, 2012.09841 |
 """
 

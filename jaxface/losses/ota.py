@@ -48,8 +48,8 @@ def statistics_loss(features: jax.Array, target: FeatureStatistics) -> jax.Array
 
         L = mean_c ((μ_c - μ*_c) / sd*_c)² + mean_c (sd_c / sd*_c - 1)²
 
-    The deviations are at least 0.01 of the mean sd* over channels, so that a channel that is constant in the data counts little, and
-    nothing where it is constant in the batch too.
+    The deviations are at least 0.01 of the mean sd* over channels, so that a channel that is constant in the data counts little,
+    and nothing where it is constant in the batch too.
 
     Args:
       features: [B, ..., D] float of a batch, B ≥ 2.

@@ -1,4 +1,4 @@
-"""Downstream image-guided generation (DIGG): images from an upstream generator, steered by a few downstream ones (arXiv:2111.12386).
+"""Downstream image-guided generation (DIGG): an upstream generator, steered by a few downstream images (arXiv:2111.12386).
 
 That downstream images steer the upstream generator is the source's; the objective is ours.
 
@@ -45,7 +45,7 @@ class DiggSpec:
     proximity: Annotated[float, NonNegative] = 6.4
     """Weight of the distance to the first guide."""
     task: Annotated[float, NonNegative] = 0.0
-    """Weight of the divergence of the classes that the task model sees from those of the guide, where both guides are of one class."""
+    """Weight of the divergence of the classes that the task model sees from the guide's, where both guides are of one class."""
     diversity: Annotated[float, NonNegative] = 0.0
     """Weight of the mode-seeking term."""
 
@@ -67,7 +67,7 @@ class Guided(NamedTuple):
 def mixed_latents(
     latents: jax.Array, others: jax.Array, codebook: jax.Array, key: jax.Array, *, mixing: float, noise: float
 ) -> jax.Array:
-    """Latents [n, h, w, d] of which every site is that of `others` with probability `mixing`, with noise in the codebook's units."""
+    """Latents [n, h, w, d], every site that of `others` with probability `mixing`, and noise in the codebook's units."""
     taken, noisy = jax.random.split(key)
     swap = jax.random.bernoulli(taken, mixing, latents.shape[:-1])[..., None]
     mixed = jnp.where(swap, others, latents)

@@ -1,4 +1,4 @@
-"""Images said again in the terms of other data: through a vector-quantized autoencoder that was trained on those (arXiv:2111.12386).
+"""Images said again in the terms of other data, through an autoencoder that was trained on those (arXiv:2111.12386).
 
 Methods: ota, intern
 """
@@ -129,7 +129,7 @@ def re_represented(
 ) -> Source:
     """R of every record of a source; labels, boxes and all else are kept.
 
-    With a folder, what was made stays there, in a folder of its own for each generator and data: the same call, after a kill or in
+    With a folder, what was made stays there, in one of its own for each generator and data: the same call, after a kill or in
     another run, makes only what is not there whole. A file that is damaged is made again.
 
     Args:

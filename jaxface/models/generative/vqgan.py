@@ -233,7 +233,7 @@ class VQGAN(nn.Module):
       UserError: images whose sides are no multiples of the stride, or groups that do not divide the channels.
 
     Example:
-      >>> model = VQGAN(colors=1, codes=16, features=4, latent=8, channels=8, multipliers=(1, 2), blocks=1, attention=(), groups=4)
+      >>> model = VQGAN(colors=1, codes=16, features=4, latent=8, channels=8, multipliers=(1, 2), attention=(), groups=4)
       >>> image = jnp.zeros((2, 8, 8, 1))
       >>> (made, codes), _ = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x), image)
       >>> model.stride, made.shape, codes.index.shape
