@@ -119,7 +119,7 @@ def reseed_dead_codes(
       codebook: [K, d] float.
       latents: [M, d] float, what the encoder gives for training images.
       key: of the draws.
-      jitter: in standard deviations of the latents, by dimension, and at least 1e-4 of them on average; ≥ 0.
+      jitter: in standard deviations of the latents, by dimension, and 1e-3 of their size besides, where all are one; ≥ 0.
 
     Returns:
       (codebook [K, d], dead [K] bool).
@@ -132,8 +132,8 @@ def reseed_dead_codes(
     dead = jnp.zeros(len(codebook), jnp.int32).at[index].add(1) == 0
     pick, noise = jax.random.split(key)
     rows = jax.random.choice(pick, len(latents), (len(codebook),), replace=len(latents) < len(codebook))
-    spread = latents.std(axis=0)
-    moved = jitter * jax.random.normal(noise, codebook.shape) * (spread + 1e-4 * spread.mean() + 1e-6)
+    spread = latents.std(axis=0) + 1e-3 * jnp.sqrt(jnp.square(latents).mean()) + 1e-6
+    moved = jitter * spread * jax.random.normal(noise, codebook.shape)
     return jnp.where(dead[:, None], latents[rows] + moved, codebook).astype(codebook.dtype), dead
 
 

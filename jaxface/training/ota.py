@@ -158,4 +158,4 @@ def digg_generate(
         latents, losses = descend(objective, latents, steps=spec.steps, learning_rate=rate)
     after = nearest_codes(latents, codebook)
     images = decode_codes(generator, params, codebook[after], height, width)
-    return Guided(images, jnp.mean(before != after), losses)
+    return Guided(*jax.lax.stop_gradient((images, jnp.mean(before != after), losses)))
