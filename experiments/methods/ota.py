@@ -10,6 +10,7 @@ protocol on digits are ours (docs/methods/ota.md#choices-of-ours).
 
 import dataclasses
 import functools
+import math
 import warnings
 from collections.abc import Generator
 from typing import Annotated, Literal
@@ -23,11 +24,13 @@ from experiments.recipes import recognition as recipe
 from experiments.recipes.heads import HeadSpec
 from experiments.recipes.irf import Joined, Mode, Phase, irf_phases
 from experiments.recipes.teachers import TeacherSpec, teacher_stage
+from experiments.recipes.vqgan import Generator as Upstream
 from experiments.recipes.vqgan import VqganSpec, codebook_report, generator_stage
 from jaxface import axes, losses, metrics, training
 from jaxface import data as inputs
 from jaxface.checks import AtLeast, Fraction, NonNegative, Positive
 from jaxface.data.pipeline.two_streams import TwoStreams
+from jaxface.data.sources.source import InMemory
 from jaxface.data.transforms.pixels import normalize_pixels, to_levels
 from jaxface.errors import UserError
 from jaxface.losses.ota import feature_statistics
@@ -43,6 +46,8 @@ from jaxface.training.re_representation import (
 
 STYLE = {"smear": 0.5, "contrast": 0.8, "grain": 0.35}
 """The shift of the digits' downstream style."""
+LARGEST_IN_MEMORY = 1 << 28
+"""Bytes of the pixels of a set that is read at once."""
 _CONSTANT = training.adam(1e-3, schedule="constant")
 
 
@@ -160,6 +165,11 @@ def network(config: Config):
     return recipe.network(config)
 
 
+def in_memory(source: inputs.Source) -> inputs.Source:
+    """The source, all read at once where it is small: few images are seen again and again."""
+    return InMemory(source) if len(source) * math.prod(source.image_shape) < LARGEST_IN_MEMORY else source
+
+
 def pixels(source: inputs.Source) -> np.ndarray:
     """[N, H, W, C] uint8, the images of few records."""
     return np.stack([np.asarray(source[i]["image"]) for i in range(len(source))])
@@ -212,7 +222,8 @@ class _Adaptation:
         )
         argument = "upstream" if config.generator.run is None else "generator.run"
         inputs.check_unseen_classes(self.generator.description, self.train.class_names, argument=argument)
-        self.control_stage = self._control() if config.represent_with != "upstream" else None
+        self.control_stage, self.control = self._control()
+        self.model = (self.control or self.generator).model
 
         # The task model: the foundation model with a linear head for the downstream classes.
         self.task_recipe = dataclasses.replace(
@@ -237,8 +248,10 @@ class _Adaptation:
             for layer in self.config.perceptual_layers
         ]
 
-    def _control(self) -> training.Stage:
+    def _control(self) -> tuple[training.Stage, Upstream] | tuple[None, None]:
         """Another generator in place of the upstream one: of unrelated images, or untrained."""
+        if self.config.represent_with == "upstream":
+            return None, None
         config, spec, source = (
             self.config,
             dataclasses.replace(self.config.generator, run=None),
@@ -252,7 +265,7 @@ class _Adaptation:
                 )
         else:
             spec = dataclasses.replace(spec, steps=0)
-        stage, self.generator = generator_stage(
+        return generator_stage(
             config,
             spec,
             source,
@@ -260,27 +273,26 @@ class _Adaptation:
             perceptual=self.features if config.perceptual_layers else None,
             carry=lambda previous: {"teacher": previous.extra["teacher"]},
         )
-        return stage
 
     # Image re-representation: R of the few images, and what R leaves of the classes.
 
     def said_again(self, generator) -> inputs.Source:
         """R of the downstream training images, or the control that stands in for it."""
-        made = re_represented(self.generator.model, generator, self.train, folder=self.config.cache)
+        made = re_represented(self.model, generator, self.train, folder=self.config.cache)
         return blurred(self.train, made) if self.config.first_stage == "blurred" else made
 
-    def representation_stage(self) -> training.Stage:
+    def representation_stage(self, name: str, generator: Upstream) -> training.Stage:
         """No step: how many codes the downstream images use, and what the foundation model still tells of them."""
 
         def evaluate(state):
-            params = state.params["generator"]
+            model, params = generator.model, state.params["generator"]
             held_out = inputs.Subset(self.split.held_out, np.arange(min(1000, len(self.split.held_out))))
-            report = codebook_report(self.generator.model, params, held_out, "downstream")
+            report = codebook_report(model, params, held_out, "downstream")
             frozen = state.extra["teacher"]
             parts = {
                 "original": (self.train, held_out),
                 "re_represented": tuple(
-                    re_represented(self.generator.model, params, part) for part in (self.train, held_out)
+                    re_represented(model, params, part) for part in (self.train, held_out)
                 ),
             }
             for name, (train, test) in parts.items():
@@ -294,7 +306,7 @@ class _Adaptation:
             params = {"generator": previous.params["generator"]}
             return training.create_state(rng, params, extra={"teacher": previous.extra["teacher"]})
 
-        return training.Stage("representation", init=init, evaluate=evaluate)
+        return training.Stage(name, init=init, evaluate=evaluate)
 
     # IRF: from the foundation model with a new head, on R(x) and then on x.
 
@@ -318,7 +330,7 @@ class _Adaptation:
                 extra = {**training.statistics(frozen), "generator": previous.params["generator"]}
             return task.create_state(rng, params, objective, extra=extra)  # a fresh optimizer
 
-        open_batches = recipe.training_batches(self.task_recipe, phase.source)
+        open_batches = recipe.training_batches(self.task_recipe, in_memory(phase.source))
         return training.Stage(
             name=phase.name,
             description=task.description,
@@ -339,7 +351,7 @@ class _Adaptation:
 
     def images_stage(self, fine_tuned: training.TrainState) -> training.Stage:
         """A chunk of images in every step, which the state holds."""
-        config, model = self.config, self.generator.model
+        config, model = self.config, self.model
         extra = self.teacher.installed({}, fine_tuned)
         statistics = feature_statistics(jnp.asarray(self.teacher.embed(extra, self.train)))
         count = -(-config.generated // config.chunk)
@@ -425,7 +437,7 @@ class _Adaptation:
 
     def code_frequencies(self, generator) -> jax.Array:
         """[h, w, K] log-frequencies of the codes at every site of upstream images, one image more than there is of each code."""
-        model, rows = self.generator.model, np.linspace(0, len(self.upstream) - 1, 1024).astype(int)
+        model, rows = self.model, np.linspace(0, len(self.upstream) - 1, 1024).astype(int)
 
         @jax.jit
         def index_of(params, batch):
@@ -475,7 +487,7 @@ class _Adaptation:
             extra["teacher"] = previous.extra["teacher"]
             return student.create_state(rng, params, objective, extra=extra)
 
-        open_batches = recipe.training_batches(config, both, order=order)
+        open_batches = recipe.training_batches(config, in_memory(both), order=order)
         return training.Stage(
             name="student",
             description=student.description,
@@ -495,14 +507,14 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
 
     def stages():
         yield adaptation.foundation_stage
-        outcome = yield adaptation.generator_stage
-        if adaptation.control_stage is not None:
-            outcome = yield adaptation.control_stage
-        generator = outcome.state.params["generator"]
-        outcome = yield adaptation.representation_stage()
+        yield adaptation.generator_stage
+        outcome = yield adaptation.representation_stage("representation", adaptation.generator)
+        if adaptation.control is not None:
+            yield adaptation.control_stage
+            outcome = yield adaptation.representation_stage("control_representation", adaptation.control)
         said_again = None
         if config.mode not in ("direct", "restart"):
-            said_again = adaptation.said_again(generator)
+            said_again = adaptation.said_again(outcome.state.params["generator"])
         phases = irf_phases(config.mode, config.task_steps, config.share, adaptation.train, said_again)
         for number, phase in enumerate(phases):
             outcome = yield adaptation.task_stage(phase, first=number == 0)

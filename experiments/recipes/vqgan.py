@@ -11,10 +11,11 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from experiments.recipes.recognition import Recipe, training_batches
 from jaxface import data as inputs
-from jaxface import losses, metrics, training
+from jaxface import losses, metrics, optimizers, training
 from jaxface.checks import AtLeast, Fraction, NonNegative, check_fields
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
@@ -22,6 +23,12 @@ from jaxface.layers.vector_quantizer import reseed_dead_codes
 from jaxface.models.generative.vqgan import VQGAN, PatchDiscriminator
 from jaxface.training.re_representation import encode_images
 from jaxface.training.workdir import stage_folders
+
+
+def _released_adam(momentum: float, decay: optax.GradientTransformation) -> optimizers.Rule:
+    """Adam whose second moment forgets as fast as in the release of the VQ-GAN."""
+    return optimizers.Rule([decay, optax.scale_by_adam(b1=momentum, b2=0.9)])
+
 
 Perceptual = Callable[[Mapping, jax.Array], list[jax.Array]]
 """(extra of the stage, images [B, H, W, C]) -> features [B, …, D] of a frozen network."""
@@ -256,12 +263,12 @@ def generator_stage(
         begun = extra["taken"] > spec.adversary_from * spec.steps
         return jax.lax.cond(begun, hinge, lambda: jnp.zeros(())), (extra, {})
 
-    def rule():
-        return spec.optimizer.build(spec.steps)
-
-    objectives = [training.Objective(generator_loss, rule(), ("generator",), "generator")]
+    optimizer = spec.optimizer.build(spec.steps, _released_adam if spec.optimizer.name == "adam" else None)
+    objectives = [training.Objective(generator_loss, optimizer, ("generator",), "generator")]
     if spec.adversarial:
-        objectives.append(training.Objective(discriminator_loss, rule(), ("discriminator",), "discriminator"))
+        objectives.append(
+            training.Objective(discriminator_loss, optimizer, ("discriminator",), "discriminator")
+        )
 
     def init(rng, previous):
         first, second = jax.random.split(rng)
