@@ -200,6 +200,7 @@ def generator_stage(
     spec.check()
     model = spec.model(source.image_shape)
     discriminator = PatchDiscriminator(spec.patch_channels, spec.patch_layers)
+    first = round(spec.adversary_from * spec.steps)  # the step, from 0, at which the adversary begins
     rows = np.unique(np.linspace(0, len(source) - 1, spec.reseed_images).astype(int))
     sample = inputs.Subset(source, rows)
 
@@ -247,7 +248,7 @@ def generator_stage(
 
         total = loss + quantized.loss
         if spec.adversarial:
-            begun = extra["taken"] >= spec.adversary_from * spec.steps
+            begun = extra["taken"] >= first
             term, weight = jax.lax.cond(begun, weighed, lambda: (jnp.zeros(()), jnp.zeros(())))
             total = total + spec.adversarial * term
             reported |= {"adversarial_weight": weight}
@@ -260,7 +261,7 @@ def generator_stage(
             return losses.hinge_discriminator_loss(logits(params, images), logits(params, made))
 
         # The generator's loss has counted this step already.
-        begun = extra["taken"] > spec.adversary_from * spec.steps
+        begun = extra["taken"] > first
         return jax.lax.cond(begun, hinge, lambda: jnp.zeros(())), (extra, {})
 
     optimizer = spec.optimizer.build(spec.steps, _released_adam if spec.optimizer.name == "adam" else None)
