@@ -17,22 +17,24 @@ def _at(mode: str, rate: float, **changes) -> dict:
     return {"mode": mode, "task_optimizer": training.adam(rate, schedule="constant"), **changes}
 
 
-_RATE = 3e-3
-_TWO_STAGE = functools.partial(_at, "two_stage", _RATE)
+_FASTER, _SLOWER = 1e-2, 3e-3
+_TWO_STAGE = functools.partial(_at, "two_stage", _SLOWER)
 _ADAPTATION = {
     "two-stage": _TWO_STAGE(),
-    "direct": _at("direct", _RATE),
-    "restart": _at("restart", _RATE),
-    "joint": _at("joint", _RATE),
-    "R(x) alone": _at("re_represented", _RATE),
+    "direct": _at("direct", _FASTER),
+    "direct at the rate of two-stage": _at("direct", _SLOWER),
+    "restart": _at("restart", _FASTER),
+    "restart at the rate of two-stage": _at("restart", _SLOWER),
+    "joint": _at("joint", _FASTER),
+    "R(x) alone": _at("re_represented", _FASTER),
     "linear probe": {
         "mode": "direct",
-        "task_optimizer": training.adam(1e-2, schedule="constant", frozen=("backbone",)),
+        "task_optimizer": training.adam(_FASTER, schedule="constant", frozen=("backbone",)),
     },
     "blurred first": _TWO_STAGE(first_stage="blurred"),
     "unrelated generator": _TWO_STAGE(represent_with="unrelated"),
     "untrained generator": _TWO_STAGE(represent_with="untrained"),
-    "all data": _at("direct", _RATE, data=dataclasses.replace(Config().data, few=data.FewData())),
+    "all data": _at("direct", _FASTER, data=dataclasses.replace(Config().data, few=data.FewData())),
 }
 _ENDS = {"joint": "joint", "R(x) alone": "re_represented"}
 
