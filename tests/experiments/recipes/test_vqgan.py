@@ -22,20 +22,14 @@ SOURCE = load(RECIPE).train
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     stage, generator = generator_stage(RECIPE, SPEC, SOURCE)
-    reports = []
-
-    def step(state, batch):
-        state, metrics = stage.step(state, batch)
-        return state, metrics
-
-    outcome = training.run([dataclasses.replace(stage, step=step)], workdir=folder)
-    return folder, stage, generator, outcome, reports
+    outcome = training.run([stage], workdir=folder, cadence=training.Cadence(log_every=10))
+    return folder, stage, generator, outcome
 
 
 @pytest.mark.slow
 def test_it_reconstructs_better_and_the_adversary_begins_when_it_shall(trained):
-    folder, _, generator, outcome, _ = trained
-    rows = [row for row in training.read_records(folder) if row["kind"] == "train"]
+    folder, _, generator, outcome = trained
+    rows = [row for row in training.read_records(folder / "metrics.jsonl") if row["kind"] == "train"]
     assert rows[-1]["generator/reconstruction_loss"] < 0.8 * rows[0]["generator/reconstruction_loss"]
     assert rows[0]["discriminator/loss"] == rows[0]["generator/adversarial_weight"] == 0.0
     assert rows[-1]["discriminator/loss"] > 0 and rows[-1]["generator/adversarial_weight"] > 0
@@ -44,7 +38,7 @@ def test_it_reconstructs_better_and_the_adversary_begins_when_it_shall(trained):
 
 @pytest.mark.slow
 def test_dead_codes_are_seeded_before_the_steps(trained):
-    _, stage, generator, outcome, _ = trained
+    _, stage, _, outcome = trained
     state = outcome.state
     codebook = np.asarray(state.params["generator"]["quantizer"]["codebook"]).copy()
     codebook[3:] = 1e3
@@ -52,12 +46,11 @@ def test_dead_codes_are_seeded_before_the_steps(trained):
     refreshed = stage.refresh(state.replace(params={**state.params, "generator": changed}))
     seeded = np.asarray(refreshed.params["generator"]["quantizer"]["codebook"])
     assert np.abs(seeded).max() < 100 and len(np.unique(seeded, axis=0)) == len(seeded)
-    np.testing.assert_array_equal(seeded[:3][np.abs(seeded[:3] - codebook[:3]).max(1) == 0].shape[1], 2)
 
 
 @pytest.mark.slow
 def test_another_run_takes_it_over_with_its_classes(trained):
-    folder, _, generator, outcome, _ = trained
+    folder, _, generator, outcome = trained
     stage, again = generator_stage(RECIPE, VqganSpec(run=str(folder)), SOURCE)
     assert again.model == generator.model and again.description["classes"] == list("01234")
     state = stage.init(jax.random.key(0), None)
