@@ -39,6 +39,7 @@ from jaxface.data.sources.depth import (
 )
 from jaxface.data.sources.expressions import majority_votes
 from jaxface.data.sources.fddb import fddb
+from jaxface.data.sources.few_data import FewData, check_unseen_classes, class_record, stratified_subset
 from jaxface.data.sources.folder import FolderSource
 from jaxface.data.sources.groups import JoinedGroups
 from jaxface.data.sources.ijb import TemplateSource
@@ -86,6 +87,7 @@ from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, 
 from jaxface.data.specs.presentation_sets import CasiaSurf, Cefa, Presentations, PresentationTable
 from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
 from jaxface.data.specs.small_image_sets import Cifar10, Cifar100, Mnist
+from jaxface.data.specs.styled_digits import StyledDigits
 from jaxface.data.specs.synthetic_sets import Procedural, ProceduralImages, ShortcutDigits
 from jaxface.data.synthetic.cluttered_digits import cluttered_digits
 from jaxface.data.synthetic.crowded_embeddings import CrowdedEmbeddings, crowded_embeddings
@@ -169,6 +171,7 @@ __all__ = [
     "ExpressionSource",
     "Fddb",
     "FerPlus",
+    "FewData",
     "Folder",
     "FolderSource",
     "GroupFolders",
@@ -222,6 +225,7 @@ __all__ = [
     "ShortcutDigits",
     "Source",
     "Split",
+    "StyledDigits",
     "Subset",
     "SuperclassUniform",
     "TaskOrdered",
@@ -254,11 +258,13 @@ __all__ = [
     "cefa",
     "check_memory",
     "check_tasks",
+    "check_unseen_classes",
     "cifar10",
     "cifar10_policy",
     "cifar100",
     "class_dependent_noise",
     "class_means",
+    "class_record",
     "cluttered_digits",
     "coco",
     "corrupt_labels",
@@ -312,6 +318,7 @@ __all__ = [
     "session_source",
     "shortcut_digits",
     "split_identities",
+    "stratified_subset",
     "superclasses",
     "symmetric_noise",
     "template",
