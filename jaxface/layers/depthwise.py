@@ -1,6 +1,6 @@
 """Depthwise convolution that is fast on a CPU too.
 
-Methods: ddc
+Methods: ddc, intern
 """
 
 from functools import partial

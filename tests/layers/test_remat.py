@@ -20,6 +20,7 @@ SMALL = {
     "condensed_net": {},
     "convnet": {},
     "face_resnet34": {"stages": (1, 1), "channels": (8, 8)},
+    "metanet_tiny": {"repeats": (1, 1, 1, 1, 1, 2), "drop_path": 0.2},
     "mlp": {"hidden": (16, 16)},
     "mobilefacenet": {"channels": (64, 8, 8, 8), "hidden": ((8, 8),) * 3, "blocks": (1, 0, 0)},
     "mobilenet": {"stages": ((8, 1), (8, 1), (8, 1))},
