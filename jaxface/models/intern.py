@@ -25,7 +25,7 @@ class Generalist(nn.Module):
       main: which of them is trained. The others are auxiliary; no gradient reaches them, and their batch statistics stay.
       stages: how many of the first stages receive.
 
-    image [B, H, W, C] -> features of the main path, as a `StagedBackbone` has them.
+    image [B, H, W, C] -> the pooled features [B, D] of the main path; `features` gives its maps besides.
 
     Raises:
       UserError: a main expert that is none of them or has no other beside it, backbones of other strides, or more stages than
@@ -42,7 +42,7 @@ class Generalist(nn.Module):
             raise UserError(f"main: needs one of {', '.join(self.backbones)}, got {self.main!r}")
         if len(self.backbones) < 2:
             raise UserError("backbones: needs a main and an auxiliary one, got 1")
-        strides = {name: tuple(b.strides)[: self.stages] for name, b in self.backbones.items()}
+        strides = {name: tuple(b.level_strides)[: self.stages] for name, b in self.backbones.items()}
         for name, values in strides.items():
             if len(values) < self.stages:
                 raise UserError(f"stages: {name} has {len(values)}, {self.stages} were to receive")
@@ -58,42 +58,47 @@ class Generalist(nn.Module):
         return tuple(name for name in self.backbones if name != self.main)
 
     @property
-    def widths(self) -> tuple[int, ...]:
+    def level_channels(self) -> tuple[int, ...]:
         """Of the main path's maps."""
-        return tuple(self.backbones[self.main].widths)
+        return tuple(self.backbones[self.main].level_channels)
 
     @property
-    def strides(self) -> tuple[int, ...]:
+    def level_strides(self) -> tuple[int, ...]:
         """Of the main path's maps."""
-        return tuple(self.backbones[self.main].strides)
+        return tuple(self.backbones[self.main].level_strides)
 
     def setup(self):
         self.experts = {
             name: backbone.clone(parent=None, name=None) for name, backbone in self.backbones.items()
         }
         self.transfers = {
-            name: TransferModule(self.widths[: self.stages], self.strides[: self.stages], dtype=self.dtype)
+            name: TransferModule(
+                self.level_channels[: self.stages], self.level_strides[: self.stages], dtype=self.dtype
+            )
             for name in self.auxiliary
         }
 
     def _maps(self, backbone: StagedBackbone, image: jax.Array) -> list[jax.Array]:
         maps, x = [], image
         for index in range(self.stages):
-            x = backbone.segment(index, x, False)
+            x = backbone.level(index, x)
             maps.append(x)
         return maps
 
-    def __call__(self, image: jax.Array, *, train: bool = False, trunk: bool = True) -> Features:
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        return self.features(image, train=train)["pooled"]
+
+    def features(self, image: jax.Array, *, train: bool = False, trunk: bool = True) -> Features:
         """Features of the main path; with `trunk` False the main expert is in evaluation mode while the transfers train."""
         auxiliary = {name: self._maps(self.experts[name], image) for name in self.auxiliary}
         main, taps, x = self.experts[self.main], [], image
-        for index in range(len(self.strides)):
-            x = main.segment(index, x, train and trunk)
+        for index in range(len(self.level_strides)):
+            x = main.level(index, x, train=train and trunk)
             if index < self.stages:
                 for name, maps in auxiliary.items():
                     x = x + self.transfers[name](maps, index + 1, train=train)
             taps.append(x)
-        return {"taps": tuple(taps), "pooled": main.pool(x, train and trunk)}
+        return {"taps": tuple(taps), "pooled": main.pool(x, train=train and trunk)}
 
 
 def expert_parameters(name: str) -> str:

@@ -12,65 +12,78 @@ import jax.numpy as jnp
 
 from jaxface.errors import UserError
 from jaxface.layers.norm import BatchNorm
+from jaxface.layers.remat import Remat, run_block
+from jaxface.models.depth import DepthOrder
+from jaxface.models.registry import MODELS
 
 Features = Mapping[str, Any]
-"""`taps`, the maps [B, h, w, c] of all stages from fine to coarse, and `pooled` [B, D]."""
+"""`taps`, the maps [B, h, w, c] of all levels from fine to coarse, and `pooled` [B, D]."""
 
 
 class StagedBackbone(Protocol):
-    """A Flax module that is computed stage by stage.
+    """A Flax module that is computed level by level, such as MetaNet.
 
     Attributes:
-      widths, strides: channels of the map of every stage, and pixels of the image from one of its cells to the next.
+      level_channels, level_strides: of the map of every level; a stride is in pixels of the image.
     """
 
-    widths: tuple[int, ...]
-    strides: tuple[int, ...]
+    level_channels: tuple[int, ...]
+    level_strides: tuple[int, ...]
 
-    def segment(self, index: int, x: jax.Array, train: bool = False) -> jax.Array:
-        """The map of stage `index` from 0, of the image or the map of the stage before."""
+    def level(self, i: int, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """The map of level i from 0, of the image or the map of the level before."""
 
-    def pool(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def pool(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """[B, D] float32 of the last map."""
 
-    def __call__(self, image: jax.Array, *, train: bool = False) -> Features:
-        """All stages, one after the other."""
 
+def features(backbone: Any, image: jax.Array, *, train: bool = False, **options) -> Features:
+    """Maps of all levels of a backbone and what it pools; to be a `method` of `backbone.init` and `backbone.apply`.
 
-def run_stages(backbone: StagedBackbone, image: jax.Array, *, train: bool = False) -> Features:
-    """What the `__call__` of a staged backbone is."""
+    A module that has `features` of its own, such as `Generalist`, gives those; `options` are theirs.
+    """
+    if hasattr(backbone, "features"):
+        return backbone.features(image, train=train, **options)
     taps, x = [], image
-    for index in range(len(backbone.strides)):
-        x = backbone.segment(index, x, train)
+    for i in range(len(backbone.level_strides)):
+        x = backbone.level(i, x, train=train)
         taps.append(x)
-    return {"taps": tuple(taps), "pooled": backbone.pool(x, train)}
+    return {"taps": tuple(taps), "pooled": backbone.pool(x, train=train)}
 
 
 class PlainStages(nn.Module):
-    """A stage for each convolution: conv3x3, BN, ReLU; the mean over the plane at the end.
+    """A level for each convolution: conv3x3, BN, ReLU; the mean over the plane, Dense.
 
     Args:
-      widths: channels of every stage. steps: their strides, 1 or 2.
+      embedding: features of the last Dense layer: the size of an embedding, or the number of classes; None leaves it out.
+      channels: of every level. steps: their strides, 1 or 2.
       norm: batch normalization behind each convolution, which then has no bias.
 
-    image [B, H, W, C] -> {"taps": one map for each stage, "pooled": [B, widths[-1]]}.
+    image [B, H, W, C] -> [B, embedding] float32; `features` gives the maps.
     """
 
-    widths: tuple[int, ...] = (16, 32, 32)
+    embedding: int | None = 512
+    channels: tuple[int, ...] = (16, 32, 32)
     steps: tuple[int, ...] = (2, 2, 1)
     norm: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    remat: Remat = "none"
 
     def __post_init__(self):
-        if len(self.widths) != len(self.steps):
+        if len(self.channels) != len(self.steps):
             raise UserError(
-                f"steps: needs one for each of the {len(self.widths)} widths, got {len(self.steps)}"
+                f"steps: needs one for each of the {len(self.channels)} channels, got {len(self.steps)}"
             )
         super().__post_init__()
 
     @property
-    def strides(self) -> tuple[int, ...]:
+    def level_channels(self) -> tuple[int, ...]:
+        """Of the maps."""
+        return tuple(self.channels)
+
+    @property
+    def level_strides(self) -> tuple[int, ...]:
         """Of the maps."""
         strides, stride = [], 1
         for step in self.steps:
@@ -80,8 +93,8 @@ class PlainStages(nn.Module):
 
     def setup(self):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.conv = [
-            nn.Conv(
+        for i, (width, step) in enumerate(zip(self.channels, self.steps, strict=True), start=1):
+            conv = nn.Conv(
                 width,
                 (3, 3),
                 step,
@@ -90,20 +103,35 @@ class PlainStages(nn.Module):
                 kernel_init=nn.initializers.he_normal(),
                 **types,
             )
-            for width, step in zip(self.widths, self.steps, strict=True)
-        ]
-        if self.norm:
-            self.norms = [BatchNorm(**types) for _ in self.widths]
+            setattr(self, f"conv{i}", conv)
+            if self.norm:
+                setattr(self, f"norm{i}", BatchNorm(**types))
+        if self.embedding is not None:
+            self.head_dense = nn.Dense(self.embedding, param_dtype=self.param_dtype)
 
-    def segment(self, index: int, x: jax.Array, train: bool = False) -> jax.Array:
-        """The map of stage `index`, from 0."""
-        x = self.conv[index](x.astype(self.dtype))
-        return nn.relu(self.norms[index](x, train=train) if self.norm else x)
+    def level(self, i: int, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """The map of level i, from 0."""
+        return run_block(self, x.astype(self.dtype), remat=self.remat, call=_level, train=train, number=i + 1)
 
-    def pool(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def pool(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """The mean over the plane."""
         del train
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
-    def __call__(self, image: jax.Array, *, train: bool = False) -> Features:
-        return run_stages(self, image, train=train)
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        pooled = features(self, image, train=train)["pooled"]
+        return pooled if self.embedding is None else self.head_dense(pooled)
+
+    def depth_order(self) -> DepthOrder:
+        """Names of the parts from the image on, the head left out."""
+        return tuple(
+            (f"conv{i}", f"norm{i}") if self.norm else (f"conv{i}",) for i in range(1, len(self.channels) + 1)
+        )
+
+
+def _level(net: PlainStages, x: jax.Array, *, train: bool, number: int) -> jax.Array:
+    x = getattr(net, f"conv{number}")(x)
+    return nn.relu(getattr(net, f"norm{number}")(x, train=train) if net.norm else x)
+
+
+MODELS.update({"plain_stages": PlainStages})

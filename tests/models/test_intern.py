@@ -9,10 +9,10 @@ import pytest
 from jaxface.errors import UserError
 from jaxface.layers.intern import Transfer, TransferModule, transfer_name, transfer_steps
 from jaxface.models.intern import Generalist, expert_parameters, joined_variables, transfer_parameters
-from jaxface.models.staged import PlainStages
+from jaxface.models.staged import PlainStages, features
 
 PAIRS = [(1, 1), (1, 2), (2, 2), (1, 3), (2, 3), (3, 3)]
-EXPERT = PlainStages((4, 5, 6), (2, 2, 1))
+EXPERT = PlainStages(None, (4, 5, 6), (2, 2, 1))
 
 
 def zeroed(params):
@@ -76,10 +76,14 @@ def joined():
     variables = joined_variables(model.init(jax.random.key(3), images), experts)
 
     def loss(params, stats):
-        features, updated = model.apply(
-            {"params": params, "batch_stats": stats}, images, train=True, mutable=["batch_stats"]
+        maps, updated = model.apply(
+            {"params": params, "batch_stats": stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            method=features,
         )
-        return sum(jnp.mean(jnp.sin(3 * tap)) for tap in features["taps"]), updated["batch_stats"]
+        return sum(jnp.mean(jnp.sin(3 * tap)) for tap in maps["taps"]), updated["batch_stats"]
 
     @jax.jit
     def step(params, stats):
@@ -94,12 +98,13 @@ def joined():
 @pytest.mark.parametrize("train", [False, True])
 def test_a_generalist_is_its_expert_at_the_start(joined, train):
     model, variables, experts, images, _ = joined
-    features = model.apply(variables, images, train=train, mutable=["batch_stats"] if train else False)
-    features = features[0] if train else features
-    alone = EXPERT.apply(experts["c"], images, train=train)
-    for name in ("taps", "pooled"):
-        for joint, own in zip(jax.tree.leaves(features[name]), jax.tree.leaves(alone[name]), strict=True):
-            assert np.array_equal(joint, own)
+    collections = ["batch_stats"] if train else False
+    joint = model.apply(variables, images, train=train, mutable=collections, method=features)
+    joint = joint[0] if train else joint
+    alone = EXPERT.apply(experts["c"], images, train=train, method=features)
+    for one, other in zip(jax.tree.leaves(joint), jax.tree.leaves(alone), strict=True):
+        assert np.array_equal(one, other)
+    assert len(joint["taps"]) == 3
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
@@ -148,10 +153,10 @@ def test_shapes_of_a_b4_pair_at_224():
         (lambda: Generalist({"c": EXPERT}, "c"), "backbones: needs a main and an auxiliary one"),
         (lambda: Generalist({"c": EXPERT, "d": EXPERT}, "c", 4), "stages: c has 3, 4 were to receive"),
         (
-            lambda: Generalist({"c": EXPERT, "d": PlainStages((4, 5, 6), (2, 2, 2))}, "c"),
+            lambda: Generalist({"c": EXPERT, "d": PlainStages(None, (4, 5, 6), (2, 2, 2))}, "c"),
             "backbones: needs maps of the same strides",
         ),
-        (lambda: PlainStages((4, 5), (2,)), "steps: needs one for each of the 2 widths, got 1"),
+        (lambda: PlainStages(None, (4, 5), (2,)), "steps: needs one for each of the 2 channels, got 1"),
     ],
 )
 def test_refusals(make, words):
