@@ -39,6 +39,7 @@ from jaxface.data.sources.depth import (
 )
 from jaxface.data.sources.expressions import majority_votes
 from jaxface.data.sources.fddb import fddb
+from jaxface.data.sources.few_data import FewData, check_unseen_classes, class_record, stratified_subset
 from jaxface.data.sources.folder import FolderSource
 from jaxface.data.sources.groups import JoinedGroups
 from jaxface.data.sources.ijb import TemplateSource
@@ -169,6 +170,7 @@ __all__ = [
     "ExpressionSource",
     "Fddb",
     "FerPlus",
+    "FewData",
     "Folder",
     "FolderSource",
     "GroupFolders",
@@ -254,11 +256,13 @@ __all__ = [
     "cefa",
     "check_memory",
     "check_tasks",
+    "check_unseen_classes",
     "cifar10",
     "cifar10_policy",
     "cifar100",
     "class_dependent_noise",
     "class_means",
+    "class_record",
     "cluttered_digits",
     "coco",
     "corrupt_labels",
@@ -312,6 +316,7 @@ __all__ = [
     "session_source",
     "shortcut_digits",
     "split_identities",
+    "stratified_subset",
     "superclasses",
     "symmetric_noise",
     "template",

@@ -24,6 +24,7 @@ SMALL = {
     models.AttendedResNet: {"channels": (8, 16), "blocks": 1},
     models.ConvNet: {},
     models.SmallLossCNN: {"channels": (8, 8)},
+    models.PlainStages: {"channels": (4, 8), "steps": (2, 2)},
     models.IResNet: {"stages": (2, 1), "channels": (16, 32)},
     models.InceptionResNet: {"stages": (1, 1, 1)},
     models.MetaNet: {

@@ -26,6 +26,7 @@ SMALL = {
     "mobilenet": {"stages": ((8, 1), (8, 1), (8, 1))},
     "mobilenet_v1_quarter": {"width": 0.05},
     "mobilenet_v2_quarter": {"width": 0.07},
+    "plain_stages": {"channels": (8, 8), "steps": (2, 1), "norm": True},
     "resnet18": {"stages": (1, 1), "channels": (8, 8), "small_images": True},
     "separable_net": {"channels": 8},
     "swin_tiny": {"dim": 12, "blocks": (2, 1), "heads": (2, 3), "window": 4},
