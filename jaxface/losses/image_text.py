@@ -8,13 +8,14 @@ Methods: intern
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, NamedTuple
 
 import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxface import search
 from jaxface.checks import Fraction, NonNegative, Positive, check_fields, check_number
@@ -217,30 +218,32 @@ def mask_tokens(
     *,
     vocabulary: int,
     mask_token: int,
-    first_word: int,
+    special: Sequence[int],
     rate: float = 0.15,
 ) -> MaskedTokens:
     """Chooses places of sentences that are to be told (arXiv:1810.04805): 80 % read a mask, 10 % any word, 10 % themselves.
 
     Args:
       key: of the choice.
-      tokens: [B, L] integers in [0, V). Those below `first_word` (padding, start, end, mask) are never chosen.
-      vocabulary: V. mask_token: what stands for a hidden word. first_word: least token that is a word.
+      tokens: [B, L] integers in [0, V).
+      vocabulary: V. mask_token: what stands for a hidden word.
+      special: tokens that are never chosen and no random words: padding, start, end and mask.
       rate: share of the words that is chosen, in [0, 1].
 
     Raises:
-      UserError: a rate outside [0, 1], or special tokens that are none of the vocabulary's.
+      UserError: a rate outside [0, 1], or special tokens that are not the vocabulary's or all of it.
     """
     check_number("rate", rate, Fraction)
-    if not 0 <= mask_token < first_word < vocabulary:
-        raise UserError(
-            f"vocabulary: needs mask_token < first_word < {vocabulary}, got {mask_token} and {first_word}"
-        )
-    where, how, word = jax.random.split(key, 3)
-    chosen = (jax.random.uniform(where, tokens.shape) < rate) & (tokens >= first_word)
+    special = np.unique(np.array([mask_token, *special]))
+    if special[0] < 0 or special[-1] >= vocabulary or len(special) == vocabulary:
+        raise UserError(f"special: needs some of {vocabulary} tokens, got {special.tolist()}")
+    words = np.setdiff1d(np.arange(vocabulary), special).astype(np.int32)
+    where, how, which = jax.random.split(key, 3)
+    is_word = ~jnp.isin(tokens, special)
+    chosen = (jax.random.uniform(where, tokens.shape) < rate) & is_word
     kind = jax.random.uniform(how, tokens.shape)
-    words = jax.random.randint(word, tokens.shape, first_word, vocabulary, tokens.dtype)
-    shown = jnp.where(kind < 0.8, mask_token, jnp.where(kind < 0.9, words, tokens))
+    other = jnp.asarray(words)[jax.random.randint(which, tokens.shape, 0, len(words))]
+    shown = jnp.where(kind < 0.8, mask_token, jnp.where(kind < 0.9, other, tokens))
     return MaskedTokens(jnp.where(chosen, shown, tokens), chosen)
 
 

@@ -183,5 +183,5 @@ def test_masked_words_are_four_of_five_hidden_and_never_special():
     hidden = (shown == 3)[mask].mean()
     same = (shown == tokens)[mask].mean()
     assert hidden == pytest.approx(0.8, abs=0.02) and same == pytest.approx(0.1 + 0.1 / 6, abs=0.02)
-    with pytest.raises(UserError, match="vocabulary: needs mask_token < first_word < 10, got 3 and 10"):
-        losses.mask_tokens(jax.random.key(0), tokens, vocabulary=10, mask_token=3, first_word=10)
+    with pytest.raises(UserError, match=r"special: needs some of 10 tokens, got \[3, 10\]"):
+        losses.mask_tokens(jax.random.key(0), tokens, vocabulary=10, mask_token=3, special=(10,))
