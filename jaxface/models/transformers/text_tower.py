@@ -15,7 +15,7 @@ from jaxface.models.transformers.vit import Block
 
 
 class TextFeatures(NamedTuple):
-    """What a tower says of sentences: `sentences` [B, E] float32 of their ends, not normalized; `words` [B, L, D] of all tokens."""
+    """What a tower says of sentences: `sentences` [B, E] float32 of their ends, not normalized; `words` [B, L, D] of all."""
 
     sentences: jax.Array
     words: jax.Array
