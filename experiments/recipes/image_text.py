@@ -4,6 +4,7 @@ Methods: intern
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
@@ -343,6 +344,29 @@ def clamped(step, spec: UpA):
     return run
 
 
+def up_a_training(
+    spec: UpA,
+    nets: ImageText,
+    image_shape: tuple[int, int, int],
+    *,
+    start: tuple[dict, dict] | None = None,
+    accumulate: int = 1,
+) -> tuple[Callable, Callable]:
+    """(init, step) of the stage, which open no data; `start` is (params, extra) of a finished one."""
+    rule = _rule if spec.optimizer.name == "adamw" else None
+    optimizer = spec.optimizer.build(spec.steps, rule, network=("backbone", nets.backbone))
+    objective = training.Objective(up_a_loss(nets, spec), optimizer)
+
+    def init(rng, previous):
+        params, extra = initial(nets, spec, rng, image_shape)
+        if start is not None:
+            params = start[0]
+            extra = {**extra, **{name: start[1][name] for name in ("batch_stats", "heads_stats")}}
+        return training.create_state(rng, params, objective, extra=extra)
+
+    return init, clamped(training.gradient_step(objective, accumulate=accumulate), spec)
+
+
 class _WithTokenizer:
     """Batches whose position says which tokenizer made them, so that a run resumes with no other."""
 
@@ -408,17 +432,7 @@ def up_a_stage(
         check_same_networks(
             start[0], jax.eval_shape(lambda: initial(nets, spec, jax.random.key(0), shape))[0]
         )
-    rule = _rule if spec.optimizer.name == "adamw" else None
-    optimizer = spec.optimizer.build(spec.steps, rule, network=("backbone", backbone))
-    objective = training.Objective(up_a_loss(nets, spec), optimizer)
-
-    def init(rng, previous):
-        params, extra = initial(nets, spec, rng, shape)
-        if start is not None:
-            params = start[0]
-            extra = {**extra, **{name: start[1][name] for name in ("batch_stats", "heads_stats")}}
-        return training.create_state(rng, params, objective, extra=extra)
-
+    init, step = up_a_training(spec, nets, shape, start=start, accumulate=accumulate)
     views = CaptionViews(tokenizer, spec.views, SYNONYMS)
 
     def open_batches():
@@ -436,7 +450,7 @@ def up_a_stage(
     stage = training.Stage(
         STAGE,
         init=init,
-        step=clamped(training.gradient_step(objective, accumulate=accumulate), spec),
+        step=step,
         batches=lambda state: open_batches(),
         steps=spec.steps,
         evaluate=CaptionRetrieval(nets.backbone, nets.tower, nets.heads, tokenizer, split.held_out),
