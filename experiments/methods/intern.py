@@ -168,6 +168,7 @@ class Lines:
 
     def __init__(self, config: Config):
         self.config, self.model = config, network(config)
+        self.amateur: Mapping | None = None  # variables of Up-A, from which every expert starts
         entries, self.held_out, graph = recipe.open_sources(
             config.sources, image_size=config.image_size, seed=config.data_seed
         )
@@ -249,7 +250,7 @@ class Lines:
             if start is None:
                 first, second = jax.random.split(rng)
                 image = jnp.zeros((1, *self.image_shape))
-                variables = upstream.init_backbone(first, image, module=model)
+                variables = self.amateur or upstream.init_backbone(first, image, module=model)
                 params = {"backbone": variables["params"], "heads": self.heads(kinds, second, variables)}
                 stats = variables["batch_stats"]
             else:
@@ -261,7 +262,7 @@ class Lines:
             name=name,
             key=key,
             init=init,
-            compile_init=start is None,
+            compile_init=start is None and self.amateur is None,
             step=training.gradient_step(objective),
             batches=lambda state: self.streams(kinds),
             steps=steps,
