@@ -52,10 +52,18 @@
 | `forget_rate`, `small_loss_count`, `small_loss_mask`, `masked_mean` | their parts | |
 | `mda_loss`, `mean_point_loss`, `mirror` | two networks agree; likely right labels count | arXiv:2212.01054 |
 | `gan_discriminator_loss`, `gan_generator_loss`, `r1_penalty` | a generator of faces | arXiv:1406.2661, 1801.04406 |
+| `hinge_discriminator_loss`, `hinge_generator_loss` | a generator against a discriminator that need not be sure | arXiv:1705.02894 |
+| `vq_loss`, `adaptive_weight` | an autoencoder of codes, and the weight of its adversary | arXiv:1711.00937, 2012.09841 |
 """
 
 from jaxface.losses.acw import acw_loss, leave_one_out_cosines
-from jaxface.losses.adversarial import gan_discriminator_loss, gan_generator_loss, r1_penalty
+from jaxface.losses.adversarial import (
+    gan_discriminator_loss,
+    gan_generator_loss,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    r1_penalty,
+)
 from jaxface.losses.cckd import (
     Kernel,
     adjacent_correlation_loss,
@@ -169,6 +177,7 @@ from jaxface.losses.small_loss import (
 )
 from jaxface.losses.softmax import arcface_loss, cosface_loss, cross_entropy, margin_logits, softmax_loss
 from jaxface.losses.sparsevit import budget_loss
+from jaxface.losses.vector_quantization import adaptive_weight, vq_loss
 from jaxface.losses.yolo import YoloBoxes, YoloTerms, cluster_anchors, decode_yolo, yolo_loss
 
 __all__ = [
@@ -192,6 +201,7 @@ __all__ = [
     "YoloBoxes",
     "YoloTerms",
     "acw_loss",
+    "adaptive_weight",
     "adjacent_correlation_loss",
     "adversarial_to_reference",
     "adversarial_uniform",
@@ -233,6 +243,8 @@ __all__ = [
     "hard_negatives",
     "hardness",
     "hardness_ratios",
+    "hinge_discriminator_loss",
+    "hinge_generator_loss",
     "hint_loss",
     "jittered_boxes",
     "jocor_loss",
@@ -299,6 +311,7 @@ __all__ = [
     "taylor_rbf_coeffs",
     "teacher_momentum",
     "topn_mask",
+    "vq_loss",
     "weighted_mean",
     "weights_from_action",
     "yolo_loss",

@@ -17,7 +17,7 @@
 | does it serve every group alike? | `group_fairness`, `group_accuracy`, `group_verification` |
 | where does it look? | `attention_coverage`, `attention_gap`, `attention_mass`, `sensitive_area` |
 | where does a transformer look? | `class_attention`, `attention_rollout` |
-| what do low-bit codes still tell? | `code_entropy`, `norm_spread` |
+| what do codes still tell? | `code_entropy`, `codebook_perplexity`, `norm_spread` |
 | does a student see the relations that its teacher sees? | `congruence_error` |
 | how good are a detector's boxes? | `coco_evaluate`, `voc_evaluate`, `wider_face_evaluate`, `fddb_evaluate`, `log_average_miss_rate` |
 | how far is it? | `depth_rmse` |
@@ -37,7 +37,7 @@ from jaxface.metrics.analysis.attention import (
     class_attention,
     sensitive_area,
 )
-from jaxface.metrics.analysis.codes import code_entropy, norm_spread
+from jaxface.metrics.analysis.codes import code_entropy, codebook_perplexity, norm_spread
 from jaxface.metrics.analysis.congruence import congruence_error
 from jaxface.metrics.analysis.discrepancy import (
     Discrepancy,
@@ -255,6 +255,7 @@ __all__ = [
     "cmc",
     "coco_evaluate",
     "code_entropy",
+    "codebook_perplexity",
     "combine_scores",
     "confidence_logit",
     "confusion_matrix",
