@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxface.training.probe import ProbeSpec
 
 from experiments.recipes.image_text import UpA, up_a_stage
 from jaxface import data as inputs
@@ -26,6 +25,7 @@ from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
 from jaxface.models.staged import features as staged
 from jaxface.training.evaluations.attribute_answers import AttributeHeads, AttributeProbe, labeled_share
+from jaxface.training.probe import ProbeSpec
 
 Learn = Literal["captions", "labels", "nothing"]
 

@@ -38,11 +38,11 @@ class TextTowerSpec:
 
     dim: Annotated[int, AtLeast(1)] = 64
     """Size of a token."""
-    depth: Annotated[int, AtLeast(1)] = 2
+    depth: Annotated[int, AtLeast(1)] = 1
     """Blocks."""
     heads: Annotated[int, AtLeast(1)] = 4
     """Attention heads."""
-    length: Annotated[int, Integers(3, 1024)] = 40
+    length: Annotated[int, Integers(3, 1024)] = 32
     """Tokens of a caption, start and end included; longer ones are cut."""
     vocabulary: Annotated[int, AtLeast(260)] = 480
     """Most tokens of a tokenizer that is trained on the captions of the run."""

@@ -89,7 +89,9 @@ from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, 
 from jaxface.data.specs.presentation_sets import CasiaSurf, Cefa, Presentations, PresentationTable
 from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
 from jaxface.data.specs.small_image_sets import Cifar10, Cifar100, Mnist
+from jaxface.data.specs.styled_digits import StyledDigits
 from jaxface.data.specs.synthetic_sets import Procedural, ProceduralImages, ShortcutDigits
+from jaxface.data.specs.task_canvas_sets import TaskCanvas
 from jaxface.data.synthetic.cluttered_digits import cluttered_digits
 from jaxface.data.synthetic.crowded_embeddings import CrowdedEmbeddings, crowded_embeddings
 from jaxface.data.synthetic.digit_canvas import digit_canvas
@@ -232,8 +234,10 @@ __all__ = [
     "ShortcutDigits",
     "Source",
     "Split",
+    "StyledDigits",
     "Subset",
     "SuperclassUniform",
+    "TaskCanvas",
     "TaskOrdered",
     "TaskSpec",
     "TeacherStudentTransform",

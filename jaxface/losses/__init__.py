@@ -55,10 +55,18 @@
 | `clip_infonce`, `declip_loss` | images and their captions, several kinds of supervision | arXiv:2103.00020, 2110.05208 |
 | `simsiam_loss`, `mlm_loss`, `pixpro_loss` | their parts: views, words, places | arXiv:2011.10566, 2011.10043 |
 | `TextBank`, `nn_bank_lookup`, `nn_bank_push` | the nearest of the last captions | arXiv:2110.05208 |
+| `hinge_discriminator_loss`, `hinge_generator_loss` | a generator against a discriminator that need not be sure | arXiv:1705.02894 |
+| `vq_loss`, `adaptive_weight` | an autoencoder of codes, and the weight of its adversary | arXiv:1711.00937, 2012.09841 |
 """
 
 from jaxface.losses.acw import acw_loss, leave_one_out_cosines
-from jaxface.losses.adversarial import gan_discriminator_loss, gan_generator_loss, r1_penalty
+from jaxface.losses.adversarial import (
+    gan_discriminator_loss,
+    gan_generator_loss,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    r1_penalty,
+)
 from jaxface.losses.cckd import (
     Kernel,
     adjacent_correlation_loss,
@@ -187,6 +195,7 @@ from jaxface.losses.small_loss import (
 )
 from jaxface.losses.softmax import arcface_loss, cosface_loss, cross_entropy, margin_logits, softmax_loss
 from jaxface.losses.sparsevit import budget_loss
+from jaxface.losses.vector_quantization import adaptive_weight, vq_loss
 from jaxface.losses.yolo import YoloBoxes, YoloTerms, cluster_anchors, decode_yolo, yolo_loss
 
 __all__ = [
@@ -214,6 +223,7 @@ __all__ = [
     "YoloBoxes",
     "YoloTerms",
     "acw_loss",
+    "adaptive_weight",
     "adjacent_correlation_loss",
     "adversarial_to_reference",
     "adversarial_uniform",
@@ -257,6 +267,8 @@ __all__ = [
     "hard_negatives",
     "hardness",
     "hardness_ratios",
+    "hinge_discriminator_loss",
+    "hinge_generator_loss",
     "hint_loss",
     "jittered_boxes",
     "jocor_loss",
@@ -330,6 +342,7 @@ __all__ = [
     "teacher_momentum",
     "topn_mask",
     "view_grid",
+    "vq_loss",
     "weighted_mean",
     "weights_from_action",
     "yolo_loss",

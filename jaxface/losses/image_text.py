@@ -37,7 +37,9 @@ def _gathered(x: jax.Array, axis_name: str | None) -> jax.Array:
     return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
 
 
-def _contrast(queries: jax.Array, keys: jax.Array, scale: jax.Array, axis_name: str | None) -> jax.Array:
+def _contrast(
+    queries: jax.Array, keys: jax.Array, scale: jax.Array | float, axis_name: str | None
+) -> jax.Array:
     """[B]: cross-entropy of each query's own key among the keys of all devices."""
     logits = scale * search.dot_products(queries, _gathered(keys, axis_name))
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * len(queries)
@@ -70,8 +72,8 @@ def clip_infonce(
     """
     _check_features(images=images, texts=texts)
     check_number("logit_scale", logit_scale, Positive)
-    pairs = (images, texts), (texts, images)
-    return 0.5 * sum(_contrast(a, b, logit_scale, axis_name) for a, b in pairs)
+    to_text = _contrast(images, texts, logit_scale, axis_name)
+    return 0.5 * (to_text + _contrast(texts, images, logit_scale, axis_name))
 
 
 @flax.struct.dataclass
@@ -166,8 +168,8 @@ def simsiam_loss(
     _check_features(
         predicted1=predicted1, predicted2=predicted2, projected1=projected1, projected2=projected2
     )
-    pairs = (predicted1, projected2), (predicted2, projected1)
-    return -0.5 * sum(_cosine(p, jax.lax.stop_gradient(z)) for p, z in pairs)
+    projected1, projected2 = jax.lax.stop_gradient((projected1, projected2))
+    return -0.5 * (_cosine(predicted1, projected2) + _cosine(predicted2, projected1))
 
 
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -234,12 +236,12 @@ def mask_tokens(
       UserError: a rate outside [0, 1], or special tokens that are not the vocabulary's or all of it.
     """
     check_number("rate", rate, Fraction)
-    special = np.unique(np.array([mask_token, *special]))
-    if special[0] < 0 or special[-1] >= vocabulary or len(special) == vocabulary:
-        raise UserError(f"special: needs some of {vocabulary} tokens, got {special.tolist()}")
-    words = np.setdiff1d(np.arange(vocabulary), special).astype(np.int32)
+    no_words = np.unique(np.array([mask_token, *special]))
+    if no_words[0] < 0 or no_words[-1] >= vocabulary or len(no_words) == vocabulary:
+        raise UserError(f"special: needs some of {vocabulary} tokens, got {no_words.tolist()}")
+    words = np.setdiff1d(np.arange(vocabulary), no_words).astype(np.int32)
     where, how, which = jax.random.split(key, 3)
-    is_word = ~jnp.isin(tokens, special)
+    is_word = ~jnp.isin(tokens, no_words)
     chosen = (jax.random.uniform(where, tokens.shape) < rate) & is_word
     kind = jax.random.uniform(how, tokens.shape)
     other = jnp.asarray(words)[jax.random.randint(which, tokens.shape, 0, len(words))]
@@ -392,10 +394,10 @@ def declip_loss(
     weights = weights or DeclipWeights()
     scale = outputs.logit_scale
     pairs = [(u, v) for u in outputs.images for v in outputs.texts]
-    clip = sum(jnp.mean(clip_infonce(u, v, scale, axis_name=axis_name)) for u, v in pairs) / len(pairs)
+    clip = jnp.mean(jnp.stack([clip_infonce(u, v, scale, axis_name=axis_name) for u, v in pairs]))
     near = [nn_bank_lookup(v, bank) for v in outputs.texts]
     pairs = [(u, n) for u in outputs.images for n in near]
-    neighbors = sum(jnp.mean(_contrast(u, n, scale, axis_name)) for u, n in pairs) / len(pairs)
+    neighbors = jnp.mean(jnp.stack([_contrast(u, n, scale, axis_name) for u, n in pairs]))
     terms = {
         "clip": clip,
         "neighbors": jnp.where(bank.written > 0, neighbors, 0.0),

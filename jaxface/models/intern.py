@@ -52,6 +52,9 @@ class Generalist(nn.Module):
                 )
         super().__post_init__()
 
+    def __hash__(self):
+        return hash((tuple(self.backbones.items()), self.main, self.stages, self.dtype))
+
     @property
     def auxiliary(self) -> tuple[str, ...]:
         """Names of the other experts."""

@@ -13,9 +13,9 @@ from jaxface.checks import Positive, check_number
 from jaxface.data.sources.source import Source
 from jaxface.errors import UserError
 
-TaskType = Literal["classification", "detection", "segmentation", "depth", "image_text"]
-"""What the annotations of a source are for."""
-TASK_TYPES = ("classification", "detection", "segmentation", "depth", "image_text")
+TaskType = Literal["classification", "detection", "cells", "segmentation", "depth", "image_text"]
+"""What the annotations of a source are for; cells say on a grid where objects have their centers."""
+TASK_TYPES = ("classification", "detection", "cells", "segmentation", "depth", "image_text")
 """All of them."""
 
 
@@ -111,6 +111,7 @@ class DataSource:
       source: its records.
       task_type: what its annotations are for.
       label_map: class of the source -> concept; its own names unless given.
+      classes: names of the annotated classes, `source.class_names` unless given; of pixels the background first.
       parents: concept -> what it is a kind of, as this source has it.
       modality: of its images.
       weight: of its loss among those of all sources, > 0.
@@ -121,6 +122,7 @@ class DataSource:
     task_type: TaskType
     label_map: Mapping[str, str] = dataclasses.field(default_factory=dict)
     parents: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    classes: tuple[str, ...] = ()
     modality: str = "image"
     weight: Annotated[float, Positive] = 1.0
 
@@ -128,13 +130,18 @@ class DataSource:
         check_number("weight", self.weight, Positive)
         if self.task_type not in TASK_TYPES:
             raise UserError(f"task_type: needs one of {', '.join(TASK_TYPES)}, got {self.task_type!r}")
-        if unknown := sorted(set(self.label_map) - set(map(str, self.source.class_names))):
+        if unknown := sorted(set(self.label_map) - set(self.class_names)):
             raise UserError(f"label_map: {self.name} has no class {unknown[0]!r}")
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the annotated classes."""
+        return self.classes or tuple(map(str, self.source.class_names))
+
+    @property
     def concepts(self) -> tuple[str, ...]:
-        """The concept of every class, in the order of `source.class_names`."""
-        return tuple(self.label_map.get(str(name), str(name)) for name in self.source.class_names)
+        """The concept of every class, in the order of `class_names`."""
+        return tuple(self.label_map.get(name, name) for name in self.class_names)
 
     @property
     def graph(self) -> dict[str, tuple[str, ...]]:
