@@ -4,7 +4,8 @@ All arms of a seed come from one run: the experts, the generalists, and what the
 of frozen features with a tenth of the labels, of digits that no expert has seen and of the number of squares.
 """
 
-from experiments.methods.intern import Config, GeneralistSpec
+from experiments.methods.intern import Config
+from experiments.recipes.experts import AdaptationSpec, GeneralistSpec
 from experiments.recipes.general_vision import SourceSpec
 from experiments.study import Study
 from jaxface import data as inputs
@@ -20,7 +21,7 @@ _BASE = Config(
     generalist=GeneralistSpec(),
     controls=True,
     squeeze_steps=0,
-    fine_tune_steps=0,
+    adaptation=AdaptationSpec(steps=0),
     tasks=("digits", "squares"),
 )
 
