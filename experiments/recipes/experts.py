@@ -4,6 +4,7 @@ Methods: intern
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ from jaxface.training import experts as upstream
 from jaxface.training.evaluations.task_answers import frozen_features
 from jaxface.training.general_vision import FrozenBackbone, init_head, share
 from jaxface.training.re_representation import re_represented
+from jaxface.training.workdir import stage_folders
 
 TYPES = {
     "c": ("classification",),
@@ -269,6 +271,11 @@ class Lines:
 
         return Trained(upstream.expert_forward(self.model), frozen, params, extra)
 
+    @staticmethod
+    def _described(model: nn.Module) -> dict[str, Any]:
+        """What a stage writes down, so that its trunk is opened without the method (`open_trunks`)."""
+        return {"staged": models.describe(model)}
+
     def untrained(self, name: str) -> Trained:
         """A trunk of random weights."""
         key = general_vision.fresh_key(self.config.seed, name)
@@ -314,7 +321,7 @@ class Lines:
             evaluate=upstream.SourceScores(
                 sources, self.held_out, lambda state: self._plain(state.params, state.extra).backbone
             ),
-            description=inputs.class_record(concepts),
+            description=self._described(self.model) | inputs.class_record(concepts),
         )
         return self._plain(done.state.params, {"batch_stats": done.state.extra["batch_stats"]})
 
@@ -368,8 +375,11 @@ class Lines:
                 batches=lambda state: self.streams((main,)),
                 steps=steps,
                 evaluate=scores if trunk else None,
+                description=described if trunk else None,
             )
 
+        joined = {"main": main, "experts": list(trunks), "stages": spec.stages}
+        described = self._described(self.model) | {"generalist": joined}
         bridged = yield stage("_bridges", bridge_steps, trunk=False)
         done = yield stage("", spec.steps - bridge_steps, trunk=True, start=bridged.state)
         extra = {key: done.state.extra[key] for key in ("batch_stats", "auxiliary")}
@@ -415,6 +425,7 @@ class Lines:
             step=training.gradient_step(objective),
             batches=lambda state: self._joined(first, config.batch_size),
             steps=config.squeeze_steps,
+            description=self._described(student),
         )
         stats = done.state.extra["batch_stats"]
         return FrozenBackbone(student, {"params": done.state.params["backbone"], "batch_stats": stats})
@@ -479,6 +490,35 @@ def _word(fraction: float) -> str:
     return f"{100 * fraction:g}".replace(".", "p") + "pc"
 
 
+def open_trunks(run: str) -> dict[str, FrozenBackbone]:
+    """The trunks of a run of `intern`: stage -> backbone; none where it is the run of another method.
+
+    Raises:
+      UserError: a description or a checkpoint that cannot be read.
+    """
+    rows = {}
+    for folder in stage_folders(run):
+        file = folder.with_name(f"{folder.name}.json")
+        if not file.is_file():
+            continue
+        try:
+            description = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"run: {file} cannot be read as JSON ({error})") from None
+        if "staged" not in description:
+            continue
+        saved, module = training.restore_params(folder), models.from_description(description["staged"])
+        params, extra = saved["params"], {"batch_stats": {}, **saved["extra"]}
+        variables = {"params": params["backbone"], "batch_stats": extra["batch_stats"]}
+        if joined := description.get("generalist"):
+            module = Generalist(
+                {name: module for name in joined["experts"]}, joined["main"], joined["stages"]
+            )
+            variables = upstream.generalist_variables(module, params, extra)
+        rows[folder.name.partition("-")[2]] = FrozenBackbone(module, variables)
+    return rows
+
+
 __all__ = [
     "TYPES",
     "AdaptationSpec",
@@ -488,4 +528,5 @@ __all__ = [
     "Trained",
     "check",
     "network",
+    "open_trunks",
 ]
