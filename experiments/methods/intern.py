@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from experiments.recipes import experts as recipe
 from experiments.recipes import general_vision
 from experiments.recipes.experts import ExpertRecipe
+from experiments.recipes.face_attributes import AttributeSpec, attribute_stages
 from experiments.recipes.general_vision import SourceSpec
+from experiments.recipes.image_text import UpA, up_a_stage
 from jaxface import data as inputs
 from jaxface import training
 from jaxface.data.synthetic.task_canvas import OBJECT_NAMES
@@ -51,6 +53,12 @@ class Config(ExpertRecipe):
 
     sources: tuple[SourceSpec, ...] = SOURCES
     """What the experts learn from; set in code or by a configuration file."""
+    captions: inputs.DataSpec = inputs.CaptionedFaces(identities=150, held_out_identities=30)
+    """Images with captions that Up-A learns from."""
+    up_a: UpA = UpA(steps=100)
+    """Up-A; with 0 steps the experts start from fresh weights."""
+    attributes: AttributeSpec = AttributeSpec()
+    """Another experiment in the place of all that follows: what Up-A is worth for attributes that few images have labels for."""
     tasks: tuple[str, ...] = general_vision.STAND_INS
     """What every backbone is measured on, frozen."""
     gvb: GvbSpec = GvbSpec.small()
@@ -58,13 +66,36 @@ class Config(ExpertRecipe):
 
 
 def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
-    """The experts, the generalists, what they are compared with, and the benchmark of all."""
+    """Up-A, the experts, the generalists, what they are compared with, and the benchmark of all."""
     recipe.check(config)
+    options = dict(seed=config.seed, workers=config.workers, bfloat16=config.bfloat16)
+    if config.attributes.learn is not None:
+        yield from attribute_stages(
+            config.attributes,
+            config.up_a,
+            recipe.network(config),
+            config.captions,
+            image_size=config.image_size,
+            data_seed=config.data_seed,
+            **options,
+        )
+        return
     lines = recipe.Lines(config)
     tasks = general_vision.stand_in_tasks(
         config.tasks, image_size=config.image_size, seed=config.data_seed, head=config.head
     )
     rows: dict[str, FrozenBackbone] = {}
+
+    # Up-A: images and their captions, from each other, from themselves and from their places.
+    if config.up_a.steps:
+        split = inputs.load(config.captions, image_size=config.image_size, seed=config.data_seed)
+        stage, _ = up_a_stage(config.up_a, lines.model, split, **options)
+        outcome = yield stage
+        lines.amateur = {
+            "params": outcome.state.params["backbone"],
+            "batch_stats": outcome.state.extra["batch_stats"],
+        }
+        rows["up_a"] = FrozenBackbone(lines.model, lines.amateur)
 
     # Up-E: one trunk for each type, from all its sources in every step.
     trained = {}

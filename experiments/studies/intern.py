@@ -7,6 +7,7 @@ of frozen features with a tenth of the labels, of digits that no expert has seen
 from experiments.methods.intern import Config
 from experiments.recipes.experts import AdaptationSpec, GeneralistSpec
 from experiments.recipes.general_vision import SourceSpec
+from experiments.recipes.image_text import UpA
 from experiments.study import Study
 from jaxface import data as inputs
 
@@ -16,6 +17,7 @@ _BASE = Config(
         SourceSpec(name="digits_c", data=_CANVAS),
         SourceSpec(name="centers_d", data=_CANVAS, task="cells"),
     ),
+    up_a=UpA(steps=0),
     experts=("c", "d"),
     heads="own",
     generalist=GeneralistSpec(),

@@ -23,6 +23,7 @@ from jaxface.data.pipeline.samplers import (
 )
 from jaxface.data.pipeline.two_streams import TwoStreams, labeled_split
 from jaxface.data.render.expressions import ExpressionSource
+from jaxface.data.render.face_captions import CaptionedSource
 from jaxface.data.render.rendered import RenderedSource
 from jaxface.data.render.scenes import SceneSource, SceneVariation
 from jaxface.data.render.variation import Variation
@@ -76,6 +77,7 @@ from jaxface.data.specs.base import KINDS, DataSpec, Split, load, load_all
 from jaxface.data.specs.benchmarks import Ijb, MegaFace, Scface, TinyFace
 from jaxface.data.specs.bundled_sets import DigitHalves, Digits, Lfw, LfwPatches, LfwSubset, Olivetti
 from jaxface.data.specs.canvases import ClutteredDigits, DigitCanvas, TexturedDigits
+from jaxface.data.specs.captioned_sets import CaptionedFaces
 from jaxface.data.specs.class_lists import ClassFolders, Clothing1m, Cub200, ImageLists
 from jaxface.data.specs.detection_sets import Coco, Fddb, Scenes, Voc, WiderFace
 from jaxface.data.specs.ellipse_sets import Ellipses
@@ -113,6 +115,7 @@ from jaxface.data.transforms.alignment import (
 )
 from jaxface.data.transforms.augment import Augment, Augmentation
 from jaxface.data.transforms.augment_objects import ObjectAugment, ObjectAugmentation
+from jaxface.data.transforms.captioned_views import CaptionViews, CaptionViewSpec
 from jaxface.data.transforms.copies import Copies
 from jaxface.data.transforms.corruption import RGBD_CORRUPTIONS, RgbdCorruption, augment_depth, corrupt_rgbd
 from jaxface.data.transforms.label_noise import (
@@ -133,6 +136,7 @@ from jaxface.data.transforms.resolution import (
     mirror_some,
     resize_twice,
 )
+from jaxface.data.transforms.text import Tokenizer, change_caption
 from jaxface.data.transforms.views import TeacherStudentTransform, TeacherStudentViews, ViewSpec
 
 __all__ = [
@@ -148,6 +152,10 @@ __all__ = [
     "Batches",
     "Bin",
     "BucketOrder",
+    "CaptionViewSpec",
+    "CaptionViews",
+    "CaptionedFaces",
+    "CaptionedSource",
     "CasiaSurf",
     "Cefa",
     "Cifar10",
@@ -240,6 +248,7 @@ __all__ = [
     "TfdsSource",
     "TinyFace",
     "TinyFaceSource",
+    "Tokenizer",
     "TonedFaces",
     "TwoStreams",
     "Variation",
@@ -258,6 +267,7 @@ __all__ = [
     "bucket_order",
     "casia_surf",
     "cefa",
+    "change_caption",
     "check_memory",
     "check_tasks",
     "check_unseen_classes",

@@ -231,7 +231,7 @@ class SABlock(_Block):
         attention = Attention(
             channels // self.head_dim, features=self.features, mix=mix, name="attention", **self.types
         )
-        y = attention(tokens, train=train)
+        y = jnp.asarray(attention(tokens, train=train))
         if side:
             y = y.reshape(batch, height // side, width // side, side, side, self.features).swapaxes(2, 3)
         y = y.reshape(batch, height, width, self.features)

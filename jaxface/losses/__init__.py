@@ -52,6 +52,9 @@
 | `forget_rate`, `small_loss_count`, `small_loss_mask`, `masked_mean` | their parts | |
 | `mda_loss`, `mean_point_loss`, `mirror` | two networks agree; likely right labels count | arXiv:2212.01054 |
 | `gan_discriminator_loss`, `gan_generator_loss`, `r1_penalty` | a generator of faces | arXiv:1406.2661, 1801.04406 |
+| `clip_infonce`, `declip_loss` | images and their captions, several kinds of supervision | arXiv:2103.00020, 2110.05208 |
+| `simsiam_loss`, `mlm_loss`, `pixpro_loss` | their parts: views, words, places | arXiv:2011.10566, 2011.10043 |
+| `TextBank`, `nn_bank_lookup`, `nn_bank_push` | the nearest of the last captions | arXiv:2110.05208 |
 | `hinge_discriminator_loss`, `hinge_generator_loss` | a generator against a discriminator that need not be sure | arXiv:1705.02894 |
 | `vq_loss`, `adaptive_weight` | an autoencoder of codes, and the weight of its adversary | arXiv:1711.00937, 2012.09841 |
 """
@@ -106,6 +109,21 @@ from jaxface.losses.gabn import (
 )
 from jaxface.losses.heads import HEADS, ArcFace, CosFace, Head, Linear, SFace, Softmax, create_head
 from jaxface.losses.ida import lid_regression_loss, lid_targets
+from jaxface.losses.image_text import (
+    DeclipOutputs,
+    DeclipWeights,
+    MaskedTokens,
+    TextBank,
+    clip_infonce,
+    declip_loss,
+    mask_tokens,
+    mlm_loss,
+    nn_bank_lookup,
+    nn_bank_push,
+    pixpro_loss,
+    simsiam_loss,
+    view_grid,
+)
 from jaxface.losses.law import (
     focal_loss,
     sample_features,
@@ -188,16 +206,20 @@ __all__ = [
     "AttentionScore",
     "CosFace",
     "CoupleFaceTerms",
+    "DeclipOutputs",
+    "DeclipWeights",
     "DetectionTerms",
     "DetrTerms",
     "Distillation",
     "Head",
     "Kernel",
     "Linear",
+    "MaskedTokens",
     "MdaTerms",
     "SFace",
     "Selection",
     "Softmax",
+    "TextBank",
     "YoloBoxes",
     "YoloTerms",
     "acw_loss",
@@ -212,6 +234,7 @@ __all__ = [
     "branch_loss",
     "budget_loss",
     "cell_loss",
+    "clip_infonce",
     "cluster_anchors",
     "correlation_congruence_loss",
     "correlation_matrix",
@@ -220,6 +243,7 @@ __all__ = [
     "coupleface_loss",
     "create_head",
     "cross_entropy",
+    "declip_loss",
     "decode_yolo",
     "detr_loss",
     "detr_match",
@@ -257,6 +281,7 @@ __all__ = [
     "logexp_distance",
     "logexp_loss",
     "margin_logits",
+    "mask_tokens",
     "masked_mean",
     "match_sets",
     "match_teacher",
@@ -266,15 +291,19 @@ __all__ = [
     "mimic_loss",
     "mined_relations",
     "mirror",
+    "mlm_loss",
     "moco_nce",
     "multibox_loss",
     "ncl_loss",
     "ncl_pp_loss",
+    "nn_bank_lookup",
+    "nn_bank_push",
     "pairwise_sym_kl",
     "partial_cross_entropy",
     "partial_fc_loss",
     "pcv_weights",
     "pfi_loss",
+    "pixpro_loss",
     "pla_assign",
     "power_distance",
     "prediction_imitation_loss",
@@ -298,6 +327,7 @@ __all__ = [
     "sharpened_weights",
     "sigmoid_focal_loss",
     "similarity_pattern",
+    "simsiam_loss",
     "slice_bce_loss",
     "small_loss_count",
     "small_loss_mask",
@@ -311,6 +341,7 @@ __all__ = [
     "taylor_rbf_coeffs",
     "teacher_momentum",
     "topn_mask",
+    "view_grid",
     "vq_loss",
     "weighted_mean",
     "weights_from_action",
