@@ -10,15 +10,18 @@ The training of the stages was never released; what the report leaves open is ou
 import dataclasses
 import pathlib
 from collections.abc import Generator, Mapping, Sequence
+from typing import Annotated
 
 import jax.numpy as jnp
+import tyro
 
 from experiments.recipes import experts as recipe
 from experiments.recipes import general_vision
-from experiments.recipes.experts import ExpertRecipe
+from experiments.recipes.experts import AdaptationSpec, ExpertRecipe, GeneralistSpec
 from experiments.recipes.face_attributes import AttributeSpec, attribute_stages
-from experiments.recipes.general_vision import SourceSpec
+from experiments.recipes.general_vision import HeadSpec, SourceSpec
 from experiments.recipes.image_text import UpA, up_a_stage
+from experiments.recipes.vqgan import VqganSpec
 from jaxface import data as inputs
 from jaxface import training
 from jaxface.data.synthetic.task_canvas import OBJECT_NAMES
@@ -51,7 +54,7 @@ SOURCES = (
 class Config(ExpertRecipe):
     """Experts, generalists, and what they are worth on tasks with little data."""
 
-    sources: tuple[SourceSpec, ...] = SOURCES
+    sources: Annotated[tuple[SourceSpec, ...], tyro.conf.Suppress] = SOURCES
     """What the experts learn from; set in code or by a configuration file."""
     captions: inputs.DataSpec = inputs.CaptionedFaces(identities=150, held_out_identities=30)
     """Images with captions that Up-A learns from."""
@@ -63,6 +66,72 @@ class Config(ExpertRecipe):
     """What every backbone is measured on, frozen."""
     gvb: GvbSpec = GvbSpec.small()
     """How."""
+
+    @classmethod
+    def accelerator(cls) -> "Config":
+        """One GPU or TPU chip: MetaNet-B4 on the same drawn sources at 96 pixels, ten times as many images and steps."""
+        grown = tuple(dataclasses.replace(s, data=_grown(s.data)) for s in SOURCES)
+        return cls(
+            sources=grown,
+            data=inputs.TaskCanvas(digits=(5, 10), scenes=20_000),
+            captions=inputs.CaptionedFaces(identities=2000, held_out_identities=200),
+            image_size=96,
+            backbone="metanet_b4",
+            up_a=dataclasses.replace(UpA(), steps=20_000, batch_size=256),
+            student="metanet_tiny",
+            optimizer=training.Optimizer(name="adamw", learning_rate=1e-3, schedule="cosine", warmup=0.05),
+            steps=10_000,
+            generalist=GeneralistSpec(steps=5000),
+            squeeze_steps=5000,
+            adaptation=AdaptationSpec(steps=1000, batch_size=64, generator=VqganSpec(steps=20_000)),
+            bfloat16=True,
+        )
+
+    @classmethod
+    def paper(cls) -> "Config":
+        """The pod's sizes: MetaNet-B15, DeCLIP's Up-A, public sets of each type at 224 pixels. The report trained on 10 billion
+        pairs and 70 million labeled images with 512 GPUs; its sets and schedules of Up-E and Up-G were not published. Captions
+        here are rendered; the sets are read where TFDS and folders have them."""
+        return cls(
+            sources=(
+                SourceSpec(
+                    name="imagenet", data=inputs.Tfds(name="imagenet2012", test="validation", fit="crop")
+                ),
+                SourceSpec(
+                    name="places", data=inputs.Tfds(name="places365_small", test="validation", fit="crop")
+                ),
+                SourceSpec(
+                    name="coco",
+                    data=inputs.Coco(annotations="coco/annotations/instances_train2017.json"),
+                    task="detection",
+                ),
+                SourceSpec(name="voc", data=inputs.Voc(root="VOC2012"), task="detection"),
+                SourceSpec(
+                    name="ade20k",
+                    data=inputs.DensePairs(root="ade20k"),
+                    task="segmentation",
+                    classes=_numbered(151),
+                ),
+            ),
+            data=inputs.Tfds(name="oxford_flowers102", test="test", fit="crop"),
+            captions=inputs.CaptionedFaces(identities=100_000),
+            image_size=224,
+            backbone="metanet_b15",
+            up_a=UpA.paper(),
+            student="metanet_b4",
+            optimizer=training.Optimizer(
+                name="adamw", learning_rate=1e-3, schedule="cosine", warmup=0.02, weight_decay=0.05
+            ),
+            batch_size=1024,
+            steps=100_000,
+            generalist=GeneralistSpec(steps=50_000),
+            squeeze_steps=100_000,
+            adaptation=AdaptationSpec(steps=5000, batch_size=64, generator=VqganSpec.imagenet()),
+            head=HeadSpec(features=256),
+            gvb=GvbSpec(),
+            bfloat16=True,
+            workers=16,
+        )
 
 
 def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
@@ -120,6 +189,15 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
     if config.adaptation.steps:
         yield from lines.adaptations(best[next(iter(generalists), config.experts[0])])
     yield gvb_stage(config, tasks, rows)
+
+
+def _grown(spec: inputs.DataSpec) -> inputs.DataSpec:
+    """The same drawn images, ten times as many."""
+    return dataclasses.replace(spec, scenes=10 * spec.scenes)
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(map(str, range(count)))
 
 
 class Benchmark:

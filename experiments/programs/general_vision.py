@@ -5,8 +5,8 @@ python -m experiments.programs.general_vision runs/intern/bundle --sets cifar10 
 python -m experiments.programs.general_vision --list
 
 A backbone is the name of a network (random weights), a run of `intern` (all trunks of it), or a run or bundle with an embedding
-network. Without --sets the tasks are drawn here; data sets of the benchmark lie in folders of their names under --root, or where TFDS
-keeps them. A network that is not computed by levels has rows for classification alone.
+network. Without --sets the tasks are drawn here; data sets of the benchmark lie in folders of their names under --root, or where
+TFDS keeps them. A network that is not computed by levels has rows for classification alone.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from jaxface.cli import console
 from jaxface.data.sources.dense_folders import DenseFolders
 from jaxface.data.sources.gvb_sets import GVB_SETS, GvbSet, describe_sets
 from jaxface.errors import UserError
-from jaxface.models.staged import Features, features
+from jaxface.models.staged import Features
 from jaxface.training.experts import init_backbone
 from jaxface.training.general_vision import FrozenBackbone, GvbSpec, GvbTask, gvb_evaluate, gvb_table
 

@@ -431,7 +431,7 @@ class Lines:
         return FrozenBackbone(student, {"params": done.state.params["backbone"], "batch_stats": stats})
 
     def adaptations(self, start: Trained) -> Stages:
-        """Downstream: fine-tuning of a trunk with few images, as they are and as a generator says them; metrics are the stages'."""
+        """Downstream: fine-tuning of a trunk with few images, as they are and as a generator says them; the stages report."""
         config, spec, split = self.config, self.config.adaptation, self.downstream
         upstream_source = self.sources[config.experts[0]][0].source.source
         generator = None

@@ -1,7 +1,7 @@
 """What is claimed of INTERN in the small, and against what: `python -m experiments.reproduce intern`.
 
-All arms of a seed come from one run: the experts, the generalists, and what they are compared with, each measured by a linear probe
-of frozen features with a tenth of the labels, of digits that no expert has seen and of the number of squares.
+All arms of a seed come from one run: the experts, the generalists, and what they are compared with, each measured by a linear
+probe of frozen features with a tenth of the labels, of digits that no expert has seen and of the number of squares.
 """
 
 from experiments.methods.intern import Config

@@ -89,9 +89,9 @@ def unified_heads(
 ) -> list[SourceHead]:
     """One head for all sources of a task type, over the concepts that they annotate.
 
-    Classes of images are learned with their ancestors, siblings and what is unknown (`unify_labels`) over the whole graph; boxes and
-    pixels over the classes of all sources, of which those that a source does not annotate take no part in its loss. What has no
-    classes, such as depth, shares its head as it is.
+    Classes of images are learned with their ancestors, siblings and what is unknown (`unify_labels`) over the whole graph; boxes
+    and pixels over the classes of all sources, of which those that a source does not annotate take no part in its loss. What has
+    no classes, such as depth, shares its head as it is.
 
     Args:
       sources: of one task type.
@@ -141,8 +141,8 @@ def expert_forward(backbone: nn.Module) -> Forward:
 
 
 def generalist_variables(module: Generalist, params: Mapping, extra: Mapping) -> dict:
-    """Variables of a generalist of a state: the main trunk is the part `backbone`, bridges the part `transfers`, and the auxiliary
-    trunks are `extra["auxiliary"]`."""
+    """Variables of a generalist of a state: the main trunk is the part `backbone`, bridges are the part `transfers`, and the
+    auxiliary trunks are `extra["auxiliary"]`."""
     own = {expert_parameters(module.main): params["backbone"]}
     own |= {transfer_parameters(name): params["transfers"][name] for name in module.auxiliary}
     others = {expert_parameters(name): extra["auxiliary"][name] for name in module.auxiliary}

@@ -93,7 +93,7 @@ def test_refusals(changes, words):
 
 def test_new_classes_must_be_new():
     config = dataclasses.replace(SMALL, data=data.TaskCanvas(scenes=40, test_scenes=12, digits=(2, 5)))
-    with pytest.raises(UserError, match="experts: needs a run of other classes .* '2'"):
+    with pytest.raises(UserError, match=r"experts: needs a run of other classes .* '2'"):
         next(build(config))
 
 

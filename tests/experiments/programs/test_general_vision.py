@@ -30,7 +30,21 @@ def test_the_benchmark_has_26_sets():
 
 def test_the_table_of_random_networks(capsys):
     general_vision.main(
-        "plain_stages_small mlp_8 --tasks digits squares --size 16 --steps 3 --scenes 60 --fraction 0.5".split()
+        [
+            "plain_stages_small",
+            "mlp_8",
+            "--tasks",
+            "digits",
+            "squares",
+            "--size",
+            "16",
+            "--steps",
+            "3",
+            "--scenes",
+            "60",
+            "--fraction",
+            "0.5",
+        ]
     )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| backbone | classification | digits (accuracy) | squares (mean_class_accuracy) |"
@@ -75,5 +89,5 @@ def test_pixels_and_depth_of_folders(tmp_path):
     record = DenseFolders(str(tmp_path / "far"), "train", "depth", image_size=16)[0]
     np.testing.assert_allclose(record["depth"], 1.5, rtol=1e-5)
     (tmp_path / "seg" / "train" / "labels" / "a.png").unlink()
-    with pytest.raises(UserError, match="labels' has none for a.png|has none for a.png"):
+    with pytest.raises(UserError, match=r"has none for a\.png"):
         DenseFolders(str(tmp_path / "seg"), "train", "pixels", image_size=16)
