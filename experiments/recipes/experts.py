@@ -353,7 +353,7 @@ class Lines:
             }
             return trained, extra
 
-        def stage(suffix, steps, *, trunk, start=None):
+        def stage(prefix, steps, *, trunk, start=None):
             forward = upstream.generalist_forward(module, trunk=trunk)
             loss_fn = upstream.multi_source_loss(forward, sources, self.config.weighting)
             parts = ("transfers", "heads", "backbone") if trunk else ("transfers", "heads")
@@ -368,7 +368,7 @@ class Lines:
                 sources, self.held_out, lambda state: frozen(state.params, state.extra)
             )
             return training.Stage(
-                name=name + suffix,
+                name=prefix + name,
                 init=init,
                 compile_init=False,
                 step=training.gradient_step(objective),
@@ -380,7 +380,7 @@ class Lines:
 
         joined = {"main": main, "experts": list(trunks), "stages": spec.stages}
         described = self._described(self.model) | {"generalist": joined}
-        bridged = yield stage("_bridges", bridge_steps, trunk=False)
+        bridged = yield stage("bridges_", bridge_steps, trunk=False)
         done = yield stage("", spec.steps - bridge_steps, trunk=True, start=bridged.state)
         extra = {key: done.state.extra[key] for key in ("batch_stats", "auxiliary")}
         return Trained(upstream.generalist_forward(module, trunk=True), frozen, done.state.params, extra)

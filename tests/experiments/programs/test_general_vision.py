@@ -29,23 +29,8 @@ def test_the_benchmark_has_26_sets():
 
 
 def test_the_table_of_random_networks(capsys):
-    general_vision.main(
-        [
-            "plain_stages_small",
-            "mlp_8",
-            "--tasks",
-            "digits",
-            "squares",
-            "--size",
-            "16",
-            "--steps",
-            "3",
-            "--scenes",
-            "60",
-            "--fraction",
-            "0.5",
-        ]
-    )
+    tasks = ["--tasks", "digits", "squares", "--scenes", "60", "--fraction", "0.5"]
+    general_vision.main(["plain_stages_small", "mlp_8", *tasks, "--size", "16", "--steps", "3"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| backbone | classification | digits (accuracy) | squares (mean_class_accuracy) |"
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| plain_stages_small, random", "| mlp_8, random"]
