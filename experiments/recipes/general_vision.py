@@ -142,7 +142,8 @@ def stand_in_tasks(
         depth        depth        of every pixel; RMSE
 
     Args:
-      names: of the tasks. image_size: side of the images, pixels. seed: of the images. scenes: to train on, of which a share counts.
+      names: of the tasks. image_size: side of the images, pixels. seed: of the images.
+      scenes: to train on, of which a share counts.
 
     Raises:
       UserError: an unknown name.

@@ -1,10 +1,11 @@
 """What is claimed of INTERN in the small, and against what: `python -m experiments.reproduce intern`.
 
-All arms of a seed come from one run: the experts, the generalists, and what they are compared with, each measured by a linear probe
-of frozen features with a tenth of the labels, of digits that no expert has seen and of the number of squares.
+All arms of a seed come from one run: the experts, the generalists, and what they are compared with, each measured by a linear
+probe of frozen features with a tenth of the labels, of digits that no expert has seen and of the number of squares.
 """
 
-from experiments.methods.intern import Config, GeneralistSpec
+from experiments.methods.intern import Config
+from experiments.recipes.experts import AdaptationSpec, GeneralistSpec
 from experiments.recipes.general_vision import SourceSpec
 from experiments.recipes.image_text import UpA
 from experiments.study import Study
@@ -22,7 +23,7 @@ _BASE = Config(
     generalist=GeneralistSpec(),
     controls=True,
     squeeze_steps=0,
-    fine_tune_steps=0,
+    adaptation=AdaptationSpec(steps=0),
     tasks=("digits", "squares"),
 )
 

@@ -79,6 +79,7 @@ from jaxface.data.specs.bundled_sets import DigitHalves, Digits, Lfw, LfwPatches
 from jaxface.data.specs.canvases import ClutteredDigits, DigitCanvas, TexturedDigits
 from jaxface.data.specs.captioned_sets import CaptionedFaces
 from jaxface.data.specs.class_lists import ClassFolders, Clothing1m, Cub200, ImageLists
+from jaxface.data.specs.dense_sets import DensePairs
 from jaxface.data.specs.detection_sets import Coco, Fddb, Scenes, Voc, WiderFace
 from jaxface.data.specs.ellipse_sets import Ellipses
 from jaxface.data.specs.embeddings import Crowd, EmbeddingFile
@@ -171,6 +172,7 @@ __all__ = [
     "CrowdedEmbeddings",
     "Cub200",
     "DataSpec",
+    "DensePairs",
     "DepthImages",
     "DigitCanvas",
     "DigitHalves",

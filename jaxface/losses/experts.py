@@ -116,7 +116,8 @@ def squeeze_loss(projected: Mapping[str, jax.Array], teachers: Mapping[str, jax.
         raise UserError(
             f"projected: needs the types of the teachers, {', '.join(teachers)}, got {', '.join(projected)}"
         )
-    return sum(mimic_loss(projected[name], teachers[name], unit=True) for name in projected)
+    each = [mimic_loss(projected[name], teachers[name], unit=True) for name in projected]
+    return jnp.sum(jnp.stack(each), axis=0)
 
 
 def source_weights(

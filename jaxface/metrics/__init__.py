@@ -19,7 +19,8 @@
 | where does a transformer look? | `class_attention`, `attention_rollout` |
 | what do codes still tell? | `code_entropy`, `codebook_perplexity`, `norm_spread` |
 | does a student see the relations that its teacher sees? | `congruence_error` |
-| how good are a detector's boxes? | `coco_evaluate`, `voc_evaluate`, `wider_face_evaluate`, `fddb_evaluate`, `log_average_miss_rate` |
+| how good are a detector's boxes? | `coco_evaluate`, `voc_evaluate`, `wider_face_evaluate`, `fddb_evaluate` |
+| how many pedestrians does it miss? | `log_average_miss_rate` |
 | how far is it? | `depth_rmse` |
 | do two detectors order an object's anchors alike? | `rank_agreement` |
 | how right are a teacher's pseudo boxes? | `pseudo_label_counts` |

@@ -4,6 +4,7 @@ Methods: intern
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -134,4 +135,4 @@ def _level(net: PlainStages, x: jax.Array, *, train: bool, number: int) -> jax.A
     return nn.relu(getattr(net, f"norm{number}")(x, train=train) if net.norm else x)
 
 
-MODELS.update({"plain_stages": PlainStages})
+MODELS.update({"plain_stages": PlainStages, "plain_stages_small": partial(PlainStages, channels=(8, 16, 16))})

@@ -50,7 +50,7 @@ class _Classes(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class ClassHead:
-    """Class scores of the pooled features; cross-entropy, or what is known of concepts where a batch says it (`target`, `mask`)."""
+    """Class scores of the pooled features; cross-entropy, or the loss of known concepts where a batch has `target` and `mask`."""
 
     num_classes: int
     """Classes, or concepts."""

@@ -20,7 +20,7 @@ from jaxface.data.sources.label_graph import DataSource, LabelGraph, unify_label
 from jaxface.data.sources.source import Source
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
-from jaxface.losses.experts import IGNORED, source_weights
+from jaxface.losses.experts import IGNORED, source_weights, squeeze_loss
 from jaxface.models.intern import Generalist, expert_parameters, transfer_parameters
 from jaxface.models.staged import Features, features
 from jaxface.models.task_heads import TaskHead
@@ -89,9 +89,9 @@ def unified_heads(
 ) -> list[SourceHead]:
     """One head for all sources of a task type, over the concepts that they annotate.
 
-    Classes of images are learned with their ancestors, siblings and what is unknown (`unify_labels`) over the whole graph; boxes and
-    pixels over the classes of all sources, of which those that a source does not annotate take no part in its loss. What has no
-    classes, such as depth, shares its head as it is.
+    Classes of images are learned with their ancestors, siblings and what is unknown (`unify_labels`) over the whole graph; boxes
+    and pixels over the classes of all sources, of which those that a source does not annotate take no part in its loss. What has
+    no classes, such as depth, shares its head as it is.
 
     Args:
       sources: of one task type.
@@ -141,8 +141,8 @@ def expert_forward(backbone: nn.Module) -> Forward:
 
 
 def generalist_variables(module: Generalist, params: Mapping, extra: Mapping) -> dict:
-    """Variables of a generalist of a state: the main trunk is the part `backbone`, bridges the part `transfers`, and the auxiliary
-    trunks are `extra["auxiliary"]`."""
+    """Variables of a generalist of a state: the main trunk is the part `backbone`, bridges are the part `transfers`, and the
+    auxiliary trunks are `extra["auxiliary"]`."""
     own = {expert_parameters(module.main): params["backbone"]}
     own |= {transfer_parameters(name): params["transfers"][name] for name in module.auxiliary}
     others = {expert_parameters(name): extra["auxiliary"][name] for name in module.auxiliary}
@@ -250,3 +250,44 @@ def init_backbone(rng: jax.Array, image: jax.Array, *, module: nn.Module) -> dic
     """Fresh variables {"params", "batch_stats"} of a staged backbone, its last linear layer left out."""
     variables = dict(module.init(quick_key(rng), image, method=features))
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+class SqueezeTeachers:
+    """Backbones whose features a small trunk is to have, and how far it is from that.
+
+    Args:
+      teachers: name -> module, each a staged backbone or a `Generalist`.
+      student: the small trunk.
+    """
+
+    def __init__(self, teachers: Mapping[str, nn.Module], student: nn.Module):
+        self.teachers, self.student = dict(teachers), student
+
+    def init(self, rng: jax.Array, variables: Mapping[str, Mapping], image: jax.Array) -> tuple[dict, dict]:
+        """(parameters, extra) of a fresh student, with the teachers' variables among the latter."""
+        fresh = init_backbone(rng, image, module=self.student)
+        width = jax.eval_shape(
+            lambda v: self.student.apply(v, image, method=features)["pooled"], fresh
+        ).shape[-1]
+        projections = {}
+        for number, (name, module) in enumerate(self.teachers.items()):
+            wanted = jax.eval_shape(
+                lambda v, module=module: module.apply(v, image, method=features)["pooled"], variables[name]
+            ).shape[-1]
+            key = jax.random.fold_in(rng, number)
+            projections[name] = nn.initializers.lecun_normal()(key, (width, wanted))
+        extra = {"batch_stats": fresh["batch_stats"], "teachers": dict(variables)}
+        return {"backbone": fresh["params"], "projections": projections}, extra
+
+    def loss(self, params, extra, batch, rng):
+        """`squeeze_loss` over the images of all streams; a loss of `jaxface.training.Objective`."""
+        images = [normalize_pixels(value) for field, value in batch.items() if field.endswith("/image")]
+        images = jnp.concatenate(images)
+        maps, stats = expert_forward(self.student)(params, extra, images, rng)
+        projected = {name: maps["pooled"] @ params["projections"][name] for name in self.teachers}
+        wanted = {
+            name: module.apply(extra["teachers"][name], images, method=features)["pooled"]
+            for name, module in self.teachers.items()
+        }
+        loss = squeeze_loss(projected, wanted).mean()
+        return loss, ({**extra, "batch_stats": stats}, {})

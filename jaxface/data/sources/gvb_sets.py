@@ -35,6 +35,7 @@ class GvbSet(NamedTuple):
 
 
 _LISTS = "the published 10 % lists are at private addresses; shares are drawn here"
+_ONE = "TFDS has one split; ours differs"
 _MEAN = "mean_class_accuracy"
 
 
@@ -56,8 +57,8 @@ GVB_SETS: tuple[GvbSet, ...] = (
     _classes("caltech", 102, _MEAN, tfds="caltech101"),
     _classes("aircraft", 100, _MEAN, route="folder", missing="not in TFDS; folders by class"),
     _classes("svhn", 10, tfds="svhn_cropped"),
-    _classes("eurosat", 10, tfds="eurosat/rgb", train="train[:80%]", test="train[80%:]", missing="TFDS has one split; ours differs"),
-    _classes("resisc45", 45, tfds="resisc45", train="train[:80%]", test="train[80%:]", missing="TFDS has one split; ours differs"),
+    _classes("eurosat", 10, tfds="eurosat/rgb", train="train[:80%]", test="train[80%:]", missing=_ONE),
+    _classes("resisc45", 45, tfds="resisc45", train="train[:80%]", test="train[80%:]", missing=_ONE),
     _classes("retinopathy", 5, tfds="diabetic_retinopathy_detection", missing="to be fetched from Kaggle by hand"),
     _classes("fer2013", 7, route="folder", missing="from Kaggle by hand; folders by class"),
     _classes("ucf101", 101, route="folder", missing="middle frames of videos in folders by class"),
@@ -82,8 +83,8 @@ def describe_sets() -> str:
     """The table of the sets in Markdown.
 
     Example:
-      >>> print(describe_sets().splitlines()[2])
-      | cifar10 | classification | 10 | accuracy | tfds cifar10 | the published 10 % lists are at private addresses; shares are drawn here |
+      >>> print(describe_sets().splitlines()[11])
+      | aircraft | classification | 100 | mean_class_accuracy | folder | not in TFDS; folders by class |
     """
     lines = ["| data set | task | classes | metric | from | what is missing |", "|---" * 6 + "|"]
     for entry in GVB_SETS:

@@ -23,8 +23,8 @@ def log_average_miss_rate(
 
         MR^-2 = exp( mean_p ln max(miss rate at the largest FPPI ≤ p, 1e-10) ),   p of 9 values even in the logarithm
 
-    A detection takes the free object that it overlaps most, by falling score; one that overlaps none but a `crowd` region does not
-    count. Where a curve has no point up to p, nothing is found there: the miss rate is 1.
+    A detection takes the free object that it overlaps most, by falling score; one that overlaps none but a `crowd` region does
+    not count. Where a curve has no point up to p, nothing is found there: the miss rate is 1.
 
     Args:
       predictions, ground_truth: of every image, as the tables in `jaxface.metrics.detection` say, of one class.

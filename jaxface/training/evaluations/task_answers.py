@@ -50,7 +50,7 @@ def check_metric(task: str, metric: str) -> None:
 
 @functools.partial(jax.jit, static_argnames=("backbone",))
 def frozen_features(variables: Any, image: jax.Array, *, backbone: nn.Module) -> Features:
-    """Features of a backbone in evaluation mode, of pixels or of images in [-1, 1]; a program of its own, that no head changes."""
+    """Features of a backbone in evaluation mode, of pixels or of images in [-1, 1]; a program that no head changes."""
     return backbone.apply(variables, normalize_pixels(image), train=False, method=features)
 
 

@@ -1,0 +1,108 @@
+"""INTERN's line from experts to a table, and what it refuses before anything compiles."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import small_configs
+
+from experiments.methods.intern import SOURCES, Config, build
+from experiments.recipes.experts import GeneralistSpec
+from experiments.recipes.general_vision import SourceSpec
+from jaxface import data, training
+from jaxface.errors import UserError
+from jaxface.training.workdir import stage_folders
+
+SMALL = small_configs.of("intern", "CONFIG")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(folder, outcome) of the smallest run."""
+    folder = tmp_path_factory.mktemp("run")
+    return folder, training.run(build(SMALL), workdir=folder)
+
+
+@pytest.mark.slow
+def test_a_run_measures_every_backbone(run):
+    folder, outcome = run
+    rows = {key.split("/")[1] for key in outcome.metrics if key.startswith("gvb/")}
+    assert rows == {"up_e_c", "up_e_d", "up_g_c", "squeezed"}
+    assert all(np.isfinite(value) for value in outcome.metrics.values())
+    table = (folder / "gvb.md").read_text()
+    assert table.startswith("| backbone | classification | digits (accuracy) |") and "| up_g_c |" in table
+    fine_tuned = [key for key in outcome.metrics if key.startswith("adapt_50pc_direct")]
+    assert fine_tuned == ["adapt_50pc_direct_originals/downstream/accuracy"]
+
+
+@pytest.mark.slow
+def test_a_finished_run_trains_nothing_again(run):
+    folder, outcome = run
+    again = training.run(build(SMALL), workdir=folder)
+    assert again.metrics == outcome.metrics
+
+
+@pytest.mark.slow
+def test_the_classes_of_an_expert_are_written_down(run):
+    folder, _ = run
+    description = training.read_description(stage_folders(folder)[0])
+    assert set(description["classes"]) == {"0", "1", "2"}
+
+
+_CANVAS = SMALL.sources[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"experts": ("c", "x")}, "experts: needs some of c, d, s, got 'x'"),
+        ({"experts": ("c",)}, "experts: a generalist needs at least two"),
+        ({"experts": ("c", "s")}, "sources: expert s needs one for segmentation or depth"),
+        (
+            {"generalist": GeneralistSpec(mains=("s",), steps=3)},
+            "generalist.mains: needs experts among c, d, got 's'",
+        ),
+        ({"controls": True, "joint_weights": (1.0,)}, "joint_weights: needs one for each of 2 experts"),
+        ({"backbone": "resnet18"}, "backbone: needs one that is computed by levels"),
+        ({"tasks": ("letters",)}, "tasks: needs some of digits, .*, got 'letters'"),
+        ({"sources": (_CANVAS, _CANVAS)}, "sources: needs another name for each"),
+        (
+            {"sources": (dataclasses.replace(_CANVAS, task="poses"),)},
+            "sources: digits needs a task of classification, .*, got 'poses'",
+        ),
+        (
+            {
+                "sources": (
+                    dataclasses.replace(_CANVAS, parents=(("0", "1"),)),
+                    dataclasses.replace(SMALL.sources[1], parents=(("1", "0"),)),
+                    SMALL.sources[2],
+                )
+            },
+            "sources: the label graphs of digits, again contradict each other; .* is its own ancestor",
+        ),
+        ({"batch_size": 100}, "batch_size: needs at most the 40 records"),
+        ({"gvb": dataclasses.replace(SMALL.gvb, fraction=0.0)}, "fraction"),
+    ],
+)
+def test_refusals(changes, words):
+    from experiments import configs
+
+    with pytest.raises(UserError, match=words):
+        next(configs.build("intern", dataclasses.replace(SMALL, **changes)))
+
+
+def test_new_classes_must_be_new():
+    config = dataclasses.replace(SMALL, data=data.TaskCanvas(scenes=40, test_scenes=12, digits=(2, 5)))
+    with pytest.raises(UserError, match=r"experts: needs a run of other classes .* '2'"):
+        next(build(config))
+
+
+def test_the_default_has_two_sources_of_every_type_under_one_graph():
+    assert Config().sources == SOURCES
+    tasks = [source.task for source in SOURCES]
+    assert {task: tasks.count(task) for task in tasks} == {
+        "classification": 2,
+        "detection": 2,
+        "segmentation": 2,
+    }
+    assert all(isinstance(source, SourceSpec) for source in SOURCES)
