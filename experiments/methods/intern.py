@@ -56,7 +56,7 @@ class Config(ExpertRecipe):
 
     sources: Annotated[tuple[SourceSpec, ...], tyro.conf.Suppress] = SOURCES
     """What the experts learn from; set in code or by a configuration file."""
-    captions: inputs.DataSpec = inputs.CaptionedFaces(identities=150, held_out_identities=30)
+    captions: inputs.DataSpec = inputs.CaptionedCanvas()
     """Images with captions that Up-A learns from."""
     up_a: UpA = UpA(steps=100)
     """Up-A; with 0 steps the experts start from fresh weights."""

@@ -1,10 +1,10 @@
-"""What captions teach a backbone of faces, against labels of some or of all images: INTERN's second experiment in the small.
+"""What captions teach a backbone, against labels of some or of all images: INTERN's second experiment in the small.
 
 Methods: intern
 """
 
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Annotated, Literal
 
 import flax.linen as nn
@@ -18,7 +18,6 @@ from jaxface import data as inputs
 from jaxface import training
 from jaxface.checks import AtLeast, Range, check_fields
 from jaxface.data.pipeline.batches import Batches
-from jaxface.data.render.face_captions import ATTRIBUTES
 from jaxface.data.sources.few_data import stratified_subset
 from jaxface.data.sources.source import Source, WithFields
 from jaxface.data.transforms.pixels import normalize_pixels
@@ -32,13 +31,13 @@ Learn = Literal["captions", "labels", "nothing"]
 
 @dataclasses.dataclass(frozen=True)
 class AttributeSpec:
-    """Attributes of the captioned faces, told by classifiers that a share of the images has labels for."""
+    """Attributes of the captioned images, told by classifiers that a share of them has labels for."""
 
     learn: Learn | None = None
     """What the backbone learns from: captions of all images (Up-A) or nothing, and linear classifiers then from the labels; or,
     all of it, from the labels. None trains no such network."""
     share: Annotated[float, Range(0, 1, above=True)] = 0.1
-    """Share of the images of each expression that have labels."""
+    """Share of the images of each value of the first attribute, such as the expression, that have labels."""
     steps: Annotated[int, AtLeast(1)] = 300
     """Steps of a network that learns from labels."""
     batch_size: Annotated[int, AtLeast(2)] = 64
@@ -72,16 +71,16 @@ def attribute_stages(
     """
     check_fields(spec, "attributes.")
     split = inputs.load(data, image_size=image_size, seed=data_seed)
-    if not hasattr(split.train, "captions"):
-        raise UserError(f"captions: needs faces with captions, such as captioned_faces; got {split.name}")
-    expression = split.train.attributes["expression"]
-    rows = stratified_subset(expression, spec.share, data_seed)
+    if not hasattr(split.train, "attributes"):
+        raise UserError(f"captions: needs images with captions, such as captioned_faces; got {split.name}")
+    names = split.train.attribute_names
+    rows = stratified_subset(next(iter(split.train.attributes.values())), spec.share, data_seed)
     labeled, values = labeled_share(split.train, rows)
     judged = split.held_out, split.held_out.attributes
     if spec.learn == "labels":
-        yield _labels_stage(spec, backbone, labeled, values, judged, seed=seed, workers=workers)
+        yield _labels_stage(spec, backbone, names, labeled, values, judged, seed=seed, workers=workers)
         return
-    probe = AttributeProbe(backbone, ATTRIBUTES, labeled, values, *judged, spec=spec.probe, seed=seed)
+    probe = AttributeProbe(backbone, names, labeled, values, *judged, spec=spec.probe, seed=seed)
     if spec.learn == "captions":
         stage, _ = up_a_stage(up_a, backbone, split, seed=seed, workers=workers, bfloat16=bfloat16)
         yield stage
@@ -100,6 +99,7 @@ def attribute_stages(
 def _labels_stage(
     spec: AttributeSpec,
     backbone: nn.Module,
+    names: Mapping[str, tuple[str, ...]],
     labeled: Source,
     values: dict[str, np.ndarray],
     judged: tuple[Source, dict[str, np.ndarray]],
@@ -124,23 +124,23 @@ def _labels_stage(
             rngs={"dropout": rng},
         )
         told, loss, right = scores(params, shown["pooled"]), 0.0, 0.0
-        for name in ATTRIBUTES:
+        for name in names:
             true = batch[f"attribute_{name}"]
-            loss += optax.softmax_cross_entropy_with_integer_labels(told[name], true).mean() / len(ATTRIBUTES)
-            right += jnp.mean(told[name].argmax(1) == true) / len(ATTRIBUTES)
+            loss += optax.softmax_cross_entropy_with_integer_labels(told[name], true).mean() / len(names)
+            right += jnp.mean(told[name].argmax(1) == true) / len(names)
         return loss, ({**extra, **updated}, {"accuracy": right})
 
     objective = training.Objective(loss_fn, spec.optimizer.build(spec.steps, network=("backbone", backbone)))
 
     def init(rng, previous):
-        keys = jax.random.split(rng, 1 + len(ATTRIBUTES))
+        keys = jax.random.split(rng, 1 + len(names))
         shown, variables = backbone.init_with_output(
             keys[0], jnp.zeros((1, *labeled.image_shape)), method=staged
         )
         start, size = jax.nn.initializers.lecun_normal(), shown["pooled"].shape[-1]
         heads = {
             name: {"kernel": start(key, (size, len(classes))), "bias": jnp.zeros(len(classes))}
-            for key, (name, classes) in zip(keys[1:], ATTRIBUTES.items(), strict=True)
+            for key, (name, classes) in zip(keys[1:], names.items(), strict=True)
         }
         params = {"backbone": variables["params"], "heads": heads}
         extra = {"batch_stats": variables.get("batch_stats", {})}

@@ -242,3 +242,68 @@ class XCABlock(SABlock):
     """`SABlock` with attention of channels: its cost grows with the number of places, not with its square."""
 
     mix: str = "channels"
+
+
+class MixerBlock(_Block):
+    """Tokens and then channels mixed by perceptrons (arXiv:2105.01601), with a depthwise filter for positions.
+
+        x  += depthwise3x3(x);   x += g1 · MLP over the places (LN x);   x += g2 · MLP over the channels (LN x)
+
+    Where width or plane change, a pooled linear layer comes first (`_Block.shortcut`). The perceptron over the places is of the
+    plane that the network was initialized with. Fields as `_Block` has them.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        x = self.shortcut(x.astype(self.dtype))
+        taps = DepthwiseConv((3, 3), padding=1, name="positions_filter", **self.types)(x)
+        x = x + ChannelBias(name="positions_shift", **self.types)(taps)
+        batch, height, width, channels = x.shape
+        dense = partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), **self.types)
+
+        y = nn.LayerNorm(epsilon=_EPSILON, name="norm1", **self.types)(x)
+        y = jnp.swapaxes(y.reshape(batch, height * width, channels), 1, 2)
+        y = exact_gelu(dense(2 * height * width, name="expand_places")(y))
+        y = jnp.swapaxes(dense(height * width, name="project_places")(y), 1, 2).reshape(x.shape)
+        x = x + self.drop(LayerScale(1e-6, name="scale1", **self.types)(y), train)
+
+        y = nn.LayerNorm(epsilon=_EPSILON, name="norm2", **self.types)(x)
+        y = exact_gelu(dense(self.expansion * channels, name="expand")(y))
+        y = LayerScale(1e-6, name="scale2", **self.types)(dense(channels, name="project")(y))
+        return x + self.drop(y, train)
+
+
+class DownSample(_Block):
+    """A map of half the plane before a stage, as architectures of a search may have it.
+
+        conv        y = BN(conv3x3(x)), of stride 2
+        conv_query  y + g · attention of y's places to those of x
+        global      the same with the mean of 2 x 2 places, through a linear layer, as y
+
+    Args:
+      kind: one of the three. head_dim: of the attention.
+
+    x [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), features]. g is learned per channel and starts at 1e-6.
+    """
+
+    kind: str = "conv"
+    head_dim: int = 32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        x = x.astype(self.dtype)
+        if self.kind == "global":
+            odd = [(0, 0), *((0, side % 2) for side in x.shape[1:3]), (0, 0)]
+            y = self.conv(self.features, name="query")(nn.avg_pool(jnp.pad(x, odd), (2, 2), (2, 2)))
+        else:
+            y = self.conv(self.features, 3, 2, use_bias=False, name="query")(x)
+        y = BatchNorm(name="query_norm", **self.types)(y, train=train)
+        if self.kind == "conv":
+            return y
+        tokens, context = (
+            nn.LayerNorm(epsilon=_EPSILON, name=name, **self.types)(z.reshape(len(z), -1, z.shape[-1]))
+            for name, z in (("norm1", y), ("norm2", x))
+        )
+        attention = Attention(self.features // self.head_dim, name="attention", **self.types)
+        mixed = jnp.asarray(attention(tokens, context, train=train)).reshape(y.shape)
+        return y + self.drop(LayerScale(1e-6, name="scale", **self.types)(mixed), train)

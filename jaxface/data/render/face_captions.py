@@ -175,8 +175,10 @@ class CaptionedSource:
     Attributes:
       labels, class_names, image_shape: of the people. captions: [N] strings. record_names: the same, so that a run resumes with
         the captions that it had.
-      attributes: name -> [N] int32, index into `ATTRIBUTES`.
+      attributes: name -> [N] int32, index into `ATTRIBUTES`, which is `attribute_names`.
     """
+
+    attribute_names = ATTRIBUTES
 
     def __init__(
         self,

@@ -7,10 +7,12 @@ import dataclasses
 import functools
 from typing import Annotated
 
-from jaxface.checks import AtLeast, Fraction, Integers, Ordered, Range, check_number
+from jaxface.checks import AtLeast, Fraction, Integers, NonNegative, Ordered, Range, check_number
 from jaxface.data.render.face_captions import CAPTIONED, CaptionedSource
 from jaxface.data.render.variation import Variation
 from jaxface.data.specs.base import FIRST_HELD_OUT, KINDS, DataSpec, Split
+from jaxface.data.synthetic.captioned_canvas import CaptionedCanvasSource
+from jaxface.data.synthetic.task_canvas import task_canvas
 
 _captioned = functools.lru_cache(maxsize=8)(CaptionedSource)  # a study opens the same ones once per arm
 
@@ -68,3 +70,49 @@ class CaptionedFaces(DataSpec):
         return Split(
             self.source(**arguments), self.evaluation_source(**arguments), self.title, "verification"
         )
+
+
+@KINDS.register("captioned_canvas")
+@dataclasses.dataclass(frozen=True)
+class CaptionedCanvas(DataSpec):
+    """A digit among squares, with captions that tell which, how many squares and where; test canvases have other handwriting."""
+
+    scenes: Annotated[int, AtLeast(1)] = 2000
+    """Canvases to train on."""
+    test_scenes: Annotated[int, AtLeast(1)] = 500
+    """Canvases to test."""
+    digits: Annotated[tuple[int, int], Integers(0, 10), Ordered()] = (0, 5)
+    """First digit that occurs, and the one behind the last."""
+    squares: Annotated[tuple[int, int], AtLeast(0), Ordered()] = (0, 3)
+    """Least and greatest number of squares, 9 at most."""
+    background: Annotated[float, NonNegative] = 0.25
+    """Standard deviation of the noise on the pixels, where white is 1."""
+
+    @property
+    def title(self) -> str:
+        return f"captioned canvas {self.digits[0]}-{self.digits[1] - 1}"
+
+    def _open(self, count: int, image_size: int, seed: int, first: int) -> CaptionedCanvasSource:
+        check_number("squares", self.squares[1], Integers(0, 9))
+        canvases = task_canvas(
+            count,
+            side=image_size,
+            digits=self.digits,
+            squares=self.squares,
+            noise=self.background,
+            unseen=first > 0,
+            seed=seed,
+            first=first,
+        )
+        return CaptionedCanvasSource(canvases, seed=seed, first=first)
+
+    def source(self, *, image_size: int, seed: int) -> CaptionedCanvasSource:
+        return self._open(self.scenes, image_size, seed, 0)
+
+    def evaluation_source(self, *, image_size: int, seed: int) -> CaptionedCanvasSource:
+        """The canvases to test."""
+        return self._open(self.test_scenes, image_size, seed, FIRST_HELD_OUT)
+
+    def divide(self, *, image_size: int, seed: int) -> Split:
+        opened = (part(image_size=image_size, seed=seed) for part in (self.source, self.evaluation_source))
+        return Split(*opened, self.title, "classification")

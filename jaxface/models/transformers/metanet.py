@@ -4,6 +4,7 @@ Methods: intern
 """
 
 import itertools
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,15 +14,49 @@ import jax.numpy as jnp
 
 from jaxface.errors import UserError
 from jaxface.layers.activation import exact_gelu
-from jaxface.layers.metanet import FusedMBConv, MBConv, SABlock, XCABlock
+from jaxface.layers.metanet import DownSample, FusedMBConv, MBConv, MixerBlock, SABlock, XCABlock
 from jaxface.layers.norm import BatchNorm
 from jaxface.layers.remat import Remat, run_block
-from jaxface.models.depth import DepthOrder, stage_blocks
+from jaxface.models.depth import DepthOrder
 from jaxface.models.registry import MODELS
 
-OPERATORS = {"mbconv": MBConv, "fused": FusedMBConv, "sa": SABlock, "xca": XCABlock}
-"""What a stage is made of, by name."""
-_ATTENDS = ("sa", "xca")
+OPERATORS = {
+    "mbconv": MBConv,
+    "fused": FusedMBConv,
+    "sa": SABlock,
+    "xca": XCABlock,
+    "local": SABlock,
+    "mixer": MixerBlock,
+}
+"""What a stage is made of, by name; "local" attends inside windows."""
+DOWNSAMPLING = ("block", "conv", "conv_query", "global")
+"""How a stage of stride 2 begins: its first block has the stride, or a `DownSample` stands before it."""
+_ATTENDS = ("sa", "xca", "local")
+
+
+class Repeated(nn.Module):
+    """Blocks of one kind and width, one after the other, whose parameters are stacked on a first axis: they are compiled once.
+
+    Args:
+      block: makes one. count: of them. remat: "block" stores the inputs of the blocks alone for the backward pass.
+    """
+
+    block: Callable[..., nn.Module]
+    count: int
+    remat: Remat = "none"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        def step(module, x, _):
+            return run_block(module.block(name="blocks"), x, remat=module.remat, train=train), None
+
+        scan = nn.scan(
+            step,
+            variable_axes={"params": 0, "batch_stats": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=self.count,
+        )
+        return scan(self, x, None)[0]
 
 
 class MetaNet(nn.Module):
@@ -39,9 +74,13 @@ class MetaNet(nn.Module):
       operators: of each stage, names of `OPERATORS`.
       strides, expansions: of each stage; hidden channels per channel.
       head_dim: channels of a head of the stages with attention.
+      window: side of the windows of "local" stages.
+      downsampling: of each stage, one of `DOWNSAMPLING`; "block" of all unless given.
       head_features: pooled features.
       drop_path: rate at which an example skips a branch in the last block; it grows linearly from 0 in the first.
       remat: "block" stores the inputs of the blocks alone for the backward pass.
+      scan: the blocks behind the first of a stage are stacked and compiled once (`Repeated`), which a hundred of them need; their
+        rates of `drop_path` are then the last one's.
 
     image [B, H, W, C] float -> [B, embedding] float32. `taps` gives maps of every level besides; a level is what has one stride,
     4, 8, 16 and 32 with the strides as published, and `level` computes one of them. `dtype` is that of the blocks; the last
@@ -67,11 +106,14 @@ class MetaNet(nn.Module):
     strides: tuple[int, ...] = (1, 2, 2, 2, 1, 2)
     expansions: tuple[int, ...] = (1, 4, 6, 3, 2, 5)
     head_dim: int = 48
+    window: int = 7
+    downsampling: tuple[str, ...] | None = None
     head_features: int = 1280
     drop_path: float = 0.0
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     remat: Remat = "none"
+    scan: bool = False
 
     def __post_init__(self):
         for name in ("repeats", "operators", "strides", "expansions"):
@@ -79,6 +121,11 @@ class MetaNet(nn.Module):
                 raise UserError(
                     f"{name}: needs one for each of {len(self.channels)} stages, got {len(getattr(self, name))}"
                 )
+        down = self.downsampling or ("block",) * len(self.channels)
+        if len(down) != len(self.channels) or set(down) - set(DOWNSAMPLING):
+            raise UserError(
+                f"downsampling: needs one of {', '.join(DOWNSAMPLING)} for each of {len(self.channels)} stages, got {down}"
+            )
         unknown = [name for name in self.operators if name not in OPERATORS]
         if unknown or not self.operators:
             got = repr(unknown[0]) if unknown else "none"
@@ -100,17 +147,26 @@ class MetaNet(nn.Module):
         count, number = sum(self.repeats), 0
         for i, operator in enumerate(self.operators):
             attends = {"head_dim": self.head_dim} if operator in _ATTENDS else {}
+            if operator == "local":
+                attends["window"] = self.window
+            stride, kind = self.strides[i], "block" if self.downsampling is None else self.downsampling[i]
+            if stride == 2 and kind != "block":
+                down = DownSample(self.channels[i], 2, kind=kind, head_dim=self.head_dim, **types)
+                setattr(self, f"stage{i + 1}_down", down)
+                stride = 1
+            block = partial(
+                OPERATORS[operator], self.channels[i], expansion=self.expansions[i], **attends, **types
+            )
             for j in range(self.repeats[i]):
-                block = OPERATORS[operator](
-                    self.channels[i],
-                    self.strides[i] if j == 0 else 1,
-                    self.expansions[i],
-                    self.drop_path * number / max(count - 1, 1),
-                    **attends,
-                    **types,
-                )
-                setattr(self, f"stage{i + 1}_block{j + 1}", block)
-                number += 1
+                rate = self.drop_path * (number + j) / max(count - 1, 1)
+                if self.scan and j == 1:
+                    rate = self.drop_path * (number + self.repeats[i] - 1) / max(count - 1, 1)
+                    rest = Repeated(partial(block, drop_path=rate), self.repeats[i] - 1, self.remat)
+                    setattr(self, f"stage{i + 1}_rest", rest)
+                    break
+                made = block(stride=stride if j == 0 else 1, drop_path=rate)
+                setattr(self, f"stage{i + 1}_block{j + 1}", made)
+            number += self.repeats[i]
         self.head_conv = conv(self.head_features, (1, 1))
         self.head_norm = BatchNorm(**types)
         if self.embedding is not None:
@@ -139,9 +195,13 @@ class MetaNet(nn.Module):
             x = self.stem_conv(x.astype(self.dtype))
             x = exact_gelu(self.stem_norm(x, train=train))
         for stage in self._levels()[i]:
-            for j in range(self.repeats[stage]):
+            down = getattr(self, f"stage{stage + 1}_down", None)
+            x = x if down is None else run_block(down, x, remat=self.remat, train=train)
+            for j in range(1 if self.scan else self.repeats[stage]):
                 block = getattr(self, f"stage{stage + 1}_block{j + 1}")
                 x = run_block(block, x, remat=self.remat, train=train)
+            if self.scan and self.repeats[stage] > 1:
+                x = getattr(self, f"stage{stage + 1}_rest")(x, train=train)
         return x
 
     def pool(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -164,7 +224,17 @@ class MetaNet(nn.Module):
 
     def depth_order(self) -> DepthOrder:
         """Names of the parts from the image on, the head left out."""
-        return ("stem",), *stage_blocks(self.repeats)
+        order = [("stem",)]
+        for i, blocks in enumerate(self.repeats, start=1):
+            if (
+                self.downsampling is not None
+                and self.downsampling[i - 1] != "block"
+                and self.strides[i - 1] == 2
+            ):
+                order.append((f"stage{i}_down",))
+            order += [(f"stage{i}_block{j}",) for j in range(1, (1 if self.scan else blocks) + 1)]
+            order += [(f"stage{i}_rest",)] if self.scan and blocks > 1 else []
+        return tuple(order)
 
     def _levels(self) -> list[list[int]]:
         """The stages of each level."""

@@ -163,6 +163,40 @@ def test_check_8_attention_of_channels_with_one_token():
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
+def test_stacked_blocks_compute_what_they_compute_one_by_one():
+    fields = {**SMALL, "repeats": (1, 1, 1, 1, 3, 1), "remat": "block"}
+    plain, stacked = (models.create("metanet_tiny", scan=scan, **fields) for scan in (False, True))
+    image = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
+    variables = jax.jit(lambda x: plain.init(jax.random.key(0), x, train=False))(image)
+
+    def joined(tree):
+        first, second = tree.pop("stage5_block2"), tree.pop("stage5_block3")
+        rest = jax.tree.map(lambda a, b: jnp.stack([a, b]), first, second)
+        return {**tree, "stage5_rest": {"blocks": rest}}
+
+    both = {name: joined(dict(tree)) if "stage5_block2" in tree else tree for name, tree in variables.items()}
+    shapes = jax.eval_shape(lambda x: stacked.init(jax.random.key(0), x, train=False), image)
+    assert jax.tree.map(jnp.shape, shapes["params"]) == jax.tree.map(jnp.shape, both["params"])
+
+    def loss(network, params, rest):
+        run = jax.value_and_grad(
+            lambda p: network.apply({**rest, "params": p}, image, train=True, mutable=["batch_stats"])[
+                0
+            ].sum()
+        )
+        return jax.jit(run)(params)
+
+    (one, grad), (other, stacked_grad) = (
+        loss(net, v["params"], {k: t for k, t in v.items() if k != "params"})
+        for net, v in ((plain, variables), (stacked, both))
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-4)
+    leaves = zip(jax.tree.leaves(joined(dict(grad))), jax.tree.leaves(stacked_grad), strict=True)
+    for a, b in leaves:
+        np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4)
+
+
 def test_channels_are_rounded_as_published():
     assert [make_divisible(n) for n in (1, 8, 11, 12, 20, 96)] == [8, 8, 16, 16, 24, 96]
 
