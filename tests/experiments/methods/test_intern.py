@@ -47,6 +47,22 @@ def test_a_finished_run_trains_nothing_again(run):
 
 
 @pytest.mark.slow
+def test_a_run_that_was_killed_ends_as_the_other(run, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def cut(stages, count):
+        outcome = None
+        for _ in range(count):
+            outcome = yield stages.send(outcome)
+        raise Killed
+
+    with pytest.raises(Killed):
+        training.run(cut(build(SMALL), 4), workdir=tmp_path)
+    assert training.run(build(SMALL), workdir=tmp_path).metrics == run[1].metrics
+
+
+@pytest.mark.slow
 def test_the_classes_of_an_expert_are_written_down(run):
     folder, _ = run
     expert = next(path for path in stage_folders(folder) if path.name.endswith("up_e_c"))

@@ -15,9 +15,7 @@ CONFIG = Config(
         SourceSpec(name="again", data=dataclasses.replace(_CANVAS, background=0.1)),
         SourceSpec(name="centers", data=_CANVAS, task="cells"),
     ),
-    captions=data.CaptionedFaces(
-        identities=4, per_identity=4, held_out_identities=2, held_out_per_identity=2
-    ),
+    captions=data.CaptionedCanvas(scenes=20, test_scenes=6, digits=(0, 3)),
     up_a=UpA(
         steps=1,
         batch_size=8,
