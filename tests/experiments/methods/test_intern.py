@@ -1,16 +1,20 @@
 """INTERN's line from experts to a table, and what it refuses before anything compiles."""
 
 import dataclasses
+import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_configs
 
 from experiments.methods.intern import SOURCES, Config, build
-from experiments.recipes.experts import GeneralistSpec
+from experiments.recipes.experts import GeneralistSpec, network, open_trunks
 from experiments.recipes.general_vision import SourceSpec
 from jaxface import data, training
 from jaxface.errors import UserError
+from jaxface.models.staged import features
 from jaxface.training.workdir import stage_folders
 
 SMALL = small_configs.of("intern", "CONFIG")
@@ -27,7 +31,7 @@ def run(tmp_path_factory):
 def test_a_run_measures_every_backbone(run):
     folder, outcome = run
     rows = {key.split("/")[1] for key in outcome.metrics if key.startswith("gvb/")}
-    assert rows == {"up_e_c", "up_e_d", "up_g_c", "squeezed"}
+    assert rows == {"up_a", "up_e_c", "up_e_d", "up_g_c", "squeezed"}
     assert all(np.isfinite(value) for value in outcome.metrics.values())
     table = (folder / "gvb.md").read_text()
     assert table.startswith("| backbone | classification | digits (accuracy) |") and "| up_g_c |" in table
@@ -43,10 +47,41 @@ def test_a_finished_run_trains_nothing_again(run):
 
 
 @pytest.mark.slow
+def test_a_run_that_was_killed_ends_as_the_other(run, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def cut(stages, count):
+        outcome = None
+        for _ in range(count):
+            outcome = yield stages.send(outcome)
+        raise Killed
+
+    with pytest.raises(Killed):
+        training.run(cut(build(SMALL), 4), workdir=tmp_path)
+    assert training.run(build(SMALL), workdir=tmp_path).metrics == run[1].metrics
+
+
+@pytest.mark.slow
 def test_the_classes_of_an_expert_are_written_down(run):
     folder, _ = run
-    description = training.read_description(stage_folders(folder)[0])
-    assert set(description["classes"]) == {"0", "1", "2"}
+    expert = next(path for path in stage_folders(folder) if path.name.endswith("up_e_c"))
+    description = json.loads(expert.with_name(f"{expert.name}.json").read_text())
+    assert set(description["classes"]) == set("012")
+    assert description["staged"]["name"] == "plain_stages_small"
+
+
+@pytest.mark.slow
+def test_trunks_are_opened_without_the_method(run):
+    folder, _ = run
+    trunks = open_trunks(str(folder))
+    assert {"up_e_c", "up_e_d", "up_g_c", "squeeze"} <= trunks.keys()
+    image = np.zeros((2, 16, 16, 3), np.float32)
+    pooled = {
+        name: trunk.module.apply(trunk.variables, image, method=features)["pooled"]
+        for name, trunk in trunks.items()
+    }
+    assert pooled["up_g_c"].shape == pooled["up_e_c"].shape == (2, 16)
 
 
 _CANVAS = SMALL.sources[0]
@@ -106,3 +141,26 @@ def test_the_default_has_two_sources_of_every_type_under_one_graph():
         "segmentation": 2,
     }
     assert all(isinstance(source, SourceSpec) for source in SOURCES)
+
+
+def test_the_tiers_differ_in_sizes_alone():
+    laptop, chip, pod = Config(), Config.accelerator(), Config.paper()
+    assert [c.backbone for c in (laptop, chip, pod)] == ["plain_stages", "metanet_b4", "metanet_b15"]
+    assert laptop.experts == chip.experts == pod.experts == ("c", "d", "s")
+    assert {c.generalist.stages for c in (laptop, chip, pod)} == {3}
+    assert {c.generalist.rate for c in (laptop, chip, pod)} == {0.1}  # a tenth of the experts' rate
+    assert {c.gvb.fraction for c in (laptop, chip, pod)} == {0.1}
+
+
+def test_the_pod_is_as_published():
+    pod = Config.paper()
+    assert (pod.up_a.steps, pod.up_a.batch_size) == (128_000, 4096)
+    assert (pod.up_a.optimizer.learning_rate, pod.up_a.optimizer.weight_decay) == (1e-3, 0.1)
+    assert (pod.gvb.probe.steps, pod.gvb.probe.batch_size, pod.gvb.probe.learning_rate) == (10_000, 64, 0.01)
+    assert pod.adaptation.fractions == (0.01, 0.1) and pod.image_size == 224
+    model = network(pod)
+    assert model.level_strides == (4, 8, 16, 32) and model.level_channels == (256, 512, 768, 1536)
+    # Taps at 224 pixels, nothing computed.
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    maps, _ = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, method=features), image)
+    assert [tap.shape[1] for tap in maps["taps"]] == [56, 28, 14, 7] and maps["pooled"].shape == (1, 1280)
