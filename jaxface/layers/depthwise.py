@@ -1,6 +1,7 @@
 """Depthwise convolution that is fast on a CPU too.
 
 Methods: ddc, dcp_nas
+Methods: ddc, intern
 """
 
 from functools import partial

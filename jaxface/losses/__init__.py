@@ -55,6 +55,10 @@
 | `child_arch_gradient`, `parent_tangent`, … | a binary network's architecture, pulled along a real one's | arXiv:2306.15390 |
 | `ggn_vector_product`, `exact_hessian_vector_product` | curvature of a loss times a vector | |
 | `hinge_discriminator_loss`, `hinge_generator_loss` | against a discriminator that need not be sure | arXiv:1705.02894 |
+| `clip_infonce`, `declip_loss` | images and their captions, several kinds of supervision | arXiv:2103.00020, 2110.05208 |
+| `simsiam_loss`, `mlm_loss`, `pixpro_loss` | their parts: views, words, places | arXiv:2011.10566, 2011.10043 |
+| `TextBank`, `nn_bank_lookup`, `nn_bank_push` | the nearest of the last captions | arXiv:2110.05208 |
+| `hinge_discriminator_loss`, `hinge_generator_loss` | a generator against a discriminator that need not be sure | arXiv:1705.02894 |
 | `vq_loss`, `adaptive_weight` | an autoencoder of codes, and the weight of its adversary | arXiv:1711.00937, 2012.09841 |
 """
 
@@ -120,6 +124,21 @@ from jaxface.losses.gabn import (
 )
 from jaxface.losses.heads import HEADS, ArcFace, CosFace, Head, Linear, SFace, Softmax, create_head
 from jaxface.losses.ida import lid_regression_loss, lid_targets
+from jaxface.losses.image_text import (
+    DeclipOutputs,
+    DeclipWeights,
+    MaskedTokens,
+    TextBank,
+    clip_infonce,
+    declip_loss,
+    mask_tokens,
+    mlm_loss,
+    nn_bank_lookup,
+    nn_bank_push,
+    pixpro_loss,
+    simsiam_loss,
+    view_grid,
+)
 from jaxface.losses.law import (
     focal_loss,
     sample_features,
@@ -203,16 +222,20 @@ __all__ = [
     "AttentionScore",
     "CosFace",
     "CoupleFaceTerms",
+    "DeclipOutputs",
+    "DeclipWeights",
     "DetectionTerms",
     "DetrTerms",
     "Distillation",
     "Head",
     "Kernel",
     "Linear",
+    "MaskedTokens",
     "MdaTerms",
     "SFace",
     "Selection",
     "Softmax",
+    "TextBank",
     "YoloBoxes",
     "YoloTerms",
     "acw_loss",
@@ -229,6 +252,7 @@ __all__ = [
     "cell_loss",
     "child_arch_gradient",
     "child_performance",
+    "clip_infonce",
     "cluster_anchors",
     "correlation_congruence_loss",
     "correlation_matrix",
@@ -238,6 +262,7 @@ __all__ = [
     "create_head",
     "cross_entropy",
     "dcp_arch_gradient",
+    "declip_loss",
     "decode_yolo",
     "detr_loss",
     "detr_match",
@@ -278,6 +303,7 @@ __all__ = [
     "logexp_distance",
     "logexp_loss",
     "margin_logits",
+    "mask_tokens",
     "masked_mean",
     "match_sets",
     "match_teacher",
@@ -287,10 +313,13 @@ __all__ = [
     "mimic_loss",
     "mined_relations",
     "mirror",
+    "mlm_loss",
     "moco_nce",
     "multibox_loss",
     "ncl_loss",
     "ncl_pp_loss",
+    "nn_bank_lookup",
+    "nn_bank_push",
     "pairwise_sym_kl",
     "parent_performance",
     "parent_tangent",
@@ -298,6 +327,7 @@ __all__ = [
     "partial_fc_loss",
     "pcv_weights",
     "pfi_loss",
+    "pixpro_loss",
     "pla_assign",
     "power_distance",
     "prediction_imitation_loss",
@@ -322,6 +352,7 @@ __all__ = [
     "sharpened_weights",
     "sigmoid_focal_loss",
     "similarity_pattern",
+    "simsiam_loss",
     "slice_bce_loss",
     "small_loss_count",
     "small_loss_mask",
@@ -335,6 +366,7 @@ __all__ = [
     "taylor_rbf_coeffs",
     "teacher_momentum",
     "topn_mask",
+    "view_grid",
     "vq_loss",
     "weighted_mean",
     "weights_from_action",

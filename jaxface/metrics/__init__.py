@@ -20,6 +20,8 @@
 | what do codes still tell? | `code_entropy`, `codebook_perplexity`, `norm_spread` |
 | does a student see the relations that its teacher sees? | `congruence_error` |
 | how good are a detector's boxes? | `coco_evaluate`, `voc_evaluate`, `wider_face_evaluate`, `fddb_evaluate` |
+| how many pedestrians does it miss? | `log_average_miss_rate` |
+| how far is it? | `depth_rmse` |
 | do two detectors order an object's anchors alike? | `rank_agreement` |
 | how right are a teacher's pseudo boxes? | `pseudo_label_counts` |
 | which of two modalities to believe for this pair? | `fuse_scores`, `pair_weight`, `fused_search`, `missing_modality` |
@@ -72,11 +74,13 @@ from jaxface.metrics.continual import (
     infer_chunk_tasks,
     learning_accuracy,
 )
+from jaxface.metrics.depth import depth_rmse
 from jaxface.metrics.detection import (
     FddbScores,
     VocScores,
     coco_evaluate,
     fddb_evaluate,
+    log_average_miss_rate,
     rank_agreement,
     voc_evaluate,
     wider_face_evaluate,
@@ -260,6 +264,7 @@ __all__ = [
     "convert_threshold",
     "correct_top_k",
     "cosine_to_squared_l2",
+    "depth_rmse",
     "disagreement",
     "discrepancy_weight",
     "distractor_rank1",
@@ -293,6 +298,7 @@ __all__ = [
     "leave_one_out",
     "local_discrepancy",
     "local_discrepancy_cap",
+    "log_average_miss_rate",
     "macro_f1",
     "make_pairs",
     "mate_scores_above_non_mates",

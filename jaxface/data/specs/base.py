@@ -30,14 +30,14 @@ class Split(NamedTuple):
         records have boxes (`sources.objects.object_fields`); under "cells" they say of every cell of the image whether
         something is there; under "spoofing" labels are what is presented, 0 a live face and the others attack instruments.
       name: for tables and file names.
-      protocol: how to evaluate.
+      protocol: how to evaluate; under "dense" records have `pixel_label` or `depth` for every pixel.
       development: records to take thresholds on, of people that are in neither part; None where the protocol has none.
     """
 
     train: Source
     held_out: Source
     name: str
-    protocol: Literal["verification", "classification", "detection", "cells", "spoofing"]
+    protocol: Literal["verification", "classification", "detection", "cells", "dense", "spoofing"]
     development: Source | None = None
 
 
