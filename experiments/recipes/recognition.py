@@ -115,6 +115,8 @@ def load(recipe: Recipe) -> inputs.Split:
     split = inputs.load(recipe.data, image_size=recipe.image_size, seed=recipe.data_seed)
     if split.protocol == "detection":
         raise UserError(f"data: needs one person or class per image, {split.name} is for detectors")
+    if split.protocol == "images":
+        raise UserError(f"data: needs people or classes to recognize, {split.name} has images alone")
     if split.protocol == "spoofing":
         raise UserError(
             f"data: needs people or classes to recognize, {split.name} is of live faces and attacks"

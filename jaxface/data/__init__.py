@@ -80,6 +80,7 @@ from jaxface.data.specs.detection_sets import Coco, Fddb, Scenes, Voc, WiderFace
 from jaxface.data.specs.ellipse_sets import Ellipses
 from jaxface.data.specs.embeddings import Crowd, EmbeddingFile
 from jaxface.data.specs.expressions import AffectNet, FerPlus, RafDb, RenderedExpressions
+from jaxface.data.specs.image_sets import DeadLeaves, Patches
 from jaxface.data.specs.labeled_images import LabeledImages
 from jaxface.data.specs.object_scene_sets import ObjectScenes
 from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, RgbdFolder, Tfds
@@ -89,6 +90,7 @@ from jaxface.data.specs.small_image_sets import Cifar10, Cifar100, Mnist
 from jaxface.data.specs.synthetic_sets import Procedural, ProceduralImages, ShortcutDigits
 from jaxface.data.synthetic.cluttered_digits import cluttered_digits
 from jaxface.data.synthetic.crowded_embeddings import CrowdedEmbeddings, crowded_embeddings
+from jaxface.data.synthetic.dead_leaves import dead_leaves
 from jaxface.data.synthetic.digit_canvas import digit_canvas
 from jaxface.data.synthetic.ellipses import ellipses
 from jaxface.data.synthetic.object_scenes import object_scenes
@@ -160,6 +162,7 @@ __all__ = [
     "CrowdedEmbeddings",
     "Cub200",
     "DataSpec",
+    "DeadLeaves",
     "DepthImages",
     "DigitCanvas",
     "DigitHalves",
@@ -193,6 +196,7 @@ __all__ = [
     "Olivetti",
     "Order",
     "PackSource",
+    "Patches",
     "Presentation",
     "PresentationFiles",
     "PresentationTable",
@@ -265,6 +269,7 @@ __all__ = [
     "corrupt_rgbd",
     "crowded_embeddings",
     "cut_hole",
+    "dead_leaves",
     "decode_depth",
     "decode_image",
     "degrade_resolution",

@@ -77,7 +77,9 @@ def gdn(x: jax.Array, beta: jax.Array, gamma: jax.Array, *, inverse: bool = Fals
     """
     channels = x.shape[-1]
     if beta.shape != (channels,) or gamma.shape != (channels, channels):
-        raise ValueError(f"gamma: needs [{channels}, {channels}] and beta [{channels}], got {gamma.shape}, {beta.shape}")
+        raise ValueError(
+            f"gamma: needs [{channels}, {channels}] and beta [{channels}], got {gamma.shape}, {beta.shape}"
+        )
     energy = beta + jnp.einsum("...j,ij->...i", jnp.square(x), gamma)
     return x * (jnp.sqrt(energy) if inverse else jax.lax.rsqrt(energy))
 
@@ -125,7 +127,9 @@ class ChannelAttention(nn.Module):
         check_number("gain", self.gain, Positive)
         channels = features.shape[-1]
         last = nn.initializers.zeros if self.gain == 2 else nn.initializers.lecun_normal()
-        hidden = nn.relu(nn.Dense(max(channels // _REDUCTION, _LEAST_HIDDEN), name="squeeze")(features.mean((1, 2))))
+        hidden = nn.relu(
+            nn.Dense(max(channels // _REDUCTION, _LEAST_HIDDEN), name="squeeze")(features.mean((1, 2)))
+        )
         weights = nn.sigmoid(nn.Dense(channels, kernel_init=last, name="excite")(hidden))
         return self.gain * features * weights[:, None, None]
 

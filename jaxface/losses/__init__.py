@@ -82,6 +82,14 @@ from jaxface.losses.detection import (
     smooth_l1_loss,
 )
 from jaxface.losses.distillation import mimic_loss, soft_target_loss
+from jaxface.losses.edic import (
+    gaussian_bin_prob,
+    laplace_bin_prob,
+    mixture_bin_logprob,
+    mixture_bin_prob,
+    rate_bits,
+    rd_loss,
+)
 from jaxface.losses.fmvit import branch_loss
 from jaxface.losses.gabn import (
     Attention,
@@ -225,6 +233,7 @@ __all__ = [
     "forget_rate",
     "gan_discriminator_loss",
     "gan_generator_loss",
+    "gaussian_bin_prob",
     "gradient_attention",
     "group_weights",
     "halve_nearest",
@@ -237,6 +246,7 @@ __all__ = [
     "jittered_boxes",
     "jocor_loss",
     "jocor_scores",
+    "laplace_bin_prob",
     "ldam_loss",
     "leave_one_out_cosines",
     "lid_regression_loss",
@@ -254,6 +264,8 @@ __all__ = [
     "mimic_loss",
     "mined_relations",
     "mirror",
+    "mixture_bin_logprob",
+    "mixture_bin_prob",
     "moco_nce",
     "multibox_loss",
     "ncl_loss",
@@ -271,7 +283,9 @@ __all__ = [
     "r1_penalty",
     "rank_mimic_box_loss",
     "rank_mimic_loss",
+    "rate_bits",
     "rcnn_loss",
+    "rd_loss",
     "relation_aware_loss",
     "relative_spread",
     "reliability_weights",

@@ -33,6 +33,7 @@ from jaxface.training.evaluations.patch_ranking import PatchRanking
 from jaxface.training.evaluations.presentation_detection import PresentationDetection, sensor_images
 from jaxface.training.evaluations.protocols import PackVerification, check_source, evaluate_source
 from jaxface.training.evaluations.rank_agreement import RankAgreement
+from jaxface.training.evaluations.rate_distortion import RateDistortion
 from jaxface.training.evaluations.rgbd_identification import RgbdIdentification, projected
 from jaxface.training.evaluations.route_hardness import RouteHardness
 from jaxface.training.evaluations.sign_flips import sign_flips
@@ -128,6 +129,7 @@ __all__ = [
     "PresentationDetection",
     "ProfiledSteps",
     "RankAgreement",
+    "RateDistortion",
     "Recognizer",
     "Records",
     "RgbdClasses",

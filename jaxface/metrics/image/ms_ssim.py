@@ -50,7 +50,8 @@ def _blur(x: jax.Array) -> jax.Array:
     for axis in (1, 2):
         length = x.shape[axis] - _TAPS + 1
         x = sum(
-            jax.lax.slice_in_dim(x, i, i + length, axis=axis) * weight for i, weight in enumerate(window.tolist())
+            jax.lax.slice_in_dim(x, i, i + length, axis=axis) * weight
+            for i, weight in enumerate(window.tolist())
         )
     return x
 
@@ -90,7 +91,9 @@ def ms_ssim(image: jax.Array, decoded: jax.Array, *, peak: float = 1.0) -> jax.A
     _check(image, decoded)
     check_number("peak", peak, Positive)
     if min(image.shape[1:3]) < _SMALLEST:
-        raise UserError(f"image: MS-SSIM needs sides of at least {_SMALLEST} pixels, got {image.shape[2]}x{image.shape[1]}")
+        raise UserError(
+            f"image: MS-SSIM needs sides of at least {_SMALLEST} pixels, got {image.shape[2]}x{image.shape[1]}"
+        )
     c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
     total = 1.0
     for level, weight in enumerate(WEIGHTS):

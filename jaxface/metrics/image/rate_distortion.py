@@ -26,7 +26,9 @@ def _curve(name: str, curve: Curve, method: str) -> tuple[np.ndarray, np.ndarray
     rates, distortions = (np.asarray(values, np.float64) for values in curve)
     least = 4 if method == "cubic" else 3 if method == "akima" else 2
     if rates.shape != distortions.shape or rates.ndim != 1:
-        raise ValueError(f"{name}: needs as many rates as distortions, got {rates.shape} and {distortions.shape}")
+        raise ValueError(
+            f"{name}: needs as many rates as distortions, got {rates.shape} and {distortions.shape}"
+        )
     if len(rates) < least:
         raise UserError(f"{name}: needs at least {least} points for {method}, got {len(rates)}")
     if not (np.isfinite(rates).all() and np.isfinite(distortions).all() and (rates > 0).all()):

@@ -116,7 +116,9 @@ def unpack(data: bytes, *, latents: int, model: int | None = None) -> tuple[Head
     if model is not None and owner != model:
         raise UserError(f"stream: it is of another model, {owner:08x}; that of the run is {model:08x}")
     if not (0 < height <= MOST_SIDE and 0 < width <= MOST_SIDE):
-        raise UserError(f"stream: its header claims {width}x{height} pixels, the limit is {MOST_SIDE}x{MOST_SIDE}")
+        raise UserError(
+            f"stream: its header claims {width}x{height} pixels, the limit is {MOST_SIDE}x{MOST_SIDE}"
+        )
     if height * width > PIXELS_PER_BYTE * len(data):
         raise UserError(f"stream: its header claims {width}x{height} pixels in {len(data)} bytes")
     if flags > GRAY or most > MOST_SYMBOL or z_bytes % 4 or y_bytes % 4:
@@ -183,7 +185,9 @@ def encode_hyper(tables: Tables, z: np.ndarray) -> bytes:
         coder.add(row, prior)
     for value in values[beyond]:
         excess = 2 * (abs(int(value)) - most - 1) + (value < 0)
-        digits = [int(excess) >> (_DIGIT_BITS * i) & 15 for i in range(max((int(excess).bit_length() + 3) // 4, 1))]
+        digits = [
+            int(excess) >> (_DIGIT_BITS * i) & 15 for i in range(max((int(excess).bit_length() + 3) // 4, 1))
+        ]
         for digit in (len(digits), *digits):
             coder.add(np.array([digit]), _DIGITS)
     return coder.finish()

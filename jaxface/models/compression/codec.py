@@ -77,7 +77,12 @@ class Codec:
 
     def described(self) -> dict[str, Any]:
         """The network and λ, JSON-like."""
-        return {"format": FORMAT, "kind": "codec", "network": dataclasses.asdict(self.spec), "weight": self.weight}
+        return {
+            "format": FORMAT,
+            "kind": "codec",
+            "network": dataclasses.asdict(self.spec),
+            "weight": self.weight,
+        }
 
     @functools.cached_property
     def _network(self) -> EDIC:
@@ -105,7 +110,9 @@ class Codec:
                 f"image: needs sides of at least {self.spec.multiple} pixels, the stride of this network, got {width}x{height}"
             )
         if max(height, width) > bitstream.MOST_SIDE:
-            raise UserError(f"image: needs sides of at most {bitstream.MOST_SIDE} pixels, got {width}x{height}")
+            raise UserError(
+                f"image: needs sides of at most {bitstream.MOST_SIDE} pixels, got {width}x{height}"
+            )
 
     def padded(self, image: np.ndarray) -> np.ndarray:
         """[1, H', W', 3] float32 in [0, 1]: gray repeated, the last row and column repeated up to multiples of the stride."""
@@ -143,7 +150,9 @@ class Codec:
             y_stream, bits = b"", 0.0
         elif autoregressive:
             y_stream = bitstream.encode_contextual(self.tables, symbols, sums, channels, most)
-            bits = 8.0 * len(y_stream)  # its tables depend on the order in which they are made: nothing else is worked out
+            bits = 8.0 * len(
+                y_stream
+            )  # its tables depend on the order in which they are made: nothing else is worked out
         else:
             coded = self.tables.coded_under(parameters).rows((..., channels, slice(None)))
             flat = type(coded)(*(values.reshape(-1, values.shape[-1]) for values in coded))
@@ -174,7 +183,9 @@ class Codec:
           UserError: as `bitstream.unpack`, or streams that are no code.
         """
         spec = self.spec
-        header, channels, z_stream, y_stream = bitstream.unpack(data, latents=spec.latents, model=self.checksum)
+        header, channels, z_stream, y_stream = bitstream.unpack(
+            data, latents=spec.latents, model=self.checksum
+        )
         blocks = [-(-side // spec.multiple) for side in (header.height, header.width)]
         z = bitstream.decode_hyper(self.tables, z_stream, *blocks)
         sums = self.tables.hyper(z)
@@ -253,12 +264,18 @@ def read_codec(path: pathlib.Path) -> Codec:
         if isinstance(error, UserError):
             raise
         raise UserError(f"codec: {path} cannot be read ({' '.join(str(error).split())[:120]})") from None
-    if not isinstance(described, dict) or described.get("kind") != "codec" or described.get("format") != FORMAT:
+    if (
+        not isinstance(described, dict)
+        or described.get("kind") != "codec"
+        or described.get("format") != FORMAT
+    ):
         raise UserError(f"codec: {path} is no codec of format {FORMAT}")
     spec = from_description(described.get("network"))
     network = {name[len(_NETWORK) :]: leaf for name, leaf in arrays.items() if name.startswith(_NETWORK)}
     tables = {name[len(_TABLE) :]: leaf for name, leaf in arrays.items() if name.startswith(_TABLE)}
-    params = flax.traverse_util.unflatten_dict({tuple(name.split("/")): leaf for name, leaf in network.items()})
+    params = flax.traverse_util.unflatten_dict(
+        {tuple(name.split("/")): leaf for name, leaf in network.items()}
+    )
     codec = Codec(spec, params, Tables(spec, tables), float(described.get("weight", 0.0)))
     if codec.checksum != described.get("crc32"):
         raise UserError(f"codec: {path} is damaged: its checksum is another one")

@@ -69,7 +69,9 @@ def export_layers(spec: CodecSpec, params: Mapping) -> dict[str, np.ndarray]:
 
     def add(name, kernel, bias, bits):
         if np.prod(kernel.shape[:3]) > _MOST_TERMS:
-            raise UserError(f"run: {name} adds up {np.prod(kernel.shape[:3])} terms, at most {_MOST_TERMS} stay exact")
+            raise UserError(
+                f"run: {name} adds up {np.prod(kernel.shape[:3])} terms, at most {_MOST_TERMS} stay exact"
+            )
         arrays[f"{name}/kernel"] = _whole(name, kernel, WEIGHT_BITS, _MOST_WEIGHT).astype(np.int32)
         arrays[f"{name}/bias"] = _whole(name, bias, bits, 2.0 ** (30 - bits)).astype(np.int32)
 
@@ -81,12 +83,21 @@ def export_layers(spec: CodecSpec, params: Mapping) -> dict[str, np.ndarray]:
         context = params["context"]
         add("context/seen", context["kernel"] * context_mask()[..., None, None], context["bias"], WEIGHT_BITS)
         for i in (1, 2, 3):
-            add(f"context/layer{i}", context[f"layer{i}"]["kernel"], context[f"layer{i}"]["bias"], _RESULT_BITS)
+            add(
+                f"context/layer{i}",
+                context[f"layer{i}"]["kernel"],
+                context[f"layer{i}"]["bias"],
+                _RESULT_BITS,
+            )
     return arrays
 
 
-def _layer(arrays: Mapping[str, np.ndarray], name: str, *, up: int = 1, bits: int = _RESULT_BITS) -> IntegerLayer:
-    return IntegerLayer(arrays[f"{name}/kernel"].astype(np.float64), arrays[f"{name}/bias"].astype(np.float64), up, bits)
+def _layer(
+    arrays: Mapping[str, np.ndarray], name: str, *, up: int = 1, bits: int = _RESULT_BITS
+) -> IntegerLayer:
+    return IntegerLayer(
+        arrays[f"{name}/kernel"].astype(np.float64), arrays[f"{name}/bias"].astype(np.float64), up, bits
+    )
 
 
 def _rounded(sums: np.ndarray, bits: int) -> np.ndarray:
@@ -230,7 +241,9 @@ class Tables:
         seen = _layer(self.arrays, "context/seen", bits=WEIGHT_BITS)
         return seen, [_layer(self.arrays, f"context/layer{i}") for i in (1, 2, 3)]
 
-    def contextual(self, seen: np.ndarray, features: np.ndarray, layers: list[IntegerLayer]) -> IntegerParameters:
+    def contextual(
+        self, seen: np.ndarray, features: np.ndarray, layers: list[IntegerLayer]
+    ) -> IntegerParameters:
         """Parameters [S, M, K] of S positions from the sums of the masked convolution [S, 2 M] and the features [S, 2 M]."""
         x = np.concatenate([features, _rounded(seen, WEIGHT_BITS)], axis=-1)
         for number, layer in enumerate(layers):
@@ -291,8 +304,10 @@ def _prior_frequencies(prior: Mapping) -> np.ndarray:
     edges = np.arange(-_MOST_RANGE, _MOST_RANGE + 2)[:, None] - 0.5
     with np.errstate(over="ignore"):
         cumulative = 1 / (1 + np.exp(-factorized_logits(parts, edges + np.zeros_like(parts["b"][0]))))
-    tails = np.stack([cumulative, 1 - cumulative[::-1]]).max((0, 2))  # of -R … R is what lies beyond their edges
-    enough = np.flatnonzero(tails[: _MOST_RANGE] < _LEAST_TAIL)
+    tails = np.stack([cumulative, 1 - cumulative[::-1]]).max(
+        (0, 2)
+    )  # of -R … R is what lies beyond their edges
+    enough = np.flatnonzero(tails[:_MOST_RANGE] < _LEAST_TAIL)
     skipped = int(enough[-1]) if len(enough) else 0
     masses = np.diff(cumulative[skipped : len(cumulative) - skipped], axis=0).T
     rows = np.concatenate([masses, np.maximum(1 - masses.sum(1, keepdims=True), 0)], axis=1)

@@ -21,7 +21,6 @@ from jaxface.layers.edic import GDN, ChannelAttention, Enhancer, FactorizedPrior
 from jaxface.losses.edic import (
     LEAST_PROBABILITY,
     LEAST_SCALE,
-    gaussian_bin_prob,
     laplace_bin_prob,
     mixture_bin_logprob,
     mixture_bin_prob,
@@ -229,7 +228,11 @@ class ContextModel(nn.Module):
         kernel = self.param("kernel", _wide, (_CONTEXT, _CONTEXT, m, 2 * m))
         bias = self.param("bias", _bias, (2 * m,))
         seen = jax.lax.conv_general_dilated(
-            latents, kernel * context_mask()[..., None, None], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            latents,
+            kernel * context_mask()[..., None, None],
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         x = jnp.concatenate([features, nn.relu(seen + bias)], axis=-1)
         for i, width in enumerate((10 * m // 3, 8 * m // 3), start=1):
@@ -364,7 +367,9 @@ def decoder_macs(spec: CodecSpec) -> float:
     for i in range(1, spec.halvings + 1):
         inside = 4.0 ** -(spec.halvings - i + 1)  # positions of the layer's input, per pixel
         last = i == spec.halvings
-        width = 3 if last else (spec.decoder_width or spec.channels) if i == spec.halvings - 1 else spec.channels
+        width = (
+            3 if last else (spec.decoder_width or spec.channels) if i == spec.halvings - 1 else spec.channels
+        )
         total += inside * 25 * before * width + (0 if last else 4 * inside * width**2)
         before = width
     if spec.enhance:
@@ -395,7 +400,9 @@ def from_description(described: Any) -> CodecSpec:
     default = CodecSpec()
     for name, value in described.items():
         if name == "decoder_width" or name == "attention":
-            right = value is None or (type(value) in (int, float) if name == "attention" else type(value) is int)
+            right = value is None or (
+                type(value) in (int, float) if name == "attention" else type(value) is int
+            )
         else:
             right = type(value) is type(getattr(default, name))
         if not right:
