@@ -97,9 +97,10 @@ def ms_ssim(image: jax.Array, decoded: jax.Array, *, peak: float = 1.0) -> jax.A
     c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
     total = 1.0
     for level, weight in enumerate(WEIGHTS):
-        mean1, mean2 = _blur(image), _blur(decoded)
-        var1, var2 = _blur(image**2) - mean1**2, _blur(decoded**2) - mean2**2
-        covariance = _blur(image * decoded) - mean1 * mean2
+        maps = jnp.concatenate([image, decoded, image**2, decoded**2, image * decoded])
+        mean1, mean2, square1, square2, product = jnp.split(_blur(maps), 5)
+        var1, var2 = square1 - mean1**2, square2 - mean2**2
+        covariance = product - mean1 * mean2
         term = (2 * covariance + c2) / (var1 + var2 + c2)
         if level == len(WEIGHTS) - 1:
             term = term * (2 * mean1 * mean2 + c1) / (mean1**2 + mean2**2 + c1)

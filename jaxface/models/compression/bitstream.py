@@ -82,17 +82,7 @@ def pack(header: Header, channels: np.ndarray, z_stream: bytes, y_stream: bytes)
     return head + _CRC.pack(zlib.crc32(head + body)) + body
 
 
-def unpack(data: bytes, *, latents: int, model: int | None = None) -> tuple[Header, np.ndarray, bytes, bytes]:
-    """(header, channels [M] bool, stream of ẑ, stream of ŷ) of a file; allocates no more than the file is long.
-
-    Args:
-      data: the file.
-      latents: M of the model.
-      model: checksum that the file has to be of; any passes unless given.
-
-    Raises:
-      UserError: no such file, one of another version, coder or model, cut short, altered, or that claims too much.
-    """
+def _parsed(data: bytes, latents: int, model: int | None) -> Header:
     if data[:4] != MAGIC:
         raise UserError("stream: it is no EDIC file")
     if len(data) < HEADER_BYTES:
@@ -101,31 +91,52 @@ def unpack(data: bytes, *, latents: int, model: int | None = None) -> tuple[Head
     _, version, coder, flags, height, width, weight, most, z_bytes, y_bytes, owner = _HEADER.unpack(head)
     if version != VERSION:
         raise UserError(f"stream: it has version {version} of the format, this program reads {VERSION}")
-    if coder != coder_version():
-        ours = coder_version()
-        raise UserError(
-            f"stream: it was written with constriction {coder >> 8}.{coder & 255}, installed is {ours >> 8}.{ours & 255}"
-        )
-    masks = -(-latents // 8)
-    if owner == model or model is None:
-        claimed = masks + z_bytes + y_bytes
-        if claimed > len(body):
-            raise UserError(f"stream: it is cut short, {len(body)} bytes where its header claims {claimed}")
+    claimed = z_bytes + y_bytes + (-(-latents // 8) if owner == model else 0)
+    if claimed > len(body):
+        raise UserError(f"stream: it is cut short, {len(body)} bytes where its header claims {claimed}")
     if zlib.crc32(head + body) != _CRC.unpack(data[_HEADER.size : HEADER_BYTES])[0]:
         raise UserError("stream: it is damaged: its checksum is another one")
     if model is not None and owner != model:
-        raise UserError(f"stream: it is of another model, {owner:08x}; that of the run is {model:08x}")
+        raise UserError(f"stream: it is of another codec, {owner:08x}; that of the run is {model:08x}")
     if not (0 < height <= MOST_SIDE and 0 < width <= MOST_SIDE):
-        raise UserError(
-            f"stream: its header claims {width}x{height} pixels, the limit is {MOST_SIDE}x{MOST_SIDE}"
-        )
+        raise UserError(f"stream: its header claims {width}x{height} pixels, the limit is {MOST_SIDE}x{MOST_SIDE}")
     if height * width > PIXELS_PER_BYTE * len(data):
         raise UserError(f"stream: its header claims {width}x{height} pixels in {len(data)} bytes")
     if flags > GRAY or most > MOST_SYMBOL or z_bytes % 4 or y_bytes % 4:
         raise UserError("stream: its header makes no sense")
-    header = Header(height, width, bool(flags & GRAY), weight, most, z_bytes, y_bytes, owner)
+    if model is not None and coder != coder_version():
+        ours = coder_version()
+        raise UserError(
+            f"stream: it was written with constriction {coder >> 8}.{coder & 255}, installed is {ours >> 8}.{ours & 255}"
+        )
+    return Header(height, width, bool(flags & GRAY), weight, most, z_bytes, y_bytes, owner)
+
+
+def read_header(data: bytes) -> Header:
+    """What a file says of itself, whichever codec wrote it.
+
+    Raises:
+      UserError: no such file, one of another version, cut short, altered, or that claims too much.
+    """
+    return _parsed(data, 0, None)
+
+
+def unpack(data: bytes, *, latents: int, model: int) -> tuple[Header, np.ndarray, bytes, bytes]:
+    """(header, channels [M] bool, stream of ẑ, stream of ŷ) of a file; allocates no more than the file is long.
+
+    Args:
+      data: the file.
+      latents: M of the codec.
+      model: checksum of the codec, which the file has to be of.
+
+    Raises:
+      UserError: as `read_header`, or a file of another codec or range coder.
+    """
+    header = _parsed(data, latents, model)
+    body, masks = data[HEADER_BYTES:], -(-latents // 8)
     channels = np.unpackbits(np.frombuffer(body[:masks], np.uint8), count=latents).astype(bool)
-    return header, channels, body[masks : masks + z_bytes], body[masks + z_bytes : masks + z_bytes + y_bytes]
+    streams = masks + header.z_bytes
+    return header, channels, body[masks:streams], body[streams : streams + header.y_bytes]
 
 
 def _rows(frequencies: np.ndarray) -> np.ndarray:

@@ -85,16 +85,17 @@ class Codec:
         }
 
     @functools.cached_property
-    def _network(self) -> EDIC:
+    def network(self) -> EDIC:
+        """The network in floats."""
         return EDIC(self.spec)
 
     @functools.cached_property
     def _analyze(self):
-        return jax.jit(functools.partial(self._network.apply, method=EDIC.analyze))
+        return jax.jit(functools.partial(self.network.apply, method=EDIC.analyze))
 
     @functools.cached_property
     def _synthesize(self):
-        return jax.jit(functools.partial(self._network.apply, method=EDIC.synthesize))
+        return jax.jit(functools.partial(self.network.apply, method=EDIC.synthesize))
 
     def check_pixels(self, image: np.ndarray) -> None:
         """Raises UserError for what cannot be encoded: other than uint8 RGB or gray, or a side below `spec.multiple`."""
