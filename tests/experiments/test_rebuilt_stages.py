@@ -1,18 +1,18 @@
 """A stage is a function of its configuration and of the states that it is given: one that is built again goes on with them."""
 
 import dataclasses
-import importlib
 
 import jax
 import numpy as np
 import pytest
+import small_configs
 
 from experiments import configs, methods
 from jaxface import training
 
 
 def small(method):
-    return dataclasses.replace(importlib.import_module(f"small_configs.{method}").CONFIG, seed=3, data_seed=3)
+    return dataclasses.replace(small_configs.of(method, "CONFIG"), seed=3, data_seed=3)
 
 
 def following(stages, outcome):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_configs
 
 from experiments import configs, methods
 from experiments.recipes import recognition as recipe
@@ -209,31 +210,18 @@ OVERRIDES = {
 }
 
 
-# Their networks normalize each image by itself, or have many places of it: one image trains them.
-ONE_IMAGE_WILL_DO = {
-    "apvit",
-    "cassod",
-    "condensation_net",
-    "ddc",
-    "fmvit",
-    "mda",
-    "nclpp",
-    "qdetr",
-    "qvit",
-    "rm_pfi",
-    "sparsevit",
+SMALLEST_BATCHES = {
+    method: small_configs.of(method, "SMALLEST_BATCH", 2) for method in methods.descriptions()
 }
-# Batches of whole groups, of images with labels and without; weights relative to the batch; sessions that follow one another.
-OTHERWISE = {"pseco", "law", "lifelong"}
 
 
-@pytest.mark.parametrize("method", sorted(ONE_IMAGE_WILL_DO))
+@pytest.mark.parametrize("method", [method for method, least in SMALLEST_BATCHES.items() if least == 1])
 def test_one_image_trains_a_network_without_batch_statistics_of_one_value(method):
     config = configs.method_module(method).Config()
     assert any(stage.steps for stage in configs.build(method, dataclasses.replace(config, batch_size=1)))
 
 
-@pytest.mark.parametrize("method", sorted(methods.descriptions().keys() - ONE_IMAGE_WILL_DO - OTHERWISE))
+@pytest.mark.parametrize("method", [method for method, least in SMALLEST_BATCHES.items() if least == 2])
 def test_images_one_by_one_are_refused_by_every_other_method_before_anything_is_computed(method):
     module = configs.method_module(method)
     fields = {"data": FACES, "image_size": 16, "batch_size": 8, **OVERRIDES.get(method, {})}

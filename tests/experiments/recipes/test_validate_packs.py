@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import small_configs
 
 from experiments import configs, launch, methods
 from experiments.recipes.recognition import Recipe
@@ -38,17 +39,17 @@ def packed(evaluate) -> list[training.PackVerification]:
 RECIPES = [m for m in methods.descriptions() if issubclass(configs.method_module(m).Config, Recipe)]
 
 
-CLASSIFIERS = {"apvit", "law", "lifelong", "mda", "nclpp", "qvit", "sparsevit"}
+REFUSALS = {m: words for m in RECIPES if (words := small_configs.of(m, "REFUSES_PACKS"))}
 
 
-@pytest.mark.parametrize("method", sorted(CLASSIFIERS))
-def test_classifiers_refuse_packs(method, packs):
+@pytest.mark.parametrize("method", REFUSALS)
+def test_those_that_tell_no_pairs_refuse_packs(method, packs):
     config = dataclasses.replace(configs.method_module(method).Config(), validate_packs=str(packs))
-    with pytest.raises(UserError, match=r"^validate_packs: .* a classifier tells no pairs$"):
+    with pytest.raises(UserError, match=rf"^validate_packs: .* {REFUSALS[method]}$"):
         next(iter(configs.build(method, config)))
 
 
-@pytest.mark.parametrize("method", [method for method in RECIPES if method not in CLASSIFIERS | {"acw"}])
+@pytest.mark.parametrize("method", [method for method in RECIPES if method not in REFUSALS])
 def test_every_recipe_takes_packs(method, packs, monkeypatch):
     """The last network of a run has them; where stages depend on those before, they are opened before any runs."""
     made = []

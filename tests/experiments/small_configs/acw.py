@@ -10,3 +10,4 @@ CONFIG = dataclasses.replace(
     prototypes="images",
     leave_one_out=1000,
 )
+REFUSES_PACKS = "acw trains one on photographs and one on depth, to compare"

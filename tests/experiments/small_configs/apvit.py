@@ -10,3 +10,5 @@ CONFIG = dataclasses.replace(
     dense_steps=2,
     batch_size=8,
 )
+SMALLEST_BATCH = 1
+REFUSES_PACKS = "a classifier tells no pairs"

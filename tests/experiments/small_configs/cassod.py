@@ -6,3 +6,4 @@ CONFIG = Config(
     width=2,
     batch_size=8,
 )
+SMALLEST_BATCH = 1

@@ -6,3 +6,4 @@ CONFIG = Config(
     channels=2,
     batch_size=8,
 )
+SMALLEST_BATCH = 1

@@ -8,3 +8,4 @@ CONFIG = Config(
     blocks=("self", "cross"),
     batch_size=8,
 )
+SMALLEST_BATCH = 1

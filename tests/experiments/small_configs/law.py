@@ -10,3 +10,5 @@ CONFIG = Config(
     agent=AgentSpec(hidden=(8,), batch_size=2, passes=1),
     batch_size=8,
 )
+SMALLEST_BATCH = None
+REFUSES_PACKS = "a classifier tells no pairs"

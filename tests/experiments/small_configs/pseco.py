@@ -8,3 +8,4 @@ CONFIG = Config(
     start_steps=2,
     unlabeled_weight=0.0,
 )
+SMALLEST_BATCH = None

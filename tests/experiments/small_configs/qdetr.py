@@ -10,3 +10,4 @@ CONFIG = Config(
     teacher_steps=2,
     steps=2,
 )
+SMALLEST_BATCH = 1

@@ -7,3 +7,5 @@ CONFIG = Config(
     calibration=8,
     batch_size=8,
 )
+SMALLEST_BATCH = 1
+REFUSES_PACKS = "a classifier tells no pairs"

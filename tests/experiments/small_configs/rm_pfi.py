@@ -8,3 +8,4 @@ CONFIG = Config(
     teacher=RetinaNet.small(widths=(2, 2, 4)),
     batch_size=4,
 )
+SMALLEST_BATCH = 1

@@ -10,3 +10,5 @@ CONFIG = Config(
     steps=2,
     prune_steps=2,
 )
+SMALLEST_BATCH = 1
+REFUSES_PACKS = "a classifier tells no pairs"
