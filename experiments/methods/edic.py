@@ -81,7 +81,7 @@ class Config:
         """The low rates, λ = 2048 from scratch and 1024, 512 and 256 from it: 128 channels, 192 latents, patches of 256 pixels.
 
         As the released scale hyperprior is trained: about 20,000 photographs of Flickr, 2.5 million steps of 4 patches, then
-        500,000 for each further λ. With `--codec.channels 192 --codec.latents 320 --weight 8192 --ladder 6144 4096` the high ones.
+        500,000 for each further λ. The high rates: `--codec.channels 192 --codec.latents 320 --weight 8192 --ladder 6144 4096`.
         """
         return cls(
             data=inputs.Patches(root="flickr", per_photograph=1 << 16, held_out=0.01),

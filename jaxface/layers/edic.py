@@ -1,4 +1,4 @@
-"""Parts of learned image codecs: divisive normalization, channel attention, an enhancer and a factorized prior (arXiv:2002.03370).
+"""Parts of learned codecs: divisive normalization, channel attention, an enhancer and a factorized prior (arXiv:2002.03370).
 
 Methods: edic
 """

@@ -4,9 +4,9 @@
     jaxface compress decode IN.edic OUT.png --run RUN      the picture that they are of
     jaxface compress info IN.edic                          what a file says of itself
 
-RUN is the work directory of a run of edic, or the file of a codec (codec-512.safetensors in such a directory). Pictures have 8 bits
-a channel, RGB or gray; their sides may be of any length from the network's stride. Only the codec that wrote a file decodes it, on
-any machine.
+RUN is the work directory of a run of edic, or the file of a codec, such as codec-512.safetensors in that directory. Pictures have
+8 bits a channel, RGB or gray; their sides may be of any length from the network's stride. Only the codec that wrote a file
+decodes it, on any machine.
 """
 
 import pathlib
@@ -25,7 +25,9 @@ def _arguments(arguments: list[str]):
     parser.add_argument("action", choices=_ACTIONS, help="what to do")
     parser.add_argument("source", metavar="IN", help="picture to encode, or file to decode")
     parser.add_argument("out", metavar="OUT", nargs="?", help="file to write; a picture is a .png")
-    parser.add_argument("--run", metavar="RUN", help="work directory of a run of edic, or the file of a codec")
+    parser.add_argument(
+        "--run", metavar="RUN", help="work directory of a run of edic, or the file of a codec"
+    )
     parser.add_argument(
         "--weight", type=float, metavar="LAMBDA", help="of the codecs of a run that of this λ, not the last"
     )
@@ -73,7 +75,9 @@ def main(arguments: list[str]) -> None:
 
         header = bitstream.read_header(_bytes_of(source))
         color = "gray" if header.gray else "RGB"
-        say(f"{header.width}x{header.height} {color}, λ = {header.weight:g}, codec {header.model:08x}: {source}")
+        say(
+            f"{header.width}x{header.height} {color}, λ = {header.weight:g}, codec {header.model:08x}: {source}"
+        )
         return
     out, run = local_path("out", options.out), local_path("run", options.run)
     if not out.absolute().parent.is_dir():

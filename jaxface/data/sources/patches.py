@@ -67,7 +67,7 @@ def folder_photographs(root: str | pathlib.Path) -> dict[str, np.ndarray]:
 def patches(photographs: Sequence[np.ndarray], *, side: int, per_photograph: int, seed: int) -> ArraySource:
     """Random squares of photographs, each shrunk a little, as the training patches of learned codecs are cut.
 
-    A square of side / f pixels, f ~ U(0.6, 1), becomes one of `side`; from each photograph come 4 ⌊H W / side²⌋ of them, or fewer.
+    A square of side / f pixels, f ~ U(0.6, 1), becomes one of `side`; from a photograph come 4 ⌊H W / side²⌋ of them, or fewer.
 
     Args:
       photographs: uint8 [H, W, 3] each.

@@ -26,11 +26,15 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(read_encoded(path)), formats=FORMATS) as image:
             if max(image.size) > MAX_SIDE:
-                raise UserError(f"image: {shown} claims {image.width}x{image.height} pixels, the limit is {MAX_SIDE}")
+                raise UserError(
+                    f"image: {shown} claims {image.width}x{image.height} pixels, the limit is {MAX_SIDE}"
+                )
             if "A" in image.getbands() or "transparency" in image.info:
                 raise UserError(f"image: needs one without transparency, {shown} has some; flatten it first")
             if image.mode not in (*_COLOR, *_GRAY):
-                raise UserError(f"image: needs 8 bits a channel, {shown} has mode {image.mode}; convert it first")
+                raise UserError(
+                    f"image: needs 8 bits a channel, {shown} has mode {image.mode}; convert it first"
+                )
             if image.format != "PPM" and image.getexif().get(0x0112, 1) != 1:
                 image = ImageOps.exif_transpose(image)
             pixels = np.asarray(image.convert("L" if image.mode in _GRAY else "RGB"))

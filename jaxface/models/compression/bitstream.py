@@ -99,7 +99,9 @@ def _parsed(data: bytes, latents: int, model: int | None) -> Header:
     if model is not None and owner != model:
         raise UserError(f"stream: it is of another codec, {owner:08x}; that of the run is {model:08x}")
     if not (0 < height <= MOST_SIDE and 0 < width <= MOST_SIDE):
-        raise UserError(f"stream: its header claims {width}x{height} pixels, the limit is {MOST_SIDE}x{MOST_SIDE}")
+        raise UserError(
+            f"stream: its header claims {width}x{height} pixels, the limit is {MOST_SIDE}x{MOST_SIDE}"
+        )
     if height * width > PIXELS_PER_BYTE * len(data):
         raise UserError(f"stream: its header claims {width}x{height} pixels in {len(data)} bytes")
     if flags > GRAY or most > MOST_SYMBOL or z_bytes % 4 or y_bytes % 4:

@@ -218,7 +218,7 @@ class Codec:
         return self.render(latents, header)
 
     def render(self, latents: np.ndarray, header: bitstream.Header) -> np.ndarray:
-        """The picture of latents [h, w, M], cropped to what the header says; floats on whatever device, so within a grey level."""
+        """The picture of latents [h, w, M], cropped to what the header says; floats, so a gray level may differ."""
         decoded = np.asarray(self._synthesize({"params": self.params}, jnp.asarray(latents)[None]))[0]
         decoded = decoded[: header.height, : header.width]
         if header.gray:

@@ -35,7 +35,7 @@ class RateDistortion:
 
     Reported are `codec/loss`, λ MSE + bpp (with MS-SSIM λ (1 - MS-SSIM) + bpp); `codec/bpp` and `codec/bpp_z`, estimated bits per
     pixel and the hyperprior's share of them; `codec/mse` of the picture before it is clipped; `codec/psnr` of its bytes;
-    `codec/ms_ssim_db` where sides allow; `codec/silent`, latent channels that are 0 everywhere; and of one file with `files` images
+    `codec/ms_ssim_db` where sides allow; `codec/silent`, latent channels that are 0 everywhere; and of a file with `files` images
     side by side `file/bpp` with its header, `file/psnr`, and `file/excess`, its bytes over the estimate, less 1.
 
     Args:

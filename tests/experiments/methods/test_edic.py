@@ -1,0 +1,133 @@
+"""EDIC as an experiment: the paper's recipe against the source's numbers, a run that learns, and what is refused."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_configs
+
+from experiments.methods.edic import LAPTOP, Config, build, network
+from experiments.studies.edic import STUDIES
+from jaxface import data, inference, training
+from jaxface.errors import UserError
+from jaxface.models.compression import CodecSpec, decoder_macs
+
+SMALL = small_configs.of("edic", "CONFIG")
+
+
+def test_the_papers_recipe():
+    """Source: N = 128, M = 192 to λ = 2048, 192 and 320 above; Adam 1e-4 to 2.2 of 2.5 million steps of 4 patches; clamp 5."""
+    config = Config.paper()
+    assert (config.codec.channels, config.codec.latents, config.codec.multiple) == (128, 192, 64)
+    assert (config.codec.components, config.codec.enhancer_width, config.codec.enhancer_blocks) == (3, 64, 3)
+    assert (config.weight, config.ladder, config.ladder_steps) == (2048, (1024, 512, 256), 500_000)
+    assert (config.image_size, config.batch_size, config.steps, config.clamp) == (256, 4, 2_500_000, 5)
+    rates = config.optimizer.learning_rates(config.steps)
+    np.testing.assert_allclose([rates(0), rates(2_199_999), rates(2_200_001)], [1e-4, 1e-4, 1e-5], rtol=1e-5)
+    np.testing.assert_allclose(config.ladder_optimizer.learning_rates(500_000)(499_999), 1e-5, rtol=1e-6)
+    assert config.data.root == "flickr" and config.vertical_flip and config.augment.flip == 0.5
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "edic"
+    config = dataclasses.replace(SMALL, steps=40, files=4, optimizer=training.adam(5e-3))
+    stages = build(config)
+    return config, stages, training.run(stages, seed=0, workdir=workdir), workdir
+
+
+def test_a_run_lowers_its_loss_and_reports_rate_and_distortion(outcome):
+    config, stages, last, _ = outcome
+    assert [stage.name for stage in stages] == ["rate_512", "rate_256"] and last.name == "rate_256"
+    report = last.metrics
+    np.testing.assert_allclose(
+        report["codec/loss"], 256 * report["codec/mse"] + report["codec/bpp"], rtol=1e-5
+    )
+    assert 0 < report["codec/bpp_z"] < report["codec/bpp"]
+    state = stages[0].init(jax.random.key(0), None)
+    before = stages[0].evaluate(state)
+    state = state.replace(params=last.state.params)
+    assert stages[0].evaluate(state)["codec/loss"] < 0.8 * before["codec/loss"]
+    assert report["file/excess"] > 0 and report["file/psnr"] == pytest.approx(report["codec/psnr"], abs=3)
+
+
+def test_a_run_is_opened_as_codecs_and_the_second_starts_from_the_first(outcome):
+    config, _, last, workdir = outcome
+    assert inference.codec_weights(workdir) == [512.0, 256.0]
+    codec = inference.open_codec(workdir)
+    assert codec.spec == config.codec and codec.weight == 256
+    leaf = codec.params["g_s"]["deconv1"]["kernel"]
+    np.testing.assert_array_equal(leaf, last.state.params["codec"]["g_s"]["deconv1"]["kernel"])
+    first = inference.open_codec(workdir, weight=512.0).params["g_s"]["deconv1"]["kernel"]
+    assert 0 < np.abs(first - leaf).max() < 0.05  # two steps away
+    image = data.dead_leaves(1, side=24, seed=0)[0]["image"][:, :19]
+    assert codec.decode(codec.encode(image).data).shape == image.shape
+    (stage, *_) = build(dataclasses.replace(SMALL, init_from=str(workdir), ladder=()))
+    started = stage.init(jax.random.key(1), None).params["codec"]["g_s"]["deconv1"]["kernel"]
+    np.testing.assert_array_equal(started, leaf)
+
+
+def test_arms_start_alike_and_the_control_costs_as_much():
+    arms = STUDIES["leaves"].arms
+    base = STUDIES["leaves"].base
+    configs = {name: dataclasses.replace(base, **changes) for name, changes in arms.items()}
+    method, control = configs["mixture + enhancement"], configs["mixture + as many MACs"]
+    ratio = decoder_macs(network(control).spec) / decoder_macs(network(method).spec)
+    assert 1 <= ratio < 1.02 and not network(control).spec.enhance
+    assert len({build(dataclasses.replace(SMALL, ladder=()))[0].key, "edic"}) == 1
+    assert {config.weight for config in configs.values()} == {512.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"image_size": 12}, "image_size: needs a multiple of 8, the stride of this network, got 12"),
+        ({"distortion": "ms_ssim"}, "image_size: MS-SSIM needs at least 161 pixels, got 8"),
+        ({"equal_macs": True}, "equal_macs: needs a codec with an enhancer"),
+        ({"ladder": (512.0,)}, "ladder: needs weights that differ"),
+        (
+            {"data": data.Digits()},
+            r"data: needs color images with sides of multiples of 8, digits has \(8, 8, 1\)",
+        ),
+        ({"init_from": "nowhere"}, "run: nowhere holds no run of a codec"),
+        ({"batch_size": 9}, "batch_size: needs at most the 8 records"),
+    ],
+)
+def test_bad_configurations_are_refused_before_anything_compiles(changes, words):
+    with pytest.raises(UserError, match=words):
+        build(dataclasses.replace(SMALL, **changes))
+
+
+def test_a_codec_of_another_network_is_no_start(outcome):
+    with pytest.raises(UserError, match="init_from: needs a codec of the same network"):
+        build(dataclasses.replace(SMALL, codec=LAPTOP, init_from=str(outcome[3])))
+
+
+def test_recognizers_refuse_images_without_classes():
+    from experiments.methods import sface
+
+    with pytest.raises(
+        UserError, match="data: needs people or classes to recognize, dead leaves 8 has images alone"
+    ):
+        sface.build(dataclasses.replace(sface.Config(), data=SMALL.data, image_size=16))
+
+
+@pytest.mark.slow
+def test_every_switch_trains():
+    specs = [
+        dataclasses.replace(LAPTOP, channels=4, latents=4, entropy=entropy, attention=2.0, enhancer_width=2)
+        for entropy in ("laplace", "scale", "mean_scale", "mixture", "autoregressive")
+    ]
+    for spec in specs:
+        (stage,) = build(dataclasses.replace(SMALL, codec=spec, ladder=()))
+        state = stage.init(jax.random.key(0), None)
+        batch = {"image": jnp.asarray(next(stage.batches(state))["image"], jnp.float32) / 127.5 - 1}
+        step = jax.jit(stage.step)
+        losses = []
+        for _ in range(5):
+            state, metrics = step(state, batch)
+            losses.append(float(metrics["loss"]))
+        assert losses[-1] < losses[0], spec.entropy
+    assert CodecSpec() == Config.paper().codec
