@@ -51,9 +51,9 @@ class Config:
     """Error that is traded for bits; ms_ssim needs images of 161 pixels or more."""
     init_from: str | None = None
     """A run or the file of a codec of the same network to start from, as those for MS-SSIM start from those for MSE."""
-    optimizer: training.Optimizer = training.adam(1e-3, schedule="step", decay_at=(0.8,))
+    optimizer: training.Optimizer = training.adam(4e-3, schedule="step", decay_at=(0.8,))
     """Optimizer of the first λ."""
-    ladder_optimizer: training.Optimizer = training.adam(5e-4, schedule="step", decay_at=(0.8,))
+    ladder_optimizer: training.Optimizer = training.adam(1e-3, schedule="step", decay_at=(0.8,))
     """Optimizer of the others."""
     clamp: Annotated[float | None, Positive] = 5.0
     """Largest entry of a gradient, element by element; None for none."""

@@ -33,7 +33,7 @@ _leaves = Study(
     metric="codec/loss",
     method="mixture + enhancement",
     arms=_ARMS,
-    base=dataclasses.replace(Config(), steps=600, files=0),
+    base=dataclasses.replace(Config(), steps=400, files=0),
     larger_is_better=False,
     baseline="mixture",
 )

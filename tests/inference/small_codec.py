@@ -13,10 +13,8 @@ SMALL = CodecSpec(
 )
 
 
-def params_of(spec: CodecSpec, seed: int = 0) -> dict:
-    network = EDIC(spec)
-    image = np.zeros((1, spec.multiple, spec.multiple, 3), np.float32)
-    shapes = jax.eval_shape(lambda key: network.init(key, image), jax.random.key(0))["params"]
+def filled(shapes: dict, seed: int = 0) -> dict:
+    """Parameters of these shapes."""
     rng = np.random.default_rng(seed)
 
     def leaf(path, shape):
@@ -29,7 +27,14 @@ def params_of(spec: CodecSpec, seed: int = 0) -> dict:
         scale = 2.0 ** np.round(np.log2(1.7 * fan**-0.5)) if len(shape.shape) > 1 else 0.25
         return (rng.integers(-64, 65, shape.shape) / 64 * scale).astype(np.float32)
 
-    params = jax.tree_util.tree_map_with_path(leaf, shapes)
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def params_of(spec: CodecSpec, seed: int = 0) -> dict:
+    network = EDIC(spec)
+    image = np.zeros((1, spec.multiple, spec.multiple, 3), np.float32)
+    shapes = jax.eval_shape(lambda key: network.init(key, image), jax.random.key(0))["params"]
+    params = filled(shapes, seed)
     params["g_a"][f"conv{spec.halvings}"]["kernel"] *= 8  # latents of some units
     return params
 

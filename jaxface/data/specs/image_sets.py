@@ -9,7 +9,7 @@ from typing import Annotated
 
 import numpy as np
 
-from jaxface.checks import AtLeast, OpenFraction
+from jaxface.checks import AtLeast, NonNegative, OpenFraction
 from jaxface.data.sources.patches import (
     BUNDLED,
     BUNDLED_HELD_OUT,
@@ -19,11 +19,12 @@ from jaxface.data.sources.patches import (
 )
 from jaxface.data.sources.source import Source
 from jaxface.data.specs.base import FIRST_HELD_OUT, KINDS, DataSpec, Split
-from jaxface.data.synthetic.dead_leaves import dead_leaves
+from jaxface.data.synthetic.dead_leaves import dead_leaves, moving_leaves
 from jaxface.errors import UserError
 
 # A study opens the same images once per arm.
 _drawn = functools.lru_cache(maxsize=8)(dead_leaves)
+_moving = functools.lru_cache(maxsize=4)(moving_leaves)
 
 
 @KINDS.register("dead_leaves")
@@ -49,6 +50,45 @@ class DeadLeaves(DataSpec):
         return _drawn(
             self.held_out_images, side=image_size, leaves=self.leaves, seed=seed, first=FIRST_HELD_OUT
         )
+
+    def divide(self, *, image_size: int, seed: int) -> Split:
+        arguments = dict(image_size=image_size, seed=seed)
+        return Split(self.source(**arguments), self.evaluation_source(**arguments), self.title, "images")
+
+
+@KINDS.register("moving_leaves")
+@dataclasses.dataclass(frozen=True)
+class MovingLeaves(DataSpec):
+    """Clips of dead leaves that move, a background and discs over it; for claims about video codecs."""
+
+    clips: Annotated[int, AtLeast(1)] = 400
+    """Clips to train on."""
+    held_out_clips: Annotated[int, AtLeast(1)] = 60
+    """Other clips to evaluate on."""
+    frames: Annotated[int, AtLeast(2)] = 3
+    """Frames of a clip."""
+    leaves: Annotated[int, AtLeast(1)] = 60
+    """Discs of the background."""
+    movers: Annotated[int, AtLeast(0)] = 4
+    """Discs that move over it, each on its own."""
+    speed: Annotated[float, NonNegative] = 3.0
+    """The most, pixels a frame."""
+
+    @property
+    def title(self) -> str:
+        return f"moving leaves {self.clips}"
+
+    def _open(self, count: int, image_size: int, seed: int, first: int = 0) -> Source:
+        return _moving(
+            count, frames=self.frames, side=image_size, leaves=self.leaves, movers=self.movers, speed=self.speed,
+            seed=seed, first=first,
+        )  # fmt: skip
+
+    def source(self, *, image_size: int, seed: int) -> Source:
+        return self._open(self.clips, image_size, seed)
+
+    def evaluation_source(self, *, image_size: int, seed: int) -> Source:
+        return self._open(self.held_out_clips, image_size, seed, FIRST_HELD_OUT)
 
     def divide(self, *, image_size: int, seed: int) -> Split:
         arguments = dict(image_size=image_size, seed=seed)
