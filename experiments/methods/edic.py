@@ -16,17 +16,30 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from experiments.recipes.video import PredictionSpec, check_clips, prediction_stage
 from jaxface import data as inputs
 from jaxface import inference, losses, training
 from jaxface.checks import AtLeast, Positive
 from jaxface.errors import UserError
 from jaxface.models.compression import EDIC, CodecSpec, equal_macs
+from jaxface.models.compression.video import VideoSpec
 from jaxface.training.evaluations.rate_distortion import to_fractions
 
 LAPTOP = CodecSpec(
     channels=12, latents=16, attention=None, enhancer_width=8, enhancer_blocks=3, halvings=2, hyper_halvings=1
 )
 """A codec of two stages, 4 pixels to a latent, for images of 32 pixels."""
+SMALL_VIDEO = VideoSpec(
+    residual=dataclasses.replace(LAPTOP, enhance=False),
+    enhance=True,
+    levels=3,
+    flow_widths=(8, 8, 2),
+    motion_channels=16,
+    compensation_width=8,
+    enhancer_width=8,
+    enhancer_blocks=1,
+)
+"""DVC with EDIC's mixture and enhancer, small."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +80,8 @@ class Config:
     """Training steps of the first λ."""
     ladder_steps: Annotated[int, AtLeast(0)] = 500
     """Training steps of each of the others."""
+    prediction: PredictionSpec = PredictionSpec()
+    """With steps: a video codec for the first λ behind it, whose frames but the first are told from the one before (DVC)."""
     files: Annotated[int, AtLeast(0)] = 64
     """Held-out images that are written to a file, side by side, whenever the codec is evaluated; 0 for none."""
     workers: Annotated[int, AtLeast(0)] = 0
@@ -112,6 +127,16 @@ class Config:
             ladder_steps=400,
         )
 
+    @classmethod
+    def video(cls) -> "Config":
+        """DVC with EDIC's modules on clips of moving leaves."""
+        return cls(
+            data=inputs.MovingLeaves(),
+            prediction=PredictionSpec(network=SMALL_VIDEO, steps=400),
+            steps=400,
+            files=0,
+        )
+
 
 def check(config: Config) -> None:
     """Raises UserError for what can be refused before any data is opened."""
@@ -125,6 +150,8 @@ def check(config: Config) -> None:
         raise UserError(
             "equal_macs: needs a codec with an enhancer, whose cost the wider decoder has; codec.enhance is False"
         )
+    if config.prediction.steps and config.ladder:
+        raise UserError("ladder: needs no prediction.steps; a video codec is trained for one weight")
     names = [stage_name(weight) for weight in (config.weight, *config.ladder)]
     if len(set(names)) < len(names):
         raise UserError("ladder: needs weights that differ from each other and from weight")
@@ -154,9 +181,19 @@ def build(config: Config) -> list[training.Stage]:
     start = None if config.init_from is None else inference.open_codec(config.init_from)
     if start is not None and start.spec != model.spec:
         raise UserError(f"init_from: needs a codec of the same network, {config.init_from} has another")
+    if config.prediction.steps:
+        check_clips(split, config.prediction)
     stages = []
     for number, weight in enumerate((config.weight, *config.ladder)):
         stages.append(rate_stage(config, model, split, weight, first=number == 0, start=start))
+    if config.prediction.steps:
+        stages.append(
+            prediction_stage(
+                f"video_{stage_name(config.weight)[5:]}", config.prediction, model, split, config.weight,
+                batch_size=config.batch_size, seed=config.seed, workers=config.workers, log_space=config.log_space,
+                origin=f"trained on {config.data.title}",
+            )
+        )  # fmt: skip
     return stages
 
 

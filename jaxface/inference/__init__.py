@@ -25,7 +25,15 @@ from jaxface.inference.bundle import (
     save_bundle,
     save_weights,
 )
-from jaxface.inference.codec import Codec, codec_description, codec_weights, open_codec, save_codec
+from jaxface.inference.codec import (
+    Codec,
+    codec_description,
+    codec_weights,
+    open_codec,
+    open_video_codec,
+    save_codec,
+    video_description,
+)
 from jaxface.inference.gallery import Gallery, Matches
 from jaxface.inference.letterbox import bucket_side, letterbox
 from jaxface.inference.photo_detector import PhotoDetections, PhotoDetector
@@ -54,8 +62,10 @@ __all__ = [
     "open_codec",
     "open_detector",
     "open_recognizer",
+    "open_video_codec",
     "recognizer_description",
     "save_bundle",
     "save_codec",
     "save_weights",
+    "video_description",
 ]

@@ -1,12 +1,15 @@
 """Codecs of pictures from wherever they are: a run's work directory, or the file of one."""
 
 import dataclasses
+import json
 import pathlib
 from typing import Any
 
 from jaxface.errors import UserError
 from jaxface.models.compression import Codec, CodecSpec, codec_bytes, make_codec, read_codec
 from jaxface.models.compression.networks import from_description
+from jaxface.models.compression.video import VideoSpec, video_from_description
+from jaxface.models.compression.video_codec import VideoCodec, make_video_codec
 from jaxface.paths import local_path, reaching
 from jaxface.training import restore_params, write_atomically
 from jaxface.training.workdir import stage_folders
@@ -21,6 +24,20 @@ def codec_description(spec: CodecSpec, weight: float, *, origin: str | None = No
         "format": 1,
         "kind": "codec",
         "network": dataclasses.asdict(spec),
+        "weight": weight,
+        "origin": origin,
+    }
+
+
+def video_description(
+    spec: VideoSpec, intra: CodecSpec, weight: float, *, origin: str | None = None
+) -> dict[str, Any]:
+    """What a run's stage says of the video codec that it trained."""
+    return {
+        "format": 1,
+        "kind": "video codec",
+        "network": dataclasses.asdict(spec),
+        "intra": dataclasses.asdict(intra),
         "weight": weight,
         "origin": origin,
     }
@@ -77,10 +94,28 @@ def codec_weights(path: str | pathlib.Path) -> list[float]:
     return [described["weight"] for _, described in _trained(place)]
 
 
-def _trained(run: pathlib.Path) -> list[tuple[pathlib.Path, dict[str, Any]]]:
-    """(folder of checkpoints, description) of every stage that trained a codec."""
-    import json
+def open_video_codec(path: str | pathlib.Path) -> VideoCodec:
+    """The video codec of a run.
 
+    Its tables are made of the run's weights; a file that was written with others is refused by its checksum.
+
+    Raises:
+      UserError: no run of a video codec.
+    """
+    place = local_path("run", path)
+    folders = _trained(place, "video codec")
+    if not folders:
+        raise UserError(f"run: {place} holds no run of a video codec; edic trains one with --preset video")
+    folder, described = folders[-1]
+    saved = restore_params(folder)
+    if "video" not in saved["params"] or "codec" not in saved["extra"]:
+        raise UserError(f"run: the checkpoint in {folder} has no video codec, only {sorted(saved['params'])}")
+    intra = make_codec(from_description(described.get("intra")), saved["extra"]["codec"], described["weight"])
+    return make_video_codec(video_from_description(described.get("network")), saved["params"]["video"], intra)
+
+
+def _trained(run: pathlib.Path, kind: str = "codec") -> list[tuple[pathlib.Path, dict[str, Any]]]:
+    """(folder of checkpoints, description) of every stage that trained a codec of a kind."""
     found = []
     for folder in stage_folders(run):
         file = folder.with_name(f"{folder.name}.json")
@@ -90,7 +125,7 @@ def _trained(run: pathlib.Path) -> list[tuple[pathlib.Path, dict[str, Any]]]:
             described = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"run: {file} cannot be read as JSON ({error})") from None
-        if isinstance(described, dict) and described.get("kind") == "codec":
+        if isinstance(described, dict) and described.get("kind") == kind:
             found.append((folder, described))
     return found
 

@@ -38,6 +38,7 @@ from jaxface.training.evaluations.rgbd_identification import RgbdIdentification,
 from jaxface.training.evaluations.route_hardness import RouteHardness
 from jaxface.training.evaluations.sign_flips import sign_flips
 from jaxface.training.evaluations.token_pruning import TokenPruning
+from jaxface.training.evaluations.video_rate_distortion import VideoRateDistortion
 from jaxface.training.frozen import Frozen
 from jaxface.training.lifelong import MetaFusion, TaskNetwork, joint_step, meta_fusion_step
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
@@ -148,6 +149,7 @@ __all__ = [
     "Tracking",
     "TrainState",
     "Verification",
+    "VideoRateDistortion",
     "adam",
     "backbone_checkpoint",
     "batches_from",

@@ -33,6 +33,18 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def video_run(tmp_path_factory):
+    run, spec = tmp_path_factory.mktemp("runs") / "video", small.VIDEO
+    folder = stage_folder(run, 1, "video_512")
+    checkpoints = training.Checkpoints(folder)
+    state = {"params": {"video": small.video_params()}, "extra": {"codec": small.params_of(small.SMALL)}}
+    checkpoints.save(0, state, {"score": None, "metrics": {}})
+    checkpoints.close()
+    training.write_description(folder, inference.video_description(spec, small.SMALL, 512.0))
+    return run
+
+
+@pytest.fixture(scope="module")
 def picture(tmp_path_factory):
     path = tmp_path_factory.mktemp("pictures") / "in.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (13, 17, 3), np.uint8)).save(path)
@@ -66,6 +78,37 @@ def test_the_codec_of_another_weight(run, picture, tmp_path):
     )
     with pytest.raises(UserError, match="of another codec"):
         inference.open_codec(run).decode((tmp_path / "b.edic").read_bytes())
+
+
+def test_a_clip_there_and_back(video_run, tmp_path, capsys):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number in (2, 10, 1):  # in natural order
+        Image.new("RGB", (19, 17), (number * 20, 90, 0)).save(frames / f"{number}.png")
+    file, out = tmp_path / "a.edvc", tmp_path / "out"
+    cli.main(["compress", "encode", str(frames), str(file), "--run", str(video_run)])
+    assert "for 3 frames" in capsys.readouterr().out
+    cli.main(["compress", "info", str(file)])
+    assert "3 frames of 19x17 RGB" in capsys.readouterr().out
+    cli.main(["compress", "decode", str(file), str(out), "--run", str(video_run)])
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["000001.png", "000002.png", "000003.png"] and Image.open(out / names[0]).size == (19, 17)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    Image.new("RGB", (19, 18)).save(frames / "11.png")
+    (tmp_path / "empty").mkdir()
+    for arguments, words in (
+        (("decode", file, out, "--run", video_run), "out: needs a new folder"),
+        (
+            ("encode", frames, tmp_path / "b", "--run", video_run),
+            "frames: need one size, RGB: frame 3 is 19x18",
+        ),
+        (("encode", tmp_path / "empty", tmp_path / "b", "--run", video_run), "frames: no image in"),
+    ):
+        assert re.search(words, refused(arguments, capsys)), words
+    damaged = tmp_path / "c.edvc"
+    damaged.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert "damaged" in refused(("decode", damaged, tmp_path / "c", "--run", video_run), capsys)
+    assert not (tmp_path / "c").exists() and not (tmp_path / "b").exists()
 
 
 def refused(arguments, capsys):

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jaxface.models.compression import EDIC, Codec, CodecSpec, make_codec
+from jaxface.models.compression.video import DVC, VideoSpec
 
 SMALL = CodecSpec(
     channels=6, latents=8, attention=None, enhancer_width=4, enhancer_blocks=1, halvings=2, hyper_halvings=1
@@ -28,6 +29,24 @@ def filled(shapes: dict, seed: int = 0) -> dict:
         return (rng.integers(-64, 65, shape.shape) / 64 * scale).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+VIDEO = VideoSpec(
+    residual=CodecSpec(channels=4, latents=4, attention=None, enhance=False, halvings=2, hyper_halvings=1),
+    compensate=False,
+    levels=2,
+    flow_widths=(4, 2),
+    motion_channels=4,
+)
+
+
+def video_params() -> dict:
+    frame = jax.ShapeDtypeStruct((1, 16, 16, 3), np.float32)
+    shapes = jax.eval_shape(lambda key, x: DVC(VIDEO).init(key, x, x), jax.random.key(0), frame)["params"]
+    params = filled(shapes)
+    params["residual"]["g_a"]["conv2"]["kernel"] *= 8
+    params["motion_encoder"]["conv8"]["kernel"] *= 8
+    return params
 
 
 def params_of(spec: CodecSpec, seed: int = 0) -> dict:

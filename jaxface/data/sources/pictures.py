@@ -5,13 +5,15 @@ Methods: edic
 
 import io
 import os
+import pathlib
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from jaxface.data.sources.images import FORMATS, MAX_SIDE, CorruptImage, read_encoded
+from jaxface.data.sources.images import FORMATS, MAX_SIDE, SUFFIXES, CorruptImage, read_encoded
+from jaxface.data.sources.listing import natural_key
 from jaxface.errors import UserError
-from jaxface.paths import name_text, reason_of
+from jaxface.paths import local_path, name_text, reason_of
 
 _COLOR, _GRAY = ("RGB", "P", "CMYK", "YCbCr"), ("L", "1")
 
@@ -47,3 +49,19 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
     except Exception as error:  # a decoder fed with garbage raises nearly anything
         raise UserError(f"image: cannot read {shown}: {' '.join(str(error).split())[:120]}") from None
     return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def frame_files(folder: str | os.PathLike) -> list[pathlib.Path]:
+    """The images in a folder in natural order (2 before 10): the frames of a video.
+
+    Raises:
+      UserError: no folder that can be read, or no image in it.
+    """
+    place = local_path("frames", folder)
+    try:
+        paths = [path for path in place.iterdir() if path.suffix.lower() in SUFFIXES]
+    except OSError as error:
+        raise UserError(f"frames: cannot read {name_text(str(place))}: {reason_of(error)}") from None
+    if not paths:
+        raise UserError(f"frames: no image in {name_text(str(place))}")
+    return sorted(paths, key=lambda path: natural_key(path.name))

@@ -63,6 +63,15 @@ def coder_version() -> int:
     return int(major) << 8 | int(minor)
 
 
+def check_coder(coder: int) -> None:
+    """Raises UserError unless a file's range coder is the installed one."""
+    ours = coder_version()
+    if coder != ours:
+        raise UserError(
+            f"stream: it was written with constriction {coder >> 8}.{coder & 255}, installed is {ours >> 8}.{ours & 255}"
+        )
+
+
 def pack(header: Header, channels: np.ndarray, z_stream: bytes, y_stream: bytes) -> bytes:
     """A file.
 
@@ -106,11 +115,8 @@ def _parsed(data: bytes, latents: int, model: int | None) -> Header:
         raise UserError(f"stream: its header claims {width}x{height} pixels in {len(data)} bytes")
     if flags > GRAY or most > MOST_SYMBOL or z_bytes % 4 or y_bytes % 4:
         raise UserError("stream: its header makes no sense")
-    if model is not None and coder != coder_version():
-        ours = coder_version()
-        raise UserError(
-            f"stream: it was written with constriction {coder >> 8}.{coder & 255}, installed is {ours >> 8}.{ours & 255}"
-        )
+    if model is not None:
+        check_coder(coder)
     return Header(height, width, bool(flags & GRAY), weight, most, z_bytes, y_bytes, owner)
 
 

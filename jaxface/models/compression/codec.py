@@ -155,8 +155,7 @@ class Codec:
                 y_stream
             )  # its tables depend on the order in which they are made: nothing else is worked out
         else:
-            coded = self.tables.coded_under(parameters).rows((..., channels, slice(None)))
-            flat = type(coded)(*(values.reshape(-1, values.shape[-1]) for values in coded))
+            flat = self.tables.flat(parameters, channels)
             rows = symbols[..., channels].reshape(-1)
             y_stream = bitstream.encode_latents(self.tables, rows, flat, most)
             bits = self.tables.bits(rows, flat, most)
@@ -199,8 +198,7 @@ class Codec:
         parameters = self.tables.parameters(sums)
         offsets = self.tables.offsets(parameters)
         if channels.any():
-            coded = self.tables.coded_under(parameters).rows((..., channels, slice(None)))
-            flat = type(coded)(*(values.reshape(-1, values.shape[-1]) for values in coded))
+            flat = self.tables.flat(parameters, channels)
             rows = bitstream.decode_latents(self.tables, y_stream, flat, header.most)
             symbols[..., channels] = rows.reshape(*size, -1)
         return header, symbols, offsets

@@ -195,6 +195,11 @@ class Tables:
             return parameters
         return parameters._replace(mu=np.zeros_like(parameters.mu))
 
+    def flat(self, parameters: IntegerParameters, channels: np.ndarray) -> IntegerParameters:
+        """Parameters [S, K] of what is coded of [h, w, M, K], in the channels [M] that have symbols."""
+        coded = self.coded_under(parameters).rows((..., channels, slice(None)))
+        return IntegerParameters(*(values.reshape(-1, values.shape[-1]) for values in coded))
+
     def frequencies(self, parameters: IntegerParameters, most: int) -> np.ndarray:
         """[S, 2 A + 1] int64 of S latents, each at least 1, with the sum 2^16.
 
@@ -288,14 +293,14 @@ def make_tables(spec: CodecSpec, params: Mapping) -> Tables:
     cdf = _laplace_cdf(at) if spec.entropy == "laplace" else _gaussian_cdf(at)
     arrays["cdf"] = np.rint(2.0**TABLE_BITS * cdf).astype(np.int32)
     arrays["exp"] = np.rint(2.0**15 * np.exp(-np.arange(_EXPONENTS) / GRID)).astype(np.int32)
-    arrays["prior"] = _prior_frequencies(params["prior"])
+    arrays["prior"] = prior_frequencies(params["prior"])
     return Tables(spec, arrays)
 
 
 _LEAST_TAIL, _MOST_RANGE = 2.0**-14, 255
 
 
-def _prior_frequencies(prior: Mapping) -> np.ndarray:
+def prior_frequencies(prior: Mapping) -> np.ndarray:
     """[N, 2 R + 2] int32 frequencies of -R … R and of the escape, each at least 1, with the sum 2^16."""
     parts = {
         name: [np.asarray(prior[f"{name}{i}"], np.float64) for i in range(1, count + 1)]

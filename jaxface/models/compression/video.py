@@ -194,7 +194,8 @@ class DVC(nn.Module):
           rng: key of the noise of training; None rounds.
 
         Returns:
-          {"x_rec" [B, H, W, 3] not clipped, "warped", "prediction", "bits_m", "bits_y", "bits_z" [B]}.
+          {"x_rec" [B, H, W, 3] not clipped; "aligned" and "warped", the reference along the flow before and after it is coded;
+          "prediction"; "bits_m", "bits_y", "bits_z" [B]}.
 
         Raises:
           ValueError: frames of two shapes, or sides that are no multiples.
@@ -205,9 +206,11 @@ class DVC(nn.Module):
                 f"got {reference.shape} and {frame.shape}"
             )
         keys = (None,) * 3 if rng is None else tuple(jax.random.split(rng, 3))
-        motion, bits_m = None, jnp.zeros(len(frame))
+        motion, bits_m, aligned = None, jnp.zeros(len(frame)), reference
         if self.spec.prediction == "motion":
-            motion = quantize(self.encode_motion(frame, reference), keys[0])
+            flow = self.flow(frame, reference)
+            aligned = warp(reference, flow)
+            motion = quantize(self.motion_encoder(flow), keys[0])
             prob = lower_bound(self.motion_prior(motion), LEAST_PROBABILITY)
             bits_m = -jnp.log2(prob).sum((1, 2, 3))
         warped, prediction = self.predict(motion, reference)
@@ -223,6 +226,7 @@ class DVC(nn.Module):
         bits_z = -jnp.log2(lower_bound(self.residual.prior(z_hat), LEAST_PROBABILITY))
         return {
             "x_rec": self.complete(prediction, y_hat),
+            "aligned": aligned,
             "warped": warped,
             "prediction": prediction,
             "bits_m": bits_m,
