@@ -15,6 +15,7 @@ from jaxface import inference, losses, training
 from jaxface.checks import Fraction, NonNegative, ProperFraction
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
+from jaxface.layers.one_draw import init_at_once
 from jaxface.models.compression import EDIC
 from jaxface.models.compression.video import DVC, VideoSpec
 from jaxface.training.evaluations.rate_distortion import to_fractions
@@ -125,7 +126,7 @@ def prediction_stage(
 
     def init(rng, previous):
         frame = jnp.zeros((1, *split.train[0]["frames"].shape[1:]))
-        params = {"video": network.init(rng, frame, frame)["params"]}
+        params = {"video": init_at_once(network, rng, frame, frame)["params"]}
         extra = {"codec": previous.averaged_params["codec"], "taken": jnp.zeros((), jnp.int32)}
         return training.create_state(rng, params, objective, extra=extra)
 

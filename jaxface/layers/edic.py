@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxface.checks import AtLeast, Positive, check_number
+from jaxface.layers.one_draw import drawn, kernel
 
 PEDESTAL = 2.0**-36
 """Added under the square root in which GDN stores its parameters."""
@@ -126,9 +127,11 @@ class ChannelAttention(nn.Module):
         """[B, H, W, C] -> [B, H, W, C]."""
         check_number("gain", self.gain, Positive)
         channels = features.shape[-1]
-        last = nn.initializers.zeros if self.gain == 2 else nn.initializers.lecun_normal()
+        last = nn.initializers.zeros if self.gain == 2 else kernel
         hidden = nn.relu(
-            nn.Dense(max(channels // _REDUCTION, _LEAST_HIDDEN), name="squeeze")(features.mean((1, 2)))
+            nn.Dense(max(channels // _REDUCTION, _LEAST_HIDDEN), kernel_init=kernel, name="squeeze")(
+                features.mean((1, 2))
+            )
         )
         weights = nn.sigmoid(nn.Dense(channels, kernel_init=last, name="excite")(hidden))
         return self.gain * features * weights[:, None, None]
@@ -150,12 +153,13 @@ class Enhancer(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
         """[B, H, W, 3] -> [B, H, W, 3]."""
-        conv = functools.partial(nn.Conv, kernel_size=(3, 3), padding="SAME")
+        conv = functools.partial(nn.Conv, kernel_size=(3, 3), padding="SAME", kernel_init=kernel)
         x = nn.relu(conv(self.width, name="first")(image))
         for i in range(1, self.blocks + 1):
             inner = nn.relu(conv(self.width, name=f"block{i}_conv1")(x))
             x = x + conv(self.width, name=f"block{i}_conv2")(inner)
-        last = conv(image.shape[-1], kernel_init=nn.initializers.normal(1e-3), name="last")
+        near_zero = drawn(nn.initializers.normal(1e-3), scale=1e-3, mode="none")
+        last = conv(image.shape[-1], kernel_init=near_zero, name="last")
         return image + last(x)
 
 
@@ -176,7 +180,7 @@ class FactorizedPrior(nn.Module):
 
     def setup(self):
         check_number("channels", self.channels, AtLeast(1))
-        small = nn.initializers.normal(0.01)
+        small = drawn(nn.initializers.normal(0.01), scale=0.01, mode="none")
         layers = range(1, PRIOR_LAYERS + 1)
         self.h = [self.param(f"h{i}", small, (self.channels,)) for i in layers]
         self.b = [self.param(f"b{i}", small, (self.channels,)) for i in layers]

@@ -18,6 +18,7 @@ import numpy as np
 from jaxface.checks import AtLeast, Positive, check_number
 from jaxface.errors import UserError
 from jaxface.layers.edic import GDN, ChannelAttention, Enhancer, FactorizedPrior, lower_bound
+from jaxface.layers.one_draw import drawn
 from jaxface.losses.edic import (
     LEAST_PROBABILITY,
     LEAST_SCALE,
@@ -108,7 +109,9 @@ class CodecSpec:
 
 def _init(gain: float) -> nn.initializers.Initializer:
     """Normal, variance 2 gain² / (fan in + fan out)."""
-    return nn.initializers.variance_scaling(gain**2, "fan_avg", "normal")
+    return drawn(
+        nn.initializers.variance_scaling(gain**2, "fan_avg", "normal"), scale=gain**2, mode="fan_avg"
+    )
 
 
 _plain, _wide = _init(1.0), _init(2.0**0.5)

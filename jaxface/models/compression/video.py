@@ -17,6 +17,7 @@ from jaxface.checks import AtLeast, check_number
 from jaxface.errors import UserError
 from jaxface.layers.edic import Enhancer, FactorizedPrior, lower_bound
 from jaxface.layers.motion import WIDTHS, FlowPyramid, warp
+from jaxface.layers.one_draw import kernel
 from jaxface.losses.edic import LEAST_PROBABILITY
 from jaxface.models.compression.networks import CENTERED, EDIC, CodecSpec, quantize
 
@@ -77,7 +78,9 @@ class MotionEncoder(nn.Module):
         x = flow
         for i in range(1, 2 * _HALVINGS + 1):
             stride = 2 if i % 2 else 1
-            x = nn.Conv(self.channels, (3, 3), (stride, stride), ((1, 1), (1, 1)), name=f"conv{i}")(x)
+            x = nn.Conv(
+                self.channels, (3, 3), (stride, stride), ((1, 1), (1, 1)), kernel_init=kernel, name=f"conv{i}"
+            )(x)
             x = nn.leaky_relu(x, _LEAK) if i < 2 * _HALVINGS else x
         return x
 
@@ -92,10 +95,14 @@ class MotionDecoder(nn.Module):
         """[B, h, w, C] -> flow [B, 16 h, 16 w, 2]."""
         x = latents
         for i in range(1, _HALVINGS + 1):
-            x = nn.ConvTranspose(self.channels, (3, 3), (2, 2), ((1, 2), (1, 2)), name=f"deconv{i}")(x)
+            x = nn.ConvTranspose(
+                self.channels, (3, 3), (2, 2), ((1, 2), (1, 2)), kernel_init=kernel, name=f"deconv{i}"
+            )(x)
             x = nn.leaky_relu(x, _LEAK)
             last = i == _HALVINGS
-            x = nn.Conv(2 if last else self.channels, (3, 3), padding="SAME", name=f"conv{i}")(x)
+            x = nn.Conv(
+                2 if last else self.channels, (3, 3), padding="SAME", kernel_init=kernel, name=f"conv{i}"
+            )(x)
             x = x if last else nn.leaky_relu(x, _LEAK)
         return x
 
@@ -122,17 +129,21 @@ class Compensation(nn.Module):
         """[B, H, W, 3] twice -> [B, H, W, 3]."""
 
         def block(x, name):
-            y = nn.Conv(self.width, (3, 3), padding="SAME", name=f"{name}_conv1")(nn.relu(x))
-            return x + nn.Conv(self.width, (3, 3), padding="SAME", name=f"{name}_conv2")(nn.relu(y))
+            y = nn.Conv(self.width, (3, 3), padding="SAME", kernel_init=kernel, name=f"{name}_conv1")(
+                nn.relu(x)
+            )
+            return x + nn.Conv(self.width, (3, 3), padding="SAME", kernel_init=kernel, name=f"{name}_conv2")(
+                nn.relu(y)
+            )
 
         both = jnp.concatenate([warped, reference], axis=-1)
-        x = nn.relu(nn.Conv(self.width, (3, 3), padding="SAME", name="first")(both))
+        x = nn.relu(nn.Conv(self.width, (3, 3), padding="SAME", kernel_init=kernel, name="first")(both))
         fine = block(x, "block0")
         middle = block(nn.avg_pool(fine, (2, 2), (2, 2)), "block1")
         coarse = block(block(nn.avg_pool(middle, (2, 2), (2, 2)), "block2"), "block3")
         middle = block(middle + _doubled(coarse), "block4")
         fine = block(fine + _doubled(middle), "block5")
-        return warped + nn.Conv(3, (3, 3), padding="SAME", name="last")(fine)
+        return warped + nn.Conv(3, (3, 3), padding="SAME", kernel_init=kernel, name="last")(fine)
 
 
 class DVC(nn.Module):
