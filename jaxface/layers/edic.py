@@ -1,7 +1,4 @@
-"""Parts of learned codecs: divisive normalization, channel attention, an enhancer and a factorized prior (arXiv:2002.03370).
-
-Methods: edic
-"""
+"""Parts of learned codecs: divisive normalization, channel attention, an enhancer and a factorized prior (arXiv:2002.03370)."""
 
 import functools
 

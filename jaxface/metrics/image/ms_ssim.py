@@ -95,7 +95,7 @@ def ms_ssim(image: jax.Array, decoded: jax.Array, *, peak: float = 1.0) -> jax.A
             f"image: MS-SSIM needs sides of at least {_SMALLEST} pixels, got {image.shape[2]}x{image.shape[1]}"
         )
     c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
-    total = 1.0
+    total = jnp.ones(())
     for level, weight in enumerate(WEIGHTS):
         maps = jnp.concatenate([image, decoded, image**2, decoded**2, image * decoded])
         mean1, mean2, square1, square2, product = jnp.split(_blur(maps), 5)
