@@ -129,11 +129,12 @@ class Config:
 
     @classmethod
     def video(cls) -> "Config":
-        """DVC with EDIC's modules on clips of moving leaves."""
+        """DVC with EDIC's mixture and enhancer on clips of moving leaves."""
         return cls(
             data=inputs.MovingLeaves(),
             prediction=PredictionSpec(network=SMALL_VIDEO, steps=400),
             steps=400,
+            batch_size=4,
             files=0,
         )
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxface.checks import AtLeast, Positive, check_number
-from jaxface.layers.one_draw import drawn, kernel
+from jaxface.layers.one_draw import drawn, kernel, near_zero
 
 PEDESTAL = 2.0**-36
 """Added under the square root in which GDN stores its parameters."""
@@ -155,7 +155,6 @@ class Enhancer(nn.Module):
         for i in range(1, self.blocks + 1):
             inner = nn.relu(conv(self.width, name=f"block{i}_conv1")(x))
             x = x + conv(self.width, name=f"block{i}_conv2")(inner)
-        near_zero = drawn(nn.initializers.normal(1e-3), scale=1e-3, mode="none")
         last = conv(image.shape[-1], kernel_init=near_zero, name="last")
         return image + last(x)
 

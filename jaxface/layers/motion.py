@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxface.layers.one_draw import kernel
+from jaxface.layers.one_draw import kernel, near_zero
 
 WIDTHS = (32, 64, 32, 16, 2)
 """Channels of a level of the published pyramid."""
@@ -83,9 +83,9 @@ class FlowPyramid(nn.Module):
             flow = enlarged_flow(flow) if level > 1 else flow
             x = jnp.concatenate([target, warp(source, flow), flow], axis=-1)
             for i, width in enumerate(self.widths, start=1):
-                x = nn.Conv(width, (7, 7), padding="SAME", kernel_init=kernel, name=f"level{level}_conv{i}")(
-                    x
-                )
-                x = nn.relu(x) if i < len(self.widths) else x
+                last = i == len(self.widths)
+                start = near_zero if last else kernel  # no flow before anything is learned
+                x = nn.Conv(width, (7, 7), padding="SAME", kernel_init=start, name=f"level{level}_conv{i}")(x)
+                x = x if last else nn.relu(x)
             flow = flow + x
         return flow

@@ -54,6 +54,8 @@ def drawn(initializer: nn.initializers.Initializer, *, scale: float = 1.0, mode:
 
 kernel = drawn(nn.initializers.lecun_normal())
 """Flax's default of a layer's weights: variance 1 / fan in."""
+near_zero = drawn(nn.initializers.normal(1e-3), scale=1e-3, mode="none")
+"""Standard deviation 0.001, for the last layer of what is added to something that is right at the start."""
 
 
 def init_at_once(module: nn.Module, rng: jax.Array, *arguments: Any) -> Any:

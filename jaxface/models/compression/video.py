@@ -17,7 +17,7 @@ from jaxface.checks import AtLeast, check_number
 from jaxface.errors import UserError
 from jaxface.layers.edic import Enhancer, FactorizedPrior, lower_bound
 from jaxface.layers.motion import WIDTHS, FlowPyramid, warp
-from jaxface.layers.one_draw import kernel
+from jaxface.layers.one_draw import kernel, near_zero
 from jaxface.losses.edic import LEAST_PROBABILITY
 from jaxface.models.compression.networks import CENTERED, EDIC, CodecSpec, quantize
 
@@ -100,9 +100,8 @@ class MotionDecoder(nn.Module):
             )(x)
             x = nn.leaky_relu(x, _LEAK)
             last = i == _HALVINGS
-            x = nn.Conv(
-                2 if last else self.channels, (3, 3), padding="SAME", kernel_init=kernel, name=f"conv{i}"
-            )(x)
+            start, width = (near_zero, 2) if last else (kernel, self.channels)
+            x = nn.Conv(width, (3, 3), padding="SAME", kernel_init=start, name=f"conv{i}")(x)
             x = x if last else nn.leaky_relu(x, _LEAK)
         return x
 
@@ -143,7 +142,7 @@ class Compensation(nn.Module):
         coarse = block(block(nn.avg_pool(middle, (2, 2), (2, 2)), "block2"), "block3")
         middle = block(middle + _doubled(coarse), "block4")
         fine = block(fine + _doubled(middle), "block5")
-        return warped + nn.Conv(3, (3, 3), padding="SAME", kernel_init=kernel, name="last")(fine)
+        return warped + nn.Conv(3, (3, 3), padding="SAME", kernel_init=near_zero, name="last")(fine)
 
 
 class DVC(nn.Module):

@@ -34,6 +34,24 @@ def test_both_parts_of_a_split_are_of_other_images():
     assert not any((row == split.held_out[0]["image"]).all() for row in rows)
 
 
+def test_clips_move_and_their_ground_moves_as_one():
+    source = data.moving_leaves(3, frames=3, side=32, leaves=40, movers=0, speed=3.0, seed=2)
+    frames = source[1]["frames"].astype(float)
+    np.testing.assert_array_equal(source[1]["image"], source[1]["frames"][0])
+    # One shift explains the middle of the next frame.
+    middle = frames[1, 8:24, 8:24]
+    errors = {
+        (dy, dx): np.abs(frames[0, 8 + dy : 24 + dy, 8 + dx : 24 + dx] - middle).mean()
+        for dy in range(-4, 5)
+        for dx in range(-4, 5)
+    }
+    assert min(errors.values()) < 0.5 * np.abs(frames[0, 8:24, 8:24] - middle).mean()
+    still = data.moving_leaves(1, frames=2, side=16, speed=0.0, seed=0)[0]["frames"]
+    np.testing.assert_array_equal(still[0], still[1])
+    again = data.moving_leaves(1, frames=3, side=32, leaves=40, movers=0, speed=3.0, seed=2, first=1)
+    np.testing.assert_array_equal(again[0]["frames"], source[1]["frames"])
+
+
 def test_patches_are_cut_from_photographs_that_are_not_evaluated_on():
     split = data.load(data.Patches(per_photograph=3), image_size=32)
     assert len(split.train) == 3 * len(BUNDLED) and len(split.held_out) == 3 * len(BUNDLED_HELD_OUT)

@@ -10,6 +10,7 @@ import small_codec
 import small_configs
 
 from experiments.methods.edic import LAPTOP, Config, build, network
+from experiments.recipes.video import PredictionSpec
 from experiments.studies.edic import STUDIES
 from jaxface import data, inference, training
 from jaxface.errors import UserError
@@ -101,6 +102,14 @@ def test_arms_start_alike_and_the_control_costs_as_much():
             r"data: needs color images with sides of multiples of 8, digits has \(8, 8, 1\)",
         ),
         ({"init_from": "nowhere"}, "run: nowhere holds no run of a codec"),
+        (
+            {"ladder": (), "prediction": PredictionSpec(network=small_codec.VIDEO, steps=2)},
+            "data: needs clips, such as moving_leaves; dead leaves 8 has single images",
+        ),
+        (
+            {"prediction": PredictionSpec(network=small_codec.VIDEO, steps=2)},
+            r"ladder: needs no prediction\.steps",
+        ),
         ({"batch_size": 9}, "batch_size: needs at most the 8 records"),
     ],
 )
@@ -121,6 +130,39 @@ def test_recognizers_refuse_images_without_classes():
         UserError, match="data: needs people or classes to recognize, dead leaves 8 has images alone"
     ):
         sface.build(dataclasses.replace(sface.Config(), data=SMALL.data, image_size=16))
+
+
+CLIPS = dataclasses.replace(
+    SMALL,
+    data=data.MovingLeaves(clips=8, held_out_clips=4, leaves=8, movers=1),
+    image_size=16,
+    ladder=(),
+    prediction=PredictionSpec(network=small_codec.VIDEO, steps=4),
+)
+
+
+@pytest.mark.slow
+def test_a_video_codec_behind_that_of_its_first_frames(tmp_path):
+    last = training.run(build(CLIPS), seed=0, workdir=tmp_path / "run")
+    report = {name.removeprefix("video_512/video/"): value for name, value in last.metrics.items()}
+    assert last.name == "video_512" and 0 < report["bpp_motion"] < report["bpp"]
+    np.testing.assert_array_equal(
+        last.state.extra["codec"]["g_a"]["conv1"]["kernel"],
+        inference.open_codec(tmp_path / "run").params["g_a"]["conv1"]["kernel"],
+    )
+    assert int(last.state.extra["taken"]) == 4
+    codec = inference.open_video_codec(tmp_path / "run")
+    frames = list(data.load(CLIPS.data, image_size=16).held_out[0]["frames"])
+    decoded = list(codec.decode(codec.encode(frames)))
+    assert [frame.shape for frame in decoded] == [(16, 16, 3)] * 3
+
+
+def test_clips_are_of_sizes_that_the_network_takes():
+    with pytest.raises(UserError, match="data: needs frames with sides of multiples of 16, got 24x24"):
+        build(dataclasses.replace(CLIPS, image_size=24))
+    arms = STUDIES["clips"].arms
+    assert arms["DVC"]["prediction"].network.residual.entropy == "laplace"
+    assert arms["DVC with EDIC"]["prediction"].network.enhance
 
 
 @pytest.mark.slow
