@@ -41,11 +41,9 @@ from experiments.programs import compression_report as report
 from jaxface import data, inference, training
 from jaxface.data.sources.patches import bundled_photograph
 
-STEPS, CLIP_STEPS = 600, 150  # the recipes have 2000 and 400
+STEPS, CLIP_STEPS = 600, 150  # the recipes have 1500 and 400
 runs = pathlib.Path(tempfile.mkdtemp())
-config = dataclasses.replace(
-    edic.Config.photographs(), steps=STEPS, ladder=(256.0,), ladder_steps=STEPS // 4, batch_size=4
-)
+config = dataclasses.replace(edic.Config.photographs(), steps=STEPS, ladder=(256.0,), ladder_steps=STEPS // 4)
 outcome = training.run(edic.build(config), workdir=runs / "pictures")
 {name: round(value, 3) for name, value in outcome.metrics.items()}
 

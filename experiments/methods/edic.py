@@ -123,8 +123,9 @@ class Config:
             ),
             weight=1024.0,
             ladder=(512.0, 256.0, 128.0),
-            steps=2000,
-            ladder_steps=400,
+            batch_size=4,
+            steps=1500,
+            ladder_steps=250,
         )
 
     @classmethod
