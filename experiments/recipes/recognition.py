@@ -117,6 +117,8 @@ def load(recipe: Recipe) -> inputs.Split:
         raise UserError(f"data: needs one person or class per image, {split.name} is for detectors")
     if split.protocol == "dense":
         raise UserError(f"data: needs one person or class per image, {split.name} has one for every pixel")
+    if split.protocol == "images":
+        raise UserError(f"data: needs people or classes to recognize, {split.name} has images alone")
     if split.protocol == "spoofing":
         raise UserError(
             f"data: needs people or classes to recognize, {split.name} is of live faces and attacks"

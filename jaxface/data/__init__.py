@@ -84,6 +84,7 @@ from jaxface.data.specs.detection_sets import Coco, Fddb, Scenes, Voc, WiderFace
 from jaxface.data.specs.ellipse_sets import Ellipses
 from jaxface.data.specs.embeddings import Crowd, EmbeddingFile
 from jaxface.data.specs.expressions import AffectNet, FerPlus, RafDb, RenderedExpressions
+from jaxface.data.specs.image_sets import DeadLeaves, MovingLeaves, Patches
 from jaxface.data.specs.labeled_images import LabeledImages
 from jaxface.data.specs.object_scene_sets import ObjectScenes
 from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, RgbdFolder, Tfds
@@ -95,6 +96,7 @@ from jaxface.data.specs.synthetic_sets import Procedural, ProceduralImages, Shor
 from jaxface.data.specs.task_canvas_sets import TaskCanvas
 from jaxface.data.synthetic.cluttered_digits import cluttered_digits
 from jaxface.data.synthetic.crowded_embeddings import CrowdedEmbeddings, crowded_embeddings
+from jaxface.data.synthetic.dead_leaves import dead_leaves, moving_leaves
 from jaxface.data.synthetic.digit_canvas import digit_canvas
 from jaxface.data.synthetic.ellipses import ellipses
 from jaxface.data.synthetic.object_scenes import object_scenes
@@ -174,6 +176,7 @@ __all__ = [
     "Cub200",
     "DataSpec",
     "DensePairs",
+    "DeadLeaves",
     "DepthImages",
     "DigitCanvas",
     "DigitHalves",
@@ -201,6 +204,7 @@ __all__ = [
     "MegaFace",
     "MegaFaceSource",
     "Mnist",
+    "MovingLeaves",
     "NoisyLabels",
     "ObjectAugment",
     "ObjectAugmentation",
@@ -208,6 +212,7 @@ __all__ = [
     "Olivetti",
     "Order",
     "PackSource",
+    "Patches",
     "Presentation",
     "PresentationFiles",
     "PresentationTable",
@@ -286,6 +291,7 @@ __all__ = [
     "corrupt_rgbd",
     "crowded_embeddings",
     "cut_hole",
+    "dead_leaves",
     "decode_depth",
     "decode_image",
     "degrade_resolution",
@@ -313,6 +319,7 @@ __all__ = [
     "mirror_some",
     "mixed_people",
     "mnist",
+    "moving_leaves",
     "named_template",
     "nose_depth",
     "object_fields",

@@ -108,6 +108,14 @@ from jaxface.losses.detection import (
     smooth_l1_loss,
 )
 from jaxface.losses.distillation import mimic_loss, soft_target_loss
+from jaxface.losses.edic import (
+    gaussian_bin_prob,
+    laplace_bin_prob,
+    mixture_bin_logprob,
+    mixture_bin_prob,
+    rate_bits,
+    rd_loss,
+)
 from jaxface.losses.fmvit import branch_loss
 from jaxface.losses.gabn import (
     Attention,
@@ -281,6 +289,7 @@ __all__ = [
     "gan_discriminator_loss",
     "gan_generator_loss",
     "ggn_vector_product",
+    "gaussian_bin_prob",
     "gradient_attention",
     "group_weights",
     "halve_nearest",
@@ -295,6 +304,7 @@ __all__ = [
     "jittered_boxes",
     "jocor_loss",
     "jocor_scores",
+    "laplace_bin_prob",
     "ldam_loss",
     "leave_one_out_cosines",
     "lid_regression_loss",
@@ -314,6 +324,8 @@ __all__ = [
     "mined_relations",
     "mirror",
     "mlm_loss",
+    "mixture_bin_logprob",
+    "mixture_bin_prob",
     "moco_nce",
     "multibox_loss",
     "ncl_loss",
@@ -336,8 +348,10 @@ __all__ = [
     "r1_penalty",
     "rank_mimic_box_loss",
     "rank_mimic_loss",
+    "rate_bits",
     "rcnn_loss",
     "reconstruction_loss",
+    "rd_loss",
     "relation_aware_loss",
     "relative_spread",
     "reliability_weights",

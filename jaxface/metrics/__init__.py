@@ -27,6 +27,7 @@
 | which of two modalities to believe for this pair? | `fuse_scores`, `pair_weight`, `fused_search`, `missing_modality` |
 | in which cells is something; which class has each pixel? | `average_precision`, `mean_iou`, `class_iou`, `pixel_confusion` |
 | is it a live face or a photograph, a screen, a mask? | `equal_error_threshold`, `spoof_report`, `apcer`, `bpcer`, `acer` |
+| how close is a decoded picture, and at what rate? | `psnr`, `ms_ssim`, `decibels`, `bd_rate`, `bd_psnr` |
 | are some people more alike than others? | `local_discrepancy`, `aligned_similarity`, `group_false_accepts` |
 """
 
@@ -86,6 +87,7 @@ from jaxface.metrics.detection import (
     wider_face_evaluate,
 )
 from jaxface.metrics.detection.pseudo_labels import PseudoLabelCounts, pseudo_label_counts
+from jaxface.metrics.image import bd_psnr, bd_rate, decibels, ms_ssim, psnr
 from jaxface.metrics.recognition.benchmarks import (
     TemplateSearch,
     gallery_report,
@@ -247,6 +249,8 @@ __all__ = [
     "average_incremental_accuracy",
     "average_precision",
     "backward_transfer",
+    "bd_psnr",
+    "bd_rate",
     "bpcer",
     "bpcer_threshold",
     "celeba_spoof_tpr",
@@ -265,6 +269,7 @@ __all__ = [
     "correct_top_k",
     "cosine_to_squared_l2",
     "depth_rmse",
+    "decibels",
     "disagreement",
     "discrepancy_weight",
     "distractor_rank1",
@@ -309,6 +314,7 @@ __all__ = [
     "mean_pairwise_divergence",
     "megaface_report",
     "missing_modality",
+    "ms_ssim",
     "nearest_prototype",
     "nearest_prototype_accuracy",
     "norm_spread",
@@ -322,6 +328,7 @@ __all__ = [
     "presentation_instruments",
     "protection_success",
     "pseudo_label_counts",
+    "psnr",
     "rank1",
     "rank1_by_distance",
     "rank_agreement",
