@@ -58,7 +58,6 @@
 | `clip_infonce`, `declip_loss` | images and their captions, several kinds of supervision | arXiv:2103.00020, 2110.05208 |
 | `simsiam_loss`, `mlm_loss`, `pixpro_loss` | their parts: views, words, places | arXiv:2011.10566, 2011.10043 |
 | `TextBank`, `nn_bank_lookup`, `nn_bank_push` | the nearest of the last captions | arXiv:2110.05208 |
-| `hinge_discriminator_loss`, `hinge_generator_loss` | a generator against a discriminator that need not be sure | arXiv:1705.02894 |
 | `vq_loss`, `adaptive_weight` | an autoencoder of codes, and the weight of its adversary | arXiv:1711.00937, 2012.09841 |
 """
 
@@ -288,8 +287,8 @@ __all__ = [
     "forget_rate",
     "gan_discriminator_loss",
     "gan_generator_loss",
-    "ggn_vector_product",
     "gaussian_bin_prob",
+    "ggn_vector_product",
     "gradient_attention",
     "group_weights",
     "halve_nearest",
@@ -323,9 +322,9 @@ __all__ = [
     "mimic_loss",
     "mined_relations",
     "mirror",
-    "mlm_loss",
     "mixture_bin_logprob",
     "mixture_bin_prob",
+    "mlm_loss",
     "moco_nce",
     "multibox_loss",
     "ncl_loss",
@@ -350,8 +349,8 @@ __all__ = [
     "rank_mimic_loss",
     "rate_bits",
     "rcnn_loss",
-    "reconstruction_loss",
     "rd_loss",
+    "reconstruction_loss",
     "relation_aware_loss",
     "relative_spread",
     "reliability_weights",

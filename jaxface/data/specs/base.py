@@ -38,8 +38,7 @@ class Split(NamedTuple):
     train: Source
     held_out: Source
     name: str
-    protocol: Literal["verification", "classification", "detection", "cells", "dense", "spoofing"]
-    protocol: Literal["verification", "classification", "detection", "cells", "spoofing", "images"]
+    protocol: Literal["verification", "classification", "detection", "cells", "dense", "spoofing", "images"]
     development: Source | None = None
 
 
