@@ -25,8 +25,8 @@ class DenseFolders:
     """<root>/<part>/images/<name>.jpg or .png beside <root>/<part>/labels/<name>.png, as squares.
 
     Labels of pixels are PNGs of class numbers, gray or with a palette, 255 where none counts (PASCAL VOC's `SegmentationClass`);
-    those of depth are PNGs of 16 bits, millimeters, 0 where nothing was measured. The middle square of an image is scaled; classes
-    go to the nearest pixel, depths are averaged over what was measured.
+    those of depth are PNGs of 16 bits, millimeters, 0 where nothing was measured. The middle square of an image is scaled;
+    classes go to the nearest pixel, depths are averaged over what was measured.
 
     Args:
       root: the folder. part: of it, such as train.
