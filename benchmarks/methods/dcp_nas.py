@@ -1,8 +1,11 @@
+import dataclasses
+
 from benchmarks.methods.case import Case, stage
 from experiments.methods.dcp_nas import Config, build
 from jaxface.training.dcp_nas import CellSearch
 
-_BASE = Config(loss="labels", rounds=1)
+# One cell of one node, wider than by default: a program of minutes otherwise.
+_BASE = Config(loss="labels", rounds=1, search_cells=1, nodes=1, search_channels=16)
 CASES = (
     Case(
         "dcp_nas",
@@ -13,7 +16,7 @@ CASES = (
     ),
     Case(
         "dcp_nas, branches computed again",
-        Config(loss="labels", rounds=1, remat="block"),
+        dataclasses.replace(_BASE, remat="block"),
         "branches stored",
         stage(build, "child2"),
         {"remat": "none"},

@@ -32,6 +32,7 @@ from jaxface.training.dcp_nas import CellSearch, Searcher, cp_steps
 from jaxface.training.evaluations.cell_search import GENOTYPE_FILE, FoundCell
 
 RELEASED = "released"
+_LONGEST = 1 << 16  # bytes of a genotype
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,7 +202,7 @@ def given_genotype(config: Config) -> cell_networks.Genotype | None:
             raise UserError(
                 f"genotype: needs JSON, a file of it, a search's work directory or {RELEASED}, got {text!r}"
             )
-        text = file.read_text()
+        text = file.read_bytes()[:_LONGEST].decode("utf-8", "replace")
     return cell_networks.genotype_from_json(text, config.primitives)
 
 

@@ -30,7 +30,6 @@ _digits = Study(
         "random cell": {"search": "random"},
         "Parent's cell": {"search": "parent", **_rule(decoupled=False)},  # DARTS on the real network
         "Child alone": {"search": "child", **_rule(decoupled=False)},  # DARTS on the binary network
-        "CP-NAS": {"search": "cp"},
     },
     base=_BASE,
     baseline="random cell",
@@ -58,6 +57,13 @@ _curvature = Study(
 
 STUDIES = {
     "digits": _digits,
+    "indicator": dataclasses.replace(
+        _digits,
+        claim="The same of a cell that CP-NAS finds by the accuracies of sampled architectures",
+        method="CP-NAS",
+        arms={"CP-NAS": {"search": "cp"}, "dcp-nas": {}, "random cell": {"search": "random"}},
+        baseline=None,
+    ),
     "curvature": _curvature,
     "curvature-step": dataclasses.replace(
         _curvature,

@@ -148,7 +148,7 @@ def test_parent_and_child_are_one_definition():
     image = jnp.zeros((1, 8, 8, 1))
     shapes = {}
     for form in ("real", "binary"):
-        net = SuperNet(3, 2, 2, (0,), 2, DARTS, form)
+        net = SuperNet(3, 2, 1, (0,), 2, DARTS, form)
         variables = jax.eval_shape(net.init, jax.random.key(0), image, jnp.zeros(net.alpha_shape))
         shapes[form] = {
             jax.tree_util.keystr(path): leaf.shape
@@ -245,6 +245,7 @@ def found(scale):
     return net, image, net.init(jax.random.key(3), image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["learned", "released"])
 def test_packed_bits_say_what_the_training_form_says(scale):
     net, image, variables = found(scale)
@@ -259,6 +260,7 @@ def test_packed_bits_say_what_the_training_form_says(scale):
         cells.to_packed_cells(packed, stored)
 
 
+@pytest.mark.slow
 def test_a_weight_of_zero_cannot_be_packed():
     net, _, variables = found("released")
     zeros = jax.tree.map(jnp.zeros_like, variables)

@@ -38,7 +38,7 @@ class FoundCell:
     Args:
       source: held-out records of the training classes.
       primitives: names of the operations.
-      networks: "parent" and "child" -> supernet, those to be judged.
+      networks: "parent" and "child" -> supernet, those that the search trained.
       genotype: a cell that was not searched; the search's unless given.
     """
 
@@ -53,10 +53,11 @@ class FoundCell:
         self.source, self.primitives, self.networks, self._given = source, primitives, networks, genotype
 
     def genotype(self, state: TrainState) -> Genotype:
-        """The cell that a state's architecture says."""
+        """The cell that a state's architecture says: the Child's where there is one, whose phase is the last."""
         if self._given is not None:
             return self._given
-        halves = np.split(on_host(state.params["architecture"]["parent"]), len(KINDS))
+        last = "child" if "child" in self.networks else "parent"
+        halves = np.split(on_host(state.params["architecture"][last]), len(KINDS))
         return Genotype(*(discretize(half, self.primitives) for half in halves))
 
     def __call__(self, state: TrainState) -> dict[str, float]:

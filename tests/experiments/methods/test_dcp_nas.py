@@ -17,6 +17,7 @@ from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
 from jaxface.models.cells import DARTS, RELEASED, genotype_from_json, to_packed_cells
 from jaxface.training.dcp_nas import CellSearch, cp_steps, halves, kernels_and_scales
+from jaxface.training.evaluations.cell_search import FoundCell
 
 CONFIG = dataclasses.replace(small_configs.dcp_nas.CONFIG, loss="labels", real_weight_steps=0)
 
@@ -74,6 +75,7 @@ def test_the_two_halves_of_a_batch_are_of_different_images():
     assert not seen["alpha"] & seen["weights"]
 
 
+@pytest.mark.slow
 def test_a_parents_phase_leaves_the_child_and_a_childs_the_parent():
     before = started()
     after, report = stepped("parent")
@@ -95,6 +97,7 @@ def test_a_parents_phase_leaves_the_child_and_a_childs_the_parent():
     assert same(entered.params["architecture"]["parent"], after.params["architecture"]["child"])
 
 
+@pytest.mark.slow
 def test_the_trajectory_ends_where_the_architecture_is():
     state, _ = stepped("guided")
     shares = jax.nn.softmax(state.params["architecture"]["child"])
@@ -229,12 +232,24 @@ def test_the_phases_of_every_search_are_as_many_steps():
     assert cp_steps(8, 1) == 35
 
 
+def test_the_cell_is_that_of_the_network_that_moved_last():
+    split, few = load(CONFIG), CONFIG.primitives
+    high = {name: np.tile(np.eye(3)[column], (4, 1)) for column, name in enumerate(("parent", "child"))}
+    state = training.create_state(jax.random.key(0), {"architecture": high})
+    for trained, operation in ((("parent",), few[0]), (("child",), few[1]), (("parent", "child"), few[1])):
+        found = FoundCell(split.held_out, few, {name: searcher().networks[name] for name in trained})
+        assert {name for kind in found.genotype(state) for name, _ in kind} == {operation}
+
+
 def test_genotypes_from_outside(tmp_path):
     config = dcp_nas.Config.paper()
     assert dcp_nas.given_genotype(config) == RELEASED
     (tmp_path / "cell.json").write_text(RELEASED.to_json())
     for given in (RELEASED.to_json(), str(tmp_path / "cell.json")):
         assert dcp_nas.given_genotype(dataclasses.replace(config, genotype=given)) == RELEASED
+    (tmp_path / "noise").write_bytes(bytes(range(256)))
+    with pytest.raises(UserError, match="genotype: needs a JSON object, got other text"):
+        dcp_nas.given_genotype(dataclasses.replace(config, genotype=str(tmp_path / "noise")))
     drawn = [dcp_nas.given_genotype(changed(search="random", seed=seed)) for seed in range(4)]
     assert len(set(drawn)) > 1 and dcp_nas.given_genotype(CONFIG) is None
 
