@@ -2,7 +2,7 @@
 
 What the teacher gives is a constant: no gradient reaches it.
 
-Methods: cckd, coupleface, qvit, rbonn, rco, sparsevit
+Methods: cckd, coupleface, qvit, rbonn, rco, sparsevit, ota
 """
 
 import chex
