@@ -50,7 +50,9 @@ from jaxface import data, training
 
 # %%
 search = configs.method_module("dcp_nas")
-config = dataclasses.replace(search.Config(), rounds=2, phase_steps=30, steps=0)
+config = dataclasses.replace(
+    search.Config(), search_cells=1, search_reductions=(), rounds=2, phase_steps=30, steps=0
+)
 found = {}
 
 

@@ -91,7 +91,7 @@ class Config(recipe.Recipe):
     """Steps of the fine-tuning, both stages together."""
     task_batch_size: Annotated[int, AtLeast(1)] = 15
     """Images per step of it over all devices."""
-    task_optimizer: training.Optimizer = _CONSTANT
+    task_optimizer: training.Optimizer = training.adam(3e-3, schedule="constant")
     """Its optimizer, fresh in every stage, whose schedule it goes through; --task-optimizer.frozen backbone is a linear probe."""
     images: Literal["digg", "random", "noise", "re_represented", "real"] = "digg"
     """What the student learns from beside the real images: guided generation; codes drawn at random; real ones with noise; R of

@@ -1,6 +1,7 @@
 """The margin softmax of a configuration.
 
 Methods: acw, apvit, cckd, cloak, condensation_net, coupleface, ddc, gabn, ida, lrfr, rbonn, rco, sparsevit, dcp_nas
+Methods: acw, apvit, cckd, cloak, condensation_net, coupleface, ddc, gabn, ida, lrfr, rbonn, rco, sparsevit, ota
 """
 
 import dataclasses

@@ -5,6 +5,8 @@ are trained, whatever else a method's loss has: spread over devices, sampled, in
 
 Methods: acw, apvit, bamsprod, cckd, cloak, condensation_net, coupleface, dcp_nas, ddc, gabn, ida, law, lifelong, lrfr, mda,
 nclpp, qvit, rbonn, rco, sface, sparsevit
+Methods: acw, apvit, bamsprod, cckd, cloak, condensation_net, coupleface, ddc, gabn, ida, law, lifelong, lrfr, mda, nclpp, qvit,
+rbonn, rco, sface, sparsevit, ota
 """
 
 import dataclasses

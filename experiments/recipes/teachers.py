@@ -1,6 +1,7 @@
 """The teacher of a distillation: a finished run, or a network trained first on the same data.
 
 Methods: cckd, coupleface, rco, ida, acw, cloak, rbonn, sparsevit, dcp_nas
+Methods: cckd, coupleface, rco, ida, acw, cloak, rbonn, sparsevit, ota
 """
 
 import dataclasses

@@ -47,7 +47,7 @@ _digg = Config().digg
 _DEPLOYMENT = {
     "digg": {},
     "real images": {"images": "real"},
-    "noise of pixels": {"images": "noise"},
+    "noise of pixels": {"images": "noise", "pixel_noise": 0.4},
     "random codes": {"images": "random"},
     "R(x)": {"images": "re_represented"},
     "digg, T 0": {"digg": dataclasses.replace(_digg, steps=0)},

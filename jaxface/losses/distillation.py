@@ -3,6 +3,7 @@
 What the teacher gives is a constant: no gradient reaches it.
 
 Methods: cckd, coupleface, qvit, rbonn, rco, sparsevit, dcp_nas
+Methods: cckd, coupleface, qvit, rbonn, rco, sparsevit, ota
 """
 
 import chex

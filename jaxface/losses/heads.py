@@ -4,6 +4,7 @@ Each is a frozen dataclass with `loss(cosines, labels) -> [B]`, the plain loss o
 `fused()`, the same for `pallas_kernels.margin_softmax`, which makes no [B, C].
 
 Methods: sface, cckd, coupleface, lrfr, rco, gabn, ida, acw, cloak, bamsprod, rbonn, dcp_nas
+Methods: sface, cckd, coupleface, lrfr, rco, gabn, ida, acw, cloak, bamsprod, rbonn, ota
 """
 
 import dataclasses

@@ -1,8 +1,6 @@
 """What guides a generator by a few downstream images: statistics of features, nearness, diversity (for arXiv:2111.12386).
 
 The source says that its generation is guided by downstream images, and nothing that could be read says how: these are ours.
-
-Methods: ota
 """
 
 from typing import NamedTuple

@@ -1,8 +1,6 @@
 """Downstream image-guided generation (DIGG): an upstream generator, steered by a few downstream images (arXiv:2111.12386).
 
 That downstream images steer the upstream generator is the source's; the objective is ours.
-
-Methods: ota
 """
 
 import dataclasses

@@ -3,6 +3,7 @@
 A route is a list of anchors: the teacher after more and more steps, the last one as it ended.
 
 Methods: rco, dcp_nas
+Methods: rco, ota
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """Images with labels and images without, side by side in every batch.
 
 Methods: pseco, dcp_nas
+Methods: pseco, ota
 """
 
 import hashlib
