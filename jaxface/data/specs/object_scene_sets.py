@@ -1,6 +1,6 @@
 """Scenes of digits or shapes, for detectors.
 
-Methods: rm_pfi, pseco, qdetr
+Methods: intern, rm_pfi, pseco, qdetr
 """
 
 import dataclasses
