@@ -369,6 +369,7 @@ class Lines:
             )
             return training.Stage(
                 name=prefix + name,
+                key=None if trunk else f"{name}_bridges",
                 init=init,
                 compile_init=False,
                 step=training.gradient_step(objective),
