@@ -77,7 +77,7 @@ from jaxface.data.specs.base import KINDS, DataSpec, Split, load, load_all
 from jaxface.data.specs.benchmarks import Ijb, MegaFace, Scface, TinyFace
 from jaxface.data.specs.bundled_sets import DigitHalves, Digits, Lfw, LfwPatches, LfwSubset, Olivetti
 from jaxface.data.specs.canvases import ClutteredDigits, DigitCanvas, TexturedDigits
-from jaxface.data.specs.captioned_sets import CaptionedCanvas, CaptionedFaces
+from jaxface.data.specs.captioned_sets import CaptionedCanvas, CaptionedFaces, CaptionedPhotographs
 from jaxface.data.specs.class_lists import ClassFolders, Clothing1m, Cub200, ImageLists
 from jaxface.data.specs.dense_sets import DensePairs
 from jaxface.data.specs.detection_sets import Coco, Fddb, Scenes, Voc, WiderFace
@@ -157,6 +157,7 @@ __all__ = [
     "CaptionViews",
     "CaptionedCanvas",
     "CaptionedFaces",
+    "CaptionedPhotographs",
     "CaptionedSource",
     "CasiaSurf",
     "Cefa",

@@ -135,4 +135,10 @@ def _level(net: PlainStages, x: jax.Array, *, train: bool, number: int) -> jax.A
     return nn.relu(getattr(net, f"norm{number}")(x, train=train) if net.norm else x)
 
 
-MODELS.update({"plain_stages": PlainStages, "plain_stages_small": partial(PlainStages, channels=(8, 16, 16))})
+MODELS.update(
+    {
+        "plain_stages": PlainStages,
+        "plain_stages_small": partial(PlainStages, channels=(8, 16, 16)),
+        "plain_stages_wide": partial(PlainStages, channels=(24, 48, 64, 96), steps=(2, 2, 2, 1), norm=True),
+    }
+)

@@ -7,12 +7,24 @@ import dataclasses
 import functools
 from typing import Annotated
 
-from jaxface.checks import AtLeast, Fraction, Integers, NonNegative, Ordered, Range, check_number
+from jaxface.checks import (
+    AtLeast,
+    Fraction,
+    Integers,
+    NonNegative,
+    OpenFraction,
+    Ordered,
+    Range,
+    check_number,
+)
 from jaxface.data.render.face_captions import CAPTIONED, CaptionedSource
 from jaxface.data.render.variation import Variation
+from jaxface.data.sources.captioned_files import CaptionedFiles, captioned_files
+from jaxface.data.sources.images import Fit
 from jaxface.data.specs.base import FIRST_HELD_OUT, KINDS, DataSpec, Split
 from jaxface.data.synthetic.captioned_canvas import CaptionedCanvasSource
 from jaxface.data.synthetic.task_canvas import task_canvas
+from jaxface.paths import local_path, name_text
 
 _captioned = functools.lru_cache(maxsize=8)(CaptionedSource)  # a study opens the same ones once per arm
 
@@ -116,3 +128,37 @@ class CaptionedCanvas(DataSpec):
     def divide(self, *, image_size: int, seed: int) -> Split:
         opened = (part(image_size=image_size, seed=seed) for part in (self.source, self.evaluation_source))
         return Split(*opened, self.title, "classification")
+
+
+@KINDS.register("captioned_files")
+@dataclasses.dataclass(frozen=True)
+class CaptionedPhotographs(DataSpec):
+    """Photographs with captions from files: a table of "path<TAB>caption" lines, such as Conceptual Captions."""
+
+    root: str
+    """The folder that paths start from."""
+    table: str = "captions.tsv"
+    """The table in it, UTF-8."""
+    held_out: Annotated[float, OpenFraction] = 0.01
+    """Share of the photographs that captions are looked for in and not learned from, in (0, 1)."""
+    fit: Fit = "crop"
+    """How a rectangle becomes a square: pad repeats the border, crop keeps the middle, stretch distorts."""
+
+    @property
+    def title(self) -> str:
+        return f"captions {name_text(local_path('root', self.root).resolve().name)}"
+
+    def _parts(self, image_size: int, seed: int) -> tuple[CaptionedFiles, CaptionedFiles]:
+        return captioned_files(
+            self.root, self.table, held_out=self.held_out, image_size=image_size, seed=seed, fit=self.fit
+        )
+
+    def source(self, *, image_size: int, seed: int) -> CaptionedFiles:
+        return self._parts(image_size, seed)[0]
+
+    def evaluation_source(self, *, image_size: int, seed: int) -> CaptionedFiles:
+        """The photographs that are held out."""
+        return self._parts(image_size, seed)[1]
+
+    def divide(self, *, image_size: int, seed: int) -> Split:
+        return Split(*self._parts(image_size, seed), self.title, "classification")

@@ -75,6 +75,16 @@ def test_what_the_paper_has():
     assert dataclasses.replace(spec, steps=40, batch_size=256).bank_size() == 40 * 64
 
 
+def test_the_scale_of_the_logits_starts_at_one_over_0_07_and_ends_at_100():
+    nets = image_text.networks(SPEC, backbone(), Tokenizer.train(SPLIT.train.captions, vocabulary=280))
+
+    def scale(theta):
+        return float(nets.heads.apply({"params": {"logit_scale": np.float32(theta)}}, method="logit_scale"))
+
+    assert scale(nets.heads.start) == pytest.approx(1 / 0.07, rel=1e-5)
+    assert scale(3.0) == pytest.approx(20.0855, rel=1e-4) and scale(6.0) == 100
+
+
 def test_images_without_captions_are_refused():
     plain = data.Split(data.digits(), data.digits(), "digits", "classification")
     with pytest.raises(
