@@ -47,7 +47,7 @@ class GeneralistSpec:
 
     mains: tuple[str, ...] = ("c", "d")
     """Experts of which one is made."""
-    steps: Annotated[int, AtLeast(2)] = 250
+    steps: Annotated[int, AtLeast(2)] = 200
     """Steps in all."""
     bridges_first: Annotated[float, OpenFraction] = 0.1
     """Fraction of them in which bridges and heads train and the trunk is frozen."""
@@ -69,7 +69,7 @@ class AdaptationSpec:
     """On the images; or on these as a generator says them that was trained on the first source, and then on the images."""
     share: Annotated[float, Fraction] = 0.5
     """Of the steps, that the first of two stages has."""
-    steps: Annotated[int, AtLeast(0)] = 80
+    steps: Annotated[int, AtLeast(0)] = 60
     """Steps of each; 0 for no fine-tuning."""
     rate: Annotated[float, Positive] = 0.3
     """Factor on the experts' learning rate."""
@@ -110,15 +110,15 @@ class ExpertRecipe:
     """Of that trunk: weight of each expert's type in the loss."""
     student: str = "plain_stages_small"
     """Network that the generalists, and the experts without one, are squeezed into."""
-    squeeze_steps: Annotated[int, AtLeast(0)] = 200
+    squeeze_steps: Annotated[int, AtLeast(0)] = 100
     """Steps of it; 0 for none."""
     adaptation: AdaptationSpec = AdaptationSpec()
     """Fine-tuning on `data`."""
     optimizer: training.Optimizer = training.adam(3e-3)
     """Optimizer and learning-rate schedule of the experts."""
-    batch_size: Annotated[int, AtLeast(1)] = 64
+    batch_size: Annotated[int, AtLeast(1)] = 32
     """Images of each source in a step, over all devices."""
-    steps: Annotated[int, AtLeast(1)] = 500
+    steps: Annotated[int, AtLeast(1)] = 400
     """Steps of each expert."""
     bfloat16: bool = False
     """Compute in bfloat16; parameters, statistics and losses stay float32."""
@@ -369,6 +369,7 @@ class Lines:
             )
             return training.Stage(
                 name=prefix + name,
+                key=None if trunk else f"{name}_bridges",
                 init=init,
                 compile_init=False,
                 step=training.gradient_step(objective),

@@ -33,8 +33,9 @@ def known_label_loss(logits: jax.Array, target: jax.Array, mask: jax.Array) -> j
       ValueError: shapes differ.
 
     Example:
-      >>> known_label_loss(jnp.array([[0.0, 9.0]]), jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 0.0]])).round(4).tolist()
-      [0.6931]
+      >>> loss = known_label_loss(jnp.array([[0.0, 9.0]]), jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 0.0]]))
+      >>> round(float(loss[0]), 4)
+      0.6931
     """
     if not logits.shape == target.shape == mask.shape or logits.ndim != 2:
         raise ValueError(
@@ -58,8 +59,8 @@ def pixel_loss(logits: jax.Array, labels: jax.Array, *, ignored: int = IGNORED) 
       ValueError: shapes differ.
 
     Example:
-      >>> pixel_loss(jnp.zeros((1, 1, 2, 4)), jnp.array([[[3, 255]]])).round(4).tolist()
-      [1.3863]
+      >>> round(float(pixel_loss(jnp.zeros((1, 1, 2, 4)), jnp.array([[[3, 255]]]))[0]), 4)
+      1.3863
     """
     if logits.ndim != 4 or logits.shape[:3] != labels.shape:
         raise ValueError(
@@ -140,7 +141,7 @@ def source_weights(
       UserError: bounds out of their order.
 
     Example:
-      >>> source_weights(jnp.array([1.0, 1.0, 1e-6])).round(2).tolist()
+      >>> [round(float(weight), 2) for weight in source_weights(jnp.array([1.0, 1.0, 1e-6]))]
       [0.2, 0.2, 3.0]
     """
     check_number("low", low, Positive)

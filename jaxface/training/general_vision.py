@@ -89,8 +89,8 @@ class GvbSpec:
 
     @classmethod
     def small(cls) -> "GvbSpec":
-        """For the stand-ins: `ProbeSpec.small` and 300 steps."""
-        return cls(probe=ProbeSpec.small(), steps=300, learning_rate=3e-3, batch_size=16)
+        """For the stand-ins: `ProbeSpec.small` and 150 steps."""
+        return cls(probe=ProbeSpec.small(), steps=150, learning_rate=5e-3, batch_size=16)
 
 
 def share(source: Source, fraction: float, seed: int) -> Subset:
