@@ -1,5 +1,6 @@
 """Codecs of pictures from wherever they are: a run's work directory, or the file of one."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -82,7 +83,8 @@ def open_codec(path: str | pathlib.Path, *, weight: float | None = None) -> Code
     if "codec" not in params:
         raise UserError(f"run: the checkpoint in {folder} has no codec, only {sorted(params)}")
     codec = make_codec(from_description(described["network"]), params["codec"], described["weight"])
-    save_codec(file, codec)
+    with contextlib.suppress(UserError):  # a run that is only read has its tables made again
+        save_codec(file, codec)
     return codec
 
 

@@ -127,3 +127,18 @@ def test_bits_and_the_loss():
         losses.rd_loss(image, image, bits, weight=-1.0)
     with pytest.raises(ValueError, match="logits, mu, sigma: need one shape"):
         losses.mixture_bin_prob(jnp.zeros(2), jnp.zeros((2, 3)), jnp.zeros((2, 2)), jnp.ones((2, 2)))
+
+
+@pytest.mark.slow
+def test_ms_ssim_trains_from_pictures_that_are_alike_and_not():
+    image = jnp.asarray(np.random.default_rng(0).random((1, 176, 176, 3)), jnp.float32)
+
+    @jax.jit
+    def slope(decoded):
+        return jax.grad(
+            lambda x: losses.rd_loss(image, x, jnp.float32(0), weight=1.0, distortion="ms_ssim")[0]
+        )(decoded)
+
+    for decoded in (image, 1 - image, jnp.zeros_like(image)):
+        assert np.isfinite(slope(decoded)).all()
+    assert np.abs(slope(0.9 * image)).max() > 0

@@ -193,15 +193,21 @@ class _Decoder:
 _DIGITS = np.full((1, 1 << _DIGIT_BITS), 1 << (CDF_BITS - _DIGIT_BITS))
 
 
+def _together(prior: np.ndarray) -> int:
+    """Positions whose channels go through the coder at once."""
+    return max(_ROWS // len(prior), 1)
+
+
 def encode_hyper(tables: Tables, z: np.ndarray) -> bytes:
     """ẑ [a, b, N] int under the stored prior; what is beyond its range is escaped, digits of four bits after a count of them."""
     values = z.reshape(-1, z.shape[-1])
     prior, most = tables.arrays["prior"], tables.prior_range
     beyond = np.abs(values) > most
     symbols = np.where(beyond, 2 * most + 1, values + most)
-    coder = _Encoder()
-    for row in symbols:
-        coder.add(row, prior)
+    coder, together = _Encoder(), _together(prior)
+    for start in range(0, len(symbols), together):
+        some = symbols[start : start + together]
+        coder.add(some.reshape(-1), np.tile(prior, (len(some), 1)))
     for value in values[beyond]:
         excess = 2 * (abs(int(value)) - most - 1) + (value < 0)
         digits = [
@@ -221,8 +227,10 @@ def decode_hyper(tables: Tables, data: bytes, height: int, width: int) -> np.nda
     prior, most = tables.arrays["prior"], tables.prior_range
     coder = _Decoder(data)
     values = np.empty((height * width, len(prior)), np.int64)
-    for row in values:
-        row[:] = coder.take(prior)
+    together = _together(prior)
+    for start in range(0, len(values), together):
+        some = values[start : start + together]
+        some[:] = coder.take(np.tile(prior, (len(some), 1))).reshape(some.shape)
     values -= most
     beyond = values == most + 1
     for at in zip(*np.nonzero(beyond), strict=True):

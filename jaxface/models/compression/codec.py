@@ -19,7 +19,14 @@ import numpy as np
 from jaxface.errors import UserError
 from jaxface.extras import optional
 from jaxface.models.compression import bitstream
-from jaxface.models.compression.integers import MOST_HYPER, MOST_SYMBOL, Tables, make_tables
+from jaxface.models.compression.integers import (
+    CDF_BITS,
+    MOST_HYPER,
+    MOST_SYMBOL,
+    Tables,
+    layer_shapes,
+    make_tables,
+)
 from jaxface.models.compression.networks import CENTERED, EDIC, CodecSpec, from_description
 
 FORMAT = 1
@@ -245,6 +252,27 @@ def codec_bytes(codec: Codec) -> bytes:
     return optional("safetensors.numpy", "interop").save(codec.arrays, metadata={"jaxface": said})
 
 
+def _fits(spec: CodecSpec, network: Mapping[str, np.ndarray], tables: Mapping[str, np.ndarray]) -> bool:
+    """Whether arrays have the names, shapes and types of a network's weights and tables."""
+    image = jax.ShapeDtypeStruct((1, spec.multiple, spec.multiple, 3), jnp.float32)
+    params = jax.eval_shape(EDIC(spec).init, jax.random.key(0), image)["params"]
+    wanted = {name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(params, sep="/").items()}
+    if {name: leaf.shape for name, leaf in network.items()} != wanted:
+        return False
+    prior = tables.get("prior", np.zeros((0, 0)))
+    sizes = {name: shape for name, shape in layer_shapes(spec).items() if name != "prior"}
+    return (
+        {name: leaf.shape for name, leaf in tables.items() if name != "prior"} == sizes
+        and all(leaf.dtype == np.int32 for leaf in tables.values())
+        and all(leaf.dtype == np.float32 and np.isfinite(leaf).all() for leaf in network.values())
+        and prior.ndim == 2
+        and len(prior) == spec.channels
+        and prior.shape[1] >= 4
+        and prior.shape[1] % 2 == 0
+        and bool((prior > 0).all() and (prior.sum(1) == 1 << CDF_BITS).all())
+    )
+
+
 def read_codec(path: pathlib.Path) -> Codec:
     """The codec of a file that `codec_bytes` made.
 
@@ -275,7 +303,10 @@ def read_codec(path: pathlib.Path) -> Codec:
     params = flax.traverse_util.unflatten_dict(
         {tuple(name.split("/")): leaf for name, leaf in network.items()}
     )
-    codec = Codec(spec, params, Tables(spec, tables), float(described.get("weight", 0.0)))
+    weight = described.get("weight")
+    if not isinstance(weight, int | float) or not _fits(spec, network, tables):
+        raise UserError(f"codec: {path} does not hold the network that it describes")
+    codec = Codec(spec, params, Tables(spec, tables), float(weight))
     if codec.checksum != described.get("crc32"):
         raise UserError(f"codec: {path} is damaged: its checksum is another one")
     return codec

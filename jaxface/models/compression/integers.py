@@ -297,6 +297,25 @@ def make_tables(spec: CodecSpec, params: Mapping) -> Tables:
     return Tables(spec, arrays)
 
 
+def layer_shapes(spec: CodecSpec) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every table but the prior's, whose range the training decides."""
+    n, m, shapes = spec.channels, spec.latents, {}
+
+    def add(name, size, inputs, outputs):
+        shapes[f"{name}/kernel"], shapes[f"{name}/bias"] = (size, size, inputs, outputs), (outputs,)
+
+    for i in range(1, spec.hyper_halvings + 1):
+        add(f"h_s/deconv{i}", 5, n, n)
+    context = spec.entropy == "autoregressive"
+    add("h_s/conv", 3, n, 2 * m if context else spec.outputs * m)
+    if context:
+        add("context/seen", 5, m, 2 * m)
+        widths = (4 * m, 10 * m // 3, 8 * m // 3, spec.outputs * m)
+        for i in (1, 2, 3):
+            add(f"context/layer{i}", 1, widths[i - 1], widths[i])
+    return shapes | {"thresholds": (SCALES - 1,), "cdf": (SCALES, GRID, 2 * _SPAN + 2), "exp": (_EXPONENTS,)}
+
+
 _LEAST_TAIL, _MOST_RANGE = 2.0**-14, 255
 
 

@@ -340,6 +340,32 @@ def test_a_codec_is_one_file_that_knows_when_it_was_changed(tmp_path):
             read_codec(path)
 
 
+@pytest.mark.parametrize("change", ["spec", "prior", "table", "weight"])
+def test_a_codec_that_does_not_hold_what_it_describes(tmp_path, change):
+    """A right checksum says nothing of a file that means harm."""
+    codec, path = small.codec(), tmp_path / "codec.safetensors"
+    arrays = dict(codec.tables.arrays)
+    spec, params = codec.spec, codec.params
+    if change == "spec":
+        spec = dataclasses.replace(spec, channels=1 << 20)
+    elif change == "prior":
+        arrays["prior"] = arrays["prior"] * 0
+    elif change == "table":
+        arrays["cdf"] = arrays["cdf"][:1]
+    else:
+        params = {**params, "g_s": {}}
+    path.write_bytes(codec_bytes(Codec(spec, params, Tables(spec, arrays), 512.0)))
+    with pytest.raises(UserError, match="does not hold the network that it describes"):
+        read_codec(path)
+
+
+@pytest.mark.parametrize("entropy", ENTROPIES)
+def test_shapes_of_the_tables_are_known(entropy):
+    codec = small.codec(entropy)
+    shapes = {name: leaf.shape for name, leaf in codec.tables.arrays.items() if name != "prior"}
+    assert shapes == integers.layer_shapes(codec.spec)
+
+
 def test_weights_that_fixed_point_does_not_hold():
     codec = small.codec()
     params = dict(codec.params)
