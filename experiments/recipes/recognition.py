@@ -4,9 +4,7 @@ A method's `Config` inherits `Recipe`; its `build` takes from here what is not t
 are trained, whatever else a method's loss has: spread over devices, sampled, in micro-batches, averaged, from a finished run.
 
 Methods: acw, apvit, bamsprod, cckd, cloak, condensation_net, coupleface, dcp_nas, ddc, gabn, ida, law, lifelong, lrfr, mda,
-nclpp, qvit, rbonn, rco, sface, sparsevit
-Methods: acw, apvit, bamsprod, cckd, cloak, condensation_net, coupleface, ddc, gabn, ida, law, lifelong, lrfr, mda, nclpp, qvit,
-rbonn, rco, sface, sparsevit, ota
+nclpp, ota, qvit, rbonn, rco, sface, sparsevit
 """
 
 import dataclasses

@@ -1,7 +1,6 @@
 """Images with labels and images without, side by side in every batch.
 
-Methods: pseco, dcp_nas
-Methods: pseco, ota
+Methods: dcp_nas, ota, pseco
 """
 
 import hashlib
