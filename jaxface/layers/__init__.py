@@ -42,6 +42,7 @@ from jaxface.layers.ddc import DDCLayer, FusedDDC, LargeKernelDepthwiseSeparable
 from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.detr import DecoderLayer, EncoderLayer, GaussianLook, gaussian_prior, sine_positions
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
+from jaxface.layers.edic import GDN, ChannelAttention, Enhancer, FactorizedPrior, gdn, lower_bound
 from jaxface.layers.fmvit import (
     ClassFusion,
     MutualDotProduct,
@@ -84,12 +85,14 @@ from jaxface.layers.sparsevit import (
 
 __all__ = [
     "CONTEXTS",
+    "GDN",
     "Attention",
     "BatchNorm",
     "BinaryConv",
     "BinaryDense",
     "CascadeFit",
     "CascadedDilatedConv",
+    "ChannelAttention",
     "ChannelBias",
     "ClassAttention",
     "ClassFusion",
@@ -102,6 +105,8 @@ __all__ = [
     "DistributionAlignment",
     "DotProduct",
     "EncoderLayer",
+    "Enhancer",
+    "FactorizedPrior",
     "FeatureAdapter",
     "FeatureMapLIDEstimator",
     "FrozenBatchNorm",
@@ -161,12 +166,14 @@ __all__ = [
     "fusion_attention",
     "gather_tokens",
     "gaussian_prior",
+    "gdn",
     "gem_pool",
     "guidance_mask",
     "head_weighted_cls_score",
     "information_rectification",
     "informative_mask",
     "integer_params",
+    "lower_bound",
     "lsq_codes",
     "lsq_init_alpha",
     "lsq_init_zero_point",

@@ -1,6 +1,6 @@
 """Depthwise convolution that is fast on a CPU too.
 
-Methods: ddc, dcp_nas
+Methods: ddc, dcp_nas, intern
 """
 
 from functools import partial

@@ -54,10 +54,21 @@
 | `gan_discriminator_loss`, `gan_generator_loss`, `r1_penalty` | a generator of faces | arXiv:1406.2661, 1801.04406 |
 | `child_arch_gradient`, `parent_tangent`, … | a binary network's architecture, pulled along a real one's | arXiv:2306.15390 |
 | `ggn_vector_product`, `exact_hessian_vector_product` | curvature of a loss times a vector | |
+| `hinge_discriminator_loss`, `hinge_generator_loss` | against a discriminator that need not be sure | arXiv:1705.02894 |
+| `clip_infonce`, `declip_loss` | images and their captions, several kinds of supervision | arXiv:2103.00020, 2110.05208 |
+| `simsiam_loss`, `mlm_loss`, `pixpro_loss` | their parts: views, words, places | arXiv:2011.10566, 2011.10043 |
+| `TextBank`, `nn_bank_lookup`, `nn_bank_push` | the nearest of the last captions | arXiv:2110.05208 |
+| `vq_loss`, `adaptive_weight` | an autoencoder of codes, and the weight of its adversary | arXiv:1711.00937, 2012.09841 |
 """
 
 from jaxface.losses.acw import acw_loss, leave_one_out_cosines
-from jaxface.losses.adversarial import gan_discriminator_loss, gan_generator_loss, r1_penalty
+from jaxface.losses.adversarial import (
+    gan_discriminator_loss,
+    gan_generator_loss,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    r1_penalty,
+)
 from jaxface.losses.cckd import (
     Kernel,
     adjacent_correlation_loss,
@@ -96,6 +107,14 @@ from jaxface.losses.detection import (
     smooth_l1_loss,
 )
 from jaxface.losses.distillation import mimic_loss, soft_target_loss
+from jaxface.losses.edic import (
+    gaussian_bin_prob,
+    laplace_bin_prob,
+    mixture_bin_logprob,
+    mixture_bin_prob,
+    rate_bits,
+    rd_loss,
+)
 from jaxface.losses.fmvit import branch_loss
 from jaxface.losses.gabn import (
     Attention,
@@ -112,6 +131,21 @@ from jaxface.losses.gabn import (
 )
 from jaxface.losses.heads import HEADS, ArcFace, CosFace, Head, Linear, SFace, Softmax, create_head
 from jaxface.losses.ida import lid_regression_loss, lid_targets
+from jaxface.losses.image_text import (
+    DeclipOutputs,
+    DeclipWeights,
+    MaskedTokens,
+    TextBank,
+    clip_infonce,
+    declip_loss,
+    mask_tokens,
+    mlm_loss,
+    nn_bank_lookup,
+    nn_bank_push,
+    pixpro_loss,
+    simsiam_loss,
+    view_grid,
+)
 from jaxface.losses.law import (
     focal_loss,
     sample_features,
@@ -183,6 +217,7 @@ from jaxface.losses.small_loss import (
 )
 from jaxface.losses.softmax import arcface_loss, cosface_loss, cross_entropy, margin_logits, softmax_loss
 from jaxface.losses.sparsevit import budget_loss
+from jaxface.losses.vector_quantization import adaptive_weight, vq_loss
 from jaxface.losses.yolo import YoloBoxes, YoloTerms, cluster_anchors, decode_yolo, yolo_loss
 
 __all__ = [
@@ -194,19 +229,24 @@ __all__ = [
     "AttentionScore",
     "CosFace",
     "CoupleFaceTerms",
+    "DeclipOutputs",
+    "DeclipWeights",
     "DetectionTerms",
     "DetrTerms",
     "Distillation",
     "Head",
     "Kernel",
     "Linear",
+    "MaskedTokens",
     "MdaTerms",
     "SFace",
     "Selection",
     "Softmax",
+    "TextBank",
     "YoloBoxes",
     "YoloTerms",
     "acw_loss",
+    "adaptive_weight",
     "adjacent_correlation_loss",
     "adversarial_to_reference",
     "adversarial_uniform",
@@ -219,6 +259,7 @@ __all__ = [
     "cell_loss",
     "child_arch_gradient",
     "child_performance",
+    "clip_infonce",
     "cluster_anchors",
     "correlation_congruence_loss",
     "correlation_matrix",
@@ -228,6 +269,7 @@ __all__ = [
     "create_head",
     "cross_entropy",
     "dcp_arch_gradient",
+    "declip_loss",
     "decode_yolo",
     "detr_loss",
     "detr_match",
@@ -245,6 +287,7 @@ __all__ = [
     "forget_rate",
     "gan_discriminator_loss",
     "gan_generator_loss",
+    "gaussian_bin_prob",
     "ggn_vector_product",
     "gradient_attention",
     "group_weights",
@@ -254,10 +297,13 @@ __all__ = [
     "hard_negatives",
     "hardness",
     "hardness_ratios",
+    "hinge_discriminator_loss",
+    "hinge_generator_loss",
     "hint_loss",
     "jittered_boxes",
     "jocor_loss",
     "jocor_scores",
+    "laplace_bin_prob",
     "ldam_loss",
     "leave_one_out_cosines",
     "lid_regression_loss",
@@ -266,6 +312,7 @@ __all__ = [
     "logexp_distance",
     "logexp_loss",
     "margin_logits",
+    "mask_tokens",
     "masked_mean",
     "match_sets",
     "match_teacher",
@@ -275,10 +322,15 @@ __all__ = [
     "mimic_loss",
     "mined_relations",
     "mirror",
+    "mixture_bin_logprob",
+    "mixture_bin_prob",
+    "mlm_loss",
     "moco_nce",
     "multibox_loss",
     "ncl_loss",
     "ncl_pp_loss",
+    "nn_bank_lookup",
+    "nn_bank_push",
     "pairwise_sym_kl",
     "parent_performance",
     "parent_tangent",
@@ -286,6 +338,7 @@ __all__ = [
     "partial_fc_loss",
     "pcv_weights",
     "pfi_loss",
+    "pixpro_loss",
     "pla_assign",
     "power_distance",
     "prediction_imitation_loss",
@@ -294,7 +347,9 @@ __all__ = [
     "r1_penalty",
     "rank_mimic_box_loss",
     "rank_mimic_loss",
+    "rate_bits",
     "rcnn_loss",
+    "rd_loss",
     "reconstruction_loss",
     "relation_aware_loss",
     "relative_spread",
@@ -310,6 +365,7 @@ __all__ = [
     "sharpened_weights",
     "sigmoid_focal_loss",
     "similarity_pattern",
+    "simsiam_loss",
     "slice_bce_loss",
     "small_loss_count",
     "small_loss_mask",
@@ -323,6 +379,8 @@ __all__ = [
     "taylor_rbf_coeffs",
     "teacher_momentum",
     "topn_mask",
+    "view_grid",
+    "vq_loss",
     "weighted_mean",
     "weights_from_action",
     "yolo_loss",

@@ -40,12 +40,14 @@ def test_it_opens_in_colab_and_installs_first(script):
 
 FEW = "identities=12, per_identity=8, held_out_identities=6, held_out_per_identity=4"
 SHORTER = {
+    "compression": [("STEPS, CLIP_STEPS = 600, 150", "STEPS, CLIP_STEPS = 8, 4")],
     "detection": [("(600, 300)", "(6, 4)"), ("(700, 200)", "(4, 2)")],
     "distillation": [("steps=250", "steps=20")],
     "face_detector": [("STEPS = 200", "STEPS = 8")],
     "imperfect_data": [("steps=600", "steps=20"), ("steps=700", "steps=4"), ("steps=72", "steps=2")],
     "photographs": [("identities=40, held_out_identities=12", FEW), ("steps=80", "steps=2"), ("steps=40", "steps=2")],
     "rendered_people": [("identities=64, held_out_identities=30", FEW), ("steps=120", "steps=8")],
+    "search_and_transfer": [("phase_steps=30", "phase_steps=2"), ("steps=400", "steps=8")],
 }  # what a reader waits for; all cells run on what little was learned
 
 
