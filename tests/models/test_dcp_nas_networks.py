@@ -107,7 +107,7 @@ def test_an_architecture_of_another_shape_is_refused():
         net.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)), jnp.zeros((3, 4)))
 
 
-@pytest.mark.parametrize("form", ["real", "binary"])
+@pytest.mark.parametrize("form", ["real", pytest.param("binary", marks=pytest.mark.slow)])
 def test_check_11_a_certain_mixture_is_its_operation(form):
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 4))
     style = Style(form, affine=False)
@@ -161,6 +161,7 @@ def test_parent_and_child_are_one_definition():
     assert not any("norm" in path for path in shapes["real"] if "cell" in path)
 
 
+@pytest.mark.slow
 def test_fresh_variables_are_those_of_init():
     net, shape = SuperNet(3, 8, 1, (0,), 1, ("sep_conv_3x3", "skip_connect", "none"), "binary"), (8, 8, 2)
     drawn = net.fresh(jax.random.key(0), shape)
@@ -211,6 +212,7 @@ def parameters_of(genotype, channels, cell_count, reductions, classes):
     return total + last * classes + classes
 
 
+@pytest.mark.slow
 def test_the_released_network_has_the_published_shape():
     net = models.create("dcp_nas_large", embedding=1000)
     assert (net.channels, net.cells, net.reductions) == (108, 10, (3, 6))

@@ -19,7 +19,12 @@ from jaxface.models.cells import DARTS, RELEASED, genotype_from_json, to_packed_
 from jaxface.training.dcp_nas import CellSearch, cp_steps, halves, kernels_and_scales
 from jaxface.training.evaluations.cell_search import FoundCell
 
-CONFIG = dataclasses.replace(small_configs.dcp_nas.CONFIG, loss="labels", real_weight_steps=0)
+CONFIG = dataclasses.replace(
+    small_configs.dcp_nas.CONFIG,
+    loss="labels",
+    real_weight_steps=0,
+    primitives=("skip_connect", "conv_1x1", "none"),
+)
 
 
 def one_device():
