@@ -108,11 +108,14 @@ def relations(student, teacher):
 METHODS = {
     "labels alone": None,
     "mimic": lambda s, t: 4.0 * losses.mimic_loss(s, t, unit=True),
-    "mimic + CCKD": lambda s, t: 4.0 * losses.mimic_loss(s, t, unit=True)
-    + 10.0 * losses.correlation_congruence_loss(s, t),
+    "mimic + CCKD": lambda s, t: (
+        4.0 * losses.mimic_loss(s, t, unit=True) + 10.0 * losses.correlation_congruence_loss(s, t)
+    ),
     "mimic + relations": lambda s, t: 4.0 * losses.mimic_loss(s, t, unit=True) + 4.0 * relations(s, t),
     "soft targets": lambda s, t: losses.soft_target_loss(
-        16.0 * l2_normalize(s) @ l2_normalize(s).T, 16.0 * l2_normalize(t) @ l2_normalize(t).T, temperature=4.0
+        16.0 * l2_normalize(s) @ l2_normalize(s).T,
+        16.0 * l2_normalize(t) @ l2_normalize(t).T,
+        temperature=4.0,
     ),
 }
 
@@ -132,7 +135,9 @@ seeds = jax.random.split(jax.random.key(1), 5)
 scores = {}
 for name, transfer in METHODS.items():
     params = jax.jit(jax.vmap(lambda key, t=transfer: train(key, narrow, t, teacher)))(seeds)
-    scores[name] = [unseen_auc(narrow, jax.tree.map(lambda x, i=i: x[i], params["network"])) for i in range(5)]
+    scores[name] = [
+        unseen_auc(narrow, jax.tree.map(lambda x, i=i: x[i], params["network"])) for i in range(5)
+    ]
     print(f"{name:18} {np.mean(scores[name]):.3f} ± {np.std(scores[name], ddof=1):.3f}")
 print(f"{'the teacher':18} {unseen_auc(wide, teacher_params['network']):.3f}")
 

@@ -126,9 +126,13 @@ def float_convolution(x, w):
 
 
 a, float_seconds, _ = measured(float_convolution, signs, filters)
-b, bit_seconds, _ = measured(lambda x, w: binary_conv.binary_conv2d(x, w, channels=64), packed, packed_filters)
+b, bit_seconds, _ = measured(
+    lambda x, w: binary_conv.binary_conv2d(x, w, channels=64), packed, packed_filters
+)
 print(f"equal: {bool((a == b).all())}; weights {filters.nbytes:,} -> {packed_filters.nbytes:,} bytes")
-print(f"float32 {float_seconds * 1e3:.2f} ms, bits {bit_seconds * 1e3:.2f} ms: {float_seconds / bit_seconds:.1f} times as fast")
+print(
+    f"float32 {float_seconds * 1e3:.2f} ms, bits {bit_seconds * 1e3:.2f} ms: {float_seconds / bit_seconds:.1f} times as fast"
+)
 
 # %% [markdown]
 # ## Two cascaded 2×2 filters for one dilated 3×3 (CASSOD)

@@ -144,7 +144,9 @@ gallery.save(work / "gallery")
 def share(people, is_right):
     queries = [(name, path) for name in people for path in photographs[name][len(photographs[name]) // 2 :]]
     answers = gallery.search(np.stack([embedding(path) for _, path in queries]), k=1, threshold=threshold)
-    return np.mean([is_right(name, answer) for (name, _), answer in zip(queries, answers.identities, strict=True)])
+    return np.mean(
+        [is_right(name, answer) for (name, _), answer in zip(queries, answers.identities, strict=True)]
+    )
 
 
 print(f"enrolled people, named rightly: {share(enrolled, lambda name, answer: answer == name):.2f}")

@@ -60,9 +60,7 @@ plt.show()
 
 # %%
 workdir = pathlib.Path(tempfile.mkdtemp()) / "sface"
-config = sface.Config(
-    data=data.RenderedFaces(identities=64, held_out_identities=30), steps=120
-)
+config = sface.Config(data=data.RenderedFaces(identities=64, held_out_identities=30), steps=120)
 outcome = launch("sface", config, configs.Run(workdir=str(workdir), quiet=True))
 outcome.metrics
 

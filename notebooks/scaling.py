@@ -78,7 +78,9 @@ sharded = jax.shard_map(
 )
 one, eight = (jax.jit(jax.value_and_grad(f, argnums=1))(embeddings, prototypes) for f in (loss, sharded))
 print(f"loss {float(one[0]):.4f} and {float(eight[0]):.4f}")
-print(f"largest difference of the gradients {float(jnp.abs(one[1] - eight[1]).max()):.1e}, of {float(jnp.abs(one[1]).max()):.1e}")
+print(
+    f"largest difference of the gradients {float(jnp.abs(one[1] - eight[1]).max()):.1e}, of {float(jnp.abs(one[1]).max()):.1e}"
+)
 
 # %% [markdown]
 # ## A run on eight devices, three ways
@@ -127,4 +129,6 @@ else:
 
     case = tpu_aot.Case("v5e:2x2", identities=10**6, backbone="iresnet18", batch=256)
     result = tpu_aot.compile_case(case)
-    print(f"{result.rows:,} prototypes and {result.state_bytes / 1e9:.2f} GB of state on a chip; {result.report}")
+    print(
+        f"{result.rows:,} prototypes and {result.state_bytes / 1e9:.2f} GB of state on a chip; {result.report}"
+    )

@@ -23,6 +23,7 @@ from jaxface.data.pipeline.samplers import (
 )
 from jaxface.data.pipeline.two_streams import TwoStreams, labeled_split
 from jaxface.data.render.expressions import ExpressionSource
+from jaxface.data.render.face_captions import CaptionedSource
 from jaxface.data.render.rendered import RenderedSource
 from jaxface.data.render.scenes import SceneSource, SceneVariation
 from jaxface.data.render.variation import Variation
@@ -76,11 +77,14 @@ from jaxface.data.specs.base import KINDS, DataSpec, Split, load, load_all
 from jaxface.data.specs.benchmarks import Ijb, MegaFace, Scface, TinyFace
 from jaxface.data.specs.bundled_sets import DigitHalves, Digits, Lfw, LfwPatches, LfwSubset, Olivetti
 from jaxface.data.specs.canvases import ClutteredDigits, DigitCanvas, TexturedDigits
+from jaxface.data.specs.captioned_sets import CaptionedCanvas, CaptionedFaces, CaptionedPhotographs
 from jaxface.data.specs.class_lists import ClassFolders, Clothing1m, Cub200, ImageLists
+from jaxface.data.specs.dense_sets import DensePairs
 from jaxface.data.specs.detection_sets import Coco, Fddb, Scenes, Voc, WiderFace
 from jaxface.data.specs.ellipse_sets import Ellipses
 from jaxface.data.specs.embeddings import Crowd, EmbeddingFile
 from jaxface.data.specs.expressions import AffectNet, FerPlus, RafDb, RenderedExpressions
+from jaxface.data.specs.image_sets import DeadLeaves, MovingLeaves, Patches
 from jaxface.data.specs.labeled_images import LabeledImages
 from jaxface.data.specs.object_scene_sets import ObjectScenes
 from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, RgbdFolder, Tfds
@@ -89,8 +93,10 @@ from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
 from jaxface.data.specs.small_image_sets import Cifar10, Cifar100, Mnist
 from jaxface.data.specs.styled_digits import StyledDigits
 from jaxface.data.specs.synthetic_sets import Procedural, ProceduralImages, ShortcutDigits
+from jaxface.data.specs.task_canvas_sets import TaskCanvas
 from jaxface.data.synthetic.cluttered_digits import cluttered_digits
 from jaxface.data.synthetic.crowded_embeddings import CrowdedEmbeddings, crowded_embeddings
+from jaxface.data.synthetic.dead_leaves import dead_leaves, moving_leaves
 from jaxface.data.synthetic.digit_canvas import digit_canvas
 from jaxface.data.synthetic.ellipses import ellipses
 from jaxface.data.synthetic.object_scenes import object_scenes
@@ -112,6 +118,7 @@ from jaxface.data.transforms.alignment import (
 )
 from jaxface.data.transforms.augment import Augment, Augmentation
 from jaxface.data.transforms.augment_objects import ObjectAugment, ObjectAugmentation
+from jaxface.data.transforms.captioned_views import CaptionViews, CaptionViewSpec
 from jaxface.data.transforms.copies import Copies
 from jaxface.data.transforms.corruption import RGBD_CORRUPTIONS, RgbdCorruption, augment_depth, corrupt_rgbd
 from jaxface.data.transforms.label_noise import (
@@ -132,6 +139,7 @@ from jaxface.data.transforms.resolution import (
     mirror_some,
     resize_twice,
 )
+from jaxface.data.transforms.text import Tokenizer, change_caption
 from jaxface.data.transforms.views import TeacherStudentTransform, TeacherStudentViews, ViewSpec
 
 __all__ = [
@@ -147,6 +155,12 @@ __all__ = [
     "Batches",
     "Bin",
     "BucketOrder",
+    "CaptionViewSpec",
+    "CaptionViews",
+    "CaptionedCanvas",
+    "CaptionedFaces",
+    "CaptionedPhotographs",
+    "CaptionedSource",
     "CasiaSurf",
     "Cefa",
     "Cifar10",
@@ -162,6 +176,8 @@ __all__ = [
     "CrowdedEmbeddings",
     "Cub200",
     "DataSpec",
+    "DeadLeaves",
+    "DensePairs",
     "DepthImages",
     "DigitCanvas",
     "DigitHalves",
@@ -189,6 +205,7 @@ __all__ = [
     "MegaFace",
     "MegaFaceSource",
     "Mnist",
+    "MovingLeaves",
     "NoisyLabels",
     "ObjectAugment",
     "ObjectAugmentation",
@@ -196,6 +213,7 @@ __all__ = [
     "Olivetti",
     "Order",
     "PackSource",
+    "Patches",
     "Presentation",
     "PresentationFiles",
     "PresentationTable",
@@ -228,6 +246,7 @@ __all__ = [
     "StyledDigits",
     "Subset",
     "SuperclassUniform",
+    "TaskCanvas",
     "TaskOrdered",
     "TaskSpec",
     "TeacherStudentTransform",
@@ -238,6 +257,7 @@ __all__ = [
     "TfdsSource",
     "TinyFace",
     "TinyFaceSource",
+    "Tokenizer",
     "TonedFaces",
     "TwoStreams",
     "Variation",
@@ -256,6 +276,7 @@ __all__ = [
     "bucket_order",
     "casia_surf",
     "cefa",
+    "change_caption",
     "check_memory",
     "check_tasks",
     "check_unseen_classes",
@@ -271,6 +292,7 @@ __all__ = [
     "corrupt_rgbd",
     "crowded_embeddings",
     "cut_hole",
+    "dead_leaves",
     "decode_depth",
     "decode_image",
     "degrade_resolution",
@@ -298,6 +320,7 @@ __all__ = [
     "mirror_some",
     "mixed_people",
     "mnist",
+    "moving_leaves",
     "named_template",
     "nose_depth",
     "object_fields",

@@ -25,12 +25,22 @@ from jaxface.inference.bundle import (
     save_bundle,
     save_weights,
 )
+from jaxface.inference.codec import (
+    Codec,
+    codec_description,
+    codec_weights,
+    open_codec,
+    open_video_codec,
+    save_codec,
+    video_description,
+)
 from jaxface.inference.gallery import Gallery, Matches
 from jaxface.inference.letterbox import bucket_side, letterbox
 from jaxface.inference.photo_detector import PhotoDetections, PhotoDetector
 from jaxface.inference.pipeline import Faces, Pipeline
 
 __all__ = [
+    "Codec",
     "DetectorBundle",
     "EmbeddingNetwork",
     "Faces",
@@ -42,14 +52,20 @@ __all__ = [
     "RecognizerBundle",
     "Threshold",
     "bucket_side",
+    "codec_description",
+    "codec_weights",
     "detector_description",
     "import_detector",
     "import_recognizer",
     "letterbox",
     "open_bundle",
+    "open_codec",
     "open_detector",
     "open_recognizer",
+    "open_video_codec",
     "recognizer_description",
     "save_bundle",
+    "save_codec",
     "save_weights",
+    "video_description",
 ]

@@ -37,10 +37,12 @@ from jaxface.layers.condensation import (
 )
 from jaxface.layers.confidence import ConfidenceNet
 from jaxface.layers.context import CONTEXTS, DilatedContext, SSHContext
+from jaxface.layers.dcp_nas import OneBitConv
 from jaxface.layers.ddc import DDCLayer, FusedDDC, LargeKernelDepthwiseSeparable, depthwise_dilated, fuse_ddc
 from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.detr import DecoderLayer, EncoderLayer, GaussianLook, gaussian_prior, sine_positions
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
+from jaxface.layers.edic import GDN, ChannelAttention, Enhancer, FactorizedPrior, gdn, lower_bound
 from jaxface.layers.fmvit import (
     ClassFusion,
     MutualDotProduct,
@@ -83,12 +85,14 @@ from jaxface.layers.sparsevit import (
 
 __all__ = [
     "CONTEXTS",
+    "GDN",
     "Attention",
     "BatchNorm",
     "BinaryConv",
     "BinaryDense",
     "CascadeFit",
     "CascadedDilatedConv",
+    "ChannelAttention",
     "ChannelBias",
     "ClassAttention",
     "ClassFusion",
@@ -101,6 +105,8 @@ __all__ = [
     "DistributionAlignment",
     "DotProduct",
     "EncoderLayer",
+    "Enhancer",
+    "FactorizedPrior",
     "FeatureAdapter",
     "FeatureMapLIDEstimator",
     "FrozenBatchNorm",
@@ -118,6 +124,7 @@ __all__ = [
     "Maps",
     "MaskedBatchNorm",
     "MutualDotProduct",
+    "OneBitConv",
     "PReLU",
     "PatchAttention",
     "PatchPooling",
@@ -159,12 +166,14 @@ __all__ = [
     "fusion_attention",
     "gather_tokens",
     "gaussian_prior",
+    "gdn",
     "gem_pool",
     "guidance_mask",
     "head_weighted_cls_score",
     "information_rectification",
     "informative_mask",
     "integer_params",
+    "lower_bound",
     "lsq_codes",
     "lsq_init_alpha",
     "lsq_init_zero_point",

@@ -52,7 +52,12 @@
 | `forget_rate`, `small_loss_count`, `small_loss_mask`, `masked_mean` | their parts | |
 | `mda_loss`, `mean_point_loss`, `mirror` | two networks agree; likely right labels count | arXiv:2212.01054 |
 | `gan_discriminator_loss`, `gan_generator_loss`, `r1_penalty` | a generator of faces | arXiv:1406.2661, 1801.04406 |
+| `child_arch_gradient`, `parent_tangent`, … | a binary network's architecture, pulled along a real one's | arXiv:2306.15390 |
+| `ggn_vector_product`, `exact_hessian_vector_product` | curvature of a loss times a vector | |
 | `hinge_discriminator_loss`, `hinge_generator_loss` | against a discriminator that need not be sure | arXiv:1705.02894 |
+| `clip_infonce`, `declip_loss` | images and their captions, several kinds of supervision | arXiv:2103.00020, 2110.05208 |
+| `simsiam_loss`, `mlm_loss`, `pixpro_loss` | their parts: views, words, places | arXiv:2011.10566, 2011.10043 |
+| `TextBank`, `nn_bank_lookup`, `nn_bank_push` | the nearest of the last captions | arXiv:2110.05208 |
 | `vq_loss`, `adaptive_weight` | an autoencoder of codes, and the weight of its adversary | arXiv:1711.00937, 2012.09841 |
 """
 
@@ -74,6 +79,18 @@ from jaxface.losses.cckd import (
 from jaxface.losses.cells import cell_loss
 from jaxface.losses.class_features import mined_relations
 from jaxface.losses.coupleface import CoupleFaceTerms, coupleface_loss, relation_aware_loss
+from jaxface.losses.dcp_nas import (
+    ArchitectureGradient,
+    child_arch_gradient,
+    child_performance,
+    dcp_arch_gradient,
+    discrepancy,
+    exact_hessian_vector_product,
+    ggn_vector_product,
+    parent_performance,
+    parent_tangent,
+    reconstruction_loss,
+)
 from jaxface.losses.detection import (
     DetectionTerms,
     DetrTerms,
@@ -90,6 +107,14 @@ from jaxface.losses.detection import (
     smooth_l1_loss,
 )
 from jaxface.losses.distillation import mimic_loss, soft_target_loss
+from jaxface.losses.edic import (
+    gaussian_bin_prob,
+    laplace_bin_prob,
+    mixture_bin_logprob,
+    mixture_bin_prob,
+    rate_bits,
+    rd_loss,
+)
 from jaxface.losses.fmvit import branch_loss
 from jaxface.losses.gabn import (
     Attention,
@@ -106,6 +131,21 @@ from jaxface.losses.gabn import (
 )
 from jaxface.losses.heads import HEADS, ArcFace, CosFace, Head, Linear, SFace, Softmax, create_head
 from jaxface.losses.ida import lid_regression_loss, lid_targets
+from jaxface.losses.image_text import (
+    DeclipOutputs,
+    DeclipWeights,
+    MaskedTokens,
+    TextBank,
+    clip_infonce,
+    declip_loss,
+    mask_tokens,
+    mlm_loss,
+    nn_bank_lookup,
+    nn_bank_push,
+    pixpro_loss,
+    simsiam_loss,
+    view_grid,
+)
 from jaxface.losses.law import (
     focal_loss,
     sample_features,
@@ -183,21 +223,26 @@ from jaxface.losses.yolo import YoloBoxes, YoloTerms, cluster_anchors, decode_yo
 __all__ = [
     "HEADS",
     "ArcFace",
+    "ArchitectureGradient",
     "Attention",
     "AttentionKind",
     "AttentionScore",
     "CosFace",
     "CoupleFaceTerms",
+    "DeclipOutputs",
+    "DeclipWeights",
     "DetectionTerms",
     "DetrTerms",
     "Distillation",
     "Head",
     "Kernel",
     "Linear",
+    "MaskedTokens",
     "MdaTerms",
     "SFace",
     "Selection",
     "Softmax",
+    "TextBank",
     "YoloBoxes",
     "YoloTerms",
     "acw_loss",
@@ -212,6 +257,9 @@ __all__ = [
     "branch_loss",
     "budget_loss",
     "cell_loss",
+    "child_arch_gradient",
+    "child_performance",
+    "clip_infonce",
     "cluster_anchors",
     "correlation_congruence_loss",
     "correlation_matrix",
@@ -220,14 +268,18 @@ __all__ = [
     "coupleface_loss",
     "create_head",
     "cross_entropy",
+    "dcp_arch_gradient",
+    "declip_loss",
     "decode_yolo",
     "detr_loss",
     "detr_match",
     "dgd_loss",
+    "discrepancy",
     "discriminator_loss",
     "drd_loss",
     "effective_number_weights",
     "erase",
+    "exact_hessian_vector_product",
     "feature_imitation_loss",
     "filter_pseudo",
     "focal_loss",
@@ -235,6 +287,8 @@ __all__ = [
     "forget_rate",
     "gan_discriminator_loss",
     "gan_generator_loss",
+    "gaussian_bin_prob",
+    "ggn_vector_product",
     "gradient_attention",
     "group_weights",
     "halve_nearest",
@@ -249,6 +303,7 @@ __all__ = [
     "jittered_boxes",
     "jocor_loss",
     "jocor_scores",
+    "laplace_bin_prob",
     "ldam_loss",
     "leave_one_out_cosines",
     "lid_regression_loss",
@@ -257,6 +312,7 @@ __all__ = [
     "logexp_distance",
     "logexp_loss",
     "margin_logits",
+    "mask_tokens",
     "masked_mean",
     "match_sets",
     "match_teacher",
@@ -266,15 +322,23 @@ __all__ = [
     "mimic_loss",
     "mined_relations",
     "mirror",
+    "mixture_bin_logprob",
+    "mixture_bin_prob",
+    "mlm_loss",
     "moco_nce",
     "multibox_loss",
     "ncl_loss",
     "ncl_pp_loss",
+    "nn_bank_lookup",
+    "nn_bank_push",
     "pairwise_sym_kl",
+    "parent_performance",
+    "parent_tangent",
     "partial_cross_entropy",
     "partial_fc_loss",
     "pcv_weights",
     "pfi_loss",
+    "pixpro_loss",
     "pla_assign",
     "power_distance",
     "prediction_imitation_loss",
@@ -283,7 +347,10 @@ __all__ = [
     "r1_penalty",
     "rank_mimic_box_loss",
     "rank_mimic_loss",
+    "rate_bits",
     "rcnn_loss",
+    "rd_loss",
+    "reconstruction_loss",
     "relation_aware_loss",
     "relative_spread",
     "reliability_weights",
@@ -298,6 +365,7 @@ __all__ = [
     "sharpened_weights",
     "sigmoid_focal_loss",
     "similarity_pattern",
+    "simsiam_loss",
     "slice_bce_loss",
     "small_loss_count",
     "small_loss_mask",
@@ -311,6 +379,7 @@ __all__ = [
     "taylor_rbf_coeffs",
     "teacher_momentum",
     "topn_mask",
+    "view_grid",
     "vq_loss",
     "weighted_mean",
     "weights_from_action",

@@ -20,11 +20,14 @@
 | what do codes still tell? | `code_entropy`, `codebook_perplexity`, `norm_spread` |
 | does a student see the relations that its teacher sees? | `congruence_error` |
 | how good are a detector's boxes? | `coco_evaluate`, `voc_evaluate`, `wider_face_evaluate`, `fddb_evaluate` |
+| how many pedestrians does it miss? | `log_average_miss_rate` |
+| how far is it? | `depth_rmse` |
 | do two detectors order an object's anchors alike? | `rank_agreement` |
 | how right are a teacher's pseudo boxes? | `pseudo_label_counts` |
 | which of two modalities to believe for this pair? | `fuse_scores`, `pair_weight`, `fused_search`, `missing_modality` |
 | in which cells is something; which class has each pixel? | `average_precision`, `mean_iou`, `class_iou`, `pixel_confusion` |
 | is it a live face or a photograph, a screen, a mask? | `equal_error_threshold`, `spoof_report`, `apcer`, `bpcer`, `acer` |
+| how close is a decoded picture, and at what rate? | `psnr`, `ms_ssim`, `decibels`, `bd_rate`, `bd_psnr` |
 | are some people more alike than others? | `local_discrepancy`, `aligned_similarity`, `group_false_accepts` |
 """
 
@@ -72,16 +75,19 @@ from jaxface.metrics.continual import (
     infer_chunk_tasks,
     learning_accuracy,
 )
+from jaxface.metrics.depth import depth_rmse
 from jaxface.metrics.detection import (
     FddbScores,
     VocScores,
     coco_evaluate,
     fddb_evaluate,
+    log_average_miss_rate,
     rank_agreement,
     voc_evaluate,
     wider_face_evaluate,
 )
 from jaxface.metrics.detection.pseudo_labels import PseudoLabelCounts, pseudo_label_counts
+from jaxface.metrics.image import bd_psnr, bd_rate, decibels, ms_ssim, psnr
 from jaxface.metrics.recognition.benchmarks import (
     TemplateSearch,
     gallery_report,
@@ -243,6 +249,8 @@ __all__ = [
     "average_incremental_accuracy",
     "average_precision",
     "backward_transfer",
+    "bd_psnr",
+    "bd_rate",
     "bpcer",
     "bpcer_threshold",
     "celeba_spoof_tpr",
@@ -260,6 +268,8 @@ __all__ = [
     "convert_threshold",
     "correct_top_k",
     "cosine_to_squared_l2",
+    "decibels",
+    "depth_rmse",
     "disagreement",
     "discrepancy_weight",
     "distractor_rank1",
@@ -293,6 +303,7 @@ __all__ = [
     "leave_one_out",
     "local_discrepancy",
     "local_discrepancy_cap",
+    "log_average_miss_rate",
     "macro_f1",
     "make_pairs",
     "mate_scores_above_non_mates",
@@ -303,6 +314,7 @@ __all__ = [
     "mean_pairwise_divergence",
     "megaface_report",
     "missing_modality",
+    "ms_ssim",
     "nearest_prototype",
     "nearest_prototype_accuracy",
     "norm_spread",
@@ -316,6 +328,7 @@ __all__ = [
     "presentation_instruments",
     "protection_success",
     "pseudo_label_counts",
+    "psnr",
     "rank1",
     "rank1_by_distance",
     "rank_agreement",

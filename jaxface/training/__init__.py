@@ -33,10 +33,12 @@ from jaxface.training.evaluations.patch_ranking import PatchRanking
 from jaxface.training.evaluations.presentation_detection import PresentationDetection, sensor_images
 from jaxface.training.evaluations.protocols import PackVerification, check_source, evaluate_source
 from jaxface.training.evaluations.rank_agreement import RankAgreement
+from jaxface.training.evaluations.rate_distortion import RateDistortion
 from jaxface.training.evaluations.rgbd_identification import RgbdIdentification, projected
 from jaxface.training.evaluations.route_hardness import RouteHardness
 from jaxface.training.evaluations.sign_flips import sign_flips
 from jaxface.training.evaluations.token_pruning import TokenPruning
+from jaxface.training.evaluations.video_rate_distortion import VideoRateDistortion
 from jaxface.training.frozen import Frozen
 from jaxface.training.lifelong import MetaFusion, TaskNetwork, joint_step, meta_fusion_step
 from jaxface.training.loop import Cadence, Diverged, Interrupted, run
@@ -128,6 +130,7 @@ __all__ = [
     "PresentationDetection",
     "ProfiledSteps",
     "RankAgreement",
+    "RateDistortion",
     "Recognizer",
     "Records",
     "RgbdClasses",
@@ -146,6 +149,7 @@ __all__ = [
     "Tracking",
     "TrainState",
     "Verification",
+    "VideoRateDistortion",
     "adam",
     "backbone_checkpoint",
     "batches_from",

@@ -1,6 +1,6 @@
 """Images with labels and images without, side by side in every batch.
 
-Methods: pseco, ota
+Methods: dcp_nas, ota, pseco
 """
 
 import hashlib
