@@ -311,3 +311,15 @@ def write_json(path: Path, content: object) -> Path:
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
     return path
+
+
+def shard_bytes(state: Any) -> int:
+    """Bytes of a chip's part of a state, of shapes with shardings; without padding."""
+    total = 0
+    for leaf in jax.tree.leaves(state):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = jax.eval_shape(jax.random.key_data, leaf)
+            total += data.size * data.dtype.itemsize
+        else:
+            total += int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+    return total

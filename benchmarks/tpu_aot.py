@@ -1,4 +1,4 @@
-"""Compiles whole training steps for TPU slices without a TPU: `python -m benchmarks.tpu_aot`, `--vit`.
+"""Compiles whole training steps for TPU slices without a TPU: `python -m benchmarks.tpu_aot`, `--vit`, `--intern`.
 
 The real TPU compiler (libtpu) runs on any Linux machine; `make tpu-aot` installs it. By default iResNet-50 with a global batch
 of 8192 is compiled for 10^9 identities on 256 chips of v5p and for 10^8 on 64, there with a sample of a tenth too. What is
@@ -6,6 +6,7 @@ printed is what one chip would hold: arguments (parameters, optimizer state, its
 what of them is written in place, and all that has to fit at a time. Nothing of the size of the prototypes is made on the host.
 
 With `--vit` it is ViT-L/16 on images of 224 x 224 under AdamW, its blocks rematerialized or not, its state spread or not.
+With `--intern` it is the first stage of INTERN (`benchmarks.intern_aot`): MN-B15 and a text tower, contrasted over all chips.
 """
 
 import argparse
@@ -17,10 +18,9 @@ from typing import get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks import common
+from benchmarks import common, intern_aot
 from experiments.methods import sface
 from jaxface import axes, training
 from jaxface.data.transforms.pixels import device_batch
@@ -163,17 +163,10 @@ def compile_case(case: Case, config: sface.Config | None = None, *, init: bool =
     return Result(
         mesh=dict(parallel.mesh.shape),
         rows=shardings.params["prototypes"].shard_shape(state.params["prototypes"].shape)[0],
-        state_bytes=sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(state)),
+        state_bytes=common.shard_bytes(state),
         report=report,
         seconds=time.perf_counter() - started,
     )
-
-
-def _shard_bytes(leaf) -> int:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.eval_shape(jax.random.key_data, leaf)
-        return leaf.size * leaf.dtype.itemsize
-    return int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
 
 
 def problems(case: Case, result: Result) -> list[str]:
@@ -233,7 +226,10 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=Case.image_size)
     parser.add_argument("--optimizer", default=Case.optimizer, help="update rule")
     parser.add_argument("--vit", action="store_true", help="ViT-L/16, with and without --shard and --remat")
+    parser.add_argument("--intern", action="store_true", help="MN-B15 and a text tower")
     flags = vars(parser.parse_args())
+    if flags.pop("intern"):
+        sys.exit(intern_aot.main(flags["topology"]))
     vit = flags.pop("vit")
     named = CASES if not vit else VIT_CASES
     cases = named if flags["topology"] is None else (Case(**flags),)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from jaxface.errors import UserError
 
-_MOST_LISTED = 50  # names in an error; of more, the nearest are told
+_MOST_LISTED = 50  # names in an error; of more, the nearest is told where there is one
 
 
 def nearest(word: str, names) -> str:
@@ -79,14 +79,11 @@ class Registry[T]:
         """
         names = self.names()
         if name not in names:
-            if len(names) <= _MOST_LISTED:
-                raise UserError(
-                    f"{self._argument}: needs one of {', '.join(names)}, got {name!r}{nearest(name, names)}"
-                )
-            near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names
-            raise UserError(
-                f"{self._argument}: needs a known name, got {name!r}; the nearest are {', '.join(near)}"
-            )
+            near = nearest(name, names)
+            listed = ", ".join(names)
+            if near and len(names) > _MOST_LISTED:
+                listed = f"{len(names)} known names"
+            raise UserError(f"{self._argument}: needs one of {listed}, got {name!r}{near}")
         return self._entries[name]
 
     def _import(self) -> None:

@@ -1,6 +1,6 @@
 """The margin softmax of a configuration.
 
-Methods: acw, apvit, cckd, cloak, condensation_net, coupleface, ddc, gabn, ida, lrfr, rbonn, rco, sparsevit
+Methods: acw, apvit, cckd, cloak, condensation_net, coupleface, dcp_nas, ddc, gabn, ida, lrfr, ota, rbonn, rco, sparsevit
 """
 
 import dataclasses

@@ -3,8 +3,8 @@
 A method's `Config` inherits `Recipe`; its `build` takes from here what is not the method. `Recognition` is how class prototypes
 are trained, whatever else a method's loss has: spread over devices, sampled, in micro-batches, averaged, from a finished run.
 
-Methods: acw, apvit, bamsprod, cckd, cloak, condensation_net, coupleface, ddc, gabn, ida, law, lifelong, lrfr, mda, nclpp, qvit,
-rbonn, rco, sface, sparsevit
+Methods: acw, apvit, bamsprod, cckd, cloak, condensation_net, coupleface, dcp_nas, ddc, gabn, ida, law, lifelong, lrfr, mda,
+nclpp, ota, qvit, rbonn, rco, sface, sparsevit
 """
 
 import dataclasses
@@ -115,6 +115,8 @@ def load(recipe: Recipe) -> inputs.Split:
     split = inputs.load(recipe.data, image_size=recipe.image_size, seed=recipe.data_seed)
     if split.protocol == "detection":
         raise UserError(f"data: needs one person or class per image, {split.name} is for detectors")
+    if split.protocol == "dense":
+        raise UserError(f"data: needs one person or class per image, {split.name} has one for every pixel")
     if split.protocol == "images":
         raise UserError(f"data: needs people or classes to recognize, {split.name} has images alone")
     if split.protocol == "spoofing":

@@ -1,6 +1,6 @@
 """The teacher of a distillation: a finished run, or a network trained first on the same data.
 
-Methods: cckd, coupleface, rco, ida, acw, cloak, rbonn, sparsevit
+Methods: acw, cckd, cloak, coupleface, dcp_nas, ida, ota, rbonn, rco, sparsevit
 """
 
 import dataclasses

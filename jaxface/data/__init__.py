@@ -23,6 +23,7 @@ from jaxface.data.pipeline.samplers import (
 )
 from jaxface.data.pipeline.two_streams import TwoStreams, labeled_split
 from jaxface.data.render.expressions import ExpressionSource
+from jaxface.data.render.face_captions import CaptionedSource
 from jaxface.data.render.rendered import RenderedSource
 from jaxface.data.render.scenes import SceneSource, SceneVariation
 from jaxface.data.render.variation import Variation
@@ -39,6 +40,7 @@ from jaxface.data.sources.depth import (
 )
 from jaxface.data.sources.expressions import majority_votes
 from jaxface.data.sources.fddb import fddb
+from jaxface.data.sources.few_data import FewData, check_unseen_classes, class_record, stratified_subset
 from jaxface.data.sources.folder import FolderSource
 from jaxface.data.sources.groups import JoinedGroups
 from jaxface.data.sources.ijb import TemplateSource
@@ -75,7 +77,9 @@ from jaxface.data.specs.base import KINDS, DataSpec, Split, load, load_all
 from jaxface.data.specs.benchmarks import Ijb, MegaFace, Scface, TinyFace
 from jaxface.data.specs.bundled_sets import DigitHalves, Digits, Lfw, LfwPatches, LfwSubset, Olivetti
 from jaxface.data.specs.canvases import ClutteredDigits, DigitCanvas, TexturedDigits
+from jaxface.data.specs.captioned_sets import CaptionedCanvas, CaptionedFaces, CaptionedPhotographs
 from jaxface.data.specs.class_lists import ClassFolders, Clothing1m, Cub200, ImageLists
+from jaxface.data.specs.dense_sets import DensePairs
 from jaxface.data.specs.detection_sets import Coco, Fddb, Scenes, Voc, WiderFace
 from jaxface.data.specs.ellipse_sets import Ellipses
 from jaxface.data.specs.embeddings import Crowd, EmbeddingFile
@@ -87,7 +91,9 @@ from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, 
 from jaxface.data.specs.presentation_sets import CasiaSurf, Cefa, Presentations, PresentationTable
 from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
 from jaxface.data.specs.small_image_sets import Cifar10, Cifar100, Mnist
+from jaxface.data.specs.styled_digits import StyledDigits
 from jaxface.data.specs.synthetic_sets import Procedural, ProceduralImages, ShortcutDigits
+from jaxface.data.specs.task_canvas_sets import TaskCanvas
 from jaxface.data.synthetic.cluttered_digits import cluttered_digits
 from jaxface.data.synthetic.crowded_embeddings import CrowdedEmbeddings, crowded_embeddings
 from jaxface.data.synthetic.dead_leaves import dead_leaves, moving_leaves
@@ -112,6 +118,7 @@ from jaxface.data.transforms.alignment import (
 )
 from jaxface.data.transforms.augment import Augment, Augmentation
 from jaxface.data.transforms.augment_objects import ObjectAugment, ObjectAugmentation
+from jaxface.data.transforms.captioned_views import CaptionViews, CaptionViewSpec
 from jaxface.data.transforms.copies import Copies
 from jaxface.data.transforms.corruption import RGBD_CORRUPTIONS, RgbdCorruption, augment_depth, corrupt_rgbd
 from jaxface.data.transforms.label_noise import (
@@ -132,6 +139,7 @@ from jaxface.data.transforms.resolution import (
     mirror_some,
     resize_twice,
 )
+from jaxface.data.transforms.text import Tokenizer, change_caption
 from jaxface.data.transforms.views import TeacherStudentTransform, TeacherStudentViews, ViewSpec
 
 __all__ = [
@@ -147,6 +155,12 @@ __all__ = [
     "Batches",
     "Bin",
     "BucketOrder",
+    "CaptionViewSpec",
+    "CaptionViews",
+    "CaptionedCanvas",
+    "CaptionedFaces",
+    "CaptionedPhotographs",
+    "CaptionedSource",
     "CasiaSurf",
     "Cefa",
     "Cifar10",
@@ -163,6 +177,7 @@ __all__ = [
     "Cub200",
     "DataSpec",
     "DeadLeaves",
+    "DensePairs",
     "DepthImages",
     "DigitCanvas",
     "DigitHalves",
@@ -172,6 +187,7 @@ __all__ = [
     "ExpressionSource",
     "Fddb",
     "FerPlus",
+    "FewData",
     "Folder",
     "FolderSource",
     "GroupFolders",
@@ -227,8 +243,10 @@ __all__ = [
     "ShortcutDigits",
     "Source",
     "Split",
+    "StyledDigits",
     "Subset",
     "SuperclassUniform",
+    "TaskCanvas",
     "TaskOrdered",
     "TaskSpec",
     "TeacherStudentTransform",
@@ -239,6 +257,7 @@ __all__ = [
     "TfdsSource",
     "TinyFace",
     "TinyFaceSource",
+    "Tokenizer",
     "TonedFaces",
     "TwoStreams",
     "Variation",
@@ -257,13 +276,16 @@ __all__ = [
     "bucket_order",
     "casia_surf",
     "cefa",
+    "change_caption",
     "check_memory",
     "check_tasks",
+    "check_unseen_classes",
     "cifar10",
     "cifar10_policy",
     "cifar100",
     "class_dependent_noise",
     "class_means",
+    "class_record",
     "cluttered_digits",
     "coco",
     "corrupt_labels",
@@ -319,6 +341,7 @@ __all__ = [
     "session_source",
     "shortcut_digits",
     "split_identities",
+    "stratified_subset",
     "superclasses",
     "symmetric_noise",
     "template",

@@ -21,7 +21,7 @@ from jaxface.interop.onnx_graph import chain_graph
 from jaxface.interop.onnx_transformer import transformer_graph
 from jaxface.interop.state_dict import check_variables
 from jaxface.interop.transformer_layers import has_names
-from jaxface.layers import DepthwiseConv
+from jaxface.layers import DepthwiseConv, OneBitConv
 
 _OPSET = 21
 _CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint")
@@ -74,7 +74,7 @@ def _traced_graph(module: nn.Module, variables: Mapping, image_shape: tuple[int,
 
     def convolutions(call, arguments, options, context):
         """Depthwise layers as convolutions: what they do instead on a CPU is a choice that ONNX cannot express."""
-        if isinstance(context.module, DepthwiseConv) and context.method_name == "__call__":
+        if isinstance(context.module, DepthwiseConv | OneBitConv) and context.method_name == "__call__":
             options = {**options, "implementation": "convolution"}
         return call(*arguments, **options)
 

@@ -37,6 +37,7 @@ from jaxface.layers.condensation import (
 )
 from jaxface.layers.confidence import ConfidenceNet
 from jaxface.layers.context import CONTEXTS, DilatedContext, SSHContext
+from jaxface.layers.dcp_nas import OneBitConv
 from jaxface.layers.ddc import DDCLayer, FusedDDC, LargeKernelDepthwiseSeparable, depthwise_dilated, fuse_ddc
 from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.detr import DecoderLayer, EncoderLayer, GaussianLook, gaussian_prior, sine_positions
@@ -123,6 +124,7 @@ __all__ = [
     "Maps",
     "MaskedBatchNorm",
     "MutualDotProduct",
+    "OneBitConv",
     "PReLU",
     "PatchAttention",
     "PatchPooling",

@@ -1,4 +1,4 @@
-"""Activations with parameters."""
+"""Activations: with parameters, and exact forms."""
 
 from typing import Any
 
@@ -29,3 +29,8 @@ class PReLU(nn.Module):
         slope = self.param("slope", nn.initializers.constant(self.initial), (x.shape[-1],), self.param_dtype)
         x = x.astype(self.dtype)
         return jnp.where(x >= 0, x, x * slope.astype(self.dtype))
+
+
+def exact_gelu(x: jax.Array) -> jax.Array:
+    """x Φ(x), without the approximation by tanh."""
+    return nn.gelu(x, approximate=False)

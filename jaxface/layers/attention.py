@@ -1,6 +1,6 @@
 """Attention of the transformers, which a method extends by its fields: another linear layer, or another mixing of values.
 
-Methods: apvit, fmvit, qdetr, sparsevit
+Methods: apvit, fmvit, intern, qdetr, sparsevit
 """
 
 from collections.abc import Callable
@@ -129,9 +129,10 @@ class Attention(nn.Module):
       out_init: initializer of the output layer's kernel; zeros make a residual branch start as nothing.
       bias: makes the module `bias` of (heads, param_dtype=, name=), such as `RelativePositions`, whose () -> [1, h, N, M] `mix`
         gets as `bias=` and adds to the scores; None has none, and `mix` needs to take none.
+      features: of the output, D unless given.
 
     tokens [B, N, D], context [B, M, C] or None, values [B, M, C'] or None, mask as `mix` takes it or None, prior
-    [B or 1, h or 1, N, M] to add to the scores or None -> [B, N, D], or a pair where `mix` returns one.
+    [B or 1, h or 1, N, M] to add to the scores or None -> [B, N, features], or a pair where `mix` returns one.
 
     Raises:
       UserError: heads that do not divide D. ValueError: values without a context.
@@ -145,6 +146,7 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     bias: Callable[..., nn.Module] | None = None
+    features: int | None = None
 
     @nn.compact
     def __call__(
@@ -189,7 +191,7 @@ class Attention(nn.Module):
         mixed = self.mix(name="mix")(query, key, value, mask=mask, train=train, **options)
         mixed, *side = mixed if isinstance(mixed, tuple) else (mixed,)
         y = self.dense(
-            dim,
+            self.features or dim,
             kernel_init=self.out_init,
             dtype=self.dtype,
             param_dtype=self.param_dtype,

@@ -3,7 +3,7 @@
 Forward every product is of ±1; backward the gradient passes the signs by a straight-through estimator. A layer here has the
 training form, on real arrays; `jaxface.models.binary.to_packed` turns trained ones into packed bits.
 
-Methods: rbonn, bamsprod
+Methods: rbonn, bamsprod, dcp_nas
 """
 
 import functools

@@ -1,6 +1,6 @@
 """Depthwise convolution that is fast on a CPU too.
 
-Methods: ddc
+Methods: ddc, dcp_nas, intern
 """
 
 from functools import partial
@@ -62,6 +62,7 @@ def depthwise_conv(
     padding: int = 0,
     dilation: int = 1,
     implementation: str | None = None,
+    forward_mode: bool = False,
 ) -> jax.Array:
     """The function of `DepthwiseConv`: x [B, H, W, C], kernel [k, k, 1, C], of one dtype, which the result has.
 
@@ -69,6 +70,8 @@ def depthwise_conv(
       implementation: "convolution", "shifted_sum" (which has a reverse-mode derivative only, no `jax.jvp`), or None: the sum
         on a CPU and the convolution elsewhere, decided when the program is lowered. Exporters to formats that have no such
         decision ask for the convolution.
+      forward_mode: whether `jax.jvp` is taken of it; the sum on a CPU is then one that JAX differentiates in both ways, whose
+        gradient by the kernel is slower.
 
     Raises:
       UserError: another implementation.
@@ -89,7 +92,8 @@ def depthwise_conv(
     }
     if implementation is not None:
         return functions[implementation](x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=functions["shifted_sum"], default=functions["convolution"])
+    on_cpu = partial(_sum_of_taps, stride, padding, dilation) if forward_mode else functions["shifted_sum"]
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=functions["convolution"])
 
 
 def _grouped_convolution(

@@ -1,6 +1,6 @@
 """Batch normalization whose statistics span the whole global batch, however the step is parallelized.
 
-Methods: cassod, ddc, lifelong
+Methods: cassod, ddc, intern, lifelong
 """
 
 import math
@@ -33,7 +33,8 @@ class BatchNorm(nn.Module):
     with the biased (divide by N) variance, where PyTorch stores the unbiased one.
 
     Input and output: [..., C]; the output has `dtype`. `use_scale=False` fixes the scale at 1 (the last normalization of
-    a face embedding, whose length the cosine head discards anyway).
+    a face embedding, whose length the cosine head discards anyway); `scale_init` starts it, zeros for one that ends a residual
+    branch.
 
     Raises:
       OneExample: training with one value per channel, as a batch of one makes of [B, C]: every output would be the bias.
@@ -51,6 +52,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     def setup(self):
         self.norm = nn.BatchNorm(
@@ -58,6 +60,7 @@ class BatchNorm(nn.Module):
             axis_name=axes.DATA if axes.bound(axes.DATA) else None,
             use_scale=self.use_scale,
             use_bias=self.use_bias,
+            scale_init=self.scale_init,
             momentum=self.momentum,
             epsilon=self.epsilon,
             dtype=self.dtype,

@@ -10,7 +10,7 @@ A_i is large ("dense") stand for it. The paper and its released code differ, and
 | `released` | sorting permutation of α used as if it were the rank | in the forward pass alone, w - U g, g the last gradient |
 | `released_fixed` | rank of α: the smallest ones | the same |
 
-Methods: rbonn
+Methods: rbonn, dcp_nas
 """
 
 import functools

@@ -1,6 +1,6 @@
 """Rematerialization: a block's inner arrays are computed again in the backward pass instead of being stored.
 
-Methods: apvit, fmvit, sparsevit
+Methods: apvit, fmvit, intern, sparsevit
 """
 
 from collections.abc import Callable

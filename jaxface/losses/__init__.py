@@ -52,10 +52,23 @@
 | `forget_rate`, `small_loss_count`, `small_loss_mask`, `masked_mean` | their parts | |
 | `mda_loss`, `mean_point_loss`, `mirror` | two networks agree; likely right labels count | arXiv:2212.01054 |
 | `gan_discriminator_loss`, `gan_generator_loss`, `r1_penalty` | a generator of faces | arXiv:1406.2661, 1801.04406 |
+| `child_arch_gradient`, `parent_tangent`, … | a binary network's architecture, pulled along a real one's | arXiv:2306.15390 |
+| `ggn_vector_product`, `exact_hessian_vector_product` | curvature of a loss times a vector | |
+| `hinge_discriminator_loss`, `hinge_generator_loss` | against a discriminator that need not be sure | arXiv:1705.02894 |
+| `clip_infonce`, `declip_loss` | images and their captions, several kinds of supervision | arXiv:2103.00020, 2110.05208 |
+| `simsiam_loss`, `mlm_loss`, `pixpro_loss` | their parts: views, words, places | arXiv:2011.10566, 2011.10043 |
+| `TextBank`, `nn_bank_lookup`, `nn_bank_push` | the nearest of the last captions | arXiv:2110.05208 |
+| `vq_loss`, `adaptive_weight` | an autoencoder of codes, and the weight of its adversary | arXiv:1711.00937, 2012.09841 |
 """
 
 from jaxface.losses.acw import acw_loss, leave_one_out_cosines
-from jaxface.losses.adversarial import gan_discriminator_loss, gan_generator_loss, r1_penalty
+from jaxface.losses.adversarial import (
+    gan_discriminator_loss,
+    gan_generator_loss,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    r1_penalty,
+)
 from jaxface.losses.cckd import (
     Kernel,
     adjacent_correlation_loss,
@@ -66,6 +79,18 @@ from jaxface.losses.cckd import (
 from jaxface.losses.cells import cell_loss
 from jaxface.losses.class_features import mined_relations
 from jaxface.losses.coupleface import CoupleFaceTerms, coupleface_loss, relation_aware_loss
+from jaxface.losses.dcp_nas import (
+    ArchitectureGradient,
+    child_arch_gradient,
+    child_performance,
+    dcp_arch_gradient,
+    discrepancy,
+    exact_hessian_vector_product,
+    ggn_vector_product,
+    parent_performance,
+    parent_tangent,
+    reconstruction_loss,
+)
 from jaxface.losses.detection import (
     DetectionTerms,
     DetrTerms,
@@ -106,6 +131,21 @@ from jaxface.losses.gabn import (
 )
 from jaxface.losses.heads import HEADS, ArcFace, CosFace, Head, Linear, SFace, Softmax, create_head
 from jaxface.losses.ida import lid_regression_loss, lid_targets
+from jaxface.losses.image_text import (
+    DeclipOutputs,
+    DeclipWeights,
+    MaskedTokens,
+    TextBank,
+    clip_infonce,
+    declip_loss,
+    mask_tokens,
+    mlm_loss,
+    nn_bank_lookup,
+    nn_bank_push,
+    pixpro_loss,
+    simsiam_loss,
+    view_grid,
+)
 from jaxface.losses.law import (
     focal_loss,
     sample_features,
@@ -177,29 +217,36 @@ from jaxface.losses.small_loss import (
 )
 from jaxface.losses.softmax import arcface_loss, cosface_loss, cross_entropy, margin_logits, softmax_loss
 from jaxface.losses.sparsevit import budget_loss
+from jaxface.losses.vector_quantization import adaptive_weight, vq_loss
 from jaxface.losses.yolo import YoloBoxes, YoloTerms, cluster_anchors, decode_yolo, yolo_loss
 
 __all__ = [
     "HEADS",
     "ArcFace",
+    "ArchitectureGradient",
     "Attention",
     "AttentionKind",
     "AttentionScore",
     "CosFace",
     "CoupleFaceTerms",
+    "DeclipOutputs",
+    "DeclipWeights",
     "DetectionTerms",
     "DetrTerms",
     "Distillation",
     "Head",
     "Kernel",
     "Linear",
+    "MaskedTokens",
     "MdaTerms",
     "SFace",
     "Selection",
     "Softmax",
+    "TextBank",
     "YoloBoxes",
     "YoloTerms",
     "acw_loss",
+    "adaptive_weight",
     "adjacent_correlation_loss",
     "adversarial_to_reference",
     "adversarial_uniform",
@@ -210,6 +257,9 @@ __all__ = [
     "branch_loss",
     "budget_loss",
     "cell_loss",
+    "child_arch_gradient",
+    "child_performance",
+    "clip_infonce",
     "cluster_anchors",
     "correlation_congruence_loss",
     "correlation_matrix",
@@ -218,14 +268,18 @@ __all__ = [
     "coupleface_loss",
     "create_head",
     "cross_entropy",
+    "dcp_arch_gradient",
+    "declip_loss",
     "decode_yolo",
     "detr_loss",
     "detr_match",
     "dgd_loss",
+    "discrepancy",
     "discriminator_loss",
     "drd_loss",
     "effective_number_weights",
     "erase",
+    "exact_hessian_vector_product",
     "feature_imitation_loss",
     "filter_pseudo",
     "focal_loss",
@@ -234,6 +288,7 @@ __all__ = [
     "gan_discriminator_loss",
     "gan_generator_loss",
     "gaussian_bin_prob",
+    "ggn_vector_product",
     "gradient_attention",
     "group_weights",
     "halve_nearest",
@@ -242,6 +297,8 @@ __all__ = [
     "hard_negatives",
     "hardness",
     "hardness_ratios",
+    "hinge_discriminator_loss",
+    "hinge_generator_loss",
     "hint_loss",
     "jittered_boxes",
     "jocor_loss",
@@ -255,6 +312,7 @@ __all__ = [
     "logexp_distance",
     "logexp_loss",
     "margin_logits",
+    "mask_tokens",
     "masked_mean",
     "match_sets",
     "match_teacher",
@@ -266,15 +324,21 @@ __all__ = [
     "mirror",
     "mixture_bin_logprob",
     "mixture_bin_prob",
+    "mlm_loss",
     "moco_nce",
     "multibox_loss",
     "ncl_loss",
     "ncl_pp_loss",
+    "nn_bank_lookup",
+    "nn_bank_push",
     "pairwise_sym_kl",
+    "parent_performance",
+    "parent_tangent",
     "partial_cross_entropy",
     "partial_fc_loss",
     "pcv_weights",
     "pfi_loss",
+    "pixpro_loss",
     "pla_assign",
     "power_distance",
     "prediction_imitation_loss",
@@ -286,6 +350,7 @@ __all__ = [
     "rate_bits",
     "rcnn_loss",
     "rd_loss",
+    "reconstruction_loss",
     "relation_aware_loss",
     "relative_spread",
     "reliability_weights",
@@ -300,6 +365,7 @@ __all__ = [
     "sharpened_weights",
     "sigmoid_focal_loss",
     "similarity_pattern",
+    "simsiam_loss",
     "slice_bce_loss",
     "small_loss_count",
     "small_loss_mask",
@@ -313,6 +379,8 @@ __all__ = [
     "taylor_rbf_coeffs",
     "teacher_momentum",
     "topn_mask",
+    "view_grid",
+    "vq_loss",
     "weighted_mean",
     "weights_from_action",
     "yolo_loss",

@@ -1,6 +1,6 @@
-"""The losses of a generative adversarial network: non-saturating, with a gradient penalty on real images.
+"""The losses of a generative adversarial network: non-saturating, with a gradient penalty on real images; hinges.
 
-Methods: ida
+Methods: ida, ota, intern
 """
 
 from collections.abc import Callable
@@ -77,3 +77,39 @@ def r1_penalty(discriminator: Callable[[jax.Array], jax.Array], images: jax.Arra
     """
     gradient = jax.grad(lambda x: discriminator(x).astype(jnp.float32).sum())(images)
     return jnp.sum(jnp.square(gradient.astype(jnp.float32)).reshape(len(images), -1), axis=1)
+
+
+def hinge_discriminator_loss(real_logits: jax.Array, generated_logits: jax.Array) -> jax.Array:
+    """What a discriminator minimizes that need not be surer than ±1 (arXiv:1705.02894, eq. 2; half of it, as in 2012.09841).
+
+        L = ½ ( mean max(0, 1 - D(x)) + mean max(0, 1 + D(G(z))) )
+
+    Args:
+      real_logits: [B, ...] float, of images from the data, such as a score for each patch.
+      generated_logits: [B, ...] float, of generated ones; stop the gradient to the generator.
+
+    Returns:
+      [] float32.
+
+    Example:
+      >>> float(hinge_discriminator_loss(jnp.array([2.0, 0.0]), jnp.array([-1.0, 1.0])))
+      0.75
+    """
+    real, generated = (x.astype(jnp.float32) for x in (real_logits, generated_logits))
+    return (jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + generated).mean()) / 2
+
+
+def hinge_generator_loss(generated_logits: jax.Array) -> jax.Array:
+    """What a generator minimizes against a hinge: -mean D(G(z)) (arXiv:1705.02894, eq. 3).
+
+    Args:
+      generated_logits: [B, ...] float.
+
+    Returns:
+      [] float32.
+
+    Example:
+      >>> float(hinge_generator_loss(jnp.array([2.0, -1.0])))
+      -0.5
+    """
+    return -generated_logits.astype(jnp.float32).mean()

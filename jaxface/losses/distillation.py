@@ -2,7 +2,7 @@
 
 What the teacher gives is a constant: no gradient reaches it.
 
-Methods: cckd, coupleface, qvit, rbonn, rco, sparsevit
+Methods: cckd, coupleface, dcp_nas, ota, qvit, rbonn, rco, sparsevit
 """
 
 import chex

@@ -3,7 +3,7 @@
 Each is a frozen dataclass with `loss(cosines, labels) -> [B]`, the plain loss of this package, `terms`, what it sums, and
 `fused()`, the same for `pallas_kernels.margin_softmax`, which makes no [B, C].
 
-Methods: sface, cckd, coupleface, lrfr, rco, gabn, ida, acw, cloak, bamsprod, rbonn
+Methods: acw, bamsprod, cckd, cloak, coupleface, dcp_nas, gabn, ida, lrfr, ota, rbonn, rco, sface
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Softmax cross-entropy over cosines, and its margins: CosFace (arXiv:1801.09414) and ArcFace (arXiv:1801.07698).
 
-Methods: acw, cckd, lifelong, mda, nclpp, qvit, sface
+Methods: acw, cckd, lifelong, mda, nclpp, qvit, sface, ota
 """
 
 from typing import Literal

@@ -17,9 +17,11 @@
 | does it serve every group alike? | `group_fairness`, `group_accuracy`, `group_verification` |
 | where does it look? | `attention_coverage`, `attention_gap`, `attention_mass`, `sensitive_area` |
 | where does a transformer look? | `class_attention`, `attention_rollout` |
-| what do low-bit codes still tell? | `code_entropy`, `norm_spread` |
+| what do codes still tell? | `code_entropy`, `codebook_perplexity`, `norm_spread` |
 | does a student see the relations that its teacher sees? | `congruence_error` |
 | how good are a detector's boxes? | `coco_evaluate`, `voc_evaluate`, `wider_face_evaluate`, `fddb_evaluate` |
+| how many pedestrians does it miss? | `log_average_miss_rate` |
+| how far is it? | `depth_rmse` |
 | do two detectors order an object's anchors alike? | `rank_agreement` |
 | how right are a teacher's pseudo boxes? | `pseudo_label_counts` |
 | which of two modalities to believe for this pair? | `fuse_scores`, `pair_weight`, `fused_search`, `missing_modality` |
@@ -37,7 +39,7 @@ from jaxface.metrics.analysis.attention import (
     class_attention,
     sensitive_area,
 )
-from jaxface.metrics.analysis.codes import code_entropy, norm_spread
+from jaxface.metrics.analysis.codes import code_entropy, codebook_perplexity, norm_spread
 from jaxface.metrics.analysis.congruence import congruence_error
 from jaxface.metrics.analysis.discrepancy import (
     Discrepancy,
@@ -73,11 +75,13 @@ from jaxface.metrics.continual import (
     infer_chunk_tasks,
     learning_accuracy,
 )
+from jaxface.metrics.depth import depth_rmse
 from jaxface.metrics.detection import (
     FddbScores,
     VocScores,
     coco_evaluate,
     fddb_evaluate,
+    log_average_miss_rate,
     rank_agreement,
     voc_evaluate,
     wider_face_evaluate,
@@ -256,6 +260,7 @@ __all__ = [
     "cmc",
     "coco_evaluate",
     "code_entropy",
+    "codebook_perplexity",
     "combine_scores",
     "confidence_logit",
     "confusion_matrix",
@@ -264,6 +269,7 @@ __all__ = [
     "correct_top_k",
     "cosine_to_squared_l2",
     "decibels",
+    "depth_rmse",
     "disagreement",
     "discrepancy_weight",
     "distractor_rank1",
@@ -297,6 +303,7 @@ __all__ = [
     "leave_one_out",
     "local_discrepancy",
     "local_discrepancy_cap",
+    "log_average_miss_rate",
     "macro_f1",
     "make_pairs",
     "mate_scores_above_non_mates",

@@ -15,8 +15,10 @@ from jaxface.models.recognition.resnet import FaceResNet, ResNet
 from jaxface.models.recognition.small_loss_cnn import SmallLossCNN
 from jaxface.models.recognition.wide_resnet import WideResNet
 from jaxface.models.registry import MODELS, create, describe, feature_size, from_description, names
+from jaxface.models.staged import PlainStages
 from jaxface.models.transformers.apvit import APViT, kept_patches
 from jaxface.models.transformers.fmvit import FMViT, liveness
+from jaxface.models.transformers.metanet import MetaNet
 from jaxface.models.transformers.sparsevit import AdaptiveSparseViT
 from jaxface.models.transformers.swin import Swin
 from jaxface.models.transformers.vit import ViT
@@ -33,10 +35,12 @@ __all__ = [
     "FaceResNet",
     "IResNet",
     "InceptionResNet",
+    "MetaNet",
     "MobileFaceNet",
     "MobileNet",
     "MobileNetV1",
     "MobileNetV2",
+    "PlainStages",
     "ResNet",
     "SmallLossCNN",
     "Swin",

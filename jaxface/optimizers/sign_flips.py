@@ -1,6 +1,6 @@
 """How many latent weights change their sign in a step.
 
-Methods: rbonn, bamsprod
+Methods: rbonn, bamsprod, dcp_nas
 """
 
 from collections.abc import Callable

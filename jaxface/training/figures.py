@@ -366,6 +366,101 @@ def save_accuracy_matrix(accuracy: np.ndarray, path: str | os.PathLike, *, title
     return _write(figure, path)
 
 
+def save_cells(
+    cells: Mapping[str, Sequence[tuple[str, int]]],
+    path: str | os.PathLike,
+    *,
+    inputs: int = 2,
+    title: str = "",
+) -> Path:
+    """Cells as graphs, one above the other: inputs at the left, nodes in their order, the output at the right.
+
+    Args:
+      cells: name -> (operation, node that it reads), two for each node; nodes are counted from the inputs on.
+      path: file to write. inputs: of a cell. title: above all.
+
+    Raises:
+      UserError: nothing to draw, or an operation that reads no earlier node.
+    """
+    _some("cells", cells)
+    nodes = max(len(genes) for genes in cells.values()) // 2
+    figure = Figure(figsize=(2.4 + 2.2 * nodes, 2.9 * len(cells)), layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title)
+    for axes, (name, genes) in zip(
+        figure.subplots(len(cells), squeeze=False)[:, 0], cells.items(), strict=True
+    ):
+        _some(name, genes)
+        count = inputs + len(genes) // 2
+        places = [(0.0, 1.0 - 2.0 * i / max(inputs - 1, 1)) for i in range(inputs)]
+        places += [(float(i + 1), 0.55 * (-1) ** i) for i in range(count - inputs)]
+        end = (float(count - inputs + 1), 0.0)
+        for index, (operation, source) in enumerate(genes):
+            node = inputs + index // 2
+            if not 0 <= source < node:
+                raise UserError(f"cells: {name} node {node} needs an earlier node, got {source}")
+            bend = 0.18 if index % 2 else -0.18
+            _arrow(axes, places[source], places[node], operation.replace("_", " "), bend)
+        for node in range(inputs, count):
+            _arrow(axes, places[node], end, "", 0.0)
+        labels = [f"c{i - inputs}" for i in range(inputs)] + [str(i) for i in range(inputs, count)] + ["out"]
+        for label, (x, y) in zip(labels, [*places, end], strict=True):
+            box = {"boxstyle": "round", "facecolor": "white", "edgecolor": GENUINE}
+            axes.text(x, y, label, ha="center", va="center", bbox=box)
+        axes.set(xlim=(-0.3, end[0] + 0.3), ylim=(-1.4, 1.4))
+        axes.set_title(name, fontsize="small", loc="left")
+        axes.set_axis_off()
+    return _write(figure, path)
+
+
+def _arrow(axes: Axes, start, end, text: str, bend: float) -> None:
+    style = {"arrowstyle": "->", "color": "gray", "shrinkA": 12, "shrinkB": 12}
+    style["connectionstyle"] = f"arc3,rad={bend}"
+    axes.annotate("", end, start, arrowprops=style)
+    if text:
+        across = np.array([end[1] - start[1], start[0] - end[0]])
+        x, y = 0.45 * np.array(start) + 0.55 * np.array(end) + 0.5 * bend * across
+        axes.text(x, y, text, ha="center", va="center", fontsize="x-small", color=IMPOSTOR)
+
+
+def save_shares(
+    shares: np.ndarray, rows: Sequence[str], names: Sequence[str], path: str | os.PathLike, *, title: str = ""
+) -> Path:
+    """How shares that sum to 1 move over a search, a panel for each row.
+
+    Args:
+      shares: [T, R, K] in [0, 1], at T points of the search. rows: [R] texts. names: [K] texts.
+      path: file to write. title: above all.
+
+    Raises:
+      UserError: nothing to draw, or values outside [0, 1]. ValueError: shapes that do not fit.
+    """
+    shares = np.asarray(shares, np.float64)
+    if shares.ndim != 3 or shares.shape[1:] != (len(rows), len(names)):
+        raise ValueError(f"shares: needs [T, {len(rows)}, {len(names)}], got {shares.shape}")
+    _some("shares", shares)
+    if not ((shares >= 0) & (shares <= 1 + 1e-5)).all():
+        raise UserError("shares: needs values in [0, 1]")
+    columns = min(5, len(rows))
+    lines = -(-len(rows) // columns)
+    figure = Figure(figsize=(2.0 * columns + 1.6, 1.7 * lines + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title)
+    every = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    time = np.linspace(0, 1, len(shares))
+    for axes, row, values in zip(every, rows, shares.swapaxes(0, 1), strict=False):
+        drawn = axes.stackplot(time, values.T, labels=names)
+        axes.set_title(row, fontsize="x-small")
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+    for axes in every[len(rows) :]:
+        axes.set_axis_off()
+    figure.legend(drawn, names, loc="outside right upper", fontsize="x-small")
+    figure.supxlabel("part of the search", fontsize="small")
+    return _write(figure, path)
+
+
 def save_layers(
     panels: Mapping[str, Mapping[str, np.ndarray]], path: str | os.PathLike, *, title: str = ""
 ) -> Path:

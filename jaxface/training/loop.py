@@ -138,8 +138,7 @@ class _StageRun:
         self.stage, self.parallel, self.cadence = stage, parallel, cadence
         self.records, self.progress, self.offset, self.trace = records, progress, offset, trace
         self.checkpoints = None if folder is None else Checkpoints(folder, keep=cadence.keep)
-        if folder is not None and stage.description is not None and jax.process_index() == 0:
-            write_description(folder, stage.description)
+        self.folder = folder
         self.batches = None
         self.pending = _Pending()
         self.metrics: dict[str, float] = {}
@@ -183,6 +182,9 @@ class _StageRun:
     def _run(self, rng: jax.Array, previous, stop: _StopSignal) -> Outcome:
         stage = self.stage
         state, start = self.start(rng, previous)
+        # Not before: a run that is refused leaves what it found.
+        if self.folder is not None and stage.description is not None and jax.process_index() == 0:
+            write_description(self.folder, stage.description)
         done = start
         if start < stage.steps:
             if self.unjudged:

@@ -25,12 +25,12 @@ from jaxface.training.frozen import Frozen
 
 def decay_mask(params):
     """True for the leaves that weight decay touches: all but biases, the scales of normalizations, the steps of quantizers, the
-    thresholds of pruned tokens, and the extra tokens and positions of transformers.
+    thresholds of pruned tokens, the extra tokens and positions of transformers, and learned temperatures.
 
     PReLU slopes and class prototypes are decayed, as in the public face-recognition recipes.
     """
     exempt = ("bias", "scale", "log_step", "zero_point", "thresholds")
-    exempt += ("class_token", "distillation_token", "positions")
+    exempt += ("class_token", "distillation_token", "positions", "temperature", "logit_scale")
 
     def decays(path, _):
         return getattr(path[-1], "key", None) not in exempt if path else True

@@ -2,7 +2,7 @@
 
 A route is a list of anchors: the teacher after more and more steps, the last one as it ended.
 
-Methods: rco
+Methods: dcp_nas, ota, rco
 """
 
 import dataclasses

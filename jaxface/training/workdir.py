@@ -224,13 +224,21 @@ def write_description(folder, description: Mapping[str, Any]) -> None:
         write_atomically(file, json.dumps(description, indent=2) + "\n")
 
 
-def read_description(workdir: str | os.PathLike) -> tuple[Any, dict[str, Any]] | None:
+def read_description(
+    workdir: str | os.PathLike, *, stage: str | None = None
+) -> tuple[Any, dict[str, Any]] | None:
     """(folder of its checkpoints, description) of the last stage of a run that says what its state is of; None where none does.
+
+    Args:
+      workdir: of the run.
+      stage: name of the stage that is asked; any unless given.
 
     Raises:
       UserError: a description that is not a JSON object; or as `stage_folders`.
     """
     for folder in reversed(stage_folders(workdir)):
+        if stage is not None and folder.name.partition("-")[2] != stage:
+            continue
         file = _description_file(folder)
         try:
             description = json.loads(file.read_text(encoding="utf-8"))

@@ -191,7 +191,7 @@ def spoil(folder, edit):
         (lambda f: change(f, license=3), "a text or null as license"),
         (lambda f: change(f, network=3), "an object with the name of a network"),
         (lambda f: change(f, kind="teapot"), "a kind, recognizer or detector"),
-        (lambda f: network(f, name="mpl"), "needs a known name, got 'mpl'"),
+        (lambda f: network(f, name="mpl"), r"needs one of \d+ known names, got 'mpl'"),
         (lambda f: network(f, embedding=10**15), "needs numbers up to"),
         (lambda f: network(f, hidden=[1 << 20, 1 << 20]), "another architecture"),
         (lambda f: network(f, hidden=["x"]), "describes an impossible network"),

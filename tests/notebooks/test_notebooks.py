@@ -47,6 +47,7 @@ SHORTER = {
     "imperfect_data": [("steps=600", "steps=20"), ("steps=700", "steps=4"), ("steps=72", "steps=2")],
     "photographs": [("identities=40, held_out_identities=12", FEW), ("steps=80", "steps=2"), ("steps=40", "steps=2")],
     "rendered_people": [("identities=64, held_out_identities=30", FEW), ("steps=120", "steps=8")],
+    "search_and_transfer": [("phase_steps=30", "phase_steps=2"), ("steps=400", "steps=8")],
 }  # what a reader waits for; all cells run on what little was learned
 
 

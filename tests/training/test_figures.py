@@ -13,6 +13,8 @@ from jaxface.training import figures
 
 rng = np.random.default_rng(0)
 IMAGES = rng.integers(0, 256, (4, 10, 8, 3), np.uint8)
+CELLS = {"normal": [("conv", 0), ("skip", 1), ("pool", 2), ("conv", 0)], "reduce": [("pool", 0), ("pool", 1)]}
+SHARES = rng.dirichlet(np.ones(3), (20, 2))
 GENUINE, IMPOSTOR = rng.normal(1, 0.5, 300), rng.normal(0, 0.5, 4000)
 
 
@@ -33,6 +35,8 @@ def draw_all(folder):
             folder / "bars.png",
         ),
         figures.save_accuracy_matrix([[0.9, 0.0], [0.5, 0.8]], folder / "tasks.png", title="by task"),
+        figures.save_cells(CELLS, folder / "cells.png", title="cells"),
+        figures.save_shares(SHARES, ["0→2", "1→2"], ["conv", "skip", "none"], folder / "search.png"),
     ]
 
 
@@ -267,3 +271,27 @@ def test_layers_stand_side_by_side_in_panels(monkeypatch, tmp_path):
     assert [patch.get_data().values.tolist() for patch in cycles.patches] == [[3, 1], [2, 2]]
     assert cycles.patches[0].get_data().edges.tolist() == [0.5, 1.5, 2.5]
     assert (cycles.get_ylabel(), weights.get_ylabel(), weights.get_xlabel()) == ("cycles", "weights", "layer")
+
+
+def test_cells_and_shares_show_what_they_are_given(monkeypatch, tmp_path):
+    written = []
+    monkeypatch.setattr(figures, "_write", lambda figure, path: written.append(figure) or path)
+    figures.save_cells(CELLS, tmp_path / "c.png")
+    normal, reduce = written[0].axes
+    texts = [text.get_text() for text in normal.texts]
+    assert [texts.count(name) for name in ("conv", "skip", "pool")] == [2, 1, 1]
+    assert {"c-2", "c-1", "2", "3", "out"} <= set(texts)
+    assert "3" not in [text.get_text() for text in reduce.texts]
+    figures.save_shares(SHARES, ["a", "b"], ["x", "y", "z"], tmp_path / "s.png")
+    panel = written[1].axes[1]
+    assert panel.get_title() == "b" and len(panel.collections) == 3
+    top = panel.collections[0].get_paths()[0].vertices[:, 1].max()  # the lowest band ends at its share
+    assert top == pytest.approx(SHARES[:, 1, 0].max())
+    with pytest.raises(UserError, match="cells: normal node 2 needs an earlier node, got 2"):
+        figures.save_cells({"normal": [("conv", 2), ("conv", 0)]}, tmp_path / "c.png")
+    with pytest.raises(UserError, match="cells: nothing to draw"):
+        figures.save_cells({}, tmp_path / "c.png")
+    with pytest.raises(UserError, match=r"shares: needs values in \[0, 1\]"):
+        figures.save_shares(2 * SHARES, ["a", "b"], ["x", "y", "z"], tmp_path / "s.png")
+    with pytest.raises(ValueError, match=r"shares: needs \[T, 1, 3\]"):
+        figures.save_shares(SHARES, ["a"], ["x", "y", "z"], tmp_path / "s.png")

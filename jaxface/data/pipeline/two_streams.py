@@ -1,6 +1,6 @@
 """Images with labels and images without, side by side in every batch.
 
-Methods: pseco
+Methods: dcp_nas, ota, pseco
 """
 
 import hashlib

@@ -31,14 +31,14 @@ class Split(NamedTuple):
         something is there; under "spoofing" labels are what is presented, 0 a live face and the others attack instruments; under
         "images" there is one class, which says nothing.
       name: for tables and file names.
-      protocol: how to evaluate.
+      protocol: how to evaluate; under "dense" records have `pixel_label` or `depth` for every pixel.
       development: records to take thresholds on, of people that are in neither part; None where the protocol has none.
     """
 
     train: Source
     held_out: Source
     name: str
-    protocol: Literal["verification", "classification", "detection", "cells", "spoofing", "images"]
+    protocol: Literal["verification", "classification", "detection", "cells", "dense", "spoofing", "images"]
     development: Source | None = None
 
 

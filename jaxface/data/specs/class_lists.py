@@ -1,6 +1,6 @@
 """Images of classes that people have: lists, folders by class, CUB-200-2011, Clothing1M.
 
-Methods: law, mda, nclpp
+Methods: law, mda, nclpp, ota
 """
 
 import abc

@@ -1,6 +1,6 @@
-"""What sets of images in classes have in common: a training part of unequal classes and wrong labels.
+"""What sets of images in classes have in common: a training part of unequal classes, of few images, with wrong labels.
 
-Methods: mda, law, nclpp
+Methods: mda, law, nclpp, intern, ota
 """
 
 import abc
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jaxface.data.sources.few_data import FewData
 from jaxface.data.sources.long_tail import LongTail
 from jaxface.data.sources.source import Source
 from jaxface.data.specs.base import DataSpec, Split
@@ -22,6 +23,8 @@ class LabeledImages(DataSpec, abc.ABC):
 
     tail: LongTail = LongTail()
     """Classes of unequal size in the training part, by their true labels."""
+    few: FewData = FewData()
+    """A part of every class to learn from, after the tail."""
     noise: LabelNoise = LabelNoise()
     """Wrong labels in the training part; its records have `true_label` besides."""
 
@@ -34,12 +37,12 @@ class LabeledImages(DataSpec, abc.ABC):
         return None
 
     def plain(self) -> "LabeledImages":
-        """The same images, classes of their own sizes, true labels."""
-        return dataclasses.replace(self, tail=LongTail(), noise=LabelNoise())
+        """The same images, all of them, classes of their own sizes, true labels."""
+        return dataclasses.replace(self, tail=LongTail(), few=FewData(), noise=LabelNoise())
 
     def spoiled(self, train: Source, *, seed: int) -> Source:
-        """Training records with the tail and the wrong labels, for a method that first takes clean ones away."""
-        train = self.tail.apply(train, seed=seed)
+        """Training records with the tail, the share and the wrong labels, for a method that first takes clean ones away."""
+        train = self.few.apply(self.tail.apply(train, seed=seed), seed=seed)
         targets = None
         if self.noise.kind == "superclass":
             targets = _shifts_in_groups(train)
@@ -49,7 +52,9 @@ class LabeledImages(DataSpec, abc.ABC):
 
     def divide(self, *, image_size: int, seed: int) -> Split:
         split = self._divide(image_size=image_size, seed=seed)
-        return split._replace(train=self.spoiled(split.train, seed=seed), name=split.name + self.tail.title)
+        return split._replace(
+            train=self.spoiled(split.train, seed=seed), name=split.name + self.tail.title + self.few.title
+        )
 
 
 def _shifts_in_groups(source: Source) -> dict[int, int]:

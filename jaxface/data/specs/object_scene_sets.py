@@ -1,6 +1,6 @@
 """Scenes of digits or shapes, for detectors.
 
-Methods: rm_pfi, pseco, qdetr
+Methods: rm_pfi, pseco, qdetr, intern
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """MNIST, CIFAR-10 and CIFAR-100: images in classes that people have as published.
 
-Methods: mda, law, nclpp, lifelong
+Methods: mda, law, nclpp, lifelong, dcp_nas
 """
 
 import abc

@@ -1,6 +1,6 @@
-"""What low-bit codes still tell: their entropy, and how unequal the vectors are that share a step.
+"""What codes still tell: their entropy and perplexity, and how unequal the vectors are that share a step.
 
-Methods: qvit
+Methods: qvit, ota, intern
 """
 
 import numpy as np
@@ -32,6 +32,28 @@ def code_entropy(codes) -> float:
         raise UserError(f"codes: needs at least one, got shape {array.shape}")
     frequencies = np.unique(array, return_counts=True)[1] / array.size
     return float(abs(-np.sum(frequencies * np.log2(frequencies))))
+
+
+def codebook_perplexity(index, codes: int) -> float:
+    """How many codes of a codebook are in use: e^H of their frequencies, H in nats.
+
+    Args:
+      index: integers in [0, codes), of any shape, at least one. codes: K ≥ 1, size of the codebook.
+
+    Returns:
+      1 where one code is all that is used, K where all are used alike.
+
+    Raises:
+      UserError: none, or a number that is no code. ValueError: no integers.
+
+    Example:
+      >>> codebook_perplexity(np.arange(12) % 4, 4), codebook_perplexity(np.zeros(3, int), 4)
+      (4.0, 1.0)
+    """
+    entropy, array = code_entropy(index), np.asarray(index)
+    if array.min() < 0 or array.max() >= codes:
+        raise UserError(f"index: needs numbers from 0 to {codes - 1}, got {array.min()} to {array.max()}")
+    return 2.0**entropy
 
 
 def norm_spread(vectors) -> float:

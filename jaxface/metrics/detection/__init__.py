@@ -1,6 +1,6 @@
-"""How good are a detector's boxes: COCO, PASCAL VOC, WIDER FACE and FDDB.
+"""How good are a detector's boxes: COCO, PASCAL VOC, WIDER FACE, FDDB and the log-average miss rate.
 
-All four take two sequences of dicts, one of each per image and in the same order:
+All take two sequences of dicts, one of each per image and in the same order:
 
 | of predictions | shape | |
 |---|---|---|
@@ -14,7 +14,7 @@ All four take two sequences of dicts, one of each per image and in the same orde
 |---|---|---|
 | `boxes` | [G, 4] | as above; G may be 0 |
 | `labels` | [G] | integers from 0; left out, all are 0 |
-| `crowd` | [G] | COCO: bool, a region whose detections count neither way |
+| `crowd` | [G] | COCO, miss rate: bool, a region whose detections count neither way |
 | `area` | [G] | COCO: of the annotation, square pixels; left out, that of the box |
 | `difficult` | [G] | VOC: bool |
 | `easy`, `medium`, `hard` | [G] | WIDER FACE: bool, the faces that the list of that name keeps |
@@ -26,6 +26,7 @@ Other keys are not looked at. What is of another shape, is not finite or has ano
 
 from jaxface.metrics.detection.coco import coco_evaluate
 from jaxface.metrics.detection.fddb import FddbScores, fddb_evaluate
+from jaxface.metrics.detection.miss_rate import log_average_miss_rate
 from jaxface.metrics.detection.rank_agreement import rank_agreement
 from jaxface.metrics.detection.voc import VocScores, voc_evaluate
 from jaxface.metrics.detection.wider_face import wider_face_evaluate
@@ -35,6 +36,7 @@ __all__ = [
     "VocScores",
     "coco_evaluate",
     "fddb_evaluate",
+    "log_average_miss_rate",
     "rank_agreement",
     "voc_evaluate",
     "wider_face_evaluate",

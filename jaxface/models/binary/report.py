@@ -1,6 +1,6 @@
 """What a binary network weighs and computes, layer by layer, in its training form and on packed bits.
 
-Methods: rbonn, bamsprod
+Methods: rbonn, bamsprod, dcp_nas
 """
 
 import math
@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxface.layers import BinaryConv, BinaryDense, RBOConv
+from jaxface.layers import BinaryConv, BinaryDense, OneBitConv, RBOConv
 
 BINARY = (BinaryConv, BinaryDense, RBOConv)
 WORD = 32  # bits that are counted at once, and products of ±1 that one of them stands for
@@ -22,7 +22,7 @@ class LayerCost(NamedTuple):
 
     Attributes:
       name: path in the network.
-      binary: whether its weights and inputs are signs.
+      binary: whether its weights and inputs are signs; with binary weights alone, its products are real and its weights bits.
       multiply_accumulates: products of its convolution or matrix product.
       operations: what they cost: as many where they are real, 1/64 of it where they are binary (Bi-Real Net's convention).
       weights: of the kernel; biases, scales and normalization are not counted.
@@ -70,7 +70,7 @@ def network_cost(module: nn.Module, image_shape: tuple[int, int, int]) -> Networ
     """Bits, operations and bytes of every layer with a kernel; nothing is computed.
 
     Args:
-      module: any network; layers that are no `BinaryConv`, `BinaryDense` or `RBOConv` are real.
+      module: any network; layers that are no `BinaryConv`, `BinaryDense`, `RBOConv` or `OneBitConv` are real.
       image_shape: (H, W, C).
 
     Returns:
@@ -87,7 +87,7 @@ def network_cost(module: nn.Module, image_shape: tuple[int, int, int]) -> Networ
     def watch(call, arguments, options, context):
         output = call(*arguments, **options)
         layer = context.module
-        if context.method_name == "__call__" and isinstance(layer, (nn.Conv, nn.Dense, *BINARY)):
+        if context.method_name == "__call__" and isinstance(layer, (nn.Conv, nn.Dense, OneBitConv, *BINARY)):
             layers.append(_cost(layer, arguments[0].shape, output.shape))
         return output
 
@@ -101,19 +101,25 @@ def network_cost(module: nn.Module, image_shape: tuple[int, int, int]) -> Networ
 
 
 def _cost(layer: nn.Module, inputs: Sequence[int], outputs: Sequence[int]) -> LayerCost:
-    taps = math.prod(getattr(layer, "kernel_size", ()))
-    channels = inputs[-1] // getattr(layer, "feature_group_count", 1)
-    binary = isinstance(layer, BINARY) and not getattr(layer, "real_weights", False)
+    if isinstance(layer, OneBitConv):
+        taps, groups = layer.kernel_size**2, inputs[-1] if layer.depthwise else 1
+        binary_weights = layer.form in ("binary", "packed")
+        binary = binary_weights and layer.sign_inputs
+    else:
+        taps = math.prod(getattr(layer, "kernel_size", ()))
+        groups = getattr(layer, "feature_group_count", 1)
+        binary = binary_weights = isinstance(layer, BINARY) and not getattr(layer, "real_weights", False)
+    channels = inputs[-1] // groups
     products, weights = math.prod(outputs) * taps * channels, taps * channels * outputs[-1]
-    words = -(-channels // WORD)
-    pixels = math.prod(inputs[:-1])
+    words, pixels = -(-inputs[-1] // WORD), math.prod(inputs[:-1])
+    rows = 1 if groups > 1 else outputs[-1]  # of a depthwise layer the channels lie along the words
     return LayerCost(
         name="/".join(layer.path),
         binary=binary,
         multiply_accumulates=products,
         operations=products / 64 if binary else float(products),
         weights=weights,
-        weight_bits=WORD * (taps * words * outputs[-1] if binary else weights),
+        weight_bits=WORD * (taps * words * rows if binary_weights else weights),
         input_bytes=4 * math.prod(inputs),
         packed_input_bytes=4 * pixels * words if binary else 4 * math.prod(inputs),
     )

@@ -9,17 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxface.errors import UserError
+from jaxface.layers.activation import exact_gelu
 from jaxface.layers.attention import Attention, LayerScale
 from jaxface.layers.remat import Remat, run_block
 from jaxface.models.depth import DepthOrder
 from jaxface.models.registry import MODELS
 
 POOLS = ("class", "mean")
-
-
-def exact_gelu(x: jax.Array) -> jax.Array:
-    """x Φ(x), without the approximation by tanh."""
-    return nn.gelu(x, approximate=False)
 
 
 class Block(nn.Module):

@@ -1,6 +1,6 @@
 """Evaluation of a state on the classes that it was trained on.
 
-Methods: apvit, sface
+Methods: apvit, sface, ota
 """
 
 import flax.linen as nn

@@ -19,6 +19,16 @@ def test_spread_is_that_of_the_logarithms_of_the_lengths():
     np.testing.assert_allclose(metrics.norm_spread(50 * vectors), metrics.norm_spread(vectors), rtol=1e-9)
 
 
+def test_perplexity_is_the_number_of_codes_that_are_used_alike():
+    np.testing.assert_allclose(metrics.codebook_perplexity(np.arange(40).reshape(4, 10) % 8, 8), 8.0)
+    assert metrics.codebook_perplexity(np.full(5, 3), 8) == 1.0
+    np.testing.assert_allclose(
+        metrics.codebook_perplexity(np.array([0, 0, 0, 1]), 4), np.exp(0.5623351), rtol=1e-6
+    )
+    with pytest.raises(UserError, match="numbers from 0 to 7, got 0 to 8"):
+        metrics.codebook_perplexity(np.array([0, 8]), 8)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="codes: needs integers, got float64"):
         metrics.code_entropy(np.ones(3))
