@@ -71,7 +71,7 @@ _OWN = "Its own type, kept: {} with a tenth of the labels, frozen features of G-
 _OTHER = "What it gets of the other type: {} with a tenth of the labels, frozen features of G-{} and of what it is to beat"
 _DIGITS, _SQUARES = "accuracy over five unseen digits", "mean accuracy over numbers of squares"
 
-_UP_A = UpA(steps=300, batch_size=48)
+_UP_A = UpA(steps=200, batch_size=48)
 _UP_A = dataclasses.replace(_UP_A, optimizer=dataclasses.replace(_UP_A.optimizer, learning_rate=3e-3))
 _LABELS = AttributeSpec(
     "labels", steps=_UP_A.steps, batch_size=_UP_A.batch_size, optimizer=training.adam(3e-3)

@@ -63,14 +63,14 @@ def test_check_6_weights_of_one_and_words_that_nobody_asks_for():
 
 
 def test_check_7_a_stored_row_is_found_and_the_oldest_goes_first():
-    stored = rows(5, 3)
+    stored, lookup = rows(5, 3), jax.jit(losses.nn_bank_lookup)
     bank = losses.TextBank.empty(4, 3)
-    np.testing.assert_array_equal(losses.nn_bank_lookup(stored[:2], bank), np.zeros((2, 3)))
+    np.testing.assert_array_equal(lookup(stored[:3], bank), np.zeros((3, 3)))
     bank = losses.nn_bank_push(bank, 3 * stored[:3])
-    np.testing.assert_allclose(losses.nn_bank_lookup(5 * stored[:3], bank), stored[:3], atol=1e-6)
+    np.testing.assert_allclose(lookup(5 * stored[:3], bank), stored[:3], atol=1e-6)
     # An unwritten row, of zeros, is nearer to the opposite of all others; it is not taken.
-    worst = np.asarray(losses.nn_bank_lookup(-stored[:1].mean(0, keepdims=True), bank))
-    assert np.linalg.norm(worst) == pytest.approx(1, abs=1e-5)
+    opposite = np.tile(-stored[:3].mean(0, keepdims=True), (3, 1))
+    np.testing.assert_allclose(np.linalg.norm(lookup(opposite, bank), axis=1), 1, atol=1e-5)
     bank = losses.nn_bank_push(bank, stored[3:])
     assert (int(bank.cursor), int(bank.written)) == (1, 4)
     np.testing.assert_allclose(bank.rows, stored[[4, 1, 2, 3]], atol=1e-6)
@@ -100,7 +100,8 @@ def outputs(batch, key=1):
 def test_check_7_both_captions_look_before_either_is_pushed():
     batch = outputs(3)
     bank = losses.nn_bank_push(losses.TextBank.empty(8, 4), rows(2, 4))
-    _, terms, after = losses.declip_loss(batch, bank)
+    run = jax.jit(losses.declip_loss)
+    _, terms, after = run(batch, bank)
     # As computed by hand from the bank before the step.
     pairs = []
     for u in batch.images:
@@ -112,10 +113,11 @@ def test_check_7_both_captions_look_before_either_is_pushed():
     # The changed caption goes in first, then the caption.
     np.testing.assert_allclose(after.rows[2:5], batch.texts[1], atol=1e-6)
     np.testing.assert_allclose(after.rows[5:8], batch.texts[0], atol=1e-6)
-    _, first, _ = losses.declip_loss(batch, losses.TextBank.empty(8, 4))
+    _, first, _ = run(batch, losses.TextBank.empty(8, 4))
     assert first["neighbors"] == 0
 
 
+@pytest.mark.slow
 def test_eight_devices_are_one_in_value_and_gradient():
     """All of DeCLIP's loss on features that parameters make, with the batch over eight devices and on one."""
     batch, count = outputs(16), 8
@@ -153,6 +155,24 @@ def test_eight_devices_are_one_in_value_and_gradient():
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
 
 
+def test_pairs_are_contrasted_over_all_devices():
+    """InfoNCE with the batch over eight devices: values and gradients of the features."""
+    u, v = rows(16, 4), rows(16, 4)
+
+    def run(axis_name, u, v):
+        return jax.value_and_grad(
+            lambda u: losses.clip_infonce(u, v, 5.0, axis_name=axis_name).mean(), has_aux=False
+        )(u)
+
+    whole = jax.jit(functools.partial(run, None))(u, v)
+    spread = jax.pmap(functools.partial(run, "data"), axis_name="data")(
+        u.reshape(8, 2, 4), v.reshape(8, 2, 4)
+    )
+    np.testing.assert_allclose(np.mean(spread[0]), whole[0], rtol=1e-5)
+    # A device's gradient is of the sum of all devices' means, eight times that of their mean.
+    np.testing.assert_allclose(spread[1].reshape(16, 4) / 8, whole[1], rtol=2e-5, atol=1e-6)
+
+
 def test_places_of_two_views_that_are_near_agree():
     windows = np.array([[0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.25, 0.0]], np.float32)
     grid = losses.view_grid(windows, (2, 2))
@@ -174,9 +194,9 @@ def test_places_of_two_views_that_are_near_agree():
 
 def test_masked_words_are_four_of_five_hidden_and_never_special():
     tokens = np.tile(np.arange(10), (4000, 1)).astype(np.int32)
-    shown, mask = jax.jit(functools.partial(losses.mask_tokens, vocabulary=10, mask_token=3, first_word=4))(
-        jax.random.key(0), tokens
-    )
+    shown, mask = jax.jit(
+        functools.partial(losses.mask_tokens, vocabulary=10, mask_token=3, special=(0, 1, 2, 3))
+    )(jax.random.key(0), tokens)
     shown, mask = np.asarray(shown), np.asarray(mask)
     assert not mask[:, :4].any() and (shown[~mask] == tokens[~mask]).all()
     assert mask[:, 4:].mean() == pytest.approx(0.15, abs=0.01)

@@ -96,7 +96,7 @@ def person_name(number: int) -> str:
 
     Example:
       >>> person_name(0), person_name(1), person_name(273)
-      ('bababa', 'dobaba', 'dodoba')
+      ('bababa', 'dobaba', 'dododo')
     """
     syllables = []
     while number or len(syllables) < 3:
@@ -149,7 +149,7 @@ def describe_face(
     Example:
       >>> values = {"expression": 1, "pose": 0, "glasses": 1, "beard": 0, "hair": 2, "skin": 0}
       >>> describe_face(values, "kamona", np.random.default_rng(0))
-      'portrait of kamona, with glasses, turned to the left, shaved, light skin, smiling'
+      'this is kamona, shaved, with glasses, light skin, with brown hair, with a smile, turned to the left'
     """
     start = _STARTS[rng.integers(len(_STARTS))].format(name)
     attributes = rng.permutation(list(_WORDS))

@@ -215,8 +215,8 @@ def change_caption(
       The changed caption, of at least one word; the same where it has but one word and no synonym.
 
     Example:
-      >>> change_caption("a photo", np.random.default_rng(0), synonyms=[("photo", "picture")])
-      'photo a'
+      >>> change_caption("a photo", np.random.default_rng(0))
+      'photo'
     """
     words = caption.split()
     count = max(1, round(share * len(words)))
