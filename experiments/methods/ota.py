@@ -186,7 +186,7 @@ def blurred(source: inputs.Source, like: inputs.Source) -> inputs.Source:
     return ReRepresented(source, [np.rint(made).astype(np.uint8)])
 
 
-class _Adaptation:
+class Adaptation:
     """What the stages share: the data, the foundation model, and the task model that it becomes."""
 
     def __init__(self, config: Config):
@@ -344,9 +344,12 @@ class _Adaptation:
     # DIGG: images for the distillation, near the few and like them to the task model.
 
     def asked(self, extra, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Features and class scores of the task model."""
-        features = self.teacher.embeddings(extra, images)
-        return features, self.teacher.class_scores(extra, features, self.classes)
+        """Features and class scores of the task model; a constant, but for the images, which learn from its gradient."""
+        known = extra[self.teacher.key]
+        features = self.teacher.model.apply(
+            training.network_variables(known["params"], known), images, train=False
+        )
+        return features, training.class_scores(known, features, self.classes)
 
     def images_stage(self, fine_tuned: training.TrainState) -> training.Stage:
         """A chunk of images in every step, which the state holds."""
@@ -503,7 +506,7 @@ class _Adaptation:
 def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
     """Foundation model, generator, what it says of the few images, fine-tuning in one or two stages, images, student."""
     _check(config)
-    adaptation = _Adaptation(config)
+    adaptation = Adaptation(config)
 
     def stages():
         yield adaptation.foundation_stage

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_configs.ota import CONFIG
 
-from experiments.methods.ota import Config, blurred, build, network, pixels
+from experiments.methods.ota import Adaptation, Config, blurred, build, network, pixels
 from experiments.recipes import recognition as recipe
 from experiments.reproduce import sharing
 from jaxface import data, models, training
@@ -265,6 +265,17 @@ def test_what_cannot_be_is_refused():
     ):
         with pytest.raises(UserError, match=message):
             list(zip(build(changed(**changes)), range(1), strict=False))
+
+
+def test_the_task_model_steers_the_images():
+    """Its features and class scores have a gradient by the images, and none by its weights reaches a trained parameter."""
+    adaptation = Adaptation(CONFIG)
+    params, extra = adaptation.task.init(jax.random.key(0))
+    extra = adaptation.teacher.installed({}, training.create_state(jax.random.key(0), params, extra=extra))
+    images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 1))
+    for part in (0, 1):
+        gradient = jax.grad(lambda x, part=part: adaptation.asked(extra, x)[part].std())(images)
+        assert jnp.any(gradient != 0)
 
 
 def test_the_upstream_images_are_all_that_a_generator_sees():
