@@ -99,7 +99,7 @@ class Config(recipe.Recipe):
     generated: Annotated[int, AtLeast(0)] = 500
     """How many of them are made."""
     chunk: Annotated[int, AtLeast(2)] = 100
-    """Images that are generated at a time, over all devices, whose statistics guide them."""
+    """Images that are generated at a time, over all devices, whose statistics guide them; rounded up to a number they divide."""
     digg: DiggSpec = DiggSpec()
     """The guided generation."""
     pixel_noise: Annotated[float, NonNegative] = 0.2
@@ -191,7 +191,6 @@ class _Adaptation:
 
     def __init__(self, config: Config):
         self.config = config
-        recipe.check_no_packs(config, "a classifier tells no pairs")
         self.split = recipe.load(config)
         upstream = recipe.load(dataclasses.replace(config, data=config.upstream))
         for name, split in (("data", self.split), ("upstream", upstream)):
@@ -354,7 +353,8 @@ class _Adaptation:
         config, model = self.config, self.model
         extra = self.teacher.installed({}, fine_tuned)
         statistics = feature_statistics(jnp.asarray(self.teacher.embed(extra, self.train)))
-        count = -(-config.generated // config.chunk)
+        chunk = -(-config.chunk // jax.device_count()) * jax.device_count()
+        count = -(-config.generated // chunk)
         likely = None
         if config.images == "random":
             likely = self.code_frequencies(fine_tuned.extra["generator"])
@@ -398,7 +398,7 @@ class _Adaptation:
                 made = jax.lax.all_gather(made, axes.DATA, tiled=True)
             levels = jnp.round(to_levels(made)).astype(jnp.uint8)
             images = jax.lax.dynamic_update_slice_in_dim(
-                state.extra["images"], levels, state.step * config.chunk, axis=0
+                state.extra["images"], levels, state.step * chunk, axis=0
             )
             changed = axes.mean(changed)
             extra = {**state.extra, "images": images, "changed": state.extra["changed"] + changed / count}
@@ -408,7 +408,7 @@ class _Adaptation:
             extra = self.teacher.installed({"generator": previous.extra["generator"]}, previous)
             extra["statistics"] = statistics
             extra["changed"] = jnp.zeros(())
-            extra["images"] = jnp.zeros((count * config.chunk, *self.image_shape), jnp.uint8)
+            extra["images"] = jnp.zeros((count * chunk, *self.image_shape), jnp.uint8)
             return training.create_state(rng, {}, extra=extra)
 
         def evaluate(state):
@@ -422,9 +422,9 @@ class _Adaptation:
             return {"changed_sites": changed}
 
         # Guides are drawn from the few images as often as there are images to make.
-        rows = np.tile(np.arange(len(self.train)), -(-config.chunk // len(self.train)))
+        rows = np.tile(np.arange(len(self.train)), -(-chunk // len(self.train)))
         open_batches = recipe.training_batches(
-            config, inputs.Subset(self.train, rows), batch_size=config.chunk, augment=inputs.Augment(flip=0.0)
+            config, inputs.Subset(self.train, rows), batch_size=chunk, augment=inputs.Augment(flip=0.0)
         )
         return training.Stage(
             "images",
@@ -528,16 +528,13 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
 
 def _check(config: Config) -> None:
     """Refuses what cannot be before any data is opened."""
+    recipe.check_no_packs(config, "a classifier tells no pairs")
     if config.distill and config.generated < 1:
         raise UserError(
             "generated: needs at least 1 image, got 0; --no-distill ends the run with the fine-tuned model"
         )
     if config.init_from is not None and not config.distill:
         raise UserError("init_from: needs a student that the run trains; with --no-distill there is none")
-    for name in ("chunk", "batch_size"):
-        size = getattr(config, name)
-        if config.distill and size % jax.device_count():
-            raise UserError(f"{name}: needs a multiple of the {jax.device_count()} devices, got {size}")
     if config.distill and config.batch_size % 2:
         raise UserError(
             f"batch_size: needs an even number, half of the images are real, got {config.batch_size}"

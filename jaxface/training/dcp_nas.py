@@ -113,7 +113,6 @@ class Searcher:
         # One object each, so that phases share one compiled step and one compiled exchange.
         self.steps = {name: functools.partial(self._alone, name) for name in ("parent", "child")}
         self.steps |= {"guided": self._guided, "cp": self._sampled}
-        self._fresh = jax.jit(self._start)
         self.enter = {name: jax.jit(functools.partial(_inherit, name)) for name in ("parent", "child")}
 
     @property
@@ -125,31 +124,27 @@ class Searcher:
 
     def start(self, rng: jax.Array) -> TrainState:
         """Fresh supernets and α ~ 1e-3 N(0, 1)."""
-        state, search = self._fresh(rng), self.search
-        # Arrays of the state: other strengths are no other program.
-        strengths = {
-            "tangent": search.strength if search.ratio is None else search.ratio,
-            "reconstruction": search.reconstruction,
-            "eta": search.eta,
-        }
-        strengths = {name: jnp.asarray(value, jnp.float32) for name, value in strengths.items()}
-        return state.replace(extra={**state.extra, "strengths": strengths})
-
-    def _start(self, rng: jax.Array) -> TrainState:
+        search = self.search
         alpha_rng, *rngs = jax.random.split(rng, 3)
         shape = self.networks["parent"].alpha_shape
         alpha = 1e-3 * jax.random.normal(alpha_rng, shape)
         params: dict[str, Any] = {}
         extra: dict[str, Any] = {}
-        image = jnp.zeros((1, *self.image_shape))
         for name, key in zip(("parent", "child"), rngs, strict=True):
-            variables = dict(self.networks[name].init(key, image, alpha, train=False))
+            variables = self.networks[name].fresh(key, self.image_shape)
             params[name] = variables.pop("params")
             extra[f"{name}_statistics"] = variables["batch_stats"]
         edges, operations = shape
         params["architecture"] = {"parent": alpha, "child": alpha}
         params["psi"] = {name: jnp.zeros(edges) for name in self.networks}
         extra["corrected"] = {name: jnp.zeros(shape) for name in self.networks}
+        # Arrays of the state: other strengths are no other program.
+        strengths = {
+            "tangent": search.strength if search.ratio is None else search.ratio,
+            "reconstruction": search.reconstruction,
+            "eta": search.eta,
+        }
+        extra["strengths"] = {name: jnp.asarray(value, jnp.float32) for name, value in strengths.items()}
         extra["watched"] = {name: jnp.zeros(()) for name in WATCHED}
         extra["moved"] = jnp.zeros((), jnp.int32)
         extra["trajectory"] = jnp.tile(jax.nn.softmax(alpha), (self.points, 1, 1))

@@ -107,7 +107,7 @@ def test_an_architecture_of_another_shape_is_refused():
         net.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)), jnp.zeros((3, 4)))
 
 
-@pytest.mark.parametrize("form", ["real", "binary"])
+@pytest.mark.parametrize("form", ["real", pytest.param("binary", marks=pytest.mark.slow)])
 def test_check_11_a_certain_mixture_is_its_operation(form):
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 4))
     style = Style(form, affine=False)
@@ -161,6 +161,26 @@ def test_parent_and_child_are_one_definition():
     assert not any("norm" in path for path in shapes["real"] if "cell" in path)
 
 
+@pytest.mark.slow
+def test_fresh_variables_are_those_of_init():
+    net, shape = SuperNet(3, 8, 1, (0,), 1, ("sep_conv_3x3", "skip_connect", "none"), "binary"), (8, 8, 2)
+    drawn = net.fresh(jax.random.key(0), shape)
+    wanted = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(net.alpha_shape))
+    assert jax.tree.map(jnp.shape, drawn) == jax.tree.map(jnp.shape, wanted)
+    separable = drawn["params"]["cell0"]["outer"]["mixed"]["sep_conv_3x3"]["first"]
+    assert separable["binary"]["kernel"].std() == pytest.approx(
+        (2 / 16) ** 0.5, rel=0.15
+    )  # [2, 1, 1, 16, 16]
+    assert separable["depthwise"]["kernel"].std() == pytest.approx((2 / 9) ** 0.5, rel=0.15)
+    means = jnp.abs(separable["binary"]["kernel"]).mean((1, 2, 3))
+    np.testing.assert_allclose(separable["binary"]["scale"], means, rtol=1e-6)
+    assert (separable["prelu"]["slope"] == 0.25).all() and (
+        drawn["params"]["stem"]["norm"]["scale"] == 1
+    ).all()
+    other = net.fresh(jax.random.key(1), shape)["params"]["head_dense"]["kernel"]
+    assert not jnp.allclose(drawn["params"]["head_dense"]["kernel"], other)
+
+
 def parameters_of(genotype, channels, cell_count, reductions, classes):
     """The count by hand: kernels, one β for each filter, two numbers of a normalization, a slope of a PReLU."""
 
@@ -192,6 +212,7 @@ def parameters_of(genotype, channels, cell_count, reductions, classes):
     return total + last * classes + classes
 
 
+@pytest.mark.slow
 def test_the_released_network_has_the_published_shape():
     net = models.create("dcp_nas_large", embedding=1000)
     assert (net.channels, net.cells, net.reductions) == (108, 10, (3, 6))

@@ -33,7 +33,7 @@ SISTERS = {
     "vit_base",
     "vit_large",
 }
-SISTERS |= {"wrn28_10", "metanet_b4", "metanet_b15"}
+SISTERS |= {"dcp_nas_large", "wrn28_10", "metanet_b4", "metanet_b15"}
 SISTERS |= {"cifar_resnet32", "cifar_resnet44", "cifar_resnet56", "cifar_resnet110"}
 SISTERS |= {
     "deit_small_distilled",

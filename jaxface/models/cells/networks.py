@@ -8,6 +8,7 @@ Methods: dcp_nas
 """
 
 import dataclasses
+import zlib
 from functools import partial
 from typing import Any
 
@@ -264,6 +265,16 @@ class SuperNet(nn.Module):
         """(2E, M)."""
         return len(KINDS) * len(edges(self.nodes)), len(self.primitives)
 
+    def fresh(self, rng: jax.Array, image_shape: tuple[int, int, int]) -> dict:
+        """Variables as `init` draws them, {"params", "batch_stats"}, without a program of the whole network.
+
+        Kernels are normal of variance 2 / fan_in, those of stem and head 1 / fan_in; β is mean |w|.
+        """
+        image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        alpha = jax.ShapeDtypeStruct(self.alpha_shape, jnp.float32)
+        shapes = jax.eval_shape(self.init, jax.eval_shape(lambda: jax.random.key(0)), image, alpha)
+        return {kind: _drawn(tree, rng, "") for kind, tree in shapes.items()}
+
     @nn.compact
     def __call__(self, image: jax.Array, alpha: jax.Array, *, train: bool = False) -> jax.Array:
         if alpha.shape != self.alpha_shape:
@@ -293,6 +304,27 @@ class SuperNet(nn.Module):
         x = _run_cells(self, stem(image, train=train), cell, train)
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         return nn.Dense(self.classes, param_dtype=self.param_dtype, name="head_dense")(x)
+
+
+_CONSTANTS = {"slope": 0.25, "bias": 0.0, "mean": 0.0, "var": 1.0, "scale": 1.0}
+
+
+def _drawn(shapes, rng, path):
+    drawn = {}
+    for name, leaf in sorted(shapes.items()):  # a kernel before the scale that belongs to it
+        inner = f"{path}/{name}"
+        if isinstance(leaf, dict):
+            drawn[name] = _drawn(leaf, rng, inner)
+        elif name == "kernel":
+            fan_in = np.prod(leaf.shape[-4:-1])
+            variance = (2.0 if inner.startswith("/cell") else 1.0) / fan_in
+            key = jax.random.fold_in(rng, zlib.crc32(inner.encode()))
+            drawn[name] = variance**0.5 * jax.random.normal(key, leaf.shape, leaf.dtype)
+        elif name == "scale" and "kernel" in drawn:
+            drawn[name] = jnp.mean(jnp.abs(drawn["kernel"]), axis=(-4, -3, -2))
+        else:
+            drawn[name] = jnp.full(leaf.shape, _CONSTANTS[name], leaf.dtype)
+    return drawn
 
 
 class CellNetwork(nn.Module):

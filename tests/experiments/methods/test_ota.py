@@ -257,7 +257,7 @@ def test_what_cannot_be_is_refused():
         ({"upstream": data.ProceduralImages(identities=8, held_out_identities=2)}, "upstream: needs classes"),
         ({"data": data.ProceduralImages(identities=8, held_out_identities=2)}, "data: needs classes to be"),
         ({"generated": 0}, "generated: needs at least 1 image"),
-        ({"chunk": 12}, "chunk: needs a multiple of the 8 devices"),
+        ({"batch_size": 9}, "batch_size: needs an even number"),
         ({"init_from": "x", "distill": False}, "init_from: needs a student"),
         ({"data": dataclasses.replace(digits, classes=(5, 5))}, r"data\.classes: needs two digits or more"),
         ({"unrelated": data.LfwSubset(), "represent_with": "unrelated"}, "unrelated: needs images of"),

@@ -67,7 +67,7 @@ def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"generator\.run: needs a run that trained a generator"):
         generator_stage(RECIPE, VqganSpec(run=str(tmp_path)), SOURCE)
     for changes, message in (
-        ({"attention": (2,)}, "generator.attention: needs levels from 0 to 1"),
+        ({"attention": (1,)}, "generator.attention: needs levels from 0 to 0"),
         ({"codes": 1}, "generator.codes"),
         ({"batch_size": 12}, "generator.batch_size: needs a multiple of the 8 devices"),
     ):

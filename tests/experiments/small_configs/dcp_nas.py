@@ -5,7 +5,7 @@ from experiments.recipes.heads import HeadSpec
 from experiments.recipes.teachers import TeacherSpec
 
 CONFIG = Config(
-    primitives=("skip_connect", "conv_1x1", "none"),
+    primitives=("conv_1x1", "none"),
     nodes=1,
     search_channels=2,
     search_cells=1,
