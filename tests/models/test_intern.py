@@ -141,6 +141,14 @@ def test_shapes_of_a_b4_pair_at_224():
     assert transfer_steps(strides, 1, 3) == (2, 2) and transfer_steps(strides, 3, 3) == ()
 
 
+def test_parameters_of_the_small_pair():
+    model = Generalist({"c": PlainStages(None), "d": PlainStages(None)}, "c")
+    image = jax.ShapeDtypeStruct((1, 24, 24, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), image)["params"]
+    counts = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in shapes.items()}
+    assert counts == {"experts_c": 14_336, "experts_d": 14_336, "transfers_d": 23_424}
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

@@ -40,13 +40,6 @@ def test_a_run_measures_every_backbone(run):
 
 
 @pytest.mark.slow
-def test_a_finished_run_trains_nothing_again(run):
-    folder, outcome = run
-    again = training.run(build(SMALL), workdir=folder)
-    assert again.metrics == outcome.metrics
-
-
-@pytest.mark.slow
 def test_a_run_that_was_killed_ends_as_the_other(run, tmp_path):
     class Killed(Exception):
         pass
