@@ -79,6 +79,7 @@ _LABELS = AttributeSpec(
 
 
 def _captions(attribute: str, told: str) -> Study:
+    alone = ("labels alone, 10 %", "labels alone, 100 %", "random network, 10 %")  # runs of one stage
     return Study(
         claim=f"{told} of unseen people's faces, by linear classifiers on Up-A's frozen features with a tenth of the labels",
         metric=f"attributes/attributes/{attribute}",
@@ -97,6 +98,7 @@ def _captions(attribute: str, told: str) -> Study:
             up_a=_UP_A,
             attributes=AttributeSpec("captions"),
         ),
+        arm_metrics=dict.fromkeys(alone, f"attributes/{attribute}"),
         baseline="labels alone, 10 %",
     )
 
