@@ -157,7 +157,7 @@ def test_a_transformer_under_timms_names(tmp_path, capsys):
     [
         ("weights", "the following arguments are required: import"),
         ("weights import {file}", "the following arguments are required: --bundle"),
-        ("weights import {file} --network iresnet_pika --bundle {tmp}/x", "the nearest are iresnet_pico"),
+        ("weights import {file} --network iresnet_pika --bundle {tmp}/x", "did you mean 'iresnet_pico'"),
         ("weights import {file} --network iresnet_pico --bundle {tmp}/x", "fc.weight is (16, 64), and (512, 3136)"),
         ("weights import {file} --network mobilefacenet --bundle {tmp}/x", "layers.0.layers.0.weight is nothing, and"),
         ("weights import {file} --network mlp --bundle {tmp}/x", "backbone: needs an IResNet"),

@@ -172,7 +172,7 @@ FOLDER = (
         (RENDERED + "--workdir {finished}", "holds a run with another configuration: config."),
         ("sface --config {finished} --steps 6 --workdir {finished}", "config.steps is 5 there and 6 here"),
         ("sface --config {finished} --parallel pmap --workdir {finished}", "run.parallel is 'jit' there"),
-        (RENDERED + "--backbone iresnet12", "the nearest are iresnet1"),
+        (RENDERED + "--backbone iresnet12", "did you mean 'iresnet1"),
         (RENDERED + "--image-size 7", "image_size: needs an integer from 8, got 7"),
         (RENDERED + "--data.identities 1", "identities: needs an integer from 2"),
         (RENDERED + "--embedding 0", "embedding: needs an integer from 1"),
