@@ -35,9 +35,10 @@ def test_images_without_attributes_are_refused():
 def test_all_report_the_same(learn):
     stages = attribute_stages(dataclasses.replace(SPEC, learn=learn), UP_A, backbone(), CAPTIONS, **WHERE)
     metrics = training.run(stages).metrics
-    names = {name.removeprefix("attributes/") for name in metrics if name.startswith("attributes/")}
-    assert names == {"attributes/digit", "attributes/squares", "attributes/place", "attributes/accuracy"}
-    assert 0 <= metrics["attributes/attributes/accuracy"] <= 1
+    # A run of several stages puts the stage's name before each.
+    reported = {name.rpartition("attributes/")[2]: metrics[name] for name in metrics if "attributes/" in name}
+    assert reported.keys() == {"digit", "squares", "place", "accuracy"}
+    assert 0 <= reported["accuracy"] <= 1
     assert ("up_a/retrieval/image_to_text" in metrics) == (learn == "captions")
 
 
