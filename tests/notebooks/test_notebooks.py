@@ -40,7 +40,7 @@ def test_it_opens_in_colab_and_installs_first(script):
 
 FEW = "identities=12, per_identity=8, held_out_identities=6, held_out_per_identity=4"
 SHORTER = {
-    "compression": [("STEPS, CLIP_STEPS = 600, 150", "STEPS, CLIP_STEPS = 8, 4")],
+    "small_files": [("STEPS, CLIP_STEPS = 600, 150", "STEPS, CLIP_STEPS = 8, 4")],
     "detection": [("(600, 300)", "(6, 4)"), ("(700, 200)", "(4, 2)")],
     "distillation": [("steps=250", "steps=20")],
     "face_detector": [("STEPS = 200", "STEPS = 8")],

@@ -22,7 +22,7 @@ checkout = next((p for p in (".", "..", "jaxface") if pathlib.Path(p, "experimen
 sys.path.insert(0, checkout)  # `experiments` and `benchmarks` are used from a checkout
 
 # %% [markdown]
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxface/jaxface/blob/main/notebooks/compression.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxface/jaxface/blob/main/notebooks/small_files.ipynb)
 #
 # # Pictures and clips as files
 #
