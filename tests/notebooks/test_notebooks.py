@@ -1,6 +1,8 @@
 """Every notebook equals its script, starts by installing, runs from top to bottom, and shows at least one figure."""
 
+import importlib.util
 import pathlib
+import sys
 
 import jupytext
 import nbclient
@@ -45,10 +47,21 @@ SHORTER = {
     "distillation": [("steps=250", "steps=20")],
     "face_detector": [("STEPS = 200", "STEPS = 8")],
     "imperfect_data": [("steps=600", "steps=20"), ("steps=700", "steps=4"), ("steps=72", "steps=2")],
-    "photographs": [("identities=40, held_out_identities=12", FEW), ("steps=80", "steps=2"), ("steps=40", "steps=2")],
+    "photographs": [
+        ("identities=40, held_out_identities=12", FEW),
+        ("steps=80", "steps=2"),
+        ("steps=40", "steps=2"),
+    ],
     "rendered_people": [("identities=64, held_out_identities=30", FEW), ("steps=120", "steps=8")],
     "search_and_transfer": [("phase_steps=30", "phase_steps=2"), ("steps=400", "steps=8")],
 }  # what a reader waits for; all cells run on what little was learned
+
+
+@EACH
+def test_its_name_hides_no_module(script):
+    """A kernel imports from the notebooks' folder first; `compression` is of the standard library from Python 3.14 on."""
+    assert script.stem not in {"compression", *sys.stdlib_module_names}
+    assert importlib.util.find_spec(script.stem) is None
 
 
 @pytest.mark.slow
