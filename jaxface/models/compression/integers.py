@@ -112,7 +112,7 @@ def integer_conv(x: np.ndarray, layer: IntegerLayer) -> np.ndarray:
 
     Args:
       x: float64 that holds whole numbers below 2^15.
-      layer: the convolution; a transposed one, whose sums are [2 H, 2 W, C_out], is four plain ones with the taps that meet values.
+      layer: the convolution; a transposed one, with sums [2 H, 2 W, C_out], is four plain ones of the taps that meet values.
     """
     size = layer.kernel.shape[0]
     if layer.up == 1:
