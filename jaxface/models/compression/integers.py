@@ -8,6 +8,7 @@ Methods: edic
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -291,6 +292,15 @@ def _laplace_cdf(t: np.ndarray) -> np.ndarray:
     return np.where(t < 0, half, 1 - half)
 
 
+@functools.cache
+def _cumulative(family: str) -> np.ndarray:
+    """[64, 16, 514] int32: F((n - ½ - f/16) / σ) of every scale and part f of a mean, in units of 2^-24."""
+    edges = np.arange(-_SPAN, _SPAN + 2) - 0.5
+    at = (edges - np.arange(GRID)[:, None] / GRID) / scale_table()[:, None, None]
+    cdf = {"laplace": _laplace_cdf, "gaussian": _gaussian_cdf}[family](at)
+    return np.rint(2.0**TABLE_BITS * cdf).astype(np.int32)
+
+
 def make_tables(spec: CodecSpec, params: Mapping) -> Tables:
     """The tables of a trained network, made once: libraries' erfc and exp differ in the last place, stored numbers do not.
 
@@ -302,13 +312,9 @@ def make_tables(spec: CodecSpec, params: Mapping) -> Tables:
       UserError: weights that fixed point does not hold.
     """
     arrays = export_layers(spec, params)
-    scales = scale_table()
-    logs = np.log(scales)
+    logs = np.log(scale_table())
     arrays["thresholds"] = np.rint((logs[1:] + logs[:-1]) / 2 * 2.0**_RESULT_BITS).astype(np.int32)
-    edges = np.arange(-_SPAN, _SPAN + 2) - 0.5
-    at = (edges - np.arange(GRID)[:, None] / GRID) / scales[:, None, None]
-    cdf = _laplace_cdf(at) if spec.entropy == "laplace" else _gaussian_cdf(at)
-    arrays["cdf"] = np.rint(2.0**TABLE_BITS * cdf).astype(np.int32)
+    arrays["cdf"] = _cumulative("laplace" if spec.entropy == "laplace" else "gaussian").copy()
     arrays["exp"] = np.rint(2.0**15 * np.exp(-np.arange(_EXPONENTS) / GRID)).astype(np.int32)
     arrays["prior"] = prior_frequencies(params["prior"])
     return Tables(spec, arrays)
