@@ -1,8 +1,8 @@
 """What is claimed of OTA in the small, and against what: `python -m experiments.reproduce ota --seeds 10`.
 
 `adaptation` is the accuracy of the fine-tuned foundation model, `deployment` that of the student. Arms of a study have the same
-steps, and the same number of generated images. Learning rates of 1e-3, 3e-3 and 1e-2 were chosen on seeds 101 and 102 in the first,
-on 101 in the second, the noise of pixels and of latents and their mixture on 101 too; these seeds are compared nowhere.
+steps, and the same number of generated images. Learning rates of 1e-3, 3e-3 and 1e-2 were chosen on seeds 101 and 102 in the
+first, on 101 in the second, as were noise of pixels, of latents and their mixture; these seeds are compared nowhere.
 """
 
 import dataclasses
