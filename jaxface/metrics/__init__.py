@@ -28,6 +28,9 @@
 | in which cells is something; which class has each pixel? | `average_precision`, `mean_iou`, `class_iou`, `pixel_confusion` |
 | is it a live face or a photograph, a screen, a mask? | `equal_error_threshold`, `spoof_report`, `apcer`, `bpcer`, `acer` |
 | how close is a decoded picture, and at what rate? | `psnr`, `ms_ssim`, `decibels`, `bd_rate`, `bd_psnr` |
+| how far is an image from another, as people see it? | `ssim`, `ms_ssim`, `chebyshev` |
+| how good does an image look by itself? | `brisque_features` and `fit_kernel_ridge` |
+| does a quality model say what people say? | `srcc`, `krcc`, `plcc`, `logistic_map`, `fit_logistic` |
 | are some people more alike than others? | `local_discrepancy`, `aligned_similarity`, `group_false_accepts` |
 """
 
@@ -87,7 +90,32 @@ from jaxface.metrics.detection import (
     wider_face_evaluate,
 )
 from jaxface.metrics.detection.pseudo_labels import PseudoLabelCounts, pseudo_label_counts
-from jaxface.metrics.image import bd_psnr, bd_rate, decibels, ms_ssim, psnr
+from jaxface.metrics.image import (
+    AsymmetricGaussian,
+    KernelRegression,
+    aggd_fit,
+    bd_psnr,
+    bd_rate,
+    brisque_features,
+    chebyshev,
+    decibels,
+    fit_kernel_ridge,
+    fit_logistic,
+    gaussian_filter,
+    gaussian_ratio,
+    ggd_fit,
+    halve,
+    kernel_scores,
+    krcc,
+    logistic_map,
+    luma,
+    ms_ssim,
+    mscn,
+    plcc,
+    psnr,
+    srcc,
+    ssim,
+)
 from jaxface.metrics.recognition.benchmarks import (
     TemplateSearch,
     gallery_report,
@@ -202,6 +230,7 @@ from jaxface.metrics.spoofing.spoof_protocols import (
 )
 
 __all__ = [
+    "AsymmetricGaussian",
     "Block",
     "Discrepancy",
     "EqualError",
@@ -214,6 +243,7 @@ __all__ = [
     "GroupVerification",
     "HalfTotalError",
     "HistogramTar",
+    "KernelRegression",
     "LabelSelection",
     "MateScores",
     "Pairs",
@@ -234,6 +264,7 @@ __all__ = [
     "accuracy",
     "acer",
     "adaptive_snorm",
+    "aggd_fit",
     "aggregate_templates",
     "aligned_similarity",
     "all_pair_similarities",
@@ -253,7 +284,9 @@ __all__ = [
     "bd_rate",
     "bpcer",
     "bpcer_threshold",
+    "brisque_features",
     "celeba_spoof_tpr",
+    "chebyshev",
     "check_chunks",
     "class_attention",
     "class_iou",
@@ -280,6 +313,8 @@ __all__ = [
     "equalize",
     "fddb_evaluate",
     "filter_candidates",
+    "fit_kernel_ridge",
+    "fit_logistic",
     "flip_embeddings",
     "fnmr_at_fmr",
     "forgetting",
@@ -289,13 +324,19 @@ __all__ = [
     "fused_similarities",
     "gallery_report",
     "gallery_similarity",
+    "gaussian_filter",
+    "gaussian_ratio",
+    "ggd_fit",
     "group_accuracy",
     "group_fairness",
     "group_false_accepts",
     "group_verification",
     "half_total_error",
+    "halve",
     "impostor_spread",
     "infer_chunk_tasks",
+    "kernel_scores",
+    "krcc",
     "label_selection",
     "labeled_average_precision",
     "labeled_ranks",
@@ -304,6 +345,8 @@ __all__ = [
     "local_discrepancy",
     "local_discrepancy_cap",
     "log_average_miss_rate",
+    "logistic_map",
+    "luma",
     "macro_f1",
     "make_pairs",
     "mate_scores_above_non_mates",
@@ -315,6 +358,7 @@ __all__ = [
     "megaface_report",
     "missing_modality",
     "ms_ssim",
+    "mscn",
     "nearest_prototype",
     "nearest_prototype_accuracy",
     "norm_spread",
@@ -325,6 +369,7 @@ __all__ = [
     "pairwise_aligned_similarity",
     "per_class_accuracy",
     "pixel_confusion",
+    "plcc",
     "presentation_instruments",
     "protection_success",
     "pseudo_label_counts",
@@ -344,6 +389,8 @@ __all__ = [
     "split_presentations",
     "spoof_report",
     "squared_l2_to_cosine",
+    "srcc",
+    "ssim",
     "tar_at_far",
     "template_pair_similarities",
     "template_report",
