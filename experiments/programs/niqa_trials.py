@@ -2,7 +2,7 @@
 
     niqa_trials export --run RUN --images DIR         # images of a finished run of niqa_attack, from hardly to much changed
     niqa_trials serve --images DIR [--port 8731]      # the trials, on this machine alone; answers go to DIR/answers.jsonl
-    niqa_trials select --images DIR                   # counterexamples by what people could not see, and what they do to the models
+    niqa_trials select --images DIR                   # counterexamples by what people could not see, and their effect
 
 "Do these two look different?": an image and what became of it, 1 s each with 0.5 s of gray between, in a random order that is an
 observer's own. An answer is on the disk before the page goes on. Whoever stops goes on where they were, by giving the same name.
@@ -31,6 +31,7 @@ from jaxface.metrics.image import jnd_from_trials, robustness_r, select_countere
 from jaxface.paths import local_path
 
 TABLE, ANSWERS = "trials.json", "answers.jsonl"
+PAGE = pathlib.Path(__file__).with_suffix(".html")
 PORT = 8731
 OBSERVERS = r"[\w .-]{1,40}"
 LONGEST_REQUEST = 4096  # bytes
@@ -233,7 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         with self._refusals():
             if self.path == "/":
-                return self._send(PAGE.encode(), "text/html; charset=utf-8")
+                return self._send(PAGE.read_bytes(), "text/html; charset=utf-8")
             # By number alone: no name of a file ever comes from the browser.
             number = re.fullmatch(r"/image/(0|[1-9][0-9]{0,6})", self.path)
             if number is None or int(number[1]) >= len(self.server.files):
@@ -303,144 +304,6 @@ class _Handler(BaseHTTPRequestHandler):
         del format, args  # an observer's terminal is no log
 
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Do these two look different?</title>
-<style>
-  * { box-sizing: border-box; }
-  body { margin: 0; min-height: 100vh; min-height: 100dvh; display: flex; flex-direction: column; background: #808080; color: #fff;
-         font: 18px/1.5 system-ui, sans-serif; }
-  main { flex: 1; display: flex; flex-direction: column; align-items: center; justify-content: center; padding: 16px; gap: 20px;
-         text-align: center; }
-  #stage { display: flex; align-items: center; justify-content: center; width: 100%; }
-  #stage canvas { image-rendering: pixelated; visibility: hidden; }
-  #stage canvas.shown { visibility: visible; }
-  .buttons { display: flex; flex-wrap: wrap; gap: 16px; justify-content: center; }
-  button, input { font: inherit; border-radius: 10px; border: 2px solid #fff; padding: 12px 22px; min-height: 56px; }
-  button { background: #222; color: #fff; min-width: 140px; cursor: pointer; }
-  button:disabled { visibility: hidden; }
-  button:focus-visible, input:focus-visible { outline: 4px solid #ffd54a; outline-offset: 2px; }
-  input { width: min(100%, 320px); background: #fff; color: #000; }
-  h1 { font-size: 26px; line-height: 1.25; margin: 0; }
-  p { margin: 0; max-width: 34em; }
-  form { display: flex; flex-direction: column; align-items: center; gap: 16px; width: 100%; }
-  kbd { border: 1px solid #fff; border-radius: 4px; padding: 0 6px; font: inherit; font-size: 15px; margin-left: 8px; }
-  footer { padding: 8px 16px 14px; text-align: center; font-size: 16px; }
-  .error { background: #7a1020; padding: 10px 16px; border-radius: 8px; }
-  [hidden] { display: none !important; }
-  @media (hover: none) { kbd { display: none; } }
-</style>
-</head>
-<body>
-<main>
-  <form id="begin">
-    <h1>Do these two look different?</h1>
-    <p>Two images come one after the other, a second each, with gray between. Say whether you saw a difference. Many pairs look
-      alike; there is no right or wrong. Stop whenever you like: with the same name you go on where you were.</p>
-    <label for="observer">Your name or number</label>
-    <input id="observer" autocomplete="off" maxlength="40" pattern="[\\p{L}\\p{N}_ .\\-]{1,40}"
-      title="letters, digits, spaces, points, dashes" required autofocus>
-    <button id="start">Begin</button>
-  </form>
-  <section id="trial" hidden>
-    <div id="stage"><canvas id="canvas" role="img" aria-label="the image of this moment"></canvas></div>
-  </section>
-  <section id="question" hidden>
-    <h1>Do these two look different?</h1>
-    <p>&nbsp;</p>
-    <div class="buttons">
-      <button id="yes" type="button">Yes<kbd>Y</kbd></button>
-      <button id="no" type="button">No<kbd>N</kbd></button>
-    </div>
-  </section>
-  <section id="end" hidden><h1>Done, thank you.</h1><p>All pairs have your answer. You can close this page.</p></section>
-  <section id="error" class="error" role="alert" hidden><p id="reason"></p><p>&nbsp;</p>
-    <button id="again" type="button">Try again</button></section>
-</main>
-<footer id="progress" aria-live="polite">&nbsp;</footer>
-<script>
-"use strict";
-const SHOWN = 1000, GRAY = 500;  // milliseconds
-const part = id => document.getElementById(id);
-const parts = ["begin", "trial", "question", "end", "error"];
-let observer = "", current = null, again = null, asking = false;
-
-function show(name) { for (const other of parts) part(other).hidden = other !== name; }
-const wait = milliseconds => new Promise(done => setTimeout(done, milliseconds));
-
-async function post(path, content) {
-  const told = await fetch(path, {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(content)});
-  if (!told.ok) throw new Error(await told.text());
-  return told.json();
-}
-
-async function load(path) {
-  const image = new Image();
-  image.src = path;
-  await image.decode();
-  return image;
-}
-
-function draw(image) {
-  const canvas = part("canvas");
-  const fit = Math.min((innerWidth - 32) / image.width, (innerHeight - 120) / image.height);
-  const factor = fit >= 1 ? Math.floor(fit) : fit;  // whole pixels, all of one size
-  canvas.width = image.width; canvas.height = image.height;
-  canvas.style.width = image.width * factor + "px"; canvas.style.height = image.height * factor + "px";
-  canvas.getContext("2d").drawImage(image, 0, 0);
-}
-
-async function attempt(action) {
-  try { await action(); }
-  catch (error) { again = () => attempt(action); part("reason").textContent = error.message || String(error); show("error"); }
-}
-
-async function present(next) {
-  part("progress").textContent = next.done + " of " + next.total;
-  if (next.trial === null) { current = null; show("end"); return; }
-  current = next.trial;
-  const images = await Promise.all(next.images.map(load));
-  show("trial");
-  for (const [number, image] of images.entries()) {
-    await wait(GRAY);
-    draw(image);
-    part("canvas").classList.add("shown");
-    await wait(SHOWN);
-    part("canvas").classList.remove("shown");
-  }
-  show("question");
-  asking = true;
-}
-
-function answer(different) {
-  if (!asking) return;
-  asking = false;
-  const trial = current;
-  attempt(async () => present(await post("/answer", {observer, trial, different})));
-}
-
-part("begin").addEventListener("submit", event => {
-  event.preventDefault();
-  observer = part("observer").value.trim();
-  if (observer) attempt(async () => present(await post("/next", {observer})));
-});
-part("yes").addEventListener("click", () => answer(true));
-part("no").addEventListener("click", () => answer(false));
-part("again").addEventListener("click", () => again && again());
-addEventListener("keydown", event => {
-  if (event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.key === "y" || event.key === "Y") answer(true);
-  if (event.key === "n" || event.key === "N") answer(false);
-});
-</script>
-</body>
-</html>
-"""
-
-
 def spread_along(changes: np.ndarray, distances: np.ndarray, count: int) -> list[int]:
     """Which of many images to show people: of those that no other moves the score farther at no more distance, some evenly.
 
@@ -495,7 +358,11 @@ def export(run: str, folder: pathlib.Path, per_start: int) -> int:
                 of_image = dict(zip(names, map(float, scores[:, k]), strict=True))
                 distance = float(saved["distances"][s, k])
                 trials.append(Trial(changed.removesuffix(".png"), name, changed, group, of_image, distance))
-    content = {"trials": [dataclasses.asdict(trial) for trial in trials], "starts": starts, "opinions": opinions}
+    content = {
+        "trials": [dataclasses.asdict(trial) for trial in trials],
+        "starts": starts,
+        "opinions": opinions,
+    }
     training.write_atomically(folder / TABLE, json.dumps(content, indent=1) + "\n")
     return len(trials)
 
@@ -536,7 +403,9 @@ def select(
         names = list(table.starts)
         for model in next(iter(table.starts.values())):
             clean = np.array([table.starts[name][model] for name in names])
-            after = np.array([chosen[n].scores[model] if n in chosen else table.starts[n][model] for n in names])
+            after = np.array(
+                [chosen[n].scores[model] if n in chosen else table.starts[n][model] for n in names]
+            )
             opinions = [table.opinions[name] for name in names]
             found = np.array([name in chosen for name in names])
             metrics[f"{model}/srcc"] = srcc(np.concatenate([clean, after]), opinions + opinions)
@@ -574,11 +443,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("command", choices=("export", "serve", "select"))
     parser.add_argument("--images", required=True, help="folder of the images and their table")
     parser.add_argument("--run", help="export: work directory of a finished run of niqa_attack")
-    parser.add_argument("--per-start", type=int, default=8, help="export: images of a start and an attack (default 8)")
+    parser.add_argument(
+        "--per-start", type=int, default=8, help="export: images of a start and an attack (default 8)"
+    )
     parser.add_argument("--answers", help=f"file of the answers (default {ANSWERS} in --images)")
-    parser.add_argument("--port", type=int, default=PORT, help=f"serve: of this machine, 0 for a free one (default {PORT})")
+    parser.add_argument(
+        "--port", type=int, default=PORT, help=f"serve: of this machine, 0 for a free one (default {PORT})"
+    )
     parser.add_argument("--seed", type=int, default=0, help="serve: of the orders")
-    parser.add_argument("--threshold", type=float, default=0.75, help="select: share of trials that see no change (default 0.75)")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.75,
+        help="select: share of trials that see no change (default 0.75)",
+    )
     options = parser.parse_args(sys.argv[1:] if arguments is None else list(arguments))
     folder = local_path("images", options.images)
     answers = folder / ANSWERS if options.answers is None else local_path("answers", options.answers)

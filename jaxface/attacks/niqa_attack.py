@@ -29,8 +29,8 @@ LEVEL = 1 / 255
 class PerceptualAttack:
     """How images are changed.
 
-    A penalty ascends J = -D(x, x₀) + λ (f(x) - f₀)² (Eq. 2); a ball ascends f alone, or its negative, and keeps every pixel within
-    ε. The maximal change of a pixel has no useful penalty: only the pixel that is farthest away would feel it, whatever λ is.
+    A penalty ascends J = -D(x, x₀) + λ (f(x) - f₀)² (Eq. 2); a ball ascends f alone, or its negative, and keeps every pixel
+    within ε. The maximal change of a pixel has no useful penalty: only the farthest pixel would feel it, whatever λ is.
     """
 
     geometry: Literal["l2", "linf"] = "l2"
@@ -46,7 +46,7 @@ class PerceptualAttack:
     step_norm: Literal["rms", "unit"] = "rms"
     """In l2 the step is the root mean square of the change over all values, or its norm as printed, which rounding undoes."""
     optimizer: Literal["steepest", "fresh_adam"] = "steepest"
-    """Fresh Adam is what was released: a state of its own for every step makes it step · g / (|g| + 1e-8) of the unit gradient."""
+    """Fresh Adam is what was released: a new state for every step makes it step · g / (|g| + 1e-8) of the unit gradient g."""
     keep_every: Annotated[int, AtLeast(0)] = 10
     """Steps from one image that is kept to the next; 0 keeps the last alone."""
     quantize: bool = True
@@ -85,8 +85,8 @@ class Attacked(NamedTuple):
 
     Attributes:
       image: [..., H, W, C] float32 in [0, 1], the last image of the direction that moved the score farther.
-      iterates: [..., N, H, W, C], the images that were kept, those of the second direction behind those of the first; uint8 levels
-        where the attack rounds, else float32 in [0, 1].
+      iterates: [..., N, H, W, C], the images that were kept, those of the second direction behind those of the first; uint8
+        levels where the attack rounds, else float32 in [0, 1].
       scores, distances: [..., N] float32, f and D of these.
       trace: [..., directions, steps] float32, f of the image before each step.
       finite: [...] bool, False where a gradient was NaN or infinite; there it counted as 0.

@@ -31,6 +31,7 @@
 | how far is an image from another, as people see it? | `ssim`, `ms_ssim`, `chebyshev` |
 | how good does an image look by itself? | `brisque_features` and `fit_kernel_ridge` |
 | does a quality model say what people say? | `srcc`, `krcc`, `plcc`, `logistic_map`, `fit_logistic` |
+| which change is not seen and moves a score? | `jnd_proxy`, `jnd_from_trials`, `select_counterexample`, `robustness_r` |
 | are some people more alike than others? | `local_discrepancy`, `aligned_similarity`, `group_false_accepts` |
 """
 
@@ -105,6 +106,8 @@ from jaxface.metrics.image import (
     gaussian_ratio,
     ggd_fit,
     halve,
+    jnd_from_trials,
+    jnd_proxy,
     kernel_scores,
     krcc,
     logistic_map,
@@ -113,6 +116,8 @@ from jaxface.metrics.image import (
     mscn,
     plcc,
     psnr,
+    robustness_r,
+    select_counterexample,
     srcc,
     ssim,
 )
@@ -335,6 +340,8 @@ __all__ = [
     "halve",
     "impostor_spread",
     "infer_chunk_tasks",
+    "jnd_from_trials",
+    "jnd_proxy",
     "kernel_scores",
     "krcc",
     "label_selection",
@@ -381,7 +388,9 @@ __all__ = [
     "ranks",
     "refined_probes",
     "report_scores",
+    "robustness_r",
     "roc",
+    "select_counterexample",
     "sensitive_area",
     "similarity_blocks",
     "similarity_matrix",

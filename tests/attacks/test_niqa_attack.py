@@ -51,7 +51,9 @@ def test_steepest_directions(fields, expected, product):
     np.testing.assert_allclose(direction, expected, atol=2e-6)
     assert float(gradient @ direction) == pytest.approx(product, abs=1e-4)
     # However small; and nothing where there is no gradient.
-    np.testing.assert_allclose(attacks._steepest(1e-30 * gradient, PerceptualAttack(**fields)), expected, atol=2e-6)
+    np.testing.assert_allclose(
+        attacks._steepest(1e-30 * gradient, PerceptualAttack(**fields)), expected, atol=2e-6
+    )
     assert not attacks._steepest(0 * gradient, PerceptualAttack(**fields)).any()
 
 
@@ -97,7 +99,7 @@ def test_the_threshold_is_found():
     attack = PerceptualAttack(steps=100, step=2e-3)
     weight = attacks.critical_weight(linear, squared, START, KEY, attack, low=1e-3, high=1e3)
     assert weight == pytest.approx(2.0, rel=0.1)
-    with pytest.raises(UserError, match="0.01 does not"):
+    with pytest.raises(UserError, match="multiplier that moves the score"):
         attacks.critical_weight(linear, squared, START, KEY, attack, low=1e-3, high=1e-2)
 
 
@@ -120,7 +122,10 @@ def test_a_ball_holds_every_pixel(ladder):
     change = np.abs(np.asarray(told.image) * 255 - rounded).max(axis=(2, 3, 4))
     # 0.5 is half-way between two levels.
     np.testing.assert_allclose(change, np.broadcast_to([1, 2, 4], (3, 3)), atol=1.01)
-    assert (np.abs(np.asarray(told.image) - np.asarray(starts)[:, None]) <= np.array([1, 2, 4]).reshape(3, 1, 1, 1) / 255 + 0.51 / 255).all()
+    assert (
+        np.abs(np.asarray(told.image) - np.asarray(starts)[:, None])
+        <= np.array([1, 2, 4]).reshape(3, 1, 1, 1) / 255 + 0.51 / 255
+    ).all()
     # Larger balls change more, in either direction.
     up, down = np.asarray(told.scores[..., 3] - 5), np.asarray(told.scores[..., 7] - 5)
     assert (np.diff(up[0]) > 0).all() and (np.diff(down[0]) < 0).all()
@@ -168,7 +173,13 @@ def test_other_rungs_images_and_parameters_compile_nothing():
 @pytest.mark.parametrize("steps", [0, 3])
 def test_a_sign_step_changes_every_pixel_by_its_length(steps):
     attack = PerceptualAttack(
-        geometry="linf", constraint="penalty", steps=steps, step=2e-3, direction="free", keep_every=0, quantize=False
+        geometry="linf",
+        constraint="penalty",
+        steps=steps,
+        step=2e-3,
+        direction="free",
+        keep_every=0,
+        quantize=False,
     )
     told = perceptual_attack(jnp.sum, farthest, GRAY, KEY, 1e6, attack)
     noisy = attacks._noisy(GRAY, attacks._keys(KEY, 1)[0])
@@ -194,12 +205,16 @@ def test_unit_steps_are_undone_by_rounding():
     told = perceptual_attack(jnp.mean, lambda x, y: jnp.float32(0), start, KEY, 1e6, attack)
     np.testing.assert_allclose(told.image, attacks._noisy(start, attacks._keys(KEY, 1)[0]), atol=1e-6)
     rms = dataclasses.replace(attack, step_norm="rms", steps=10)
-    moved = levels(perceptual_attack(jnp.mean, lambda x, y: jnp.float32(0), start, KEY, 1e6, rms).image, start)
+    moved = levels(
+        perceptual_attack(jnp.mean, lambda x, y: jnp.float32(0), start, KEY, 1e6, rms).image, start
+    )
     assert np.abs(moved).mean() > 1.5
 
 
 def test_fresh_adam_takes_the_sign():
-    attack = PerceptualAttack(optimizer="fresh_adam", step=5e-3, steps=1, direction="free", quantize=False, keep_every=0)
+    attack = PerceptualAttack(
+        optimizer="fresh_adam", step=5e-3, steps=1, direction="free", quantize=False, keep_every=0
+    )
     weights = jax.random.normal(jax.random.key(3), GRAY.shape)
     nothing = lambda x, y: jnp.float32(0)  # noqa: E731
     told = perceptual_attack(lambda x: jnp.vdot(weights, x), nothing, GRAY, KEY, 1.0, attack)
@@ -236,17 +251,26 @@ def test_gradients_that_are_not_finite_count_as_none_and_are_told():
         return jnp.sqrt(jnp.maximum(x.mean() - 0.5, 0)) + x[0, 0, 0]
 
     told = jax.jit(
-        lambda start: perceptual_attack(quality, squared, start, KEY, 1.0, PerceptualAttack(steps=2, keep_every=0))
+        lambda start: perceptual_attack(
+            quality, squared, start, KEY, 1.0, PerceptualAttack(steps=2, keep_every=0)
+        )
     )(jnp.full((2, 2, 1), 0.2))
     assert not bool(told.finite) and bool(jnp.isfinite(told.image).all())
 
 
 def test_a_shuffled_change_has_the_size_of_the_change():
-    start = jnp.round(jax.random.uniform(jax.random.key(1), (6, 6, 3)) * 255).at[0].set(255.0).at[1].set(0.0) / 255
-    changed = start + jnp.where(start > 0.5, -1, 1) * jax.random.randint(jax.random.key(2), start.shape, 0, 4) / 255
+    start = (
+        jnp.round(jax.random.uniform(jax.random.key(1), (6, 6, 3)) * 255).at[0].set(255.0).at[1].set(0.0)
+        / 255
+    )
+    changed = (
+        start + jnp.where(start > 0.5, -1, 1) * jax.random.randint(jax.random.key(2), start.shape, 0, 4) / 255
+    )
     drawn = attacks.shuffled_changes(changed, start, KEY, 10)
     sizes = np.sort(np.abs(np.asarray(drawn - start)).reshape(10, -1)) * 255
-    np.testing.assert_allclose(sizes, np.tile(np.sort(np.abs(np.asarray(changed - start)).ravel()) * 255, (10, 1)), atol=1e-3)
+    np.testing.assert_allclose(
+        sizes, np.tile(np.sort(np.abs(np.asarray(changed - start)).ravel()) * 255, (10, 1)), atol=1e-3
+    )
     assert float(drawn.min()) >= 0 and float(drawn.max()) <= 1
     assert len({np.asarray(one).tobytes() for one in drawn}) == 10
 
@@ -258,7 +282,10 @@ def test_the_eigen_distortion_is_noticed_most():
 def test_one_model_moves_while_the_other_is_held():
     weights = jax.random.normal(jax.random.key(4), (2, *GRAY.shape))
     mover, holder = (lambda x, w=w: jnp.vdot(w, x) + 0.1 * jnp.sum(jnp.square(x)) for w in weights)
-    ends = [attacks.maximum_differentiation(mover, holder, GRAY, up=up, steps=50, step=2e-3) for up in (True, False)]
+    ends = [
+        attacks.maximum_differentiation(mover, holder, GRAY, up=up, steps=50, step=2e-3)
+        for up in (True, False)
+    ]
     assert float(mover(ends[0])) > float(mover(GRAY)) + 5 > float(mover(ends[1])) + 10
     np.testing.assert_allclose([holder(x) for x in ends], holder(GRAY), atol=1e-3)
 
@@ -270,7 +297,7 @@ def test_one_model_moves_while_the_other_is_held():
         (lambda: attack_gray(start=GRAY * jnp.nan), "starts: need finite pixels"),
         (lambda: attack_gray(lambda x: x.mean() * jnp.nan), "quality: needs a finite score, got none for start 0"),
         (lambda: attack_gray(lambda x: jnp.round(x).mean()), "quality: needs a gradient, it is 0 at every start"),
-        (lambda: attack_gray(lambda x: x.mean(axis=(0, 1))), r"quality: needs a floating scalar .* shape \(3,\)"),
+        (lambda: attack_gray(lambda x: x.mean(axis=(0, 1))), "quality: needs a floating scalar"),
         (lambda: attack_gray(steps=-1), "steps: needs an integer from 0, got -1"),
         (lambda: attack_gray(rungs=-1.0), "rungs: needs a finite number from 0, got -1"),
         (lambda: attack_gray(rungs=[1.0, np.nan]), "rungs: needs a finite number from 0"),

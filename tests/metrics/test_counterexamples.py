@@ -42,7 +42,11 @@ def test_three_quarters_of_the_trials_decide():
 
 
 def test_the_proxy_holds_every_bound():
-    change, similarity, decibels = np.array([4, 4.1, 1, 1]) / 255, np.array([0.99, 1, 0.98, 1]), [50, 50, 50, 41]
+    change, similarity, decibels = (
+        np.array([4, 4.1, 1, 1]) / 255,
+        np.array([0.99, 1, 0.98, 1]),
+        [50, 50, 50, 41],
+    )
     assert jnd_proxy(change, similarity).tolist() == [True, False, False, True]
     bounds = dict(largest=None, least_decibels=42.0)
     assert jnd_proxy(change, similarity, decibels, **bounds).tolist() == [True, True, False, False]

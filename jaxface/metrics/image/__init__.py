@@ -1,5 +1,11 @@
 """How alike two images are, what that costs in bits, and how good an image looks without another beside it."""
 
+from jaxface.metrics.image.counterexamples import (
+    jnd_from_trials,
+    jnd_proxy,
+    robustness_r,
+    select_counterexample,
+)
 from jaxface.metrics.image.fidelity import chebyshev, ssim
 from jaxface.metrics.image.filters import gaussian_filter, halve, luma
 from jaxface.metrics.image.kernel_regression import KernelRegression, fit_kernel_ridge, kernel_scores
@@ -30,6 +36,8 @@ __all__ = [
     "gaussian_ratio",
     "ggd_fit",
     "halve",
+    "jnd_from_trials",
+    "jnd_proxy",
     "kernel_scores",
     "krcc",
     "logistic_map",
@@ -38,6 +46,8 @@ __all__ = [
     "mscn",
     "plcc",
     "psnr",
+    "robustness_r",
+    "select_counterexample",
     "srcc",
     "ssim",
 ]

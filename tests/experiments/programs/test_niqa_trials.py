@@ -18,7 +18,14 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 def trial(name, start, group, score, distance):
     scores = {"cnn": score, "nss": 5.0}
-    return {"id": name, "start": start, "changed": f"{name}.png", "group": group, "scores": scores, "distance": distance}
+    return {
+        "id": name,
+        "start": start,
+        "changed": f"{name}.png",
+        "group": group,
+        "scores": scores,
+        "distance": distance,
+    }
 
 
 @pytest.fixture
@@ -30,7 +37,10 @@ def folder(tmp_path):
     starts = {"start00.png": {"cnn": 6.0, "nss": 5.0}, "start01.png": {"cnn": 4.0, "nss": 3.0}}
     trials = [{"id": "same-00", "start": "start00.png", "changed": "start00.png"}]
     for k, start in enumerate(starts):
-        trials += [trial(f"a{k}", start, "ssim_on_cnn", 2.0, 0.1), trial(f"b{k}", start, "ssim_on_cnn", 9.0, 0.4)]
+        trials += [
+            trial(f"a{k}", start, "ssim_on_cnn", 2.0, 0.1),
+            trial(f"b{k}", start, "ssim_on_cnn", 9.0, 0.4),
+        ]
     for name in dict.fromkeys(name for t in trials for name in (t["start"], t["changed"])):
         image = chance.integers(0, 256, (24, 32, 3), dtype=np.uint8)
         (root / name).write_bytes(data.encode_image(image))
@@ -85,7 +95,9 @@ def test_every_trial_once_in_an_order_of_ones_own_and_on_from_there(server, fold
             # Asked again, as after a reload, the same one comes.
             assert step(server, "/next", observer=observer) == told
             seen.append(told["trial"])
-            told = step(server, "/answer", observer=observer, trial=told["trial"], different=seen[-1][0] == "b")
+            told = step(
+                server, "/answer", observer=observer, trial=told["trial"], different=seen[-1][0] == "b"
+            )
         assert sorted(seen) == ["a0", "a1", "b0", "b1", "same-00"] and told["done"] == 5
         orders[observer] = tuple(seen)
     assert len(set(orders.values())) == 3
@@ -165,7 +177,10 @@ def test_a_full_disk_is_told_and_leaves_no_half_line(server, folder, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(niqa_trials.os, "fsync", full)
         content = {"observer": "ann", "trial": told["trial"], "different": True}
-        assert ask(server, "POST", "/answer", content) == (500, b"cannot keep the answer: No space left on device")
+        assert ask(server, "POST", "/answer", content) == (
+            500,
+            b"cannot keep the answer: No space left on device",
+        )
     assert not (folder / niqa_trials.ANSWERS).read_bytes()
     assert step(server, "/next", observer="ann") == told
 
@@ -211,6 +226,10 @@ def outside(folder):
     edited(folder, trials=[{"id": "x", "start": "start00.png", "changed": "../other.png"}])
 
 
+def doubled(folder):
+    edited(folder, trials=2 * [{"id": "x", "start": "a0.png", "changed": "a1.png"}])
+
+
 def linked(folder):
     (folder.parent / "other.png").write_bytes(b"")
     (folder / "link.png").symlink_to(folder.parent / "other.png")
@@ -225,7 +244,7 @@ def linked(folder):
         (lambda folder: (folder / "a1.png").unlink(), "serve", "names 'a1.png', which is no .png inside"),
         (lambda folder: edited(folder, trials=[]), "serve", "has no trial"),
         (lambda folder: edited(folder, trials=[{"id": "x"}]), "serve", "is no table of trials"),
-        (lambda folder: edited(folder, trials=2 * [{"id": "x", "start": "a0.png", "changed": "a1.png"}]), "serve", "two trials of one id"),
+        (doubled, "serve", "two trials of one id"),
         (lambda folder: (folder / niqa_trials.TABLE).unlink(), "serve", "images: needs a folder with trials.json"),
         (lambda folder: (folder / niqa_trials.ANSWERS).write_text("{}\n"), "serve", "line 1 of"),
         (lambda folder: None, "serve --port 70000", "port: needs an integer from 0 to 65535, got 70000"),
@@ -243,14 +262,24 @@ def test_bad_input_is_one_line(folder, refusal, damage, arguments, words):
 
 
 def test_a_port_that_is_taken_is_refused(server, folder, refusal):
-    arguments = ["serve", "--images", folder, "--answers", folder / "others.jsonl", "--port", server.server_port]
+    arguments = [
+        "serve",
+        "--images",
+        folder,
+        "--answers",
+        folder / "others.jsonl",
+        "--port",
+        server.server_port,
+    ]
     assert "port: cannot serve on" in refusal(niqa_trials.main, arguments)
 
 
 @pytest.fixture(scope="module")
 def browser():
     """A real one, of the system."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="needs playwright (pip install playwright)"
+    )
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
         pytest.skip(f"needs a browser, one of {', '.join(BROWSERS)}")
@@ -295,7 +324,10 @@ def test_an_observer_in_a_browser(browser, server, folder):
     for shown in (end - start, end2 - start2):
         assert 990 <= shown < 1600
     assert 490 <= start2 - end < 1100
-    assert page.evaluate("[canvas.width, canvas.height, canvas.clientWidth, canvas.clientHeight]")[:2] == [32, 24]
+    assert page.evaluate("[canvas.width, canvas.height, canvas.clientWidth, canvas.clientHeight]")[:2] == [
+        32,
+        24,
+    ]
     page.click("#yes")
     page.wait_for_function("document.getElementById('progress').textContent === '1 of 5'")
     page.wait_for_selector("#yes:visible", timeout=20_000)
