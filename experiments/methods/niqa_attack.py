@@ -45,7 +45,7 @@ class Config:
     """Images with opinions to train on; starts of attacks are among others."""
     image_size: Annotated[int, AtLeast(SMALLEST)] = 48
     """Side of all images, pixels."""
-    models: tuple[Model, ...] = ("nss", "cnn")
+    models: tuple[Model, ...] = ("cnn", "nss")
     """Quality models: BRISQUE's features with a kernel ridge, and networks."""
     fidelities: tuple[Fidelity, ...] = ("chebyshev", "ssim")
     """What holds an attack back, one attack on every model for each."""
@@ -237,7 +237,7 @@ def network_stage(config: Config, name: Model, split: inputs.Split):
             functools.partial(_network_scores, model=model), split.train, variables, batch_size=100
         )
         fitted = _fitted_map(told, split.train.opinions)
-        return jax.tree_util.Partial(_NetworkRating(model), {"variables": variables, "map": fitted})
+        return jax.tree_util.Partial(NetworkRating(model), {"variables": variables, "map": fitted})
 
     open_batches()  # reads nothing yet, but refuses what cannot be used
     return training.Stage(
@@ -256,7 +256,7 @@ def _network_scores(variables, batch, *, model: nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class _NetworkRating:
+class NetworkRating:
     """(parameters, image [H, W, C] in [0, 1]) -> score; equal ones are one function to the compiler."""
 
     model: nn.Module

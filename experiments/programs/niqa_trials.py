@@ -29,6 +29,7 @@ from jaxface.cli import console
 from jaxface.errors import UserError
 from jaxface.metrics.image import jnd_from_trials, robustness_r, select_counterexample, srcc
 from jaxface.paths import local_path
+from jaxface.training.workdir import read_descriptions
 
 TABLE, ANSWERS = "trials.json", "answers.jsonl"
 PAGE = pathlib.Path(__file__).with_suffix(".html")
@@ -328,12 +329,7 @@ def export(run: str, folder: pathlib.Path, per_start: int) -> int:
     Raises:
       UserError: a run without attacks, a folder that is not empty, or a disk that is full.
     """
-    described = [
-        told
-        for place in training.stage_folders(run)
-        if (told := training.read_description(run, stage=place.name.partition("-")[2]))
-        and told[1].get("kind") == "perceptual_attack"
-    ]
+    described = [d for d in read_descriptions(run) if d[1].get("kind") == "perceptual_attack"]
     if not described:
         raise UserError(f"run: {run} holds no attack; needs a finished run of niqa_attack")
     folder = training.open_workdir(folder, {"tool": "niqa_trials", "run": str(local_path("run", run).resolve()),

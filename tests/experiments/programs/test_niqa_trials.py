@@ -67,9 +67,10 @@ def ask(server, method, path, content=None, **headers):
     """(status, body) of a request."""
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
     body = json.dumps(content) if isinstance(content, dict) else content
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
     if body is not None:
         headers.setdefault("Content-Type", "application/json")
-    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    connection.request(method, path, body, headers)
     answer = connection.getresponse()
     told = answer.status, answer.read()
     connection.close()
