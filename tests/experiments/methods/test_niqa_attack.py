@@ -115,7 +115,7 @@ def test_starts_are_those_in_the_middle_of_every_scale():
     images, opinions = niqa_attack.choose_starts(changed(start_scores=(2.0, 4.0)), raters, source)
     np.testing.assert_array_equal(images[0], source[0]["image"])
     np.testing.assert_array_equal(opinions, source.opinions[:2])
-    with pytest.raises(UserError, match="starts: needs 2 held-out images .* from 0 to 2.1, 0 of 8 are"):
+    with pytest.raises(UserError, match=r"starts: needs 2 held-out images .* from 0 to 2\.1, 0 of 8 are"):
         niqa_attack.choose_starts(changed(start_scores=(0.0, 2.1)), raters, source)
 
 
