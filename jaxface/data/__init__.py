@@ -49,7 +49,7 @@ from jaxface.data.sources.long_tail import LongTail, long_tail_counts
 from jaxface.data.sources.low_resolution_faces import ScfaceSource, TinyFaceSource
 from jaxface.data.sources.megaface import MegaFaceSource
 from jaxface.data.sources.objects import object_fields
-from jaxface.data.sources.opinions import RatedSource
+from jaxface.data.sources.opinions import RatedFiles, RatedSource
 from jaxface.data.sources.packs import PackSource, open_packs, read_bin, write_bin
 from jaxface.data.sources.presentations import (
     Presentation,
@@ -90,7 +90,7 @@ from jaxface.data.specs.labeled_images import LabeledImages
 from jaxface.data.specs.object_scene_sets import ObjectScenes
 from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, RgbdFolder, Tfds
 from jaxface.data.specs.presentation_sets import CasiaSurf, Cefa, Presentations, PresentationTable
-from jaxface.data.specs.rated_sets import DistortedLeaves
+from jaxface.data.specs.rated_sets import Csiq, DistortedLeaves, Kadid10k, LiveIqa, OpinionTable
 from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
 from jaxface.data.specs.small_image_sets import Cifar10, Cifar100, Mnist
 from jaxface.data.specs.styled_digits import StyledDigits
@@ -178,6 +178,7 @@ __all__ = [
     "CorruptImage",
     "Crowd",
     "CrowdedEmbeddings",
+    "Csiq",
     "Cub200",
     "DataSpec",
     "DeadLeaves",
@@ -200,11 +201,13 @@ __all__ = [
     "Ijb",
     "ImageLists",
     "JoinedGroups",
+    "Kadid10k",
     "LabelNoise",
     "LabeledImages",
     "Lfw",
     "LfwPatches",
     "LfwSubset",
+    "LiveIqa",
     "LongTail",
     "LowResolution",
     "MegaFace",
@@ -216,6 +219,7 @@ __all__ = [
     "ObjectAugmentation",
     "ObjectScenes",
     "Olivetti",
+    "OpinionTable",
     "Order",
     "PackSource",
     "Patches",
@@ -226,6 +230,7 @@ __all__ = [
     "Procedural",
     "ProceduralImages",
     "RafDb",
+    "RatedFiles",
     "RatedSource",
     "Record",
     "RecordFile",

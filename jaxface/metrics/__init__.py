@@ -28,8 +28,8 @@
 | in which cells is something; which class has each pixel? | `average_precision`, `mean_iou`, `class_iou`, `pixel_confusion` |
 | is it a live face or a photograph, a screen, a mask? | `equal_error_threshold`, `spoof_report`, `apcer`, `bpcer`, `acer` |
 | how close is a decoded picture, and at what rate? | `psnr`, `ms_ssim`, `decibels`, `bd_rate`, `bd_psnr` |
-| how far is an image from another, as people see it? | `ssim`, `ms_ssim`, `chebyshev` |
-| how good does an image look by itself? | `brisque_features` and `fit_kernel_ridge` |
+| how far is an image from another, as people see it? | `ssim`, `ms_ssim`, `lpips`, `dists`, `chebyshev` |
+| how good does an image look by itself? | `niqe`, `brisque_features`, `cornia_features`, `kernel_scores`, `linear_scores` |
 | does a quality model say what people say? | `srcc`, `krcc`, `plcc`, `logistic_map`, `fit_logistic` |
 | which change is not seen and moves a score? | `jnd_proxy`, `jnd_from_trials`, `select_counterexample`, `robustness_r` |
 | are some people more alike than others? | `local_discrepancy`, `aligned_similarity`, `group_false_accepts` |
@@ -93,15 +93,25 @@ from jaxface.metrics.detection import (
 from jaxface.metrics.detection.pseudo_labels import PseudoLabelCounts, pseudo_label_counts
 from jaxface.metrics.image import (
     AsymmetricGaussian,
+    Codebook,
+    DistsWeights,
     KernelRegression,
+    LinearRegression,
+    LpipsWeights,
+    NiqeModel,
     aggd_fit,
     bd_psnr,
     bd_rate,
     brisque_features,
     chebyshev,
+    cornia_features,
     decibels,
+    dists,
+    fit_codebook,
     fit_kernel_ridge,
+    fit_linear_ridge,
     fit_logistic,
+    fit_niqe,
     gaussian_filter,
     gaussian_ratio,
     ggd_fit,
@@ -110,14 +120,22 @@ from jaxface.metrics.image import (
     jnd_proxy,
     kernel_scores,
     krcc,
+    linear_scores,
     logistic_map,
+    lpips,
     luma,
     ms_ssim,
     mscn,
+    niqe,
+    niqe_features,
     plcc,
     psnr,
+<<<<<<< HEAD
     robustness_r,
     select_counterexample,
+=======
+    random_trunk_weights,
+>>>>>>> iqa
     srcc,
     ssim,
 )
@@ -237,7 +255,9 @@ from jaxface.metrics.spoofing.spoof_protocols import (
 __all__ = [
     "AsymmetricGaussian",
     "Block",
+    "Codebook",
     "Discrepancy",
+    "DistsWeights",
     "EqualError",
     "Fairness",
     "FddbScores",
@@ -250,7 +270,10 @@ __all__ = [
     "HistogramTar",
     "KernelRegression",
     "LabelSelection",
+    "LinearRegression",
+    "LpipsWeights",
     "MateScores",
+    "NiqeModel",
     "Pairs",
     "PseudoLabelCounts",
     "RgbdTemplates",
@@ -304,6 +327,7 @@ __all__ = [
     "confusion_matrix",
     "congruence_error",
     "convert_threshold",
+    "cornia_features",
     "correct_top_k",
     "cosine_to_squared_l2",
     "decibels",
@@ -312,14 +336,18 @@ __all__ = [
     "discrepancy_weight",
     "distractor_rank1",
     "distractor_verification",
+    "dists",
     "draw_pairs",
     "equal_error_rate",
     "equal_error_threshold",
     "equalize",
     "fddb_evaluate",
     "filter_candidates",
+    "fit_codebook",
     "fit_kernel_ridge",
+    "fit_linear_ridge",
     "fit_logistic",
+    "fit_niqe",
     "flip_embeddings",
     "fnmr_at_fmr",
     "forgetting",
@@ -349,10 +377,12 @@ __all__ = [
     "labeled_ranks",
     "learning_accuracy",
     "leave_one_out",
+    "linear_scores",
     "local_discrepancy",
     "local_discrepancy_cap",
     "log_average_miss_rate",
     "logistic_map",
+    "lpips",
     "luma",
     "macro_f1",
     "make_pairs",
@@ -368,6 +398,8 @@ __all__ = [
     "mscn",
     "nearest_prototype",
     "nearest_prototype_accuracy",
+    "niqe",
+    "niqe_features",
     "norm_spread",
     "normalize",
     "open_set",
@@ -381,6 +413,7 @@ __all__ = [
     "protection_success",
     "pseudo_label_counts",
     "psnr",
+    "random_trunk_weights",
     "rank1",
     "rank1_by_distance",
     "rank_agreement",

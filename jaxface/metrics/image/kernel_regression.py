@@ -1,4 +1,4 @@
-"""Features to scores by a radial kernel: ridge regression, which is fitted here, and support vectors, which are loaded."""
+"""Features to scores, by a radial kernel or linearly: ridge regression, fitted here, and support vectors, which are loaded."""
 
 from typing import NamedTuple
 
@@ -86,6 +86,17 @@ def fit_kernel_ridge(features, targets, *, gamma: float = 0.05, ridge: float = 1
       (0.97, 0.97)
     """
     check_number("gamma", gamma, Positive)
+    low, high, scaled, target = _scaled(features, targets, ridge)
+    squares = np.sum(scaled**2, axis=1)
+    distance = np.maximum(squares[:, None] + squares - 2 * scaled @ scaled.T, 0)
+    mean = target.mean()
+    weights = np.linalg.solve(np.exp(-gamma * distance) + ridge * np.eye(len(scaled)), target - mean)
+    parts = (low, high, scaled, weights, mean, gamma)
+    return KernelRegression(*(jnp.asarray(part, jnp.float32) for part in parts))
+
+
+def _scaled(features, targets, ridge: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Ranges of the features, the features in [-1, 1], and the targets, in float64."""
     check_number("ridge", ridge, Positive)
     rows = real_array("features", features, ndim=2).astype(np.float64)
     target = real_array("targets", targets, ndim=1).astype(np.float64)
@@ -98,10 +109,72 @@ def fit_kernel_ridge(features, targets, *, gamma: float = 0.05, ridge: float = 1
         raise UserError(
             f"features: needs features that vary, number {same[0]} is {low[same[0]]:g} everywhere"
         )
-    scaled = 2 * (rows - low) / (high - low) - 1
-    squares = np.sum(scaled**2, axis=1)
-    distance = np.maximum(squares[:, None] + squares - 2 * scaled @ scaled.T, 0)
-    mean = target.mean()
-    weights = np.linalg.solve(np.exp(-gamma * distance) + ridge * np.eye(len(rows)), target - mean)
-    parts = (low, high, scaled, weights, mean, gamma)
-    return KernelRegression(*(jnp.asarray(part, jnp.float32) for part in parts))
+    return low, high, 2 * (rows - low) / (high - low) - 1, target
+
+
+class LinearRegression(NamedTuple):
+    """A score that is linear in features, as a tree of arrays.
+
+    Attributes:
+      low, high: [D], what becomes -1 and 1 of each feature.
+      weights: [D].
+      bias: [].
+    """
+
+    low: jax.Array
+    high: jax.Array
+    weights: jax.Array
+    bias: jax.Array
+
+
+def linear_scores(model: LinearRegression, features: jax.Array) -> jax.Array:
+    """What a linear regression gives: w · (2 (f - low) / (high - low) - 1) + b.
+
+    Args:
+      model: fitted or loaded.
+      features: f [..., D] float.
+
+    Returns:
+      [...].
+
+    Raises:
+      ValueError: another number of features.
+
+    Example:
+      >>> model = LinearRegression(*map(jnp.asarray, ([0.0], [1.0], [2.0], 1.0)))
+      >>> float(linear_scores(model, jnp.array([0.75])))
+      2.0
+    """
+    if features.shape[-1] != len(model.weights):
+        raise ValueError(f"features: needs {len(model.weights)} of them, got {features.shape}")
+    return (2 * (features - model.low) / (model.high - model.low) - 1) @ model.weights + model.bias
+
+
+def fit_linear_ridge(features, targets, *, ridge: float = 1.0) -> LinearRegression:
+    """Linear ridge regression; features are scaled to [-1, 1] by their ranges first.
+
+        w = f'ᵀ (f' f'ᵀ + λ I)⁻¹ (t - t̄),   f' centered,   b = t̄ - w · mean f'
+
+    Args:
+      features: f [N, D] float; D may be larger than N.
+      targets: t [N] float.
+      ridge: λ > 0.
+
+    Returns:
+      The regression, float32.
+
+    Raises:
+      UserError, ValueError: as `fit_kernel_ridge`.
+
+    Example:
+      >>> x = np.random.default_rng(0).normal(size=(30, 2))
+      >>> model = fit_linear_ridge(x, x @ [1.0, -2.0] + 3, ridge=1e-6)
+      >>> round(float(linear_scores(model, jnp.array([0.5, 0.25]))), 4)
+      3.0
+    """
+    low, high, scaled, target = _scaled(features, targets, ridge)
+    center, mean = scaled.mean(0), target.mean()
+    rows = scaled - center
+    weights = rows.T @ np.linalg.solve(rows @ rows.T + ridge * np.eye(len(rows)), target - mean)
+    parts = (low, high, weights, mean - weights @ center)
+    return LinearRegression(*(jnp.asarray(part, jnp.float32) for part in parts))

@@ -133,9 +133,18 @@ def ggd_fit(x: jax.Array, *, lookup: Lookup = "interpolate") -> tuple[jax.Array,
       (0.757, 3.387500047683716)
     """
     _refuse_constant("x", x, (-1,), "values")
-    variance = jnp.mean(jnp.square(x), axis=-1)
-    ratio = jnp.square(jnp.mean(jnp.abs(x), axis=-1)) / jnp.maximum(variance, _LEAST_ENERGY)
+    return _ggd(x, lookup)
+
+
+def _ggd(x, lookup):
+    ratio, variance = _ggd_moments(x)
     return _shape_of(ratio, lookup)[0], variance
+
+
+def _ggd_moments(x):
+    """(E[|x|]² / E[x²], E[x²])."""
+    variance = jnp.mean(jnp.square(x), axis=-1)
+    return jnp.square(jnp.mean(jnp.abs(x), axis=-1)) / jnp.maximum(variance, _LEAST_ENERGY), variance
 
 
 class AsymmetricGaussian(NamedTuple):
@@ -178,6 +187,19 @@ def aggd_fit(x: jax.Array, *, lookup: Lookup = "interpolate") -> AsymmetricGauss
       [0.776, 1.5851, 2.0646, 0.6667, 0.8683, 0.3152]
     """
     _refuse_constant("x", x, (-1,), "values")
+    return _aggd(x, lookup)
+
+
+def _aggd(x, lookup):
+    ratio, left, right = _aggd_moments(x)
+    alpha, within = _shape_of(ratio, lookup)
+    spread = jnp.exp(0.5 * (gammaln(1 / alpha) - gammaln(3 / alpha)))
+    eta = (right - left) * jnp.sqrt(within)
+    return AsymmetricGaussian(alpha, left, right, left * spread, right * spread, eta)
+
+
+def _aggd_moments(x):
+    """(r(α), s_l, s_r)."""
     squares = jnp.square(x)
 
     def side(members):
@@ -189,24 +211,7 @@ def aggd_fit(x: jax.Array, *, lookup: Lookup = "interpolate") -> AsymmetricGauss
     # γ is a ratio that may be of any size; the sides over their length are at most 1.
     length = jnp.sqrt(left**2 + right**2)
     p, q = left / length, right / length
-    ratio = jnp.square(jnp.mean(jnp.abs(x), axis=-1)) / energy * (p**3 + q**3) * (p + q)
-    alpha, within = _shape_of(ratio, lookup)
-    spread = jnp.exp(0.5 * (gammaln(1 / alpha) - gammaln(3 / alpha)))
-    return AsymmetricGaussian(
-        alpha, left, right, left * spread, right * spread, (right - left) * jnp.sqrt(within)
-    )
-
-
-def _scale_features(coefficients: jax.Array, lookup: Lookup) -> jax.Array:
-    """[..., 18] of MSCN coefficients [..., H, W]."""
-    flat = lambda x: x.reshape(*x.shape[:-2], -1)  # noqa: E731
-    alpha, variance = ggd_fit(flat(coefficients), lookup=lookup)
-    products = jnp.stack(
-        [flat(coefficients * jnp.roll(coefficients, shift, axis=(-2, -1))) for shift in SHIFTS], axis=-2
-    )
-    fit = aggd_fit(products, lookup=lookup)
-    pairs = jnp.stack([fit.alpha, fit.eta, fit.std_left**2, fit.std_right**2], axis=-1)
-    return jnp.concatenate([jnp.stack([alpha, variance], -1), pairs.reshape(*pairs.shape[:-2], 16)], axis=-1)
+    return jnp.square(jnp.mean(jnp.abs(x), axis=-1)) / energy * (p**3 + q**3) * (p + q), left, right
 
 
 def brisque_features(
@@ -241,5 +246,172 @@ def brisque_features(
     need_side("image", *image.shape[-3:-1], 2 * TAPS, of="BRISQUE")
     _refuse_constant("image", image, (-3, -2, -1), "pixels")
     plane = luma(image, standard=standard, peak=peak) * (255 / peak)
-    scales = [_scale_features(mscn(x), lookup) for x in (plane, halve(plane))]
-    return jnp.concatenate(scales, axis=-1)
+    flat = lambda x: x.reshape(*x.shape[:-2], -1)  # noqa: E731
+    rows, ratios = [], []
+    for coefficients in (mscn(plane), mscn(halve(plane))):
+        products = [flat(coefficients * jnp.roll(coefficients, shift, axis=(-2, -1))) for shift in SHIFTS]
+        ratio, variance = _ggd_moments(flat(coefficients))
+        pair_ratios, left, right = _aggd_moments(jnp.stack(products, axis=-2))
+        ratios.append(jnp.concatenate([ratio[..., None], pair_ratios], axis=-1))
+        rows.append((variance, left, right))
+    alphas, within = _shape_of(jnp.stack(ratios, axis=-2), lookup)  # one look into the table for all
+    features = []
+    for scale, (variance, left, right) in enumerate(rows):
+        alpha, eta = alphas[..., scale, :], (right - left) * jnp.sqrt(within[..., scale, 1:])
+        pairs = jnp.stack([alpha[..., 1:], eta, left**2, right**2], axis=-1)
+        features += [alpha[..., :1], variance[..., None], pairs.reshape(*pairs.shape[:-2], 16)]
+    return jnp.concatenate(features, axis=-1)
+
+
+# NIQE.
+
+_BLOCK = 96
+_BLOCK_SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
+_SHARP = 0.75  # of the sharpest block of an image
+
+
+class NiqeModel(NamedTuple):
+    """A Gaussian of the features of blocks of good images.
+
+    Attributes:
+      mean: [36]. covariance: [36, 36].
+    """
+
+    mean: jax.Array
+    covariance: jax.Array
+
+
+def _blocks(plane: jax.Array, side: int) -> jax.Array:
+    """[..., N, side, side] of [..., H, W] whose sides are multiples."""
+    *lead, height, width = plane.shape
+    cut = plane.reshape(*lead, height // side, side, width // side, side)
+    return jnp.swapaxes(cut, -3, -2).reshape(*lead, -1, side, side)
+
+
+def _block_features(coefficients: jax.Array) -> jax.Array:
+    """[..., 18] of MSCN coefficients [..., side, side]."""
+    flat = lambda x: x.reshape(*x.shape[:-2], -1)  # noqa: E731
+    maps = [coefficients, *(coefficients * jnp.roll(coefficients, s, axis=(-2, -1)) for s in _BLOCK_SHIFTS)]
+    fit = _aggd(jnp.stack([flat(x) for x in maps], axis=-2), "interpolate")
+    first = jnp.stack([fit.alpha[..., 0], (fit.beta_left[..., 0] + fit.beta_right[..., 0]) / 2], axis=-1)
+    pairs = jnp.stack([fit.alpha, fit.eta, fit.beta_left, fit.beta_right], axis=-1)[..., 1:, :]
+    return jnp.concatenate([first, pairs.reshape(*pairs.shape[:-2], 16)], axis=-1)
+
+
+def niqe_features(
+    image: jax.Array, *, peak: float = 1.0, standard: Luma = "ycbcr", block: int = _BLOCK
+) -> tuple[jax.Array, jax.Array]:
+    """The 36 features of every block of NIQE (Mittal, Soundararajan and Bovik, 2013), and how sharp each block is.
+
+    The image is cut to multiples of the block. Of its brightness in [0, 255] and of half its size (bicubic with antialiasing,
+    blocks half as large): of the MSCN coefficients α and (β_l + β_r) / 2, and of their products with four neighbors in the block
+    α, η, β_l and β_r (`aggd_fit`).
+
+    Args:
+      image: [..., H, W, 3 or 1] float in [0, L].
+      peak: L, 1 or 255.
+      standard: of `luma`; ports of NIQE differ in it.
+      block: side of a block, even and at least 16.
+
+    Returns:
+      (features [..., N, 36]; the blocks' mean local deviation [..., N]).
+
+    Raises:
+      UserError: an impossible block, or an image with fewer than two of them.
+
+    Example:
+      >>> features, sharpness = niqe_features(jax.random.uniform(jax.random.key(0), (32, 64, 3)), block=32)
+      >>> features.shape, sharpness.shape
+      ((2, 36), (2,))
+    """
+    if block % 2 or block < 16:
+        raise UserError(f"block: needs an even number from 16, got {block}")
+    height, width = (side // block * block for side in image.shape[-3:-1])
+    if height * width < 2 * block**2:
+        raise UserError(
+            f"image: NIQE needs at least two blocks of {block}x{block} pixels, got {image.shape[-2]}x{image.shape[-3]}"
+        )
+    plane = luma(image[..., :height, :width, :], standard=standard, peak=peak) * (255 / peak)
+    first, deviation = _normalized(plane, "edge")
+    second, _ = _normalized(halve(plane, antialias=True), "edge")
+    features = [_block_features(_blocks(first, block)), _block_features(_blocks(second, block // 2))]
+    return jnp.concatenate(features, axis=-1), jnp.mean(_blocks(deviation, block), axis=(-2, -1))
+
+
+def _gaussian_of(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean [..., D] and covariance [..., D, D] of rows [..., N, D], over N - 1."""
+    mean = jnp.mean(rows, axis=-2)
+    centered = rows - mean[..., None, :]
+    high = jax.lax.Precision.HIGHEST
+    return mean, jnp.einsum("...nd,...ne->...de", centered, centered, precision=high) / (rows.shape[-2] - 1)
+
+
+def fit_niqe(images, *, peak: float = 1.0, standard: Luma = "ycbcr", block: int = _BLOCK) -> NiqeModel:
+    """The Gaussian of sharp blocks of good images, to which NIQE compares.
+
+    Of each image the blocks whose mean local deviation exceeds 0.75 of its sharpest block's are taken.
+
+    Args:
+      images: an iterable of [H, W, 3 or 1] float, of any sizes with at least two blocks.
+      peak, standard, block: as in `niqe_features`.
+
+    Returns:
+      The model, of at least two blocks.
+
+    Raises:
+      UserError: no image, or one without two blocks.
+
+    Example:
+      >>> model = fit_niqe([jax.random.uniform(jax.random.key(n), (64, 64, 3)) for n in range(2)], block=32)
+      >>> model.covariance.shape
+      (36, 36)
+    """
+    rows = []
+    for image in images:
+        features, sharpness = niqe_features(jnp.asarray(image), peak=peak, standard=standard, block=block)
+        rows.append(np.asarray(features)[np.asarray(sharpness) > _SHARP * float(sharpness.max())])
+    found = np.concatenate(rows) if rows else np.zeros((0, 36), np.float32)
+    if len(found) < 2:
+        raise UserError(f"images: needs at least two sharp blocks, got {len(found)}")
+    return NiqeModel(*_gaussian_of(jnp.asarray(found)))
+
+
+def niqe(
+    image: jax.Array, model: NiqeModel, *, peak: float = 1.0, standard: Luma = "ycbcr", block: int = _BLOCK
+) -> jax.Array:
+    """How far the blocks of an image are from those of good images; larger is worse.
+
+        √((ν_p - ν)ᵀ ((Σ_p + Σ) / 2)⁺ (ν_p - ν)),   ν and Σ of the image's blocks, all of them
+
+    Args:
+      image: [..., H, W, 3 or 1] float in [0, L].
+      model: ν_p and Σ_p (`fit_niqe`), of the same brightness and block.
+      peak, standard, block: as in `niqe_features`.
+
+    Returns:
+      [...] ≥ 0.
+
+    Raises:
+      UserError: as `niqe_features`.
+
+    Example:
+      >>> model = fit_niqe([jax.random.uniform(jax.random.key(n), (64, 64, 3)) for n in range(4)], block=32)
+      >>> bool(niqe(jax.random.uniform(jax.random.key(9), (64, 64, 3)), model, block=32) > 0)
+      True
+    """
+    features, _ = niqe_features(image, peak=peak, standard=standard, block=block)
+    return gaussian_distance(model, NiqeModel(*_gaussian_of(features)))
+
+
+def gaussian_distance(first: NiqeModel, second: NiqeModel) -> jax.Array:
+    """The distance of `niqe` between two Gaussians, of any number of features.
+
+    Example:
+      >>> first = NiqeModel(jnp.zeros(2), jnp.diag(jnp.array([1.0, 4.0])))
+      >>> round(float(gaussian_distance(first, NiqeModel(jnp.array([1.0, 2.0]), jnp.diag(jnp.array([3.0, 4.0]))))), 6)
+      1.224745
+    """
+    difference = first.mean - second.mean
+    inverse = jnp.linalg.pinv((first.covariance + second.covariance) / 2, hermitian=True)
+    squared = jnp.einsum("...d,...de,...e->...", difference, inverse, difference)
+    return jnp.sqrt(jnp.maximum(squared, _LEAST_ENERGY))
