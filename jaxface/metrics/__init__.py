@@ -130,12 +130,9 @@ from jaxface.metrics.image import (
     niqe_features,
     plcc,
     psnr,
-<<<<<<< HEAD
+    random_trunk_weights,
     robustness_r,
     select_counterexample,
-=======
-    random_trunk_weights,
->>>>>>> iqa
     srcc,
     ssim,
 )
