@@ -73,11 +73,9 @@ __all__ = [
     "niqe_features",
     "plcc",
     "psnr",
+    "random_trunk_weights",
     "robustness_r",
     "select_counterexample",
-=======
-    "random_trunk_weights",
->>>>>>> iqa
     "srcc",
     "ssim",
 ]
