@@ -29,7 +29,7 @@ def ladder(config: niqa_attack.Config, parallel: training.JitParallel) -> Work:
         rate = jax.tree_util.Partial(niqa_attack.NetworkRating(model), state)
         images = (batch["image"] + 1) / 2
         told = attacks.perceptual_attack(
-            rate, niqa_attack.distance_of(fidelity), images, jax.random.key(0), rungs, attack
+            rate, niqa_attack.distance_of(config, fidelity), images, jax.random.key(0), rungs, attack
         )
         return state, {"score": told.scores.mean()}
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxface import attacks, metrics, models, training
+from jaxface import attacks, interop, metrics, models, training
 from jaxface import data as inputs
 from jaxface.attacks.niqa_attack import RELEASED_MULTIPLIERS, Distance
 from jaxface.checks import AtLeast, Ordered, Positive, Range
@@ -29,12 +29,12 @@ from jaxface.training.evaluations.quality_attack import Proxy, QualityAttack, Ra
 
 __all__ = ["Config", "build"]
 
-Model = Literal["nss", "cnn"]
-Fidelity = Literal["chebyshev", "ssim", "ms_ssim"]
-NETWORKS = {"cnn": ("quality_cnn", 1)}
+Model = Literal["nss", "cornia", "cnn", "ma19", "unique"]
+Fidelity = Literal["chebyshev", "ssim", "ms_ssim", "lpips", "dists"]
+NETWORKS = {"cnn": ("quality_cnn", 1), "ma19": ("gdn_pyramid", 2), "unique": ("bilinear_resnet34", 2)}
 """Quality model -> its registered network, and how many outputs that has, of which the first is the score."""
-SMALLEST = 14
-"""Side that every model and measure here can take: BRISQUE's window on half the size."""
+SMALLEST = 16
+"""Side that most models and measures can take; the others refuse what they cannot."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,8 @@ class Config:
     image_size: Annotated[int, AtLeast(SMALLEST)] = 48
     """Side of all images, pixels."""
     models: tuple[Model, ...] = ("cnn", "nss")
-    """Quality models: BRISQUE's features with a kernel ridge, and networks."""
+    """Quality models: BRISQUE's features with a kernel ridge (nss), words of patches with a linear one (cornia), and networks:
+    three convolutions (cnn), divisive normalization with a pyramid (ma19), a ResNet-34 with bilinear pooling (unique)."""
     fidelities: tuple[Fidelity, ...] = ("chebyshev", "ssim")
     """What holds an attack back, one attack on every model for each."""
     attack: attacks.PerceptualAttack = attacks.PerceptualAttack(steps=80, step=3e-4)
@@ -65,10 +66,22 @@ class Config:
     """What stands for observers."""
     at_a_time: Annotated[int, AtLeast(1)] = 4
     """Starts that are attacked at once."""
+    trunk: str | None = None
+    """VGG-16 of torchvision for lpips and dists; random weights without, which are distances too."""
+    lpips: str | None = None
+    """Linear layers of LPIPS, besides the trunk."""
+    dists: str | None = None
+    """Weights of DISTS, besides the trunk."""
+    narrower: Annotated[int, AtLeast(1)] = 8
+    """Random weights have this fraction of the trunk's channels."""
     ridge: Annotated[float, Positive] = 1e-2
-    """Ridge of the kernel regression."""
+    """Ridge of the kernel regression on BRISQUE's features."""
     gamma: Annotated[float, Positive] = 0.05
     """Width γ of its kernel."""
+    words: Annotated[int, AtLeast(1)] = 100
+    """Words of CORNIA's codebook."""
+    linear_ridge: Annotated[float, Positive] = 1.0
+    """Ridge of the linear regression on them."""
     optimizer: training.Optimizer = training.adam(3e-3)
     """Optimizer of a network."""
     augment: inputs.Augment = inputs.Augment()
@@ -86,13 +99,29 @@ class Config:
 
     @classmethod
     def paper(cls) -> "Config":
-        """The released ladder of 31 multipliers, 200 steps of 1e-3 from each of 12 starts, every image kept for the observers."""
+        """LIVE, four models under four measures; the released ladder of 32 multipliers, 200 steps of 1e-3 from 12 starts.
+
+        Every tenth image of each rung is kept for the observers. `--data.root`, `--trunk`, `--lpips` and `--dists` say where the
+        database and the public weights are.
+        """
         return cls(
+            data=inputs.LiveIqa(root="live"),
+            image_size=384,
+            models=("nss", "cornia", "ma19", "unique"),
+            fidelities=("chebyshev", "dists", "lpips", "ssim"),
             attack=attacks.PerceptualAttack(),
             multipliers=tuple(sorted(1 / m for m in RELEASED_MULTIPLIERS)),
-            radii=tuple(range(1, 34, 2)),
+            radii=tuple(float(level) for level in range(1, 34, 2)),
             proxy=Proxy(),
             at_a_time=1,
+            trunk="vgg16-397923af.pth",
+            lpips="vgg.pth",
+            dists="weights.pt",
+            narrower=1,
+            words=10_000,
+            optimizer=training.adam(1e-4),
+            steps=20_000,
+            workers=8,
         )
 
 
@@ -103,10 +132,11 @@ def check(config: Config) -> None:
             raise UserError(f"{name}: needs some, each once, got {', '.join(given) or 'none'}")
     for fidelity in config.fidelities:
         attack_of(config, fidelity).check()
-        if fidelity == "ms_ssim" and config.image_size < 161:
-            raise UserError(f"image_size: MS-SSIM needs at least 161 pixels, got {config.image_size}")
     if "chebyshev" in config.fidelities and not config.radii:
         raise UserError("radii: needs some under the Chebyshev distance, got none")
+    for name in ("lpips", "dists"):
+        if name in config.fidelities and (config.trunk is None) != (getattr(config, name) is None):
+            raise UserError(f"{name}: needs the trunk and its own weights, or neither; got one of them")
 
 
 def attack_of(config: Config, fidelity: Fidelity) -> attacks.PerceptualAttack:
@@ -115,11 +145,24 @@ def attack_of(config: Config, fidelity: Fidelity) -> attacks.PerceptualAttack:
     return dataclasses.replace(config.attack, geometry=geometry)
 
 
-def distance_of(fidelity: Fidelity) -> Distance:
+def distance_of(config: Config, fidelity: Fidelity) -> Distance:
     """D of a changed image and its start, 0 where they are equal."""
-    if fidelity == "chebyshev":
-        return metrics.chebyshev
-    return {"ssim": _ssim_distance, "ms_ssim": _ms_ssim_distance}[fidelity]
+    if fidelity in ("chebyshev", "ssim", "ms_ssim"):
+        return {"chebyshev": metrics.chebyshev, "ssim": _ssim_distance, "ms_ssim": _ms_ssim_distance}[
+            fidelity
+        ]
+    if config.trunk is None:
+        convolutions, linear = metrics.random_trunk_weights(jax.random.key(config.seed), config.narrower)
+        everything = jnp.ones(3 + sum(map(len, linear)))
+        weights = {
+            "lpips": metrics.LpipsWeights(convolutions, linear),
+            "dists": metrics.DistsWeights(convolutions, everything, everything),
+        }[fidelity]
+    elif fidelity == "lpips":
+        weights = interop.read_lpips(config.trunk, config.lpips)
+    else:
+        weights = interop.read_dists(config.trunk, config.dists)
+    return jax.tree_util.Partial({"lpips": _lpips_distance, "dists": _dists_distance}[fidelity], weights)
 
 
 def _ssim_distance(image, start):
@@ -128,6 +171,14 @@ def _ssim_distance(image, start):
 
 def _ms_ssim_distance(image, start):
     return 1 - metrics.ms_ssim(image[None], start[None])[0]
+
+
+def _lpips_distance(weights, image, start):
+    return metrics.lpips(image, start, weights)
+
+
+def _dists_distance(weights, image, start):
+    return metrics.dists(image, start, weights)
 
 
 def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
@@ -140,6 +191,9 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
     if shape[2] != 3 or min(shape[:2]) < SMALLEST:
         raise UserError(f"data: needs color images of at least {SMALLEST} pixels, {split.name} has {shape}")
     stages = {name: model_stage(config, name, split) for name in config.models}
+    distances = {fidelity: distance_of(config, fidelity) for fidelity in config.fidelities}
+    for distance in distances.values():  # images that a measure cannot take are refused here
+        jax.eval_shape(distance, *2 * [jax.ShapeDtypeStruct(shape, jnp.float32)])
 
     def run():
         # Quality models f, each with a logistic map of its scores to opinions from 0 to 10.
@@ -149,9 +203,9 @@ def build(config: Config) -> Generator[training.Stage, training.Outcome, None]:
 
         # Every model attacked under every measure; the counterexamples scored by all of them.
         starts = choose_starts(config, raters, split.held_out)
-        for fidelity in config.fidelities:
+        for fidelity, distance in distances.items():
             for number in range(len(raters)):
-                yield attack_stage(config, fidelity, raters, number, *starts)
+                yield attack_stage(config, fidelity, distance, raters, number, *starts)
 
     return run()
 
@@ -160,39 +214,68 @@ def model_stage(config: Config, name: Model, split: inputs.Split):
     """(stage that fits a quality model, state -> image [H, W, C] in [0, 1] -> score from 0 to 10)."""
     if name in NETWORKS:
         return network_stage(config, name, split)
-    return features_stage(config, split)
+    return features_stage(config, name, split)
 
 
-def features_stage(config: Config, split: inputs.Split):
-    """BRISQUE's features and a kernel ridge; what takes steps is in closed form."""
+def features_stage(config: Config, name: Literal["nss", "cornia"], split: inputs.Split):
+    """Features that nobody trained and a regression in closed form: what is fitted is fitted in `init`."""
+    rating = FeatureRating(name)
 
     def init(rng, previous):
-        features = training.map_source(_features, split.train, {}, batch_size=min(100, len(split.train)))
-        opinions = split.train.opinions
-        regression = metrics.fit_kernel_ridge(features, opinions, gamma=config.gamma, ridge=config.ridge)
-        told = np.asarray(metrics.kernel_scores(regression, jnp.asarray(features)))
-        params = {"regression": regression._asdict(), "map": _fitted_map(told, opinions)}
-        return training.create_state(rng, params)
+        opinions, codebook = split.train.opinions, {}
+        if name == "cornia":
+            count = len(split.train)
+            images = (split.train[i]["image"].astype(np.float32) / 255 for i in range(count))
+            patches = max(100, -(-10 * config.words // count))
+            fitted = metrics.fit_codebook(images, words=config.words, patches=patches, seed=config.seed)
+            codebook = fitted._asdict()
+
+        def described(params, batch):
+            return jax.lax.map(
+                functools.partial(rating.features, params), batch["image"].astype(jnp.float32) / 255
+            )
+
+        features = training.map_source(
+            jax.jit(described), split.train, codebook, batch_size=min(100, len(split.train))
+        )
+        if name == "nss":
+            regression = metrics.fit_kernel_ridge(features, opinions, gamma=config.gamma, ridge=config.ridge)
+        else:
+            regression = metrics.fit_linear_ridge(features, opinions, ridge=config.linear_ridge)
+        params = {"codebook": codebook, "regression": regression._asdict()}
+        told = np.asarray(rating.scores(params, jnp.asarray(features)))
+        return training.create_state(rng, params | {"map": _fitted_map(told, opinions)})
 
     def rater_of(state):
-        params = jax.tree.map(np.asarray, state.params)
-        return jax.tree_util.Partial(_rate_features, params)
+        return jax.tree_util.Partial(rating, jax.tree.map(np.asarray, state.params))
 
     return training.Stage(
-        name="nss", init=init, compile_init=False, evaluate=_agreement("nss", rater_of, split.held_out)
+        name=name, init=init, compile_init=False, evaluate=_agreement(name, rater_of, split.held_out)
     ), rater_of
 
 
-@jax.jit
-def _features(params, batch):
-    del params
-    return metrics.brisque_features(batch["image"].astype(jnp.float32) / 255)
+@dataclasses.dataclass(frozen=True)
+class FeatureRating:
+    """(parameters, image [H, W, C] in [0, 1]) -> score of a regression; equal ones are one function to the compiler."""
 
+    name: Literal["nss", "cornia"]
 
-def _rate_features(params, image):
-    regression = metrics.KernelRegression(**params["regression"])
-    score = metrics.kernel_scores(regression, metrics.brisque_features(image))
-    return metrics.logistic_map(score, *params["map"])
+    def __call__(self, params, image):
+        return metrics.logistic_map(
+            self.scores(params, self.features(params["codebook"], image)), *params["map"]
+        )
+
+    def features(self, codebook, image):
+        """BRISQUE's 36, or the answers of the words."""
+        if self.name == "nss":
+            return metrics.brisque_features(image)
+        return metrics.cornia_features(image, metrics.Codebook(**codebook))
+
+    def scores(self, params, features):
+        """Of the regression, before the logistic map."""
+        if self.name == "nss":
+            return metrics.kernel_scores(metrics.KernelRegression(**params["regression"]), features)
+        return metrics.linear_scores(metrics.LinearRegression(**params["regression"]), features)
 
 
 def _fitted_map(scores: np.ndarray, opinions: np.ndarray) -> jax.Array:
@@ -216,8 +299,13 @@ def network_stage(config: Config, name: Model, split: inputs.Split):
 
     objective = training.Objective(loss_fn, config.optimizer.build(max(config.steps, 1)))
 
+    def fresh(rng):
+        return dict(model.init(rng, jnp.zeros((1, *split.train.image_shape)), train=False))
+
+    jax.eval_shape(fresh, jax.random.key(0))  # images that the network cannot take are refused here
+
     def init(rng, previous):
-        variables = dict(model.init(rng, jnp.zeros((1, *split.train.image_shape)), train=False))
+        variables = fresh(rng)
         return training.create_state(rng, {"network": variables.pop("params")}, objective, extra=variables)
 
     def open_batches():
@@ -299,13 +387,14 @@ def choose_starts(
 def attack_stage(
     config: Config,
     fidelity: Fidelity,
+    distance: Distance,
     raters: Sequence[Rater],
     number: int,
     starts: np.ndarray,
     opinions: np.ndarray,
 ) -> training.Stage:
     """One model attacked under one measure; the state holds the images and all models' scores of them."""
-    rater, attack, distance = raters[number], attack_of(config, fidelity), distance_of(fidelity)
+    rater, attack = raters[number], attack_of(config, fidelity)
     name, names = f"{fidelity}_on_{rater.name}", [rater.name for rater in raters]
 
     def init(rng, previous):

@@ -28,7 +28,9 @@ def changed(**fields):
         ({"models": ()}, "models: needs some, each once, got none"),
         ({"models": ("cnn", "cnn")}, "models: needs some, each once, got cnn, cnn"),
         ({"fidelities": ()}, "fidelities: needs some"),
-        ({"fidelities": ("ms_ssim",)}, "image_size: MS-SSIM needs at least 161 pixels, got 16"),
+        ({"fidelities": ("ms_ssim",)}, "image: .* at least 161 pixels, got 16x16"),
+        ({"models": ("ma19",)}, "image: the pyramid needs sides of at least 24 pixels, got 16x16"),
+        ({"fidelities": ("lpips",), "trunk": "vgg16.pth"}, "lpips: needs the trunk and its own weights"),
         ({"radii": ()}, "radii: needs some under the Chebyshev distance"),
         ({"attack": attacks.PerceptualAttack(optimizer="fresh_adam")}, "optimizer: a ball needs steepest"),
         ({"data": data.Digits(), "image_size": 16}, "data: needs images with opinions"),
@@ -42,7 +44,7 @@ def test_bad_configurations_are_refused(fields, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("--image-size 13", "image_size: needs an integer from 14, got 13"),
+        ("--image-size 13", "image_size: needs an integer from 16, got 13"),
         ("--start-scores 5 1", "start_scores: needs least <= greatest, got 5, 1"),
         ("--multipliers -1", "multipliers: needs a finite number above 0, got -1"),
         ("--attack.steps -1", "attack.steps: needs an integer from 0"),
@@ -64,6 +66,8 @@ def test_the_published_attack():
     assert niqa_attack.attack_of(config, "chebyshev").ball
     assert config.radii[0] == 1 and config.radii[-1] == 33
     assert (config.proxy.levels, config.proxy.similarity) == (4, 0.985)
+    assert config.models == ("nss", "cornia", "ma19", "unique")
+    assert set(config.fidelities) == {"chebyshev", "ssim", "lpips", "dists"} and config.words == 10_000
 
 
 def arrays(random=0.0):
