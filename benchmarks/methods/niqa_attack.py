@@ -7,6 +7,7 @@ import numpy as np
 
 from benchmarks.methods.case import Case, Work
 from experiments.methods import niqa_attack
+from experiments.recipes import quality
 from jaxface import attacks, data, models, training
 
 STEPS = 8
@@ -16,7 +17,7 @@ def ladder(config: niqa_attack.Config, parallel: training.JitParallel) -> Work:
     """`STEPS` steps with every rung in both directions, on a batch of starts."""
     split = data.load(config.data, image_size=config.image_size)
     starts = np.stack([split.held_out[i]["image"] for i in range(config.starts)])
-    model = models.create(niqa_attack.NETWORKS["cnn"][0], embedding=1)
+    model = models.create(quality.NETWORKS["cnn"][0], embedding=1)
     (fidelity,) = config.fidelities
     attack = dataclasses.replace(niqa_attack.attack_of(config, fidelity), steps=STEPS, keep_every=0)
     rungs = np.geomspace(1e-4, 1e-2, config.rungs, dtype=np.float32)
@@ -26,7 +27,7 @@ def ladder(config: niqa_attack.Config, parallel: training.JitParallel) -> Work:
         return {"variables": variables, "map": np.float32([0, 1])}
 
     def step(state, batch):
-        rate = jax.tree_util.Partial(niqa_attack.NetworkRating(model), state)
+        rate = jax.tree_util.Partial(quality.NetworkRating(model), state)
         images = (batch["image"] + 1) / 2
         told = attacks.perceptual_attack(
             rate, niqa_attack.distance_of(config, fidelity), images, jax.random.key(0), rungs, attack

@@ -15,7 +15,7 @@ from experiments.programs import niqa_trials
 from experiments.studies import niqa_attack as studies
 from jaxface import attacks, data, metrics, training
 from jaxface.errors import UserError
-from jaxface.training.evaluations.quality_attack import DRAWS, Proxy, QualityAttack
+from jaxface.training.evaluations.quality_attack import DRAWS, Proxy, QualityAttack, Rater
 
 
 def changed(**fields):
@@ -115,7 +115,7 @@ def test_starts_are_those_in_the_middle_of_every_scale():
     def rate(lowest, image):
         return lowest + image.mean()
 
-    raters = [niqa_attack.Rater(str(n), jax.tree_util.Partial(rate, jnp.float32(n))) for n in (2, 3)]
+    raters = [Rater(str(n), jax.tree_util.Partial(rate, jnp.float32(n))) for n in (2, 3)]
     images, opinions = niqa_attack.choose_starts(changed(start_scores=(2.0, 4.0)), raters, source)
     np.testing.assert_array_equal(images[0], source[0]["image"])
     np.testing.assert_array_equal(opinions, source.opinions[:2])
