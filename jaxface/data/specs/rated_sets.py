@@ -38,7 +38,7 @@ class DistortedLeaves(DataSpec):
     """Other images to evaluate on."""
     leaves: Annotated[int, AtLeast(1)] = 60
     """Discs of an image."""
-    texture: Annotated[float, NonNegative] = 0.25
+    texture: Annotated[float, NonNegative] = 0.05
     """Strength of the discs' texture."""
     severity: Annotated[tuple[float, float], Fraction, Ordered()] = (0.0, 1.0)
     """Least and greatest severity of what happened to an image; an opinion is 10 (1 - severity)."""

@@ -47,7 +47,7 @@ def dead_leaves(count: int, *, side: int = 32, leaves: int = 60, seed: int, firs
 
 
 def textured_leaves(
-    count: int, *, side: int = 48, leaves: int = 60, texture: float = 0.25, seed: int, first: int = 0
+    count: int, *, side: int = 48, leaves: int = 60, texture: float = 0.05, seed: int, first: int = 0
 ) -> ArraySource:
     """`dead_leaves` whose discs have a texture: a grating of its own for each, and grain, both of random strength.
 

@@ -72,7 +72,7 @@ def distorted_leaves(
     *,
     side: int = 48,
     leaves: int = 60,
-    texture: float = 0.25,
+    texture: float = 0.05,
     severity: tuple[float, float] = (0.0, 1.0),
     seed: int,
     first: int = 0,
