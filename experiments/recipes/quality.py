@@ -37,9 +37,9 @@ class QualityRecipe:
     models: tuple[Model, ...] = ("cnn", "nss")
     """Quality models: BRISQUE's features with a kernel ridge (nss), words of patches with a linear one (cornia), and networks:
     three convolutions (cnn), divisive normalization with a pyramid (ma19), a ResNet-34 with bilinear pooling (unique)."""
-    ridge: Annotated[float, Positive] = 1e-2
+    ridge: Annotated[float, Positive] = 1e-3
     """Ridge of the kernel regression on BRISQUE's features."""
-    gamma: Annotated[float, Positive] = 0.05
+    gamma: Annotated[float, Positive] = 0.02
     """Width γ of its kernel."""
     words: Annotated[int, AtLeast(1)] = 100
     """Words of CORNIA's codebook."""
