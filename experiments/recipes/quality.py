@@ -51,7 +51,7 @@ class QualityRecipe:
     """Random changes of its training images."""
     batch_size: Annotated[int, AtLeast(1)] = 32
     """Images per step over all devices."""
-    steps: Annotated[int, AtLeast(0)] = 400
+    steps: Annotated[int, AtLeast(0)] = 300
     """Training steps of a network."""
     workers: Annotated[int, AtLeast(0)] = 0
     """Processes that read and augment; 0 uses threads."""

@@ -193,7 +193,10 @@ def check_quality(quality: Quality, starts: jax.Array, key: jax.Array) -> jax.Ar
         raise UserError(
             f"quality: needs a floating scalar of an image, got {told.dtype} of shape {told.shape}"
         )
-    scores, slopes = _probe(_partial(quality), jnp.asarray(images), key)
+    model, keys = _partial(quality), _keys(key, len(images))
+    # One by one, by a program that serves any number of starts.
+    told = [_probe(model, jnp.asarray(image), key) for image, key in zip(images, keys, strict=True)]
+    scores, slopes = (jnp.stack(values) for values in zip(*told, strict=True))
     for name, values in (("score", np.asarray(scores)), ("gradient", np.asarray(slopes))):
         if not np.isfinite(values).all():
             raise UserError(
@@ -217,13 +220,10 @@ def _partial(function: Callable) -> jax.tree_util.Partial:
 
 
 @jax.jit
-def _probe(quality, starts, key):
-    def one(start, key):
-        score = quality(start)
-        slope = jax.grad(lambda x: quality(x).astype(jnp.float32))(_noisy(start, key))
-        return score, jnp.abs(slope).max()
-
-    return jax.lax.map(lambda pair: one(*pair), (starts, _keys(key, len(starts))))
+def _probe(quality, start, key):
+    """(f of a start, largest slope of f at the noisy start)."""
+    slope = jax.grad(lambda x: quality(x).astype(jnp.float32))(_noisy(start, key))
+    return quality(start).astype(jnp.float32), jnp.abs(slope).max()
 
 
 def _keys(key: jax.Array, count: int) -> jax.Array:

@@ -1,6 +1,8 @@
 """Which changed images still look like their original, which of them is the counterexample, and how robust that leaves a model.
 
 On the host, of arrays of scores. The definitions are those of arXiv:2210.00933.
+
+Methods: niqa_attack
 """
 
 import numpy as np
