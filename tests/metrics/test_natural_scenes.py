@@ -9,6 +9,10 @@ from jaxface import data, metrics
 from jaxface.errors import UserError
 from jaxface.metrics.image import codebook, natural_scenes
 
+brisque = jax.jit(metrics.brisque_features, static_argnames=("peak", "standard", "lookup"))
+ggd_fit = jax.jit(metrics.ggd_fit, static_argnames="lookup")
+aggd_fit = jax.jit(metrics.aggd_fit, static_argnames="lookup")
+mscn = jax.jit(metrics.mscn, static_argnames="padding")
 EIGHT = jnp.asarray([-3, -1, -0.2, -0.1, 0.1, 0.2, 1, 4], jnp.float32)
 
 
@@ -33,13 +37,13 @@ def test_the_ratio_of_generalized_gaussians():
 
 
 def test_fits_of_eight_numbers():
-    alpha, variance = metrics.ggd_fit(EIGHT, lookup="nearest")
+    alpha, variance = ggd_fit(EIGHT, lookup="nearest")
     np.testing.assert_allclose([alpha, variance], [0.757, 3.3875], atol=1e-6)
-    assert float(metrics.ggd_fit(EIGHT)[0]) == pytest.approx(0.757, abs=1e-3)
-    fit = metrics.aggd_fit(EIGHT, lookup="nearest")
+    assert float(ggd_fit(EIGHT)[0]) == pytest.approx(0.757, abs=1e-3)
+    fit = aggd_fit(EIGHT, lookup="nearest")
     np.testing.assert_allclose(fit, [0.776, 1.585087, 2.064582, 0.666677, 0.868349, 0.315238], atol=3e-6)
     assert float(fit.std_left / fit.std_right) == pytest.approx(0.767752, abs=1e-6)
-    np.testing.assert_allclose(metrics.aggd_fit(EIGHT), fit, atol=1.5e-3)
+    np.testing.assert_allclose(aggd_fit(EIGHT), fit, atol=1.5e-3)
     both_ways = (fit.std_right - fit.std_left) * np.sqrt(metrics.gaussian_ratio(fit.alpha))
     assert float(both_ways) == pytest.approx(float(fit.eta), abs=1e-5)
 
@@ -50,25 +54,26 @@ def test_large_samples_have_their_shapes():
         jax.random.laplace(jax.random.key(1), (200_000,)),
     )
     for sample, shape in ((normal, 2.0), (laplace, 1.0)):
-        assert float(metrics.ggd_fit(sample)[0]) == pytest.approx(shape, abs=0.02)
-        assert float(metrics.aggd_fit(sample).alpha) == pytest.approx(shape, abs=0.02)
-        assert abs(float(metrics.aggd_fit(sample).eta)) < 0.01
+        assert float(ggd_fit(sample)[0]) == pytest.approx(shape, abs=0.02)
+        assert float(aggd_fit(sample).alpha) == pytest.approx(shape, abs=0.02)
+        assert abs(float(aggd_fit(sample).eta)) < 0.01
 
 
 def test_the_shape_has_a_gradient_by_interpolation_and_none_from_the_table():
-    slope = jax.grad(lambda x: metrics.ggd_fit(x)[0])(EIGHT)
+    slope = jax.jit(jax.grad(lambda x: metrics.ggd_fit(x)[0]))(EIGHT)
     ratio = lambda x: float(jnp.mean(jnp.abs(x)) ** 2 / jnp.mean(x**2))  # noqa: E731
     change = 0.05 * EIGHT.at[0].set(0)  # along which the shape changes by many steps of the table
-    difference = float(metrics.ggd_fit(EIGHT + change)[0] - metrics.ggd_fit(EIGHT - change)[0]) / 2
+    difference = float(ggd_fit(EIGHT + change)[0] - ggd_fit(EIGHT - change)[0]) / 2
     assert ratio(EIGHT + change) != ratio(EIGHT) and abs(difference) > 5e-3
     assert float(jnp.vdot(slope, change)) == pytest.approx(difference, rel=0.1)
-    assert not jax.grad(lambda x: metrics.ggd_fit(x, lookup="nearest")[0])(EIGHT).any()
+    assert not jax.jit(jax.grad(lambda x: metrics.ggd_fit(x, lookup="nearest")[0]))(EIGHT).any()
 
 
 def test_a_side_without_values_is_no_division_by_zero():
-    for x in (jnp.abs(EIGHT), -jnp.abs(EIGHT), EIGHT.at[:].set(0).at[0].set(1.0)):
-        fit, slope = jax.value_and_grad(lambda v: sum(jnp.sum(p) for p in metrics.aggd_fit(v)))(x)
-        assert jnp.isfinite(fit) and jnp.isfinite(slope).all()
+    both = jax.jit(jax.value_and_grad(lambda v: sum(jnp.sum(p) for p in metrics.aggd_fit(v))))
+    for x in (np.abs(EIGHT), -np.abs(EIGHT), np.eye(8, dtype=np.float32)[0], np.zeros(8, np.float32)):
+        fit, slope = both(x)
+        assert np.isfinite(fit) and np.isfinite(slope).all()
 
 
 def test_mscn_by_hand():
@@ -78,56 +83,45 @@ def test_mscn_by_hand():
         cut = np.lib.stride_tricks.sliding_window_view(np.pad(plane, 3, mode=mode), (7, 7))
         mean, square = (cut * window).sum((-2, -1)), (cut**2 * window).sum((-2, -1))
         expected = (plane - mean) / (np.sqrt(np.abs(square - mean**2)) + 1)
-        found = metrics.mscn(jnp.asarray(plane, jnp.float32), padding=padding)
+        found = mscn(jnp.asarray(plane, jnp.float32), padding=padding)
         np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
-@pytest.fixture(scope="module")
-def features_and_slopes():
-    """Jitted and vmapped: image -> (features, gradient of their weighted sum)."""
-
-    def both(image, weights):
-        value, slope = jax.value_and_grad(lambda x: metrics.brisque_features(x) @ weights)(image)
-        return metrics.brisque_features(image), value, slope
-
-    return jax.jit(jax.vmap(both, in_axes=(0, None)))
-
-
-def test_brisque_features_and_their_gradients(images, features_and_slopes):
+def test_brisque_features_and_their_gradients(images):
     weights = jnp.asarray(np.random.default_rng(2).normal(size=36), jnp.float32)
-    features, values, slopes = features_and_slopes(images, weights)
-    assert features.shape == (4, 36) and jnp.isfinite(features).all() and jnp.isfinite(slopes).all()
-    assert (jnp.abs(slopes).max(axis=(1, 2, 3)) > 0).all()
-    np.testing.assert_allclose(features, metrics.brisque_features(images), rtol=2e-4, atol=2e-5)
-    np.testing.assert_allclose(values, features @ weights, rtol=1e-4, atol=1e-4)
-    of_255 = metrics.brisque_features(255 * images[:1], peak=255.0)
-    np.testing.assert_allclose(of_255, features[:1], rtol=1e-3, atol=1e-4)
-    # Noise is Gaussian about its neighbors, and drawn images are not.
+
+    def one(image):
+        features = metrics.brisque_features(image)
+        return features @ weights, features
+
+    both = jax.jit(jax.vmap(jax.value_and_grad(one, has_aux=True)))
+    (values, features), slopes = both(images)
+    assert features.shape == (4, 36) and np.isfinite(features).all() and np.isfinite(slopes).all()
+    assert (np.abs(slopes).max(axis=(1, 2, 3)) > 0).all()
+    np.testing.assert_allclose(features, brisque(images), rtol=2e-4, atol=2e-5)
+    # Of noise the coefficients are Gaussian, and those of drawn images are not.
     assert abs(float(features[3, 0]) - 2) > 0.3 and float(features[3, 0]) > float(features[0, 0])
-    direction = jnp.asarray(np.random.default_rng(3).standard_normal(images[0].shape), jnp.float32)
+    direction = np.random.default_rng(3).standard_normal(images[0].shape).astype(np.float32)
     step = 3e-4
-    moved = features_and_slopes(
-        jnp.stack([images[3] + step * direction, images[3] - step * direction] * 2), weights
-    )[1]
-    assert float(jnp.vdot(slopes[3], direction)) == pytest.approx(
+    (moved, _), _ = both(jnp.stack([images[3] + step * direction, images[3] - step * direction] * 2))
+    assert float(np.vdot(slopes[3], direction)) == pytest.approx(
         float(moved[0] - moved[1]) / (2 * step), rel=0.1
     )
 
 
-def test_the_first_two_features_are_those_of_mscn(images):
-    plane = metrics.luma(images[0]) * 255
-    features = metrics.brisque_features(images[0], lookup="nearest")
-    coefficients = metrics.mscn(plane)
-    np.testing.assert_allclose(
-        features[:2], metrics.ggd_fit(coefficients.reshape(-1), lookup="nearest"), rtol=1e-5
-    )
-    fit = metrics.aggd_fit((coefficients * jnp.roll(coefficients, 1, axis=1)).reshape(-1), lookup="nearest")
-    expected = [fit.alpha, fit.eta, fit.std_left**2, fit.std_right**2]
-    np.testing.assert_allclose(features[2:6], expected, rtol=1e-5)
-    half = metrics.mscn(metrics.halve(plane))
-    np.testing.assert_allclose(
-        features[18:20], metrics.ggd_fit(half.reshape(-1), lookup="nearest"), rtol=1e-5
-    )
+def test_the_first_features_are_those_of_mscn(images):
+    @jax.jit
+    def both(image):
+        plane = metrics.luma(image)
+        coefficients, half = metrics.mscn(plane), metrics.mscn(metrics.halve(plane))
+        products = coefficients * jnp.roll(coefficients, 1, axis=1)
+        fit = metrics.aggd_fit(products.reshape(-1), lookup="nearest")
+        scales = [metrics.ggd_fit(x.reshape(-1), lookup="nearest") for x in (coefficients, half)]
+        expected = [*scales[0], fit.alpha, fit.eta, fit.std_left**2, fit.std_right**2, *scales[1]]
+        return metrics.brisque_features(image, peak=255.0, lookup="nearest"), jnp.stack(expected)
+
+    features, expected = both(255 * images[0])
+    np.testing.assert_allclose(features[np.array([0, 1, 2, 3, 4, 5, 18, 19])], expected, rtol=1e-4, atol=1e-5)
 
 
 # NIQE.
@@ -136,8 +130,9 @@ def test_the_first_two_features_are_those_of_mscn(images):
 def test_the_distance_of_niqe_by_hand():
     first = metrics.NiqeModel(jnp.zeros(2), jnp.diag(jnp.asarray([1.0, 4.0])))
     second = metrics.NiqeModel(jnp.asarray([1.0, 2.0]), jnp.diag(jnp.asarray([3.0, 4.0])))
-    assert float(natural_scenes.gaussian_distance(first, second)) == pytest.approx(1.224745, abs=1e-6)
-    assert float(natural_scenes.gaussian_distance(first, first)) == pytest.approx(0, abs=2e-6)
+    distance = jax.jit(natural_scenes.gaussian_distance)
+    assert float(distance(first, second)) == pytest.approx(1.224745, abs=1e-6)
+    assert float(distance(first, first)) == pytest.approx(0, abs=2e-6)
 
 
 def test_niqe_tells_noise_from_good_images():
@@ -153,8 +148,9 @@ def test_niqe_tells_noise_from_good_images():
 
 
 def test_blocks_and_sharpness_of_niqe():
-    image = jnp.zeros((70, 40, 3)).at[:, 16:32].set(jax.random.uniform(jax.random.key(0), (70, 16, 3)))
-    features, sharpness = metrics.niqe_features(image, block=16)
+    image = np.zeros((70, 40, 3), np.float32)
+    image[:, 16:32] = np.random.default_rng(0).random((70, 16, 3))
+    features, sharpness = jax.jit(lambda x: metrics.niqe_features(x, block=16))(image)
     assert (
         features.shape == (8, 36) and jnp.isfinite(features).all()
     )  # 4 x 2 blocks of 16, flat ones among them
@@ -170,10 +166,10 @@ def test_words_of_patches(images):
     features = jax.jit(metrics.cornia_features)
     every = features(images, book)
     assert every.shape == (4, 24) and (every >= 0).all()
-    some = metrics.cornia_features(images, book, key=jax.random.key(0), patches=50)
-    other = metrics.cornia_features(images, book, key=jax.random.key(1), patches=50)
+    drawn = jax.jit(lambda key: metrics.cornia_features(images, book, key=key, patches=50))
+    some, other = drawn(jax.random.key(0)), drawn(jax.random.key(1))
     assert (some <= every + 1e-4).all() and (some != other).any()
-    slope = jax.grad(lambda x: metrics.cornia_features(x, book).sum())(images[0])
+    slope = jax.jit(jax.grad(lambda x: metrics.cornia_features(x, book).sum()))(images[0])
     assert jnp.isfinite(slope).all() and jnp.abs(slope).max() > 0
 
 
@@ -185,7 +181,7 @@ def test_a_patch_and_its_answers_by_hand():
     words = np.random.default_rng(1).normal(size=(49, 2))
     book = codebook.Codebook(*(jnp.asarray(x, jnp.float32) for x in (mean, whitening, words)))
     answers = (normalized - mean) @ whitening @ words
-    found = metrics.cornia_features(jnp.asarray(plane[..., None], jnp.float32), book)
+    found = jax.jit(metrics.cornia_features)(jnp.asarray(plane[..., None], jnp.float32), book)
     np.testing.assert_allclose(
         found, np.concatenate([np.maximum(answers, 0), np.maximum(-answers, 0)]), rtol=1e-3, atol=1e-4
     )
@@ -194,8 +190,10 @@ def test_a_patch_and_its_answers_by_hand():
 def test_whitened_patches_are_white(images):
     book = metrics.fit_codebook(images[2:], words=4, patches=2000, seed=0)
     place = jnp.arange(34 * 42)
-    rows = codebook._patches(metrics.luma(images[3]) * 255, place // 42, place % 42)
-    white = np.asarray((rows - book.mean) @ book.whitening)
+    rows = jax.jit(lambda image: codebook._patches(metrics.luma(image) * 255, place // 42, place % 42))(
+        images[3]
+    )
+    white = (np.asarray(rows) - book.mean) @ np.asarray(book.whitening)
     values = np.linalg.eigvalsh(np.cov(white, rowvar=False))
     assert values[1] > 0.3 and values[-1] < 3  # the mean of a patch is taken off: one direction is empty
 

@@ -126,13 +126,13 @@ def fit_codebook(
     for name, value in (("words", words), ("patches", patches)):
         check_number(name, value, AtLeast(1))
     rng, rows = np.random.default_rng(seed), []
+    read = jax.jit(lambda image, down, right: _patches(luma(image, peak=peak) * (255 / peak), down, right))
     for image in images:
         image = jnp.asarray(image)
         need_side("image", *image.shape[:2], SIDE, of="CORNIA")
-        plane = luma(image, peak=peak) * (255 / peak)
-        place = rng.integers((plane.shape[0] - SIDE + 1) * (plane.shape[1] - SIDE + 1), size=patches)
-        across = plane.shape[1] - SIDE + 1
-        rows.append(np.asarray(_patches(plane, jnp.asarray(place // across), jnp.asarray(place % across))))
+        down, right = (side - SIDE + 1 for side in image.shape[:2])
+        place = rng.integers(down * right, size=patches)
+        rows.append(np.asarray(read(image, jnp.asarray(place // right), jnp.asarray(place % right))))
     if len(rows) * patches < words:
         raise UserError(
             f"images: needs at least {words} patches for as many words, got {len(rows) * patches}"

@@ -367,8 +367,9 @@ def fit_niqe(images, *, peak: float = 1.0, standard: Luma = "ycbcr", block: int 
       (36, 36)
     """
     rows = []
+    read = jax.jit(functools.partial(niqe_features, peak=peak, standard=standard, block=block))
     for image in images:
-        features, sharpness = niqe_features(jnp.asarray(image), peak=peak, standard=standard, block=block)
+        features, sharpness = read(jnp.asarray(image))
         rows.append(np.asarray(features)[np.asarray(sharpness) > _SHARP * float(sharpness.max())])
     found = np.concatenate(rows) if rows else np.zeros((0, 36), np.float32)
     if len(found) < 2:

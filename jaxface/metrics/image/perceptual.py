@@ -270,13 +270,10 @@ def random_trunk_weights(
     ]
     sides = [3] * 13 if is_vgg else [11, 5, 3, 3, 3]
     shapes = [(side, side, i, o) for side, i, o in zip(sides, [3, *outputs], outputs, strict=False)]
-    numbers = iter(
-        jnp.split(
-            jax.random.normal(key, (sum(map(math.prod, shapes)),)), np.cumsum([*map(math.prod, shapes)])[:-1]
-        )
-    )
+    sizes = [math.prod(shape) for shape in shapes]
+    numbers = np.split(np.asarray(jax.random.normal(key, (sum(sizes),))), np.cumsum(sizes)[:-1])
     convolutions = tuple(
-        (next(numbers).reshape(shape) * math.sqrt(2 / math.prod(shape[:3])), jnp.zeros(shape[-1]))
-        for shape in shapes
+        (jnp.asarray(values.reshape(shape) * math.sqrt(2 / math.prod(shape[:3]))), jnp.zeros(shape[-1]))
+        for values, shape in zip(numbers, shapes, strict=True)
     )
     return convolutions, tuple(jnp.full(c, 1 / c) for c in levels)

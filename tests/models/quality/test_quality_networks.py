@@ -47,7 +47,7 @@ def test_products_of_channels():
     rooted = (np.sign(products) * np.sqrt(np.abs(products) + 1e-8)).reshape(2, 25)
     pooled = layers.BilinearPool().apply({}, x)
     np.testing.assert_allclose(pooled, rooted / np.linalg.norm(rooted, axis=1, keepdims=True), atol=1e-5)
-    slope = jax.grad(lambda x: layers.BilinearPool().apply({}, x)[0, 1])
+    slope = jax.jit(jax.grad(lambda x: layers.BilinearPool().apply({}, x)[0, 1]))
     assert jnp.isfinite(slope(x)).all() and jnp.isfinite(slope(jnp.zeros_like(x))).all()
 
 
@@ -77,12 +77,12 @@ def test_an_image_has_a_gradient_and_networks_describe_themselves(name, fields):
     module = models.create(name, embedding=2, **fields)
     assert models.from_description(models.describe(module)) == module
     images = jnp.asarray(RNG.random((2, 24, 20, 3)), jnp.float32)
-    variables = module.init(jax.random.key(0), images[:1], train=False)
+    variables = jax.jit(lambda x: module.init(jax.random.key(0), x, train=False))(images[:1])
     value = lambda image: module.apply(variables, image[None], train=False)[0, 0]  # noqa: E731
     values, slopes = jax.jit(jax.vmap(jax.value_and_grad(value)))(images)
     assert jnp.isfinite(slopes).all() and (jnp.abs(slopes).max((1, 2, 3)) > 0).all()
     np.testing.assert_allclose(
-        values, module.apply(variables, images, train=False)[:, 0], rtol=1e-3, atol=1e-4
+        values, jax.jit(lambda x: module.apply(variables, x, train=False))(images)[:, 0], rtol=1e-3, atol=1e-4
     )
 
 
