@@ -3,6 +3,7 @@
 `interop.read_lpips` and `interop.read_dists` read the published weights; random ones give distances too, of no published scale.
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -207,13 +208,14 @@ def dists(image: jax.Array, other: jax.Array, weights: DistsWeights) -> jax.Arra
     """
     _need_convolutions(weights.convolutions, (13,))
     both = _colors(image, other, _LEAST_VGG, "DISTS")
-    x = (both - jnp.asarray(_MEAN, both.dtype)) / jnp.asarray(_STD, both.dtype)
-    maps = [both, *vgg16_levels(weights.convolutions, x, smooth=True)]
-    channels = sum(features.shape[-1] for features in maps)
+    outputs = [len(bias) for _, bias in weights.convolutions]
+    channels = 3 + sum(outputs[depth - 1] for depth in itertools.accumulate(VGG_DEPTHS))
     if weights.alpha.shape != (channels,) or weights.beta.shape != (channels,):
         raise ValueError(
             f"weights: needs alpha and beta of {channels}, got {weights.alpha.shape} and {weights.beta.shape}"
         )
+    x = (both - jnp.asarray(_MEAN, both.dtype)) / jnp.asarray(_STD, both.dtype)
+    maps = [both, *vgg16_levels(weights.convolutions, x, smooth=True)]
     sums = jnp.sum(weights.alpha) + jnp.sum(weights.beta)
     likeness = [dists_likeness(*jnp.split(features, 2)) for features in maps]
     means, covariances = (jnp.concatenate(part, axis=-1) for part in zip(*likeness, strict=True))
