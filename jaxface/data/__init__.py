@@ -49,6 +49,7 @@ from jaxface.data.sources.long_tail import LongTail, long_tail_counts
 from jaxface.data.sources.low_resolution_faces import ScfaceSource, TinyFaceSource
 from jaxface.data.sources.megaface import MegaFaceSource
 from jaxface.data.sources.objects import object_fields
+from jaxface.data.sources.opinions import RatedFiles, RatedSource
 from jaxface.data.sources.packs import PackSource, open_packs, read_bin, write_bin
 from jaxface.data.sources.presentations import (
     Presentation,
@@ -89,6 +90,7 @@ from jaxface.data.specs.labeled_images import LabeledImages
 from jaxface.data.specs.object_scene_sets import ObjectScenes
 from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, RgbdFolder, Tfds
 from jaxface.data.specs.presentation_sets import CasiaSurf, Cefa, Presentations, PresentationTable
+from jaxface.data.specs.rated_sets import Csiq, DistortedLeaves, Kadid10k, LiveIqa, OpinionTable
 from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
 from jaxface.data.specs.small_image_sets import Cifar10, Cifar100, Mnist
 from jaxface.data.specs.styled_digits import StyledDigits
@@ -96,8 +98,9 @@ from jaxface.data.specs.synthetic_sets import Procedural, ProceduralImages, Shor
 from jaxface.data.specs.task_canvas_sets import TaskCanvas
 from jaxface.data.synthetic.cluttered_digits import cluttered_digits
 from jaxface.data.synthetic.crowded_embeddings import CrowdedEmbeddings, crowded_embeddings
-from jaxface.data.synthetic.dead_leaves import dead_leaves, moving_leaves
+from jaxface.data.synthetic.dead_leaves import dead_leaves, moving_leaves, textured_leaves
 from jaxface.data.synthetic.digit_canvas import digit_canvas
+from jaxface.data.synthetic.distorted_leaves import DISTORTIONS, distort, distorted_leaves
 from jaxface.data.synthetic.ellipses import ellipses
 from jaxface.data.synthetic.object_scenes import object_scenes
 from jaxface.data.synthetic.procedural_images import procedural_images
@@ -143,6 +146,7 @@ from jaxface.data.transforms.text import Tokenizer, change_caption
 from jaxface.data.transforms.views import TeacherStudentTransform, TeacherStudentViews, ViewSpec
 
 __all__ = [
+    "DISTORTIONS",
     "KINDS",
     "RGBD_CORRUPTIONS",
     "SHORTCUT",
@@ -174,6 +178,7 @@ __all__ = [
     "CorruptImage",
     "Crowd",
     "CrowdedEmbeddings",
+    "Csiq",
     "Cub200",
     "DataSpec",
     "DeadLeaves",
@@ -182,6 +187,7 @@ __all__ = [
     "DigitCanvas",
     "DigitHalves",
     "Digits",
+    "DistortedLeaves",
     "Ellipses",
     "EmbeddingFile",
     "ExpressionSource",
@@ -195,11 +201,13 @@ __all__ = [
     "Ijb",
     "ImageLists",
     "JoinedGroups",
+    "Kadid10k",
     "LabelNoise",
     "LabeledImages",
     "Lfw",
     "LfwPatches",
     "LfwSubset",
+    "LiveIqa",
     "LongTail",
     "LowResolution",
     "MegaFace",
@@ -211,6 +219,7 @@ __all__ = [
     "ObjectAugmentation",
     "ObjectScenes",
     "Olivetti",
+    "OpinionTable",
     "Order",
     "PackSource",
     "Patches",
@@ -221,6 +230,8 @@ __all__ = [
     "Procedural",
     "ProceduralImages",
     "RafDb",
+    "RatedFiles",
+    "RatedSource",
     "Record",
     "RecordFile",
     "RecordIO",
@@ -298,6 +309,8 @@ __all__ = [
     "degrade_resolution",
     "digit_canvas",
     "digits",
+    "distort",
+    "distorted_leaves",
     "draw_labels",
     "ellipses",
     "encode_depth",
@@ -346,6 +359,7 @@ __all__ = [
     "symmetric_noise",
     "template",
     "textured_digits",
+    "textured_leaves",
     "to_original",
     "umeyama",
     "uniform_noise",

@@ -2,6 +2,7 @@
 
 from jaxface.models.counting import multiply_accumulates, parameter_count
 from jaxface.models.inner import apply_from_layer, apply_with_layer, layer_shapes
+from jaxface.models.quality import GDNPyramid, QualityCNN
 from jaxface.models.recognition.attended import AttendedMLP, AttendedResNet
 from jaxface.models.recognition.convnet import ConvNet
 from jaxface.models.recognition.inception_resnet import InceptionResNet
@@ -33,6 +34,7 @@ __all__ = [
     "ConvNet",
     "FMViT",
     "FaceResNet",
+    "GDNPyramid",
     "IResNet",
     "InceptionResNet",
     "MetaNet",
@@ -41,6 +43,7 @@ __all__ = [
     "MobileNetV1",
     "MobileNetV2",
     "PlainStages",
+    "QualityCNN",
     "ResNet",
     "SmallLossCNN",
     "Swin",

@@ -31,7 +31,8 @@ class Split(NamedTuple):
         its labels say nothing but who is the same; under "classification" the classes are the same; under "detection"
         records have boxes (`sources.objects.object_fields`); under "cells" they say of every cell of the image whether
         something is there; under "spoofing" labels are what is presented, 0 a live face and the others attack instruments; under
-        "images" there is one class, which says nothing.
+        "images" there is one class, which says nothing; under "quality" records have `opinion`, 0 to 10, and a label says what
+        happened to the image.
       name: for tables and file names.
       protocol: how to evaluate; under "dense" records have `pixel_label` or `depth` for every pixel.
       development: records to take thresholds on, of people that are in neither part; None where the protocol has none.
@@ -40,7 +41,9 @@ class Split(NamedTuple):
     train: Source
     held_out: Source
     name: str
-    protocol: Literal["verification", "classification", "detection", "cells", "dense", "spoofing", "images"]
+    protocol: Literal[
+        "verification", "classification", "detection", "cells", "dense", "spoofing", "images", "quality"
+    ]
     development: Source | None = None
 
 
