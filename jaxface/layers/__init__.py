@@ -42,6 +42,7 @@ from jaxface.layers.ddc import DDCLayer, FusedDDC, LargeKernelDepthwiseSeparable
 from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.detr import DecoderLayer, EncoderLayer, GaussianLook, gaussian_prior, sine_positions
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
+from jaxface.layers.dpm import Gaussian, GaussianHead, QualityHead, sample_gaussian
 from jaxface.layers.edic import GDN, ChannelAttention, Enhancer, FactorizedPrior, gdn, lower_bound
 from jaxface.layers.fmvit import (
     ClassFusion,
@@ -113,6 +114,8 @@ __all__ = [
     "FusedCascade",
     "FusedCondensation",
     "FusedDDC",
+    "Gaussian",
+    "GaussianHead",
     "GaussianLook",
     "InformationRectification",
     "IntegerConv",
@@ -128,6 +131,7 @@ __all__ = [
     "PReLU",
     "PatchAttention",
     "PatchPooling",
+    "QualityHead",
     "QuantizedConv",
     "QuantizedDense",
     "QuantizedDotProduct",
@@ -184,6 +188,7 @@ __all__ = [
     "prune_tokens",
     "query_spread",
     "run_block",
+    "sample_gaussian",
     "sign",
     "sine_positions",
     "stage_ratio",

@@ -26,6 +26,7 @@
 | how right are a teacher's pseudo boxes? | `pseudo_label_counts` |
 | which of two modalities to believe for this pair? | `fuse_scores`, `pair_weight`, `fused_search`, `missing_modality` |
 | in which cells is something; which class has each pixel? | `average_precision`, `mean_iou`, `class_iou`, `pixel_confusion` |
+| is a confidence right as often as it says? | `reliability_bins`, `expected_calibration_error`, `binary_nll` |
 | is it a live face or a photograph, a screen, a mask? | `equal_error_threshold`, `spoof_report`, `apcer`, `bpcer`, `acer` |
 | how close is a decoded picture, and at what rate? | `psnr`, `ms_ssim`, `decibels`, `bd_rate`, `bd_psnr` |
 | are some people more alike than others? | `local_discrepancy`, `aligned_similarity`, `group_false_accepts` |
@@ -38,6 +39,12 @@ from jaxface.metrics.analysis.attention import (
     attention_rollout,
     class_attention,
     sensitive_area,
+)
+from jaxface.metrics.analysis.calibration import (
+    ReliabilityBins,
+    binary_nll,
+    expected_calibration_error,
+    reliability_bins,
 )
 from jaxface.metrics.analysis.codes import code_entropy, codebook_perplexity, norm_spread
 from jaxface.metrics.analysis.congruence import congruence_error
@@ -218,6 +225,7 @@ __all__ = [
     "MateScores",
     "Pairs",
     "PseudoLabelCounts",
+    "ReliabilityBins",
     "RgbdTemplates",
     "Roc",
     "ScoreHistogram",
@@ -251,6 +259,7 @@ __all__ = [
     "backward_transfer",
     "bd_psnr",
     "bd_rate",
+    "binary_nll",
     "bpcer",
     "bpcer_threshold",
     "celeba_spoof_tpr",
@@ -278,6 +287,7 @@ __all__ = [
     "equal_error_rate",
     "equal_error_threshold",
     "equalize",
+    "expected_calibration_error",
     "fddb_evaluate",
     "filter_candidates",
     "flip_embeddings",
@@ -335,6 +345,7 @@ __all__ = [
     "rank_k",
     "ranks",
     "refined_probes",
+    "reliability_bins",
     "report_scores",
     "roc",
     "sensitive_area",
