@@ -9,7 +9,7 @@ Differs from the paper in: of which the abstract alone could be read; every form
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
@@ -23,18 +23,13 @@ from jaxface.checks import AtLeast, NonNegative, Positive, ProperFraction, check
 from jaxface.data.sources.semantics import FIELD
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
-from jaxface.extras import optional
-from jaxface.layers import QualityHead
 from jaxface.models.dpm import GENERAL, Codes
+from jaxface.training.dpm import Correction, applied, cluster_labels, corrected_margins, corrections_start
 
 ATTRIBUTES = "attributes"
 """The group whose labels count on live faces alone."""
 PSEUDO = "pseudo"
 """The group of clusters that stands for semantic labels."""
-Correction = Literal["scaled", "unscaled", "plain", "mc", "refit", "temperature"]
-"""A margin of its own from a frozen detector: moderated by a variance from standardized features, in units of the mean square margin
-(DPM-DQ), in units of 1, or from raw features; by the sampled loss; or the controls: the same head predicts the margin itself, and
-one temperature for all images."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,52 +210,9 @@ def network(config: Config, groups: Mapping[str, int], *, dq: bool = False) -> m
     )
 
 
-def corrected_margins(
-    corrections: tuple[Correction, ...], params: Mapping[str, Any], features, margin, stats
-) -> dict[str, tuple[jax.Array, jax.Array | None]]:
-    """Correction -> (margin that it corrects or makes [B], variance [B] or None); `moderated_margin` of both is its margin."""
-    neutral = losses.QualityStats(
-        jnp.zeros_like(stats.mean), jnp.ones_like(stats.std), jnp.ones_like(stats.scale)
-    )
-    result = {}
-    for name in corrections:
-        if name == "temperature":
-            result[name] = margin * jnp.exp(-10 * params[name]["log"]), None
-            continue
-
-        def head(h, name=name):
-            return QualityHead(params[name]["hidden"]["bias"].size).apply({"params": params[name]}, h)
-
-        standard = (features.astype(jnp.float32) - stats.mean) / stats.std
-        if name == "refit":
-            result[name] = jnp.sqrt(stats.scale) * head(standard), None
-        elif name == "mc":
-            deviation = jnp.sqrt(stats.scale) * jax.nn.softplus(head(standard))
-            result[name] = margin, 2 * deviation**2
-        else:
-            used = {"scaled": stats, "plain": neutral, "unscaled": stats._replace(scale=neutral.scale)}[name]
-            result[name] = margin, losses.quality_variance(head, features, used)
-    return result
-
-
-def applied(margin: jax.Array, variance: jax.Array | None) -> jax.Array:
-    """The margin that a correction leaves."""
-    return margin if variance is None else losses.moderated_margin(margin, variance)
-
-
 def labeled(source: inputs.Source) -> inputs.Source:
     """A source whose records say what they know: nothing but live or attack where it has no semantic labels."""
     return source if hasattr(source, "semantic_names") else inputs.WithSemantics(source, {}, {})
-
-
-def cluster_labels(codes: np.ndarray, live: np.ndarray, count: int, *, seed: int) -> np.ndarray:
-    """Clusters of the codes [N, D] within attacks, 0 … count - 1, and within live faces, count … 2 count - 1: [N] int32."""
-    KMeans = optional("sklearn.cluster", "sets").KMeans
-    labels = np.zeros(len(codes), np.int32)
-    for kind in (False, True):
-        rows = live == kind
-        labels[rows] = count * kind + KMeans(count, n_init=1, random_state=seed).fit_predict(codes[rows])
-    return labels
 
 
 def build(config: Config) -> list[training.Stage]:
@@ -280,7 +232,6 @@ def build(config: Config) -> list[training.Stage]:
         groups, lams = groups | {PSEUDO: 2 * config.pseudo}, lams | {PSEUDO: config.lam}
         train = inputs.WithFields(train, index=np.arange(len(train), dtype=np.int32))
     model, image_shape = network(config, groups), split.train.image_shape
-    quality_head = QualityHead(config.hidden)
 
     # L = CE(z, y) + Σ_k λ_k [ℓ_k + β KL_k], and with `joint` the loss of the moderated margin.
     def semantic_loss(outputs, labels, masks, weights, rng):
@@ -367,12 +318,7 @@ def build(config: Config) -> list[training.Stage]:
     )[0]["features"].shape[1]
 
     def quality_params(rng, names):
-        return {
-            name: {"log": jnp.zeros(())}
-            if name == "temperature"
-            else quality_head.init(jax.random.fold_in(rng, 7), jnp.zeros((1, feature_size)))["params"]
-            for name in names
-        }
+        return corrections_start(rng, names, feature_size, hidden=config.hidden)
 
     def init(rng, previous):
         variables = dict(model.init(rng, jnp.zeros((1, *image_shape))))

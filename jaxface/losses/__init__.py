@@ -43,8 +43,9 @@
 | `budget_loss` | the mean work of a batch of images meets a target | arXiv:2209.13802 |
 | `sample_features`, `weights_from_action`, `weighted_mean`, `stage_reward` | searched weights of examples | arXiv:1905.11058 |
 | `focal_loss`, `self_paced_weights` | rules that are made by hand | arXiv:1708.02002 |
-| `lq_loss`, `gaussian_kl`, `masked_label_loss` | semantic labels, some wrong, from codes whose information costs something | arXiv:2204.12685 |
-| `dq_loss`, `dq_mc_loss`, `moderated_margin`, `moderated_prob`, `quality_variance`, `quality_stats` | a margin is as sure as its image is good | arXiv:2204.12685 |
+| `lq_loss`, `gaussian_kl`, `masked_label_loss` | labels, some wrong, from codes whose information costs | arXiv:2204.12685 |
+| `dq_loss`, `dq_mc_loss`, `quality_variance`, `quality_stats` | a margin is as sure as its image is good | arXiv:2204.12685 |
+| `moderated_margin`, `moderated_prob` | the margin of a mean logistic | arXiv:2204.12685 |
 | `ncl_pp_loss`, `ncl_loss` | networks, and copies of an image, agree under a long tail | arXiv:2306.16709, 2203.15359 |
 | `hard_category_mask`, `partial_cross_entropy`, `pairwise_sym_kl` | their parts | |
 | `moco_nce`, `queue_push` | two views of an image against a queue of others | arXiv:1911.05722 |

@@ -1,7 +1,7 @@
 """Uncertain labels and uncertain images in anti-spoofing (after DPM, arXiv:2204.12685, whose abstract alone could be read).
 
 *Labels*: what a face is said to be besides live or not, its semantic groups, is classified from a sample of a Gaussian code whose
-information costs something, so that a wrong label need not be fitted. *Images*: the margin between live and attack has a variance,
+information costs something, so that a wrong label need not be fitted. *Images*: the margin of live and attack has a variance,
 predicted for every image, that moderates the confidence. The formulas are ours; they satisfy what the abstract says.
 """
 

@@ -34,7 +34,7 @@ class CodeClassifier(nn.Module):
 class DPM(nn.Module):
     """A trunk whose features say whether a face is live, and what else is known of it.
 
-        h = trunk(x)      z = h W + b      semantic group k: h W_k + b_k (codes="none"), or s_k W_k + b_k, s_k ~ N(μ_k(h), σ_k²(h))
+        h = trunk(x),   z = h W + b,   group k: h W_k + b_k (codes="none"), or s_k W_k + b_k with s_k ~ N(μ_k(h), σ_k²(h))
         v = S² softplus(g((h - mean) / std)), with `dq`
 
     With codes="none" and dq=False it is AENet; with `geometry` too, sigmoid maps of depth and reflection from a layer of the

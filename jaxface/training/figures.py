@@ -513,7 +513,7 @@ def save_reliability(
     """Reliability diagram: how often it is so over the probability that was said, and below how many said so.
 
     Args:
-      tables: name -> (edges [K + 1], confidence [K], frequency [K], counts [K]), as `jaxface.metrics.reliability_bins` gives them;
+      tables: name -> (edges [K + 1], confidence [K], frequency [K], counts [K]), of `jaxface.metrics.reliability_bins`;
         NaN where a bin is empty.
       path: file to write. title: above all.
 

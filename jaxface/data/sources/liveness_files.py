@@ -1,7 +1,7 @@
 """Live faces and attacks of one camera from files: CelebA-Spoof, OULU-NPU and SiW, in the layouts of their authors.
 
-Label 0 is a live face, the others are attack instruments. Of videos, frames are read that lie in a folder of the video's name. What
-names of OULU-NPU and SiW mean is from memory; where it is wrong, their tables in the documentation are.
+Label 0 is a live face, the others are attack instruments. Of videos, frames are read that lie in a folder of the video's name.
+What the names of OULU-NPU and SiW mean is written here from memory.
 
 Methods: dpm
 """
@@ -225,8 +225,10 @@ def oulu_video(name: str) -> OuluVideo | None:
 def oulu_takes(video: OuluVideo, part: str, protocol: int, phone: int) -> bool:
     """Whether a video is in a part of a protocol.
 
-        1  trains on sessions 1 and 2, tests session 3                2  trains on print 1 and display 1, tests print 2 and display 2
-        3  tests one phone, trains on the five others                 4  all three at once
+        1  trains on sessions 1 and 2, tests session 3
+        2  trains on print 1 and display 1, tests print 2 and display 2
+        3  tests one phone, trains on the five others
+        4  all three at once
 
     Args:
       video: of any part. part: train, development or test. protocol: 1..4. phone: the one left out in protocols 3 and 4, 1..6.

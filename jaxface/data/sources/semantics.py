@@ -10,7 +10,6 @@ import numpy as np
 from jaxface.checks import ProperFraction, check_number, index_array
 from jaxface.data.sources.source import Record, Source
 from jaxface.data.transforms.label_noise import draw_labels, uniform_noise
-from jaxface.errors import UserError
 
 FIELD = "semantic_"
 """Fields of records begin with it; the name of the group follows."""
@@ -20,8 +19,8 @@ _STREAM = 0x7365
 class WithSemantics:
     """Presentations with semantic labels.
 
-    Records have `semantic_<group>` besides, int32 [], or int32 [K] of 0 and 1 for a group of attributes, and `known` bool, whether
-    it is said that they are live or not.
+    Records have `semantic_<group>` besides, int32 [], or int32 [K] of 0 and 1 for a group of attributes, and `known` bool,
+    whether it is said that they are live or not.
 
     Args:
       source: presentations; label 0 is a live face.
@@ -111,11 +110,3 @@ def redraw_semantics(
         drawn = flat if rate == 0 else draw_labels(flat, uniform_noise(classes, rate), seed=stream)
         result[name] = drawn.reshape(np.shape(given)).astype(np.int32)
     return result
-
-
-def check_presentations(name: str, source: Source) -> None:
-    """Raises UserError unless a source has live faces, label 0, and attacks."""
-    live = np.asarray(source.labels) == 0
-    for kind, there in (("live face", live), ("attack", ~live)):
-        if not there.any():
-            raise UserError(f"data: needs at least one {kind} {name}, got none in {len(live)} presentations")

@@ -26,8 +26,8 @@ from jaxface.errors import UserError
 from jaxface.paths import last_name, local_path
 
 RENDERED_ATTRIBUTES = ("expressive", "dark skin", "turned", "nodding", "gray hair")
-"""0/1 of a rendered face: an expression that is named; the darker half of the skin tones; 8 degrees from the front, sideways or up
-and down; hair above a gray of 0.15."""
+"""0/1 of a rendered face: an expression that is named; the darker half of the skin tones; 8 degrees from the front, sideways, or
+5 up or down; hair above a gray of 0.15."""
 
 
 class _RenderedFaces:
@@ -216,7 +216,7 @@ class _CapturedFolder(DataSpec):
 @KINDS.register("celeba_spoof")
 @dataclasses.dataclass(frozen=True)
 class CelebaSpoof(_CapturedFolder):
-    """CelebA-Spoof: ten spoof types, four illuminations and the attributes of CelebA beside live or spoof; faces cut by their box."""
+    """CelebA-Spoof: ten spoof types, four illuminations and attributes of CelebA beside live or spoof; faces are cut out."""
 
     root: str
     """The folder, with `Data` and `metas`."""

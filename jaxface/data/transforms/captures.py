@@ -32,7 +32,7 @@ class CaptureNoise:
     noise: Annotated[float, Fraction] = 0.15
     """Standard deviation of the sensor's noise at a = 1, of colors in [0, 1]; a times it otherwise."""
     mix: Annotated[float, Fraction] = 0.0
-    """Share of uniform noise that replaces the image at a = 1; a times it otherwise. For what is no photograph, such as digits."""
+    """Share of uniform noise that replaces the image at a = 1; a times it otherwise. For what is no photograph."""
 
     def __post_init__(self):
         check_fields(self, "captures.")

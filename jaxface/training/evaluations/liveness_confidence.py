@@ -11,36 +11,17 @@ import jax
 import numpy as np
 
 from jaxface import metrics
-from jaxface.data.sources.semantics import check_presentations
 from jaxface.data.sources.source import Source
 from jaxface.data.specs.base import Split
-from jaxface.errors import UserError
 from jaxface.metrics.spoofing.presentation_attacks import LIVE
 from jaxface.training import figures
+from jaxface.training.evaluations.needs import check_spoofing
 from jaxface.training.map_source import map_source
 from jaxface.training.stages import Figures
 from jaxface.training.step import TrainState
 
 FPRS = (0.01, 0.005, 0.001)
 """Targets of CelebA-Spoof's table."""
-
-
-def check_spoofing(split: Split) -> None:
-    """Refuses data without live faces and attacks in training, development and test.
-
-    Raises:
-      UserError: other data, no development set, or a part with one kind alone.
-    """
-    if split.protocol != "spoofing" or split.development is None:
-        raise UserError(
-            f"data: needs live faces and attacks with a development set, such as presentations; got {split.name}"
-        )
-    for name, source in (
-        ("to train on", split.train),
-        ("to take a threshold on", split.development),
-        ("to test", split.held_out),
-    ):
-        check_presentations(name, source)
 
 
 class LivenessConfidence:
@@ -57,7 +38,7 @@ class LivenessConfidence:
         variance/auc                    probability that a bad capture has the larger variance
         development/auc                 of the first margin
 
-    Frames of a video are one test: the mean of their probabilities. Figures: reliability, ROC curves and the last margin's scores.
+    Frames of a video are one test: the mean of their probabilities. Figures: reliability, ROC curves and the scores of one.
 
     Args:
       answer: (variables, image [B, H, W, C] as in records) -> {margins {name: [B]}, semantics {group: [B, K]}, variance [B] or
