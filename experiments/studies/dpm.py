@@ -1,8 +1,8 @@
 """What is claimed of DPM in the small, and against what: `python -m experiments.reproduce dpm`.
 
 `quality`: a detector of clean digits meets bad captures. One run of its arms fits every correction on the same draws; the joint
-form and its control are runs of their own. `uncertain` and `no-harm`: semantic labels, some drawn anew, beside few or all labels of
-live; λ is swept in the baseline, which has no codes. `faces`: both parts on rendered presentations.
+form and its control are runs of their own. `uncertain` and `no-harm`: semantic labels, some drawn anew, beside few or all labels
+of live; λ is swept in the baseline, which has no codes. `faces`: both parts on rendered presentations.
 """
 
 import dataclasses

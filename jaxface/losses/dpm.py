@@ -164,15 +164,15 @@ def lq_loss(
         raise UserError("key: needs a random key to sample with, got none")
     total, report = jnp.zeros(()), {}
     for number, (name, head) in enumerate(sorted(heads.items())):
-        weight = lam if not isinstance(lam, Mapping) else lam.get(name)
-        if weight is None:
+        if isinstance(lam, Mapping) and name not in lam:
             raise UserError(f"lam: needs a weight of {name!r}, has those of {', '.join(sorted(lam))}")
+        weight = lam[name] if isinstance(lam, Mapping) else lam
         check_number("lam", weight, NonNegative)
         if head.kernel.ndim != 2 or head.kernel.shape[0] != head.mu.shape[-1]:
             raise ValueError(f"{name}: needs a kernel [{head.mu.shape[-1]}, K], got {head.kernel.shape}")
         divergence = gaussian_kl(head.mu, head.logvar, reduce=reduce).mean()
         code = head.mu
-        if sample:
+        if key is not None and sample:
             code = sample_gaussian(jax.random.fold_in(key, number), head.mu, head.logvar)
         classified = masked_label_loss(code @ head.kernel + head.bias, labels[name], (masks or {}).get(name))
         total = total + weight * (classified + beta * divergence)

@@ -180,7 +180,7 @@ def test_siw(tmp_path):
     for fold, trained, tested in ((1, {0, 1}, {0, 2, 3, 4, 5}), (2, {0, 2, 3, 4, 5}, {0, 1})):
         third = load(protocol=3, fold=fold)
         assert set(third.train.labels) == trained and set(third.held_out.labels) == tested
-    with pytest.raises(UserError, match="data.fold: needs an integer from 1 to 2, got 3"):
+    with pytest.raises(UserError, match=r"data.fold: needs an integer from 1 to 2, got 3"):
         load(protocol=3, fold=3)
     picture(tmp_path / "Train/live/003/003-1-2-1-1/0.png")
     with pytest.raises(UserError, match="in the folder of their type"):

@@ -47,7 +47,7 @@ def test_half_of_the_labels_drawn_anew_leave_a_tenth_of_them_right():
     np.testing.assert_array_equal(alone["marks"], given["marks"])
     same = data.redraw_semantics(true, names, 0.0, seed=0)
     np.testing.assert_array_equal(same["digit"], true["digit"])
-    with pytest.raises(UserError, match="semantic_noise: needs .* got 1"):
+    with pytest.raises(UserError, match=r"semantic_noise: needs .* got 1"):
         data.redraw_semantics(true, names, 1.0, seed=0)
 
 

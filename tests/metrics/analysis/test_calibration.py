@@ -35,5 +35,5 @@ def test_refusals(function):
         function([np.nan], [1])
     with pytest.raises(ValueError, match="truth"):
         function([0.0, 1.0], [1])
-    with pytest.raises(UserError, match="bins: needs .* got 0"):
+    with pytest.raises(UserError, match=r"bins: needs .* got 0"):
         metrics.reliability_bins([0.0], [1], bins=0)
