@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,12 @@ def network(**fields):
 @pytest.fixture(scope="module")
 def groups():
     model = network(dq=True)
-    return model, model.init(jax.random.key(1), IMAGES)
+    return model, jax.jit(model.init)(jax.random.key(1), IMAGES)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "deterministic"))
+def applied(model, variables, seed, deterministic=True):
+    return model.apply(variables, IMAGES, deterministic=deterministic, rngs={"sample": jax.random.key(seed)})
 
 
 def test_codes_start_narrow_and_their_means_stand_for_them(groups):
@@ -29,10 +36,7 @@ def test_codes_start_narrow_and_their_means_stand_for_them(groups):
     )
     first, second = (model.apply(variables, IMAGES, rngs={"sample": jax.random.key(seed)}) for seed in (0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, second)
-    drawn, other = (
-        model.apply(variables, IMAGES, deterministic=False, rngs={"sample": jax.random.key(seed)})
-        for seed in (0, 1)
-    )
+    drawn, other = (applied(model, variables, seed, False) for seed in (0, 1))
     assert (drawn["semantics"]["digit"] != other["semantics"]["digit"]).any()
     np.testing.assert_array_equal(drawn["mu"]["digit"], first["mu"]["digit"])
     for name, classes in GROUPS:
@@ -40,13 +44,13 @@ def test_codes_start_narrow_and_their_means_stand_for_them(groups):
         np.testing.assert_allclose(part.mu @ part.kernel + part.bias, first["semantics"][name], rtol=1e-6)
         assert first["semantics"][name].shape == (5, classes)
     with pytest.raises(UserError, match="key: needs a random key"):
-        model.apply(variables, IMAGES, deterministic=False)
+        jax.eval_shape(functools.partial(model.apply, deterministic=False), variables, IMAGES)
 
 
 def test_the_variance_is_that_of_the_loss(groups):
     model, variables = groups
     stats = losses.QualityStats(jnp.full(6, 0.1), jnp.full(6, 2.0), jnp.array(30.0))
-    found = model.apply({**variables, "quality_stats": stats._asdict()}, IMAGES)
+    found = applied(model, {**variables, "quality_stats": stats._asdict()}, 0)
     params = {"params": variables["params"]["quality"]}
     expected = losses.quality_variance(lambda h: QualityHead().apply(params, h), found["features"], stats)
     np.testing.assert_allclose(found["v"], expected, rtol=1e-5)
@@ -63,7 +67,7 @@ def test_one_code_for_all_groups_or_for_live_too():
     shared = jax.eval_shape(network(lq="shared").init, jax.random.key(0), IMAGES)["params"]
     assert [name for name in shared if name.startswith("code_")] == ["code_shared"]
     model = network(lq="general")
-    found, variables = model.init_with_output(jax.random.key(0), IMAGES)
+    found, _ = jax.jit(model.init_with_output)(jax.random.key(0), IMAGES)
     assert set(found["heads"]) == {"live", "digit", "marks"}
     part = found["heads"]["live"]
     np.testing.assert_allclose(part.mu @ part.kernel + part.bias, found["logits"], rtol=1e-6)

@@ -80,6 +80,7 @@ def _spoofs(seed, people, shots, tone, *, variation, aligned):
 def _facts(seed, people, shots, tone, *, variation, aligned):
     faces = draw_faces(seed, people, shots, variation=variation, aligned=aligned, tone=tone)
     return {
+        "spoof": faces.spoof,
         "illumination": sampling.illumination_label(faces),
         "expression": sampling.expression_label(faces),
         "group": sampling.group_label(faces.identity),
@@ -208,9 +209,10 @@ class RenderedSource:
 
     @functools.cached_property
     def facts(self) -> dict[str, np.ndarray]:
-        """What is known of each record without rendering it: `illumination` (sampling.ILLUMINATIONS), `expression`, `group` [N]
-        int32, `pose` [N, 3] (pitch, yaw, roll) radians and `hair` [N] gray; worked out when first asked for, of records whose
-        expressions are not asked for."""
+        """What is known of each record without rendering it, worked out when first asked for: `spoof`, `illumination`
+        (sampling.ILLUMINATIONS), `expression`, `group` [N] int32, `pose` [N, 3] (pitch, yaw, roll) in radians and `hair` [N] gray.
+        Not of records whose expressions are asked for.
+        """
         draw = functools.partial(
             _facts,
             self._seed,

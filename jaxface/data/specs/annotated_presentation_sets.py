@@ -41,7 +41,7 @@ class _RenderedFaces:
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
-        return self._source.spoofs
+        return self._source.facts["spoof"]
 
     @functools.cached_property
     def semantics(self) -> dict[str, np.ndarray]:
@@ -49,7 +49,11 @@ class _RenderedFaces:
         pitch, yaw, _ = np.abs(np.rad2deg(facts["pose"])).T
         attributes = [facts["expression"] != 0, facts["group"] >= 3, yaw > 8, pitch > 5, facts["hair"] > 0.15]
         lamp = np.where(self.labels == 0, 0, 1 + facts["illumination"])
-        return {"attributes": np.stack(attributes, 1), "spoof_type": self.labels, "illumination": lamp}
+        return {
+            "attributes": np.stack(attributes, 1).astype(np.int32),
+            "spoof_type": self.labels,
+            "illumination": lamp,
+        }
 
     def __len__(self) -> int:
         return len(self._source)
