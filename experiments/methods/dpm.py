@@ -311,11 +311,13 @@ def build(config: Config) -> list[training.Stage]:
         return loss, (extra, report)
 
     first = training.Objective(loss_fn, config.optimizer.build(config.steps, network=("backbone", model)))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+    key, image = (
+        jax.eval_shape(lambda: jax.random.key(0)),
+        jax.ShapeDtypeStruct((1, *image_shape), jnp.float32),
+    )
+    outputs, shapes = jax.eval_shape(model.init_with_output, key, image)
     config.optimizer.check_groups({"backbone": shapes["params"]})
-    feature_size = jax.eval_shape(
-        lambda: model.init_with_output(jax.random.key(0), jnp.zeros((1, *image_shape)))
-    )[0]["features"].shape[1]
+    feature_size = outputs["features"].shape[1]
 
     def quality_params(rng, names):
         return corrections_start(rng, names, feature_size, hidden=config.hidden)

@@ -210,7 +210,7 @@ class RenderedSource:
     @functools.cached_property
     def facts(self) -> dict[str, np.ndarray]:
         """What is known of each record without rendering it, worked out when first asked for: `spoof`, `illumination`
-        (sampling.ILLUMINATIONS), `expression`, `group` [N] int32, `pose` [N, 3] (pitch, yaw, roll) in radians and `hair` [N] gray.
+        (sampling.ILLUMINATIONS), `expression`, `group` [N] int32, `pose` [N, 3] (pitch, yaw, roll) radians and `hair` [N] gray.
         Not of records whose expressions are asked for.
         """
         draw = functools.partial(

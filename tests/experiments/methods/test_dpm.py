@@ -179,7 +179,7 @@ def test_geometric_heads_learn_depth_of_live_faces_alone():
 
 
 FLAGS = (
-    """--preset digits --quiet --backbone mlp_8 --batch-size 20 --data.training 60 --data.development 40"""
+    """--preset digits --quiet --backbone mlp_8 --batch-size 24 --data.training 60 --data.development 40"""
 )
 
 
@@ -206,7 +206,7 @@ FLAGS = (
     ],
 )  # fmt: skip
 def test_refusals_before_anything_is_compiled(refusal, tmp_path, flags, words):
-    fixed = FLAGS if "--data " not in flags else "--preset digits --quiet"
+    fixed = FLAGS if "--data " not in flags else "--preset digits --quiet --batch-size 8"
     arguments = ["dpm", *fixed.split(), "--workdir", tmp_path / "run", *flags.split()]
     if "data.spoof" in flags:  # what is presented is drawn on the device before it can be refused
         data.load(data.AnnotatedPresentations(identities=4, development_identities=4, held_out_identities=4, spoof=1.0),
