@@ -43,6 +43,8 @@ from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.detr import DecoderLayer, EncoderLayer, GaussianLook, gaussian_prior, sine_positions
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
 from jaxface.layers.edic import ChannelAttention, Enhancer, FactorizedPrior
+from jaxface.layers.dpm import Gaussian, GaussianHead, QualityHead, sample_gaussian
+from jaxface.layers.edic import GDN, ChannelAttention, Enhancer, FactorizedPrior, gdn, lower_bound
 from jaxface.layers.fmvit import (
     ClassFusion,
     MutualDotProduct,
@@ -116,6 +118,8 @@ __all__ = [
     "FusedCascade",
     "FusedCondensation",
     "FusedDDC",
+    "Gaussian",
+    "GaussianHead",
     "GaussianLook",
     "InformationRectification",
     "IntegerConv",
@@ -131,6 +135,7 @@ __all__ = [
     "PReLU",
     "PatchAttention",
     "PatchPooling",
+    "QualityHead",
     "QuantizedConv",
     "QuantizedDense",
     "QuantizedDotProduct",
@@ -189,6 +194,7 @@ __all__ = [
     "prune_tokens",
     "query_spread",
     "run_block",
+    "sample_gaussian",
     "sign",
     "sine_positions",
     "stage_ratio",
