@@ -42,9 +42,8 @@ from jaxface.layers.ddc import DDCLayer, FusedDDC, LargeKernelDepthwiseSeparable
 from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.detr import DecoderLayer, EncoderLayer, GaussianLook, gaussian_prior, sine_positions
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
-from jaxface.layers.edic import ChannelAttention, Enhancer, FactorizedPrior
 from jaxface.layers.dpm import Gaussian, GaussianHead, QualityHead, sample_gaussian
-from jaxface.layers.edic import GDN, ChannelAttention, Enhancer, FactorizedPrior, gdn, lower_bound
+from jaxface.layers.edic import ChannelAttention, Enhancer, FactorizedPrior
 from jaxface.layers.fmvit import (
     ClassFusion,
     MutualDotProduct,
