@@ -49,6 +49,7 @@ from jaxface.data.sources.long_tail import LongTail, long_tail_counts
 from jaxface.data.sources.low_resolution_faces import ScfaceSource, TinyFaceSource
 from jaxface.data.sources.megaface import MegaFaceSource
 from jaxface.data.sources.objects import object_fields
+from jaxface.data.sources.opinions import RatedFiles, RatedSource
 from jaxface.data.sources.packs import PackSource, open_packs, read_bin, write_bin
 from jaxface.data.sources.presentations import (
     Presentation,
@@ -59,6 +60,7 @@ from jaxface.data.sources.presentations import (
     presentation_table,
 )
 from jaxface.data.sources.recordio import IRHeader, RecordFile, RecordIOFaces, RecordWriter, write_record
+from jaxface.data.sources.semantics import WithSemantics, redraw_semantics
 from jaxface.data.sources.small_images import cifar10, cifar100, mnist, read_idx
 from jaxface.data.sources.source import NoisyLabels, Record, Source, Subset, WithFields, split_identities
 from jaxface.data.sources.tasks import (
@@ -73,6 +75,13 @@ from jaxface.data.sources.tfds_source import TfdsSource
 from jaxface.data.sources.vectors import VectorSource, read_embeddings
 from jaxface.data.sources.voc import voc
 from jaxface.data.sources.wider_face import wider_face
+from jaxface.data.specs.annotated_presentation_sets import (
+    AnnotatedPresentations,
+    CelebaSpoof,
+    DigitPresentations,
+    OuluNpu,
+    Siw,
+)
 from jaxface.data.specs.base import KINDS, DataSpec, Split, load, load_all
 from jaxface.data.specs.benchmarks import Ijb, MegaFace, Scface, TinyFace
 from jaxface.data.specs.bundled_sets import DigitHalves, Digits, Lfw, LfwPatches, LfwSubset, Olivetti
@@ -89,6 +98,7 @@ from jaxface.data.specs.labeled_images import LabeledImages
 from jaxface.data.specs.object_scene_sets import ObjectScenes
 from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, RgbdFolder, Tfds
 from jaxface.data.specs.presentation_sets import CasiaSurf, Cefa, Presentations, PresentationTable
+from jaxface.data.specs.rated_sets import Csiq, DistortedLeaves, Kadid10k, LiveIqa, OpinionTable
 from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
 from jaxface.data.specs.small_image_sets import Cifar10, Cifar100, Mnist
 from jaxface.data.specs.styled_digits import StyledDigits
@@ -96,8 +106,9 @@ from jaxface.data.specs.synthetic_sets import Procedural, ProceduralImages, Shor
 from jaxface.data.specs.task_canvas_sets import TaskCanvas
 from jaxface.data.synthetic.cluttered_digits import cluttered_digits
 from jaxface.data.synthetic.crowded_embeddings import CrowdedEmbeddings, crowded_embeddings
-from jaxface.data.synthetic.dead_leaves import dead_leaves, moving_leaves
+from jaxface.data.synthetic.dead_leaves import dead_leaves, moving_leaves, textured_leaves
 from jaxface.data.synthetic.digit_canvas import digit_canvas
+from jaxface.data.synthetic.distorted_leaves import DISTORTIONS, distort, distorted_leaves
 from jaxface.data.synthetic.ellipses import ellipses
 from jaxface.data.synthetic.object_scenes import object_scenes
 from jaxface.data.synthetic.procedural_images import procedural_images
@@ -119,6 +130,7 @@ from jaxface.data.transforms.alignment import (
 from jaxface.data.transforms.augment import Augment, Augmentation
 from jaxface.data.transforms.augment_objects import ObjectAugment, ObjectAugmentation
 from jaxface.data.transforms.captioned_views import CaptionViews, CaptionViewSpec
+from jaxface.data.transforms.captures import BadCaptures, CaptureNoise, bad_captures
 from jaxface.data.transforms.copies import Copies
 from jaxface.data.transforms.corruption import RGBD_CORRUPTIONS, RgbdCorruption, augment_depth, corrupt_rgbd
 from jaxface.data.transforms.label_noise import (
@@ -143,15 +155,18 @@ from jaxface.data.transforms.text import Tokenizer, change_caption
 from jaxface.data.transforms.views import TeacherStudentTransform, TeacherStudentViews, ViewSpec
 
 __all__ = [
+    "DISTORTIONS",
     "KINDS",
     "RGBD_CORRUPTIONS",
     "SHORTCUT",
     "TEMPLATES",
     "AffectNet",
+    "AnnotatedPresentations",
     "AnnotatedSource",
     "ArraySource",
     "Augment",
     "Augmentation",
+    "BadCaptures",
     "Batches",
     "Bin",
     "BucketOrder",
@@ -161,8 +176,10 @@ __all__ = [
     "CaptionedFaces",
     "CaptionedPhotographs",
     "CaptionedSource",
+    "CaptureNoise",
     "CasiaSurf",
     "Cefa",
+    "CelebaSpoof",
     "Cifar10",
     "Cifar100",
     "ClassFolders",
@@ -174,6 +191,7 @@ __all__ = [
     "CorruptImage",
     "Crowd",
     "CrowdedEmbeddings",
+    "Csiq",
     "Cub200",
     "DataSpec",
     "DeadLeaves",
@@ -181,7 +199,9 @@ __all__ = [
     "DepthImages",
     "DigitCanvas",
     "DigitHalves",
+    "DigitPresentations",
     "Digits",
+    "DistortedLeaves",
     "Ellipses",
     "EmbeddingFile",
     "ExpressionSource",
@@ -195,11 +215,13 @@ __all__ = [
     "Ijb",
     "ImageLists",
     "JoinedGroups",
+    "Kadid10k",
     "LabelNoise",
     "LabeledImages",
     "Lfw",
     "LfwPatches",
     "LfwSubset",
+    "LiveIqa",
     "LongTail",
     "LowResolution",
     "MegaFace",
@@ -211,7 +233,9 @@ __all__ = [
     "ObjectAugmentation",
     "ObjectScenes",
     "Olivetti",
+    "OpinionTable",
     "Order",
+    "OuluNpu",
     "PackSource",
     "Patches",
     "Presentation",
@@ -221,6 +245,8 @@ __all__ = [
     "Procedural",
     "ProceduralImages",
     "RafDb",
+    "RatedFiles",
+    "RatedSource",
     "Record",
     "RecordFile",
     "RecordIO",
@@ -241,6 +267,7 @@ __all__ = [
     "Scface",
     "ScfaceSource",
     "ShortcutDigits",
+    "Siw",
     "Source",
     "Split",
     "StyledDigits",
@@ -266,10 +293,12 @@ __all__ = [
     "Voc",
     "WiderFace",
     "WithFields",
+    "WithSemantics",
     "align_face",
     "align_faces",
     "apply_operation",
     "augment_depth",
+    "bad_captures",
     "batches",
     "block_shifts",
     "bucket_evaluation_batches",
@@ -298,6 +327,8 @@ __all__ = [
     "degrade_resolution",
     "digit_canvas",
     "digits",
+    "distort",
+    "distorted_leaves",
     "draw_labels",
     "ellipses",
     "encode_depth",
@@ -335,6 +366,7 @@ __all__ = [
     "read_bin",
     "read_embeddings",
     "read_idx",
+    "redraw_semantics",
     "repeat_factors",
     "repeat_rare_classes",
     "resize_twice",
@@ -346,6 +378,7 @@ __all__ = [
     "symmetric_noise",
     "template",
     "textured_digits",
+    "textured_leaves",
     "to_original",
     "umeyama",
     "uniform_noise",
