@@ -4,9 +4,9 @@ python -m benchmarks.codec_decoding
 python -m benchmarks.codec_decoding --sizes 256x256 --repeats 1
 
 Both have the published widths (128 and 192 channels, three components), weights that were not trained, and the same symbols;
-whole numbers throughout, on the host, in one thread, by its processor's time: products of a vector and a matrix, which the auto-regressive decoder is
-made of, are slower in several wherever a core is busy. The networks that make pixels of latents are the same in both and are
-left out. The auto-regressive decoder takes a turn for every latent position, so that the ratio grows with the picture.
+whole numbers throughout, on the host. The networks that make pixels of latents are the same in both and are left out. In one
+thread, by the processor's time: products of a vector and a matrix, which the auto-regressive decoder is made of, are slower in
+several wherever a core is busy. It takes a turn for every latent position, so that the ratio grows with the picture.
 """
 
 import argparse
