@@ -58,7 +58,7 @@ class Config(ExpertRecipe):
     """What the experts learn from; set in code or by a configuration file."""
     captions: inputs.DataSpec = inputs.CaptionedCanvas()
     """Images with captions that Up-A learns from."""
-    up_a: UpA = UpA(steps=80)
+    up_a: UpA = UpA(steps=60, batch_size=32)
     """Up-A; with 0 steps the experts start from fresh weights."""
     attributes: AttributeSpec = AttributeSpec()
     """Another experiment in the place of all that follows: what Up-A is worth for attributes that few images have labels for."""
