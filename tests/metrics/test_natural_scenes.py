@@ -62,9 +62,9 @@ def test_large_samples_have_their_shapes():
 def test_the_shape_has_a_gradient_by_interpolation_and_none_from_the_table():
     slope = jax.jit(jax.grad(lambda x: metrics.ggd_fit(x)[0]))(EIGHT)
     ratio = lambda x: float(jnp.mean(jnp.abs(x)) ** 2 / jnp.mean(x**2))  # noqa: E731
-    change = 0.05 * EIGHT.at[0].set(0)  # along which the shape changes by many steps of the table
+    change = 0.05 * EIGHT.at[0].set(0)  # along which the shape changes by some steps of the table
     difference = float(ggd_fit(EIGHT + change)[0] - ggd_fit(EIGHT - change)[0]) / 2
-    assert ratio(EIGHT + change) != ratio(EIGHT) and abs(difference) > 5e-3
+    assert ratio(EIGHT + change) != ratio(EIGHT) and abs(difference) > 1e-3
     assert float(jnp.vdot(slope, change)) == pytest.approx(difference, rel=0.1)
     assert not jax.jit(jax.grad(lambda x: metrics.ggd_fit(x, lookup="nearest")[0]))(EIGHT).any()
 
