@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxface.checks import AtLeast, NonNegative, Positive, check_fields, check_number
+from jaxface.checks import AtLeast, NonNegative, Positive, check_fields, check_finite, check_number
 from jaxface.errors import UserError
 
 Quality = Callable[[jax.Array], jax.Array]  # image [H, W, C] -> score
@@ -183,10 +183,9 @@ def check_quality(quality: Quality, starts: jax.Array, key: jax.Array) -> jax.Ar
     if isinstance(starts, jax.core.Tracer):
         return None
     images = np.asarray(starts)
-    if not (np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
-        raise UserError(
-            f"starts: need finite pixels in [0, 1], got {np.nanmin(images):g} to {np.nanmax(images):g}"
-        )
+    check_finite("starts", images)
+    if images.min() < 0 or images.max() > 1:
+        raise UserError(f"starts: needs pixels in [0, 1], got {images.min():g} to {images.max():g}")
     # Of shapes alone first: nothing has been compiled when a model refuses the images.
     told = jax.eval_shape(quality, jax.ShapeDtypeStruct(images.shape[1:], jnp.float32))
     if told.shape != () or not jnp.issubdtype(told.dtype, jnp.floating):

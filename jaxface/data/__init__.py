@@ -60,6 +60,7 @@ from jaxface.data.sources.presentations import (
     presentation_table,
 )
 from jaxface.data.sources.recordio import IRHeader, RecordFile, RecordIOFaces, RecordWriter, write_record
+from jaxface.data.sources.semantics import WithSemantics, redraw_semantics
 from jaxface.data.sources.small_images import cifar10, cifar100, mnist, read_idx
 from jaxface.data.sources.source import NoisyLabels, Record, Source, Subset, WithFields, split_identities
 from jaxface.data.sources.tasks import (
@@ -74,6 +75,13 @@ from jaxface.data.sources.tfds_source import TfdsSource
 from jaxface.data.sources.vectors import VectorSource, read_embeddings
 from jaxface.data.sources.voc import voc
 from jaxface.data.sources.wider_face import wider_face
+from jaxface.data.specs.annotated_presentation_sets import (
+    AnnotatedPresentations,
+    CelebaSpoof,
+    DigitPresentations,
+    OuluNpu,
+    Siw,
+)
 from jaxface.data.specs.base import KINDS, DataSpec, Split, load, load_all
 from jaxface.data.specs.benchmarks import Ijb, MegaFace, Scface, TinyFace
 from jaxface.data.specs.bundled_sets import DigitHalves, Digits, Lfw, LfwPatches, LfwSubset, Olivetti
@@ -122,6 +130,7 @@ from jaxface.data.transforms.alignment import (
 from jaxface.data.transforms.augment import Augment, Augmentation
 from jaxface.data.transforms.augment_objects import ObjectAugment, ObjectAugmentation
 from jaxface.data.transforms.captioned_views import CaptionViews, CaptionViewSpec
+from jaxface.data.transforms.captures import BadCaptures, CaptureNoise, bad_captures
 from jaxface.data.transforms.copies import Copies
 from jaxface.data.transforms.corruption import RGBD_CORRUPTIONS, RgbdCorruption, augment_depth, corrupt_rgbd
 from jaxface.data.transforms.label_noise import (
@@ -152,10 +161,12 @@ __all__ = [
     "SHORTCUT",
     "TEMPLATES",
     "AffectNet",
+    "AnnotatedPresentations",
     "AnnotatedSource",
     "ArraySource",
     "Augment",
     "Augmentation",
+    "BadCaptures",
     "Batches",
     "Bin",
     "BucketOrder",
@@ -165,8 +176,10 @@ __all__ = [
     "CaptionedFaces",
     "CaptionedPhotographs",
     "CaptionedSource",
+    "CaptureNoise",
     "CasiaSurf",
     "Cefa",
+    "CelebaSpoof",
     "Cifar10",
     "Cifar100",
     "ClassFolders",
@@ -186,6 +199,7 @@ __all__ = [
     "DepthImages",
     "DigitCanvas",
     "DigitHalves",
+    "DigitPresentations",
     "Digits",
     "DistortedLeaves",
     "Ellipses",
@@ -221,6 +235,7 @@ __all__ = [
     "Olivetti",
     "OpinionTable",
     "Order",
+    "OuluNpu",
     "PackSource",
     "Patches",
     "Presentation",
@@ -252,6 +267,7 @@ __all__ = [
     "Scface",
     "ScfaceSource",
     "ShortcutDigits",
+    "Siw",
     "Source",
     "Split",
     "StyledDigits",
@@ -277,10 +293,12 @@ __all__ = [
     "Voc",
     "WiderFace",
     "WithFields",
+    "WithSemantics",
     "align_face",
     "align_faces",
     "apply_operation",
     "augment_depth",
+    "bad_captures",
     "batches",
     "block_shifts",
     "bucket_evaluation_batches",
@@ -348,6 +366,7 @@ __all__ = [
     "read_bin",
     "read_embeddings",
     "read_idx",
+    "redraw_semantics",
     "repeat_factors",
     "repeat_rare_classes",
     "resize_twice",

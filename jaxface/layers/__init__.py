@@ -42,6 +42,7 @@ from jaxface.layers.ddc import DDCLayer, FusedDDC, LargeKernelDepthwiseSeparable
 from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.detr import DecoderLayer, EncoderLayer, GaussianLook, gaussian_prior, sine_positions
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
+from jaxface.layers.dpm import Gaussian, GaussianHead, QualityHead, sample_gaussian
 from jaxface.layers.edic import ChannelAttention, Enhancer, FactorizedPrior
 from jaxface.layers.fmvit import (
     ClassFusion,
@@ -116,6 +117,8 @@ __all__ = [
     "FusedCascade",
     "FusedCondensation",
     "FusedDDC",
+    "Gaussian",
+    "GaussianHead",
     "GaussianLook",
     "InformationRectification",
     "IntegerConv",
@@ -131,6 +134,7 @@ __all__ = [
     "PReLU",
     "PatchAttention",
     "PatchPooling",
+    "QualityHead",
     "QuantizedConv",
     "QuantizedDense",
     "QuantizedDotProduct",
@@ -189,6 +193,7 @@ __all__ = [
     "prune_tokens",
     "query_spread",
     "run_block",
+    "sample_gaussian",
     "sign",
     "sine_positions",
     "stage_ratio",

@@ -43,6 +43,9 @@
 | `budget_loss` | the mean work of a batch of images meets a target | arXiv:2209.13802 |
 | `sample_features`, `weights_from_action`, `weighted_mean`, `stage_reward` | searched weights of examples | arXiv:1905.11058 |
 | `focal_loss`, `self_paced_weights` | rules that are made by hand | arXiv:1708.02002 |
+| `lq_loss`, `gaussian_kl`, `masked_label_loss` | labels, some wrong, from codes whose information costs | arXiv:2204.12685 |
+| `dq_loss`, `dq_mc_loss`, `quality_variance`, `quality_stats` | a margin is as sure as its image is good | arXiv:2204.12685 |
+| `moderated_margin`, `moderated_prob` | the margin of a mean logistic | arXiv:2204.12685 |
 | `ncl_pp_loss`, `ncl_loss` | networks, and copies of an image, agree under a long tail | arXiv:2306.16709, 2203.15359 |
 | `hard_category_mask`, `partial_cross_entropy`, `pairwise_sym_kl` | their parts | |
 | `moco_nce`, `queue_push` | two views of an image against a queue of others | arXiv:1911.05722 |
@@ -107,6 +110,19 @@ from jaxface.losses.detection import (
     smooth_l1_loss,
 )
 from jaxface.losses.distillation import mimic_loss, soft_target_loss
+from jaxface.losses.dpm import (
+    QualityStats,
+    SemanticHead,
+    dq_loss,
+    dq_mc_loss,
+    gaussian_kl,
+    lq_loss,
+    masked_label_loss,
+    moderated_margin,
+    moderated_prob,
+    quality_stats,
+    quality_variance,
+)
 from jaxface.losses.edic import (
     gaussian_bin_prob,
     laplace_bin_prob,
@@ -239,8 +255,10 @@ __all__ = [
     "Linear",
     "MaskedTokens",
     "MdaTerms",
+    "QualityStats",
     "SFace",
     "Selection",
+    "SemanticHead",
     "Softmax",
     "TextBank",
     "YoloBoxes",
@@ -276,6 +294,8 @@ __all__ = [
     "dgd_loss",
     "discrepancy",
     "discriminator_loss",
+    "dq_loss",
+    "dq_mc_loss",
     "drd_loss",
     "effective_number_weights",
     "erase",
@@ -288,6 +308,7 @@ __all__ = [
     "gan_discriminator_loss",
     "gan_generator_loss",
     "gaussian_bin_prob",
+    "gaussian_kl",
     "ggn_vector_product",
     "gradient_attention",
     "group_weights",
@@ -311,8 +332,10 @@ __all__ = [
     "limit_assigned",
     "logexp_distance",
     "logexp_loss",
+    "lq_loss",
     "margin_logits",
     "mask_tokens",
+    "masked_label_loss",
     "masked_mean",
     "match_sets",
     "match_teacher",
@@ -326,6 +349,8 @@ __all__ = [
     "mixture_bin_prob",
     "mlm_loss",
     "moco_nce",
+    "moderated_margin",
+    "moderated_prob",
     "multibox_loss",
     "ncl_loss",
     "ncl_pp_loss",
@@ -342,6 +367,8 @@ __all__ = [
     "pla_assign",
     "power_distance",
     "prediction_imitation_loss",
+    "quality_stats",
+    "quality_variance",
     "query_distillation_loss",
     "queue_push",
     "r1_penalty",

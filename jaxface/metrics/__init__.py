@@ -26,6 +26,7 @@
 | how right are a teacher's pseudo boxes? | `pseudo_label_counts` |
 | which of two modalities to believe for this pair? | `fuse_scores`, `pair_weight`, `fused_search`, `missing_modality` |
 | in which cells is something; which class has each pixel? | `average_precision`, `mean_iou`, `class_iou`, `pixel_confusion` |
+| is a confidence right as often as it says? | `reliability_bins`, `expected_calibration_error`, `binary_nll` |
 | is it a live face or a photograph, a screen, a mask? | `equal_error_threshold`, `spoof_report`, `apcer`, `bpcer`, `acer` |
 | how close is a decoded picture, and at what rate? | `psnr`, `ms_ssim`, `decibels`, `bd_rate`, `bd_psnr` |
 | how far is an image from another, as people see it? | `ssim`, `ms_ssim`, `lpips`, `dists`, `chebyshev` |
@@ -42,6 +43,12 @@ from jaxface.metrics.analysis.attention import (
     attention_rollout,
     class_attention,
     sensitive_area,
+)
+from jaxface.metrics.analysis.calibration import (
+    ReliabilityBins,
+    binary_nll,
+    expected_calibration_error,
+    reliability_bins,
 )
 from jaxface.metrics.analysis.codes import code_entropy, codebook_perplexity, norm_spread
 from jaxface.metrics.analysis.congruence import congruence_error
@@ -273,6 +280,7 @@ __all__ = [
     "NiqeModel",
     "Pairs",
     "PseudoLabelCounts",
+    "ReliabilityBins",
     "RgbdTemplates",
     "Roc",
     "ScoreHistogram",
@@ -307,6 +315,7 @@ __all__ = [
     "backward_transfer",
     "bd_psnr",
     "bd_rate",
+    "binary_nll",
     "bpcer",
     "bpcer_threshold",
     "brisque_features",
@@ -338,6 +347,7 @@ __all__ = [
     "equal_error_rate",
     "equal_error_threshold",
     "equalize",
+    "expected_calibration_error",
     "fddb_evaluate",
     "filter_candidates",
     "fit_codebook",
@@ -417,6 +427,7 @@ __all__ = [
     "rank_k",
     "ranks",
     "refined_probes",
+    "reliability_bins",
     "report_scores",
     "robustness_r",
     "roc",

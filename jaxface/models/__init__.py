@@ -1,6 +1,7 @@
 """Whole networks by name: image [B, H, W, C] in, [B, embedding] float32 out."""
 
 from jaxface.models.counting import multiply_accumulates, parameter_count
+from jaxface.models.dpm import DPM, live_margin
 from jaxface.models.inner import apply_from_layer, apply_with_layer, layer_shapes
 from jaxface.models.quality import GDNPyramid, QualityCNN
 from jaxface.models.recognition.attended import AttendedMLP, AttendedResNet
@@ -25,6 +26,7 @@ from jaxface.models.transformers.swin import Swin
 from jaxface.models.transformers.vit import ViT
 
 __all__ = [
+    "DPM",
     "MLP",
     "MODELS",
     "APViT",
@@ -57,6 +59,7 @@ __all__ = [
     "from_description",
     "kept_patches",
     "layer_shapes",
+    "live_margin",
     "liveness",
     "multiply_accumulates",
     "names",

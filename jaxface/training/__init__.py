@@ -22,7 +22,9 @@ from jaxface.training.evaluations.cross_resolution import CrossResolution, resol
 from jaxface.training.evaluations.density_gate import DensityGate
 from jaxface.training.evaluations.group_attention import AttentiveRecognizer, GroupAttention
 from jaxface.training.evaluations.group_fairness import GroupFairness, PackFairness, source_groups
+from jaxface.training.evaluations.liveness_confidence import LivenessConfidence
 from jaxface.training.evaluations.nearest_prototype import NearestPrototype
+from jaxface.training.evaluations.needs import check_spoofing
 from jaxface.training.evaluations.object_detection import ObjectDetection
 from jaxface.training.evaluations.pair_verification import (
     Verification,
@@ -116,6 +118,7 @@ __all__ = [
     "GroupFairness",
     "Interrupted",
     "JitParallel",
+    "LivenessConfidence",
     "MetaFusion",
     "Mode",
     "NearestPrototype",
@@ -157,6 +160,7 @@ __all__ = [
     "check_batch_size",
     "check_same_network",
     "check_source",
+    "check_spoofing",
     "check_steps",
     "check_workdir",
     "checkpoint_steps",

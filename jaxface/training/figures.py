@@ -504,6 +504,48 @@ def save_layers(
     return _write(figure, path)
 
 
+def save_reliability(
+    tables: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]],
+    path: str | os.PathLike,
+    *,
+    title: str = "",
+) -> Path:
+    """Reliability diagram: how often it is so over the probability that was said, and below how many said so.
+
+    Args:
+      tables: name -> (edges [K + 1], confidence [K], frequency [K], counts [K]), of `jaxface.metrics.reliability_bins`;
+        NaN where a bin is empty.
+      path: file to write. title: above all.
+
+    Raises:
+      UserError: nothing to draw, or a probability outside [0, 1]. ValueError: lengths that differ.
+    """
+    _some("tables", tables)
+    figure = Figure(figsize=(5.0, 6.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title)
+    axes, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    axes.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1)
+    for name, (edges, confidence, frequency, counts) in tables.items():
+        if not len(confidence) == len(frequency) == len(counts) == len(edges) - 1:
+            raise ValueError(
+                f"{name}: needs K values for K + 1 edges, got {len(confidence)} and {len(edges)}"
+            )
+        full = np.asarray(counts) > 0
+        values = np.concatenate([np.asarray(confidence)[full], np.asarray(frequency)[full]])
+        if not full.any() or not ((values >= 0) & (values <= 1)).all():
+            raise UserError(f"tables: {name!r} needs probabilities in [0, 1]")
+        axes.plot(np.asarray(confidence)[full], np.asarray(frequency)[full], marker="o", label=name)
+        below.stairs(np.asarray(counts) / np.sum(counts), edges, label=name)
+    axes.set(ylabel="share that is live", xlim=(0, 1), ylim=(-0.02, 1.02))
+    axes.legend()
+    below.set(xlabel="probability of live", ylabel="share of tests")
+    for part in (axes, below):
+        part.grid(alpha=0.3)
+    return _write(figure, path)
+
+
 def _forgotten(part: np.ndarray) -> float:
     """The mean over earlier tasks of the most that was known before the last session less what is left."""
     last = len(part) - 1

@@ -52,6 +52,7 @@ SHORTER = {
         ("steps=80", "steps=2"),
         ("steps=40", "steps=2"),
     ],
+    "quality_and_liveness": [("steps=500, quality_steps=400", "steps=10, quality_steps=4"), ("steps=600", "steps=6")],
     "rendered_people": [("identities=64, held_out_identities=30", FEW), ("steps=120", "steps=8")],
     "search_and_transfer": [("phase_steps=30", "phase_steps=2"), ("steps=400", "steps=8")],
 }  # what a reader waits for; all cells run on what little was learned

@@ -8,7 +8,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from jaxface.errors import UserError
-from jaxface.metrics import roc
+from jaxface.metrics import reliability_bins, roc
 from jaxface.training import figures
 
 rng = np.random.default_rng(0)
@@ -36,6 +36,13 @@ def draw_all(folder):
         ),
         figures.save_accuracy_matrix([[0.9, 0.0], [0.5, 0.8]], folder / "tasks.png", title="by task"),
         figures.save_cells(CELLS, folder / "cells.png", title="cells"),
+        figures.save_reliability(
+            {
+                "raw": reliability_bins(GENUINE, GENUINE > 0.8),
+                "half": reliability_bins(GENUINE / 2, GENUINE > 0.8),
+            },
+            folder / "reliability.png",
+        ),
         figures.save_shares(SHARES, ["0→2", "1→2"], ["conv", "skip", "none"], folder / "search.png"),
     ]
 

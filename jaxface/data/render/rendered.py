@@ -76,6 +76,19 @@ def _spoofs(seed, people, shots, tone, *, variation, aligned):
     return draw_faces(seed, people, shots, variation=variation, aligned=aligned, tone=tone).spoof
 
 
+@functools.partial(jax.jit, static_argnames=("variation", "aligned"))
+def _facts(seed, people, shots, tone, *, variation, aligned):
+    faces = draw_faces(seed, people, shots, variation=variation, aligned=aligned, tone=tone)
+    return {
+        "spoof": faces.spoof,
+        "illumination": sampling.illumination_label(faces),
+        "expression": sampling.expression_label(faces),
+        "group": sampling.group_label(faces.identity),
+        "pose": faces.pose,
+        "hair": faces.identity.hair,
+    }
+
+
 @jax.jit
 def _groups(seed, people, tone):
     def one(person):
@@ -193,6 +206,22 @@ class RenderedSource:
         """[N] int32, what each record presents."""
         drawn = [self._spoof(*self._numbers(chunk)) for chunk in range(len(self._chunks))]
         return np.concatenate(drawn)[: len(self)].astype(np.int32)
+
+    @functools.cached_property
+    def facts(self) -> dict[str, np.ndarray]:
+        """What is known of each record without rendering it, worked out when first asked for: `spoof`, `illumination`
+        (sampling.ILLUMINATIONS), `expression`, `group` [N] int32, `pose` [N, 3] (pitch, yaw, roll) radians and `hair` [N] gray.
+        Not of records whose expressions are asked for.
+        """
+        draw = functools.partial(
+            _facts,
+            self._seed,
+            tone=self._tone,
+            variation=self._arguments["variation"],
+            aligned=self._arguments["aligned"],
+        )
+        drawn = [draw(*self._numbers(chunk)) for chunk in range(len(self._chunks))]
+        return {name: np.concatenate([d[name] for d in drawn])[: len(self)] for name in drawn[0]}
 
     def _numbers(self, chunk: int) -> tuple[np.ndarray, np.ndarray]:
         """Person and shot of every record of a chunk; past the end the last record again, so that every call has one shape."""

@@ -6,7 +6,7 @@ development set and applied unchanged to the test set: no function here does bot
 
 Refused with a UserError: scores that are not finite, no live presentation or no attack, and instruments below 0.
 
-Methods: fmvit
+Methods: dpm, fmvit
 """
 
 from typing import Literal, NamedTuple

@@ -1,7 +1,7 @@
 """What the protocols of anti-spoofing benchmarks do with scores: means over the frames of a video and over left-out folds, and
 CelebA-Spoof's convention.
 
-Methods: fmvit
+Methods: dpm, fmvit
 """
 
 from collections.abc import Mapping, Sequence
@@ -91,7 +91,7 @@ def leave_one_out(folds: Sequence[Mapping[str, float]]) -> dict[str, FoldSummary
 def celeba_spoof_tpr(attack_scores, spoof, fprs) -> float | np.ndarray:
     """True positive rate as CelebA-Spoof prints it, whose positives are the *spoofs* (github.com/ZhangYuanhan-AI/CelebA-Spoof).
 
-        t = the live score at place max(1, int(f L)) - 1 in falling order,   TPR = mean(attack score of spoofs > t)
+        t = the live score at place max(1, int(f L)) - 1 in falling order,   TPR = mean(attack score of spoofs >= t)
 
     One live image is accepted at least, however small f is; 10E-3, 5E-3 and 10E-4 are printed for 0.01, 0.005 and 0.001.
 
@@ -114,4 +114,4 @@ def celeba_spoof_tpr(attack_scores, spoof, fprs) -> float | np.ndarray:
             raise UserError(f"spoof: needs at least one {name}, got none in {scores.size}")
     falling = np.sort(scores[~spoof])[::-1]
     place = np.maximum(1, (targets * falling.size).astype(np.int64)) - 1
-    return numbers.plain((scores[spoof][:, None] > falling[place].ravel()).mean(0).reshape(targets.shape))
+    return numbers.plain((scores[spoof][:, None] >= falling[place].ravel()).mean(0).reshape(targets.shape))

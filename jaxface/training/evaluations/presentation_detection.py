@@ -18,7 +18,7 @@ from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
 from jaxface.metrics.spoofing.presentation_attacks import LIVE
 from jaxface.training import figures
-from jaxface.training.evaluations.needs import check_not_empty
+from jaxface.training.evaluations.needs import check_spoofing
 from jaxface.training.map_source import map_source
 from jaxface.training.recognition import network_variables
 from jaxface.training.stages import Figures
@@ -76,12 +76,7 @@ class PresentationDetection:
         modalities: Sequence[str],
     ):
         check_modalities(modalities)
-        if split.protocol != "spoofing" or split.development is None:
-            raise UserError(
-                f"data: needs live faces and attacks with a development set, such as presentations; got {split.name}"
-            )
-        for source in (split.development, split.held_out):
-            check_not_empty(source)
+        check_spoofing(split)
         self.split, self.modalities, self.subsets = split, tuple(modalities), subsets(modalities)
         available = jnp.asarray(np.stack(list(self.subsets.values())))
 

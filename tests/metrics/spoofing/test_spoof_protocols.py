@@ -33,14 +33,14 @@ def test_folds():
 
 
 def test_the_opposite_convention_of_celeba_spoof():
-    """Its threshold is the n-th largest live score, n = max(1, int(f L)), and what equals it is missed."""
+    """Its threshold is the n-th largest live score, n = max(1, int(f L)), and what equals it is found, as released."""
     rng = np.random.default_rng(1)
     scores = np.round(rng.normal(size=700), 2)
     spoof = np.arange(700) >= 400
     scores[spoof] += 1
     live = np.sort(scores[~spoof])[::-1]
     for rate, place in ((0.01, 4), (0.005, 2), (0.001, 1)):
-        expected = (scores[spoof] > live[place - 1]).mean()
+        expected = (scores[spoof] >= live[place - 1]).mean()
         assert metrics.celeba_spoof_tpr(scores, spoof, rate) == expected
     several = metrics.celeba_spoof_tpr(scores, spoof, [0.01, 0.001])
     assert several.shape == (2,) and several[1] == expected
