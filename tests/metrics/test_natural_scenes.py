@@ -150,11 +150,25 @@ def test_niqe_tells_noise_from_good_images():
 def test_blocks_and_sharpness_of_niqe():
     image = np.zeros((70, 40, 3), np.float32)
     image[:, 16:32] = np.random.default_rng(0).random((70, 16, 3))
-    features, sharpness = jax.jit(lambda x: metrics.niqe_features(x, block=16))(image)
+
+    @jax.jit
+    def both(image):
+        plane = metrics.luma(image[:64, :32], standard="ycbcr") * 255
+        half = metrics.mscn(metrics.halve(plane, antialias=True), padding="edge")[8:16, 8:16]
+        blocks = [metrics.mscn(plane, padding="edge")[16:32, 16:32], half]  # the second in the second row
+        expected = []
+        for block in blocks:
+            fits = [metrics.aggd_fit(x.reshape(-1)) for x in (block, block * jnp.roll(block, 1, axis=1))]
+            expected += [fits[0].alpha, (fits[0].beta_left + fits[0].beta_right) / 2]
+            expected += [fits[1].alpha, fits[1].eta, fits[1].beta_left, fits[1].beta_right]
+        return *metrics.niqe_features(image, block=16), jnp.stack(expected)
+
+    features, sharpness, expected = both(image)
     assert (
-        features.shape == (8, 36) and jnp.isfinite(features).all()
+        features.shape == (8, 36) and np.isfinite(features).all()
     )  # 4 x 2 blocks of 16, flat ones among them
     assert (sharpness.reshape(4, 2)[:, 0] < sharpness.reshape(4, 2)[:, 1]).all()
+    np.testing.assert_allclose(features[3, np.r_[:6, 18:24]], expected, rtol=1e-3, atol=1e-4)
 
 
 # CORNIA.
