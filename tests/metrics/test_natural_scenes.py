@@ -135,6 +135,7 @@ def test_the_distance_of_niqe_by_hand():
     assert float(distance(first, first)) == pytest.approx(0, abs=2e-6)
 
 
+@pytest.mark.slow
 def test_niqe_tells_noise_from_good_images():
     source = data.textured_leaves(9, side=64, seed=0)
     good = [source[i]["image"] / np.float32(255) for i in range(9)]
@@ -147,6 +148,7 @@ def test_niqe_tells_noise_from_good_images():
     assert jnp.isfinite(slope).all() and jnp.isfinite(steep).all() and jnp.abs(steep).max() > 0
 
 
+@pytest.mark.slow
 def test_blocks_and_sharpness_of_niqe():
     image = np.zeros((70, 40, 3), np.float32)
     image[:, 16:32] = np.random.default_rng(0).random((70, 16, 3))
@@ -174,17 +176,29 @@ def test_blocks_and_sharpness_of_niqe():
 # CORNIA.
 
 
-def test_words_of_patches(images):
-    book = metrics.fit_codebook(images, words=12, patches=60, seed=0)
-    np.testing.assert_allclose(jnp.linalg.norm(book.words, axis=0), 1, atol=1e-5)
-    features = jax.jit(metrics.cornia_features)
-    every = features(images, book)
-    assert every.shape == (4, 24) and (every >= 0).all()
+@pytest.fixture(scope="module")
+def book(images):
+    return metrics.fit_codebook(images, words=12, patches=60, seed=0)
+
+
+def test_words_of_patches(images, book):
+    np.testing.assert_allclose(np.linalg.norm(book.words, axis=0), 1, atol=1e-5)
+
+    def total(image):
+        features = metrics.cornia_features(image, book)
+        return features.sum(), features
+
+    (_, features), slope = jax.jit(jax.value_and_grad(total, has_aux=True))(images)
+    assert features.shape == (4, 24) and (features >= 0).all()
+    assert np.isfinite(slope).all() and (np.abs(slope).max(axis=(1, 2, 3)) > 0).all()
+
+
+@pytest.mark.slow
+def test_places_are_drawn_by_a_key(images, book):
+    every = metrics.cornia_features(images, book)
     drawn = jax.jit(lambda key: metrics.cornia_features(images, book, key=key, patches=50))
     some, other = drawn(jax.random.key(0)), drawn(jax.random.key(1))
     assert (some <= every + 1e-4).all() and (some != other).any()
-    slope = jax.jit(jax.grad(lambda x: metrics.cornia_features(x, book).sum()))(images[0])
-    assert jnp.isfinite(slope).all() and jnp.abs(slope).max() > 0
 
 
 def test_a_patch_and_its_answers_by_hand():
