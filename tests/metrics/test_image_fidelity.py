@@ -65,6 +65,7 @@ def test_ssim_is_symmetric_one_at_itself_and_clamped_where_asked():
     assert float(ssim(a, 1 - a)) < -0.5 < -1e-3 < float(ssim(a, 1 - a, clamp=True))
 
 
+@pytest.mark.slow
 def test_large_images_are_halved_first():
     a, b = (RNG.random((384, 390, 1)).astype(np.float32) for _ in range(2))
     halves = [np.float64(x[..., 0]).reshape(192, 2, 195, 2).mean((1, 3)) for x in (a, b)]
@@ -170,7 +171,9 @@ def test_the_pool_of_dists():
     np.testing.assert_allclose([pooled[0, 1, 1, 0], pooled[0, 0, 0, 2]], [2, 1.5], atol=1e-6)
 
 
-@pytest.mark.parametrize(("distance", "which"), [(metrics.lpips, 0), (metrics.dists, 1)])
+@pytest.mark.parametrize(
+    ("distance", "which"), [pytest.param(metrics.lpips, 0, marks=pytest.mark.slow), (metrics.dists, 1)]
+)
 def test_distances_of_networks(narrow, distance, which):
     """Zero at the image; gradients are finite, at black images and at the image itself too."""
     weights = narrow[which]
@@ -190,14 +193,16 @@ def test_distances_of_networks(narrow, distance, which):
 
 def test_lpips_on_alexnet(narrow):
     a, b = (RNG.random((2, 3, 35, 33, 3)).astype(np.float32) for _ in range(2))
-    at_once, each = jax.jit(
-        lambda a, b, w: (
-            metrics.lpips(a, b, w),
-            jax.vmap(jax.vmap(metrics.lpips, (0, 0, None)), (0, 0, None))(a, b, w),
-        )
-    )(a, b, narrow[2])
+
+    def both(a):
+        at_once = metrics.lpips(a, b, narrow[2])
+        each = jax.vmap(jax.vmap(metrics.lpips, (0, 0, None)), (0, 0, None))(a, b, narrow[2])
+        return at_once.sum(), (at_once, each)
+
+    (_, (at_once, each)), slope = jax.jit(jax.value_and_grad(both, has_aux=True))(a)
     assert at_once.shape == (2, 3) and float(at_once.min()) > 1e-3
     np.testing.assert_allclose(at_once, each, rtol=1e-5)
+    assert np.isfinite(slope).all() and (np.abs(slope).max(axis=(2, 3, 4)) > 0).all()
 
 
 def small(side):

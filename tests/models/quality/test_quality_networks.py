@@ -70,7 +70,7 @@ def test_divisive_normalization_starts_where_it_is_told():
     [
         ("quality_cnn", {"channels": (4, 6, 6)}),
         ("gdn_pyramid", {"channels": (4, 4), "hidden": 5, "levels": (1, 2)}),
-        ("bilinear_resnet34", {"channels": (4, 4), "stages": (1, 1)}),
+        pytest.param("bilinear_resnet34", {"channels": (4, 4), "stages": (1, 1)}, marks=pytest.mark.slow),
     ],
 )
 def test_an_image_has_a_gradient(name, fields):
