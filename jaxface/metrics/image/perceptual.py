@@ -168,11 +168,11 @@ def lpips(image: jax.Array, other: jax.Array, weights: LpipsWeights) -> jax.Arra
     both = _colors(image, other, _LEAST_VGG if is_vgg else _LEAST_ALEX, "LPIPS")
     x = (2 * both - 1 - jnp.asarray(_SHIFT, both.dtype)) / jnp.asarray(_SCALE, both.dtype)
     maps = (vgg16_levels if is_vgg else _alexnet_levels)(weights.convolutions, x)
-    total = sum(
+    levels = [
         lpips_level(*jnp.split(features, 2), linear)
         for features, linear in zip(maps, weights.linear, strict=True)
-    )
-    return total.reshape(image.shape[:-3])
+    ]
+    return jnp.sum(jnp.stack(levels), axis=0).reshape(image.shape[:-3])
 
 
 def lpips_level(first: jax.Array, second: jax.Array, linear: jax.Array) -> jax.Array:
