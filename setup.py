@@ -135,6 +135,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3",
             "hypothesis>=6.100",
+            "playwright>=1.49",  # pages are tested in a browser of the system; it brings none
             "pyyaml>=6",
             "packaging>=24",
             "setuptools>=77",  # the wheel is built by a test

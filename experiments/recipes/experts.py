@@ -4,7 +4,6 @@ Methods: intern
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -29,7 +28,7 @@ from jaxface.training import experts as upstream
 from jaxface.training.evaluations.task_answers import frozen_features
 from jaxface.training.general_vision import FrozenBackbone, init_head, share
 from jaxface.training.re_representation import re_represented
-from jaxface.training.workdir import stage_folders
+from jaxface.training.workdir import read_descriptions
 
 TYPES = {
     "c": ("classification",),
@@ -498,14 +497,7 @@ def open_trunks(run: str) -> dict[str, FrozenBackbone]:
       UserError: a description or a checkpoint that cannot be read.
     """
     rows = {}
-    for folder in stage_folders(run):
-        file = folder.with_name(f"{folder.name}.json")
-        if not file.is_file():
-            continue
-        try:
-            description = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"run: {file} cannot be read as JSON ({error})") from None
+    for folder, description in read_descriptions(run):
         if "staged" not in description:
             continue
         saved, module = training.restore_params(folder), models.from_description(description["staged"])

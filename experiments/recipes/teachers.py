@@ -33,6 +33,17 @@ class TeacherSpec:
     steps: Annotated[int, AtLeast(0)] = 1000
     """Steps that it is trained for."""
 
+    @classmethod
+    def imagenet(cls) -> "TeacherSpec":
+        """The ResNet-34 that binary networks learn from on ImageNet, as torchvision trains it: 90 epochs of 256 images a step."""
+        return cls(
+            backbone="resnet34",
+            embedding=None,
+            head=HeadSpec(loss="linear"),
+            optimizer=training.sgd(0.1, decay_at=(1 / 3, 2 / 3), weight_decay=1e-4),
+            steps=90 * 1_281_167 // 256,
+        )
+
 
 def teacher_stage(
     recipe: Recipe,

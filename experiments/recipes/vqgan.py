@@ -22,7 +22,7 @@ from jaxface.errors import UserError
 from jaxface.layers.vector_quantizer import reseed_dead_codes
 from jaxface.models.generative.vqgan import VQGAN, PatchDiscriminator
 from jaxface.training.re_representation import encode_images
-from jaxface.training.workdir import stage_folders
+from jaxface.training.workdir import read_descriptions
 
 
 def _released_adam(momentum: float, decay: optax.GradientTransformation) -> optimizers.Rule:
@@ -337,20 +337,10 @@ def codebook_report(model: VQGAN, params: Mapping, source: inputs.Source, name: 
 
 def _finished_generator(run: str, image_shape, name: str, carry) -> tuple[training.Stage, Generator]:
     """That of a run, which is read and not trained."""
-    found = None
-    for folder in stage_folders(run):
-        file = folder.with_name(f"{folder.name}.json")
-        if not file.is_file():
-            continue
-        try:
-            description = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"generator.run: {file} cannot be read as JSON ({error})") from None
-        if isinstance(description, dict) and "vqgan" in description:
-            found = folder, description
-    if found is None:
+    trained = [each for each in read_descriptions(run, argument="generator.run") if "vqgan" in each[1]]
+    if not trained:
         raise UserError(f"generator.run: needs a run that trained a generator, {run} holds none")
-    folder, description = found
+    folder, description = trained[-1]
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in description["vqgan"].items()}
     try:
         model = VQGAN(**fields)

@@ -49,6 +49,7 @@ from jaxface.data.sources.long_tail import LongTail, long_tail_counts
 from jaxface.data.sources.low_resolution_faces import ScfaceSource, TinyFaceSource
 from jaxface.data.sources.megaface import MegaFaceSource
 from jaxface.data.sources.objects import object_fields
+from jaxface.data.sources.opinions import RatedFiles, RatedSource
 from jaxface.data.sources.packs import PackSource, open_packs, read_bin, write_bin
 from jaxface.data.sources.presentations import (
     Presentation,
@@ -97,6 +98,7 @@ from jaxface.data.specs.labeled_images import LabeledImages
 from jaxface.data.specs.object_scene_sets import ObjectScenes
 from jaxface.data.specs.photographs import Bin, Folder, GroupFolders, RecordIO, RgbdFolder, Tfds
 from jaxface.data.specs.presentation_sets import CasiaSurf, Cefa, Presentations, PresentationTable
+from jaxface.data.specs.rated_sets import Csiq, DistortedLeaves, Kadid10k, LiveIqa, OpinionTable
 from jaxface.data.specs.rendered_people import RenderedFaces, TonedFaces
 from jaxface.data.specs.small_image_sets import Cifar10, Cifar100, Mnist
 from jaxface.data.specs.styled_digits import StyledDigits
@@ -104,8 +106,9 @@ from jaxface.data.specs.synthetic_sets import Procedural, ProceduralImages, Shor
 from jaxface.data.specs.task_canvas_sets import TaskCanvas
 from jaxface.data.synthetic.cluttered_digits import cluttered_digits
 from jaxface.data.synthetic.crowded_embeddings import CrowdedEmbeddings, crowded_embeddings
-from jaxface.data.synthetic.dead_leaves import dead_leaves, moving_leaves
+from jaxface.data.synthetic.dead_leaves import dead_leaves, moving_leaves, textured_leaves
 from jaxface.data.synthetic.digit_canvas import digit_canvas
+from jaxface.data.synthetic.distorted_leaves import DISTORTIONS, distort, distorted_leaves
 from jaxface.data.synthetic.ellipses import ellipses
 from jaxface.data.synthetic.object_scenes import object_scenes
 from jaxface.data.synthetic.procedural_images import procedural_images
@@ -152,6 +155,7 @@ from jaxface.data.transforms.text import Tokenizer, change_caption
 from jaxface.data.transforms.views import TeacherStudentTransform, TeacherStudentViews, ViewSpec
 
 __all__ = [
+    "DISTORTIONS",
     "KINDS",
     "RGBD_CORRUPTIONS",
     "SHORTCUT",
@@ -187,6 +191,7 @@ __all__ = [
     "CorruptImage",
     "Crowd",
     "CrowdedEmbeddings",
+    "Csiq",
     "Cub200",
     "DataSpec",
     "DeadLeaves",
@@ -196,6 +201,7 @@ __all__ = [
     "DigitHalves",
     "DigitPresentations",
     "Digits",
+    "DistortedLeaves",
     "Ellipses",
     "EmbeddingFile",
     "ExpressionSource",
@@ -209,11 +215,13 @@ __all__ = [
     "Ijb",
     "ImageLists",
     "JoinedGroups",
+    "Kadid10k",
     "LabelNoise",
     "LabeledImages",
     "Lfw",
     "LfwPatches",
     "LfwSubset",
+    "LiveIqa",
     "LongTail",
     "LowResolution",
     "MegaFace",
@@ -225,6 +233,7 @@ __all__ = [
     "ObjectAugmentation",
     "ObjectScenes",
     "Olivetti",
+    "OpinionTable",
     "Order",
     "OuluNpu",
     "PackSource",
@@ -236,6 +245,8 @@ __all__ = [
     "Procedural",
     "ProceduralImages",
     "RafDb",
+    "RatedFiles",
+    "RatedSource",
     "Record",
     "RecordFile",
     "RecordIO",
@@ -316,6 +327,8 @@ __all__ = [
     "degrade_resolution",
     "digit_canvas",
     "digits",
+    "distort",
+    "distorted_leaves",
     "draw_labels",
     "ellipses",
     "encode_depth",
@@ -365,6 +378,7 @@ __all__ = [
     "symmetric_noise",
     "template",
     "textured_digits",
+    "textured_leaves",
     "to_original",
     "umeyama",
     "uniform_noise",

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -13,7 +12,7 @@ from jaxface.models.compression.video import VideoSpec, video_from_description
 from jaxface.models.compression.video_codec import VideoCodec, make_video_codec
 from jaxface.paths import local_path, reaching
 from jaxface.training import restore_params, write_atomically
-from jaxface.training.workdir import stage_folders
+from jaxface.training.workdir import read_descriptions
 
 CODEC = "codec-{weight}.safetensors"
 """File in the work directory of a run, written when its codec is first opened: its tables are made once."""
@@ -118,18 +117,11 @@ def open_video_codec(path: str | pathlib.Path) -> VideoCodec:
 
 def _trained(run: pathlib.Path, kind: str = "codec") -> list[tuple[pathlib.Path, dict[str, Any]]]:
     """(folder of checkpoints, description) of every stage that trained a codec of a kind."""
-    found = []
-    for folder in stage_folders(run):
-        file = folder.with_name(f"{folder.name}.json")
-        if not (file.is_file() and folder.is_dir() and any(folder.iterdir())):
-            continue
-        try:
-            described = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"run: {file} cannot be read as JSON ({error})") from None
-        if isinstance(described, dict) and described.get("kind") == kind:
-            found.append((folder, described))
-    return found
+    return [
+        (folder, described)
+        for folder, described in read_descriptions(run)
+        if described.get("kind") == kind and folder.is_dir() and any(folder.iterdir())
+    ]
 
 
 def save_codec(path: str | pathlib.Path, codec: Codec) -> None:

@@ -1,6 +1,7 @@
 """Weights in and out: PyTorch, safetensors and ONNX files of the same architectures, and StableHLO programs."""
 
 from jaxface.interop.onnx_export import save_onnx
+from jaxface.interop.perceptual import read_dists, read_lpips, read_svr, trunk_convolutions
 from jaxface.interop.program import load_stablehlo, save_stablehlo
 from jaxface.interop.pyramid_layers import read_trunk
 from jaxface.interop.state_dict import (
@@ -20,8 +21,11 @@ __all__ = [
     "from_state_dict",
     "load_stablehlo",
     "load_weights",
+    "read_dists",
+    "read_lpips",
     "read_onnx",
     "read_safetensors",
+    "read_svr",
     "read_tensors",
     "read_torch",
     "read_trunk",
@@ -30,5 +34,6 @@ __all__ = [
     "save_stablehlo",
     "tensor_shapes",
     "to_state_dict",
+    "trunk_convolutions",
     "unwrapped",
 ]

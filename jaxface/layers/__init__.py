@@ -43,7 +43,7 @@ from jaxface.layers.depthwise import DepthwiseConv, depthwise_conv
 from jaxface.layers.detr import DecoderLayer, EncoderLayer, GaussianLook, gaussian_prior, sine_positions
 from jaxface.layers.discrepancy import FeatureMapLIDEstimator, LIDEstimator
 from jaxface.layers.dpm import Gaussian, GaussianHead, QualityHead, sample_gaussian
-from jaxface.layers.edic import GDN, ChannelAttention, Enhancer, FactorizedPrior, gdn, lower_bound
+from jaxface.layers.edic import ChannelAttention, Enhancer, FactorizedPrior
 from jaxface.layers.fmvit import (
     ClassFusion,
     MutualDotProduct,
@@ -54,10 +54,12 @@ from jaxface.layers.fmvit import (
     mutual_attention,
     partner_matrix,
 )
+from jaxface.layers.gdn import GDN, gdn, lower_bound
 from jaxface.layers.integer import IntegerConv, IntegerDense, integer_params
 from jaxface.layers.joint_pyramid import JointPyramidUpsample, fuse_joint_pyramid
 from jaxface.layers.lifelong import SpatialAttention, gem_pool
 from jaxface.layers.norm import BatchNorm, FrozenBatchNorm, MaskedBatchNorm
+from jaxface.layers.pooling import BilinearPool, SpatialPyramidPool, moment_pool
 from jaxface.layers.qdetr import DistributionAlignment, distribution_alignment, query_spread
 from jaxface.layers.quantization import (
     QuantizedConv,
@@ -89,6 +91,7 @@ __all__ = [
     "GDN",
     "Attention",
     "BatchNorm",
+    "BilinearPool",
     "BinaryConv",
     "BinaryDense",
     "CascadeFit",
@@ -143,6 +146,7 @@ __all__ = [
     "ScoredProduct",
     "SparseEncoder",
     "SpatialAttention",
+    "SpatialPyramidPool",
     "TokenPooling",
     "app_scores",
     "approx_sign",
@@ -183,6 +187,7 @@ __all__ = [
     "lsq_init_zero_point",
     "lsq_quantize",
     "masked_softmax",
+    "moment_pool",
     "mutual_attention",
     "partner_matrix",
     "prune_tokens",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.scipy.special import erfc, log_ndtr
 
 from jaxface.checks import NonNegative, check_number
-from jaxface.layers.edic import lower_bound
+from jaxface.layers.gdn import lower_bound
 from jaxface.metrics.image.ms_ssim import ms_ssim
 
 LEAST_PROBABILITY = 1e-9

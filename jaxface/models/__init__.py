@@ -3,6 +3,7 @@
 from jaxface.models.counting import multiply_accumulates, parameter_count
 from jaxface.models.dpm import DPM, live_margin
 from jaxface.models.inner import apply_from_layer, apply_with_layer, layer_shapes
+from jaxface.models.quality import GDNPyramid, QualityCNN
 from jaxface.models.recognition.attended import AttendedMLP, AttendedResNet
 from jaxface.models.recognition.convnet import ConvNet
 from jaxface.models.recognition.inception_resnet import InceptionResNet
@@ -35,6 +36,7 @@ __all__ = [
     "ConvNet",
     "FMViT",
     "FaceResNet",
+    "GDNPyramid",
     "IResNet",
     "InceptionResNet",
     "MetaNet",
@@ -43,6 +45,7 @@ __all__ = [
     "MobileNetV1",
     "MobileNetV2",
     "PlainStages",
+    "QualityCNN",
     "ResNet",
     "SmallLossCNN",
     "Swin",

@@ -224,32 +224,47 @@ def write_description(folder, description: Mapping[str, Any]) -> None:
         write_atomically(file, json.dumps(description, indent=2) + "\n")
 
 
-def read_description(
-    workdir: str | os.PathLike, *, stage: str | None = None
-) -> tuple[Any, dict[str, Any]] | None:
-    """(folder of its checkpoints, description) of the last stage of a run that says what its state is of; None where none does.
+def read_descriptions(
+    workdir: str | os.PathLike, *, argument: str = "run"
+) -> list[tuple[Any, dict[str, Any]]]:
+    """(folder of its checkpoints, description) of every stage of a run that says what its state is of, stage after stage.
 
     Args:
       workdir: of the run.
-      stage: name of the stage that is asked; any unless given.
+      argument: what errors call it.
 
     Raises:
       UserError: a description that is not a JSON object; or as `stage_folders`.
     """
-    for folder in reversed(stage_folders(workdir)):
-        if stage is not None and folder.name.partition("-")[2] != stage:
-            continue
+    found = []
+    for folder in stage_folders(workdir):
         file = _description_file(folder)
         try:
             description = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
-            raise UserError(f"run: {file} cannot be read as JSON ({error})") from None
+            raise UserError(f"{argument}: {file} cannot be read as JSON ({error})") from None
         if not isinstance(description, dict):
-            raise UserError(f"run: {file} needs a JSON object")
-        return folder, description
-    return None
+            raise UserError(f"{argument}: {file} needs a JSON object")
+        found.append((folder, description))
+    return found
+
+
+def read_description(
+    workdir: str | os.PathLike, *, stage: str | None = None
+) -> tuple[Any, dict[str, Any]] | None:
+    """The last of `read_descriptions`; None where no stage says what its state is of.
+
+    Args:
+      workdir: of the run.
+      stage: name of the stage that is asked; any unless given.
+
+    Raises:
+      UserError: as `read_descriptions`.
+    """
+    found = read_descriptions(workdir)
+    return next((each for each in reversed(found) if stage in (None, each[0].name.partition("-")[2])), None)
 
 
 def checkpoint_step(path) -> int | None:

@@ -42,6 +42,8 @@ SMALL = {
     models.MobileNetV1: {"width": 0.125},
     models.MobileNetV2: {"width": 0.125, "stages": ((16, 1), (24, 2))},
     models.ResNet: {"stages": (1, 1), "channels": (8, 16)},
+    models.QualityCNN: {"channels": (4, 8, 8)},
+    models.GDNPyramid: {"channels": (4, 8), "hidden": 8},
     models.FaceResNet: {"stages": (1, 1), "channels": (8, 16)},
     models.WideResNet: {"stages": (1, 1), "channels": (8, 16), "stem": 4},
     models.ViT: {"dim": 24, "depth": 1, "heads": 3},

@@ -15,6 +15,7 @@ from jaxface.optimizers import selects
 SMALL = {
     "vit_tiny": {"dim": 24, "depth": 3, "heads": 2, "patch": 4, "dropout": 0.1, "drop_path": 0.2},
     "iresnet_pico": {},
+    "gdn_pyramid": {"channels": (4, 4), "hidden": 8},
     "binary_resnet_pico": {"channels": (8,), "stages": (2,)},
     "binary_small": {"width": 16},
     "condensed_net": {},
@@ -27,6 +28,7 @@ SMALL = {
     "mobilenet_v1_quarter": {"width": 0.05},
     "mobilenet_v2_quarter": {"width": 0.07},
     "plain_stages": {"channels": (8, 8), "steps": (2, 1), "norm": True},
+    "quality_cnn": {"channels": (4, 8, 8)},
     "resnet18": {"stages": (1, 1), "channels": (8, 8), "small_images": True},
     "separable_net": {"channels": 8},
     "swin_tiny": {"dim": 12, "blocks": (2, 1), "heads": (2, 3), "window": 4},

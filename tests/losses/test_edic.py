@@ -1,5 +1,7 @@
 """Probabilities of whole numbers, their logarithms and slopes, and the rate-distortion loss."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,14 +14,27 @@ from jaxface.losses.edic import LEAST_PROBABILITY
 W, MU, SIGMA = np.array([0.5, 0.3, 0.2]), np.array([0.0, 2.0, -1.5]), np.array([0.5, 1.0, 2.0])
 
 
+SIZE = 121
+compiled = functools.cache(jax.jit)
+
+
 def mixture(y, w=W, mu=MU, sigma=SIGMA, fn=losses.mixture_bin_prob):
-    y = jnp.asarray(y, jnp.float32)
-    rows = [jnp.broadcast_to(jnp.asarray(p, jnp.float32), (*y.shape, len(p))) for p in (np.log(w), mu, sigma)]
-    return np.asarray(fn(y, *rows))
+    """Of up to `SIZE` symbols and three components, so that each function is compiled once."""
+    symbols = np.zeros(SIZE, np.float32)
+    symbols[: len(y)] = y
+    rows = []
+    for values, unused in ((np.log(w), -1e4), (mu, 0.0), (sigma, 1.0)):
+        row = np.full(3, unused, np.float32)
+        row[: len(values)] = values
+        rows.append(np.tile(row, (SIZE, 1)))
+    return np.asarray(compiled(fn)(symbols, *rows))[: len(y)]
+
+
+gaussian, laplace = compiled(losses.gaussian_bin_prob), compiled(losses.laplace_bin_prob)
 
 
 def test_a_gaussian_by_hand():
-    p = losses.gaussian_bin_prob(jnp.float32([0, 2]), jnp.float32([0, 0.3]), jnp.float32([1, 0.7]))
+    p = gaussian(np.float32([0, 2]), np.float32([0, 0.3]), np.float32([1, 0.7]))
     np.testing.assert_allclose(p, [0.382925, 0.042402], atol=1e-6)
     np.testing.assert_allclose(-np.log2(float(p[0])), 1.384867, atol=1e-6)
 
@@ -34,19 +49,21 @@ def test_mixtures_by_hand():
 
 
 def test_laplace_by_hand():
-    p = losses.laplace_bin_prob(jnp.float32([0, 1, 3]), jnp.float32(1))
+    p = laplace(np.float32([0, 1, 3]), np.float32(1))
     np.testing.assert_allclose(p, [0.393469, 0.191700, 0.025944], atol=1e-6)
 
 
 def test_the_tail_is_there_in_float32():
-    far = losses.gaussian_bin_prob(jnp.float32([6, -6]), jnp.float32(0), jnp.float32(1))
+    far = gaussian(np.float32([6, -6]), np.float32([0, 0]), np.float32([1, 1]))
     np.testing.assert_allclose(far, 1.89494e-8, rtol=1e-4)
     assert float(far[0]) == float(far[1])
 
 
 def test_mixtures_of_one_thing():
     y = np.arange(-3, 4)
-    one = np.asarray(losses.gaussian_bin_prob(jnp.float32(y), jnp.float32(0.3), jnp.float32(0.7)))
+    one = np.asarray(
+        [gaussian(*np.float32([pair, [0.3] * 2, [0.7] * 2])) for pair in zip(y, y, strict=True)]
+    )[:, 0]
     np.testing.assert_allclose(mixture(y, W, np.full(3, 0.3), np.full(3, 0.7)), one, atol=1e-7)
     np.testing.assert_allclose(
         mixture(y, np.array([1, 1e-30, 1e-30]), [0.3, 2, 5], [0.7, 1, 1]), one, atol=1e-7
@@ -62,12 +79,12 @@ def test_both_forms_agree_and_only_logarithms_keep_the_slope():
 
     def bits(form):
         def of(y):
-            arguments = (jnp.zeros((1, 1)), jnp.zeros((1, 1)), jnp.full((1, 1), 0.11))
+            arguments = np.float32([[[0.0]], [[0.0]], [[0.11]]])
             if form == "log":
                 return -losses.mixture_bin_logprob(y, *arguments)[0] / jnp.log(2.0)
             return losses.rate_bits(losses.mixture_bin_prob(y, *arguments))
 
-        return float(jax.jit(jax.grad(of))(jnp.float32([2.0]))[0])
+        return float(jax.jit(jax.grad(of))(np.float32([2.0]))[0])
 
     assert bits("prob") == 0
     np.testing.assert_allclose(bits("log"), 50.0, rtol=1e-4)  # 180, held to the limit
@@ -78,7 +95,7 @@ def test_slopes_are_those_of_float64_where_they_are_below_the_limit():
         return losses.mixture_bin_logprob(y, logits, mu, sigma, slope=1e6).sum()
 
     arguments = [np.array([0.7]), np.log(W)[None], MU[None], SIGMA[None]]
-    ours = jax.grad(of, (0, 1, 2, 3))(*(jnp.float32(a) for a in arguments))
+    ours = jax.jit(jax.grad(of, (0, 1, 2, 3)))(*(np.float32(a) for a in arguments))
 
     def exact(y, logits, mu, sigma):
         from scipy.special import ndtr
@@ -102,19 +119,23 @@ def test_gradients_stay_finite_however_far_a_symbol_is():
     def of(y, mu, sigma):
         return losses.mixture_bin_logprob(y, jnp.zeros_like(mu), mu, sigma).sum()
 
-    y, mu = jnp.float32([0.0, 1e4, -300.0]), jnp.zeros((3, 2))
-    for gradient in jax.grad(of, (0, 1, 2))(y, mu, jnp.full((3, 2), 0.11)):
+    y, mu = np.float32([0.0, 1e4, -300.0]), np.zeros((3, 2), np.float32)
+    for gradient in jax.jit(jax.grad(of, (0, 1, 2)))(y, mu, mu + np.float32(0.11)):
         assert np.isfinite(gradient).all() and np.abs(gradient).max() <= 50
 
 
 def test_bits_and_the_loss():
     p = np.full(64, 0.382925, np.float32)
-    bits = losses.rate_bits(jnp.asarray(p))
+    bits = compiled(losses.rate_bits)(p)
     np.testing.assert_allclose(float(bits) / 256, 0.346217, atol=1e-6)
-    assert float(losses.rate_bits(jnp.zeros(1))) == pytest.approx(-np.log2(LEAST_PROBABILITY), rel=1e-6)
-    assert float(jax.grad(losses.rate_bits)(jnp.zeros(1))[0]) < 0  # the bound still pushes it up
-    image = jnp.zeros((2, 16, 16, 3))
-    loss, report = losses.rd_loss(image, image + 0.1, bits, weight=100.0)
+    nothing = np.zeros(1, np.float32)
+    none, slope = jax.jit(jax.value_and_grad(losses.rate_bits))(nothing)
+    assert float(none) == pytest.approx(-np.log2(LEAST_PROBABILITY), rel=1e-6)
+    assert float(slope[0]) < 0  # the bound still pushes it up
+    image = np.zeros((2, 16, 16, 3), np.float32)
+    loss, report = jax.jit(functools.partial(losses.rd_loss, weight=100.0))(
+        image, image + np.float32(0.1), bits
+    )
     np.testing.assert_allclose(float(loss), 1.0 + float(bits) / 512, rtol=1e-4)
     np.testing.assert_allclose(float(report["bpp"]), float(bits) / 512, rtol=1e-6)  # pixels, not samples
     for arguments, words in (
@@ -126,7 +147,7 @@ def test_bits_and_the_loss():
     with pytest.raises(UserError, match="weight: needs"):
         losses.rd_loss(image, image, bits, weight=-1.0)
     with pytest.raises(ValueError, match="logits, mu, sigma: need one shape"):
-        losses.mixture_bin_prob(jnp.zeros(2), jnp.zeros((2, 3)), jnp.zeros((2, 2)), jnp.ones((2, 2)))
+        losses.mixture_bin_prob(np.zeros(2), np.zeros((2, 3)), np.zeros((2, 2)), np.ones((2, 2)))
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ SISTERS = {
     "iresnet200",
     "resnet34",
     "resnet101",
+    "bilinear_resnet34",
     "vit_small",
     "vit_base",
     "vit_large",

@@ -7,8 +7,10 @@ import abc
 import dataclasses
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from jaxface.checks import AtLeast, check_fields, check_number
-from jaxface.data.sources.source import Source
+from jaxface.data.sources.source import Source, Subset
 from jaxface.registry import Registry
 
 FIRST_HELD_OUT = 1 << 20
@@ -29,7 +31,8 @@ class Split(NamedTuple):
         its labels say nothing but who is the same; under "classification" the classes are the same; under "detection"
         records have boxes (`sources.objects.object_fields`); under "cells" they say of every cell of the image whether
         something is there; under "spoofing" labels are what is presented, 0 a live face and the others attack instruments; under
-        "images" there is one class, which says nothing.
+        "images" there is one class, which says nothing; under "quality" records have `opinion`, 0 to 10, and a label says what
+        happened to the image.
       name: for tables and file names.
       protocol: how to evaluate; under "dense" records have `pixel_label` or `depth` for every pixel.
       development: records to take thresholds on, of people that are in neither part; None where the protocol has none.
@@ -38,8 +41,29 @@ class Split(NamedTuple):
     train: Source
     held_out: Source
     name: str
-    protocol: Literal["verification", "classification", "detection", "cells", "dense", "spoofing", "images"]
+    protocol: Literal[
+        "verification", "classification", "detection", "cells", "dense", "spoofing", "images", "quality"
+    ]
     development: Source | None = None
+
+
+def split_samples(source: Source, count: int, name: str, seed: int) -> Split:
+    """`count` records at random to learn from and the others to classify."""
+    order = np.random.default_rng(seed).permutation(len(source))
+    return Split(Subset(source, order[:count]), Subset(source, order[count:]), name, "classification")
+
+
+def split_classes(source: Source, held_out: float, name: str, seed: int) -> Split:
+    """A fraction of every class to classify, at least one record of it, and the others, at least one, to learn from."""
+    rng = np.random.default_rng(seed)
+    train, tested = [], []
+    for label in range(len(source.class_names)):
+        rows = rng.permutation(np.flatnonzero(source.labels == label))
+        count = min(max(round(held_out * len(rows)), 1), len(rows) - 1)
+        tested.append(rows[:count])
+        train.append(rows[count:])
+    subsets = (Subset(source, np.sort(np.concatenate(rows))) for rows in (train, tested))
+    return Split(*subsets, name, "classification")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,15 +10,10 @@ from jaxface.checks import AtLeast, Integers, OpenFraction
 from jaxface.data.sources import bundled
 from jaxface.data.sources.depth import Modality
 from jaxface.data.sources.source import Source, Subset, WithFields, split_identities
-from jaxface.data.specs.base import KINDS, DataSpec, Split
+from jaxface.data.specs.base import KINDS, DataSpec, Split, split_classes, split_samples
 from jaxface.data.specs.labeled_images import LabeledImages
 from jaxface.data.specs.small_image_sets import DIGIT_CONFUSIONS
 from jaxface.errors import UserError
-
-
-def split_samples(source: Source, count: int, name: str, seed: int) -> Split:
-    order = np.random.default_rng(seed).permutation(len(source))
-    return Split(Subset(source, order[:count]), Subset(source, order[count:]), name, "classification")
 
 
 @KINDS.register("olivetti")
@@ -177,12 +172,4 @@ class LfwPatches(DataSpec):
 
     def divide(self, *, image_size: int, seed: int) -> Split:
         source = self.source(image_size=image_size, seed=seed)
-        rng = np.random.default_rng(seed)
-        train, held_out = [], []
-        for label in range(len(source.class_names)):
-            rows = rng.permutation(np.flatnonzero(source.labels == label))
-            count = min(max(round(self.held_out * len(rows)), 1), len(rows) - 1)
-            held_out.append(rows[:count])
-            train.append(rows[count:])
-        subsets = (Subset(source, np.sort(np.concatenate(rows))) for rows in (train, held_out))
-        return Split(*subsets, self.title, "classification")
+        return split_classes(source, self.held_out, self.title, seed)

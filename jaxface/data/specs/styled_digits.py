@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxface.checks import Fraction, Integers, NonNegative, OpenFraction
 from jaxface.data.sources.bundled import ArraySource, digits
-from jaxface.data.sources.source import Source, Subset
-from jaxface.data.specs.base import KINDS, Split
+from jaxface.data.sources.source import Source
+from jaxface.data.specs.base import KINDS, Split, split_classes
 from jaxface.data.specs.labeled_images import LabeledImages
 from jaxface.data.transforms.pixels import fractions_to_bytes
 from jaxface.errors import UserError
@@ -53,12 +53,4 @@ class StyledDigits(LabeledImages):
 
     def _divide(self, *, image_size: int, seed: int) -> Split:
         source = self.source(image_size=image_size, seed=seed)
-        rng = np.random.default_rng(seed)
-        train, held_out = [], []
-        for label in range(len(source.class_names)):
-            rows = rng.permutation(np.flatnonzero(source.labels == label))
-            count = min(max(round(self.held_out * len(rows)), 1), len(rows) - 1)
-            held_out.append(rows[:count])
-            train.append(rows[count:])
-        parts = (Subset(source, np.sort(np.concatenate(rows))) for rows in (train, held_out))
-        return Split(*parts, self.title, "classification")
+        return split_classes(source, self.held_out, self.title, seed)

@@ -1,6 +1,6 @@
 """Dead leaves: overlapping discs of any size and color, whose statistics are those of photographs in many ways.
 
-Methods: edic
+Methods: edic, niqa_attack
 """
 
 from collections.abc import Iterator
@@ -43,6 +43,43 @@ def dead_leaves(count: int, *, side: int = 32, leaves: int = 60, seed: int, firs
     images = np.empty((count, side, side, 3), np.uint8)
     for rows, numbers in _blocks(count, first):
         images[rows] = _drawn(_leaves(numbers, side, leaves, seed), side)
+    return ArraySource(images, np.zeros(count, np.int32), ["image"])
+
+
+def textured_leaves(
+    count: int, *, side: int = 48, leaves: int = 60, texture: float = 0.05, seed: int, first: int = 0
+) -> ArraySource:
+    """`dead_leaves` whose discs have a texture: a grating of its own for each, and grain, both of random strength.
+
+        color · (1 + t (cos(2π k·x + φ) + n(x)) a),   a ~ U(0, 1)²,   |k| from 1/16 to 1/3 of a pixel, n normal
+
+    Image i depends on (seed, `first` + i, its size) alone.
+
+    Args:
+      count: images, ≥ 1.
+      side: of an image, pixels, ≥ 8.
+      leaves: discs of an image, ≥ 1.
+      texture: t ≥ 0; at 0 the discs are flat.
+      seed: ≥ 0. first: number of the first image, ≥ 0.
+
+    Returns:
+      A source of images uint8 [side, side, 3] of one class.
+
+    Raises:
+      UserError: a number out of its range.
+
+    Example:
+      >>> textured_leaves(2, side=16, seed=0)[1]["image"].shape
+      (16, 16, 3)
+    """
+    for name, value, least in (("count", count, 1), ("side", side, 8), ("leaves", leaves, 1), ("seed", seed, 0),
+                               ("first", first, 0)):  # fmt: skip
+        check_number(name, value, AtLeast(least))
+    check_number("texture", texture, NonNegative)
+    images = np.empty((count, side, side, 3), np.uint8)
+    for rows, numbers in _blocks(count, first):
+        textures = texture * _textures(numbers, side, leaves, seed)
+        images[rows] = _drawn(_leaves(numbers, side, leaves, seed), side, textures)
     return ArraySource(images, np.zeros(count, np.int32), ["image"])
 
 
@@ -123,8 +160,22 @@ def _velocities(numbers: range, movers: int, seed: int) -> np.ndarray:
     return np.stack([length * np.sin(angle), length * np.cos(angle)], axis=-1).astype(np.float32)
 
 
-def _drawn(leaves: np.ndarray, side: int) -> np.ndarray:
-    """Images [N, side, side, 3], leaf after leaf over all of them."""
+def _textures(numbers: range, side: int, leaves: int, seed: int) -> np.ndarray:
+    """[N, leaves + 1, side, side]: how much brighter than its mean each leaf is in each place."""
+    at = np.arange(side, dtype=np.float32)
+    textures = np.empty((len(numbers), leaves + 1, side, side), np.float32)
+    for row, n in enumerate(numbers):
+        rng = np.random.default_rng([seed, 0x7E87, n])
+        strength, frequency, angle, phase = rng.random((4, leaves + 1, 1, 1), np.float32)
+        frequency, angle, phase = (1 / 16) * (16 / 3) ** frequency, np.pi * angle, 2 * np.pi * phase
+        along = at[:, None] * np.sin(angle) + at[None, :] * np.cos(angle)
+        grain = rng.standard_normal((side, side), np.float32)
+        textures[row] = strength**2 * (np.cos(2 * np.pi * frequency * along + phase) + grain)
+    return textures
+
+
+def _drawn(leaves: np.ndarray, side: int, textures: np.ndarray | None = None) -> np.ndarray:
+    """Images [N, side, side, 3], leaf after leaf over all of them; `textures` as `_textures` gives them."""
     at = np.arange(side, dtype=np.float32) + 0.5
     down, right = at[:, None], at[None, :]
     colors, radii, y, x = (
@@ -133,9 +184,11 @@ def _drawn(leaves: np.ndarray, side: int) -> np.ndarray:
         side * leaves[:, :, 4],
         side * leaves[:, :, 5],
     )
-    canvas = np.repeat(np.repeat(colors[:, 0], side, axis=2), side, axis=3)
+    painted = lambda leaf: colors[:, leaf] * (1 if textures is None else 1 + textures[:, leaf, None])  # noqa: E731
+    canvas = np.empty((len(leaves), 3, side, side), np.float32)
+    canvas[:] = painted(0)
     for leaf in range(1, leaves.shape[1]):
         distance = np.sqrt((down - y[:, leaf]) ** 2 + (right - x[:, leaf]) ** 2)
         cover = np.clip(radii[:, leaf] - distance + 0.5, 0, 1)[:, None]
-        canvas += cover * (colors[:, leaf] - canvas)
-    return np.rint(canvas).transpose(0, 2, 3, 1)
+        canvas += cover * (painted(leaf) - canvas)
+    return np.rint(np.clip(canvas, 0, 255)).transpose(0, 2, 3, 1)

@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxface.checks import Positive, check_number
+from jaxface.checks import Integers, Positive, check_number
 from jaxface.errors import UserError
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _TAPS, _SIGMA = 11, 1.5
-_SMALLEST = (_TAPS - 1) * 2 ** (len(WEIGHTS) - 1) + 1
 
 
 def psnr(image: jax.Array, decoded: jax.Array, *, peak: float = 1.0) -> jax.Array:
@@ -65,7 +64,7 @@ def _halve(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], height // 2, 2, width // 2, 2, x.shape[3]).mean((2, 4))
 
 
-def ms_ssim(image: jax.Array, decoded: jax.Array, *, peak: float = 1.0) -> jax.Array:
+def ms_ssim(image: jax.Array, decoded: jax.Array, *, peak: float = 1.0, scales: int = 5) -> jax.Array:
     """Multi-scale structural similarity over five scales (Wang et al. 2003), by channel and then averaged.
 
         Π_{l<5} mean(cs_l)^{w_l} · mean(ssim_5)^{w_5},   cs = (2 σ_12 + C_2) / (σ_1² + σ_2² + C_2),
@@ -74,14 +73,15 @@ def ms_ssim(image: jax.Array, decoded: jax.Array, *, peak: float = 1.0) -> jax.A
     The last scale's term counts once; older public code of learned codecs multiplies it four times.
 
     Args:
-      image, decoded: [B, H, W, C] float, sides of at least 161.
+      image, decoded: [B, H, W, C] float, sides of at least 161, or 10 · 2^(scales - 1) + 1.
       peak: L, 1 or 255.
+      scales: the first of the five alone, for small images; their weights then sum to one.
 
     Returns:
       [B] in [0, 1].
 
     Raises:
-      ValueError: two shapes. UserError: a side that is too small.
+      ValueError: two shapes. UserError: a side that is too small, or other numbers of scales.
 
     Example:
       >>> a = jnp.ones((1, 176, 176, 1)) * jnp.linspace(0, 1, 176)[:, None]
@@ -90,22 +90,25 @@ def ms_ssim(image: jax.Array, decoded: jax.Array, *, peak: float = 1.0) -> jax.A
     """
     _check(image, decoded)
     check_number("peak", peak, Positive)
-    if min(image.shape[1:3]) < _SMALLEST:
+    check_number("scales", scales, Integers(1, len(WEIGHTS)))
+    smallest = (_TAPS - 1) * 2 ** (scales - 1) + 1
+    if min(image.shape[1:3]) < smallest:
         raise UserError(
-            f"image: MS-SSIM needs sides of at least {_SMALLEST} pixels, got {image.shape[2]}x{image.shape[1]}"
+            f"image: MS-SSIM needs sides of at least {smallest} pixels, got {image.shape[2]}x{image.shape[1]}"
         )
+    weights = WEIGHTS if scales == len(WEIGHTS) else np.array(WEIGHTS[:scales]) / sum(WEIGHTS[:scales])
     c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
     total = jnp.ones(())
-    for level, weight in enumerate(WEIGHTS):
+    for level, weight in enumerate(weights):
         maps = jnp.concatenate([image, decoded, image**2, decoded**2, image * decoded])
         mean1, mean2, square1, square2, product = jnp.split(_blur(maps), 5)
         var1, var2 = square1 - mean1**2, square2 - mean2**2
         covariance = product - mean1 * mean2
         term = (2 * covariance + c2) / (var1 + var2 + c2)
-        if level == len(WEIGHTS) - 1:
+        if level == scales - 1:
             term = term * (2 * mean1 * mean2 + c1) / (mean1**2 + mean2**2 + c1)
         # A mean of 0 has no slope under a broken power.
-        total = total * jnp.maximum(term.mean((1, 2)), 1e-6) ** weight
-        if level < len(WEIGHTS) - 1:
+        total = total * jnp.maximum(term.mean((1, 2)), 1e-6) ** float(weight)
+        if level < scales - 1:
             image, decoded = _halve(image), _halve(decoded)
     return total.mean(-1)

@@ -195,7 +195,8 @@ class Codec:
         )
         blocks = [-(-side // spec.multiple) for side in (header.height, header.width)]
         z = bitstream.decode_hyper(self.tables, z_stream, *blocks)
-        sums = self.tables.hyper(z)
+        every = spec.entropy in CENTERED  # all means are added, those of silent channels too
+        sums = self.tables.hyper(z, None if every else channels)
         size = [side * 2**spec.hyper_halvings for side in blocks]
         symbols, offsets = np.zeros((*size, spec.latents), np.int64), None
         if spec.entropy == "autoregressive":
@@ -205,7 +206,7 @@ class Codec:
         parameters = self.tables.parameters(sums)
         offsets = self.tables.offsets(parameters)
         if channels.any():
-            flat = self.tables.flat(parameters, channels)
+            flat = self.tables.flat(parameters, channels if every else None)
             rows = bitstream.decode_latents(self.tables, y_stream, flat, header.most)
             symbols[..., channels] = rows.reshape(*size, -1)
         return header, symbols, offsets

@@ -8,8 +8,9 @@ Methods: edic
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -112,26 +113,34 @@ def integer_conv(x: np.ndarray, layer: IntegerLayer) -> np.ndarray:
 
     Args:
       x: float64 that holds whole numbers below 2^15.
-      layer: the convolution; a transposed one is a plain one over zeros between the values.
+      layer: the convolution; a transposed one, with sums [2 H, 2 W, C_out], is four plain ones of the taps that meet values.
     """
     size = layer.kernel.shape[0]
-    before = size // 2
-    after = before
-    if layer.up == 2:
-        height, width, channels = x.shape
-        spread = np.zeros((2 * height - 1, 2 * width - 1, channels))
-        spread[::2, ::2] = x
-        x, before, after = spread, size - 1 - size // 2, size - size // 2
-    x = np.pad(x, ((before, after), (before, after), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(0, 1))  # [H, W, C, k, k]
+    if layer.up == 1:
+        return _sums(x, layer.kernel, ((size // 2, size // 2),) * 2) + layer.bias
+    before = size - 1 - size // 2
+    sums = np.empty((2 * x.shape[0], 2 * x.shape[1], layer.kernel.shape[3]))
+    for phases in np.ndindex(2, 2):
+        firsts = [(phase + before) % 2 for phase in phases]
+        kernel = layer.kernel[firsts[0] :: 2, firsts[1] :: 2]
+        starts = [(phase + first - before) // 2 for phase, first in zip(phases, firsts, strict=True)]
+        pads = [(-start, start + taps - 1) for start, taps in zip(starts, kernel.shape[:2], strict=True)]
+        sums[phases[0] :: 2, phases[1] :: 2] = _sums(x, kernel, pads)
+    return sums + layer.bias
+
+
+def _sums(x: np.ndarray, kernel: np.ndarray, pads: Sequence[tuple[int, int]]) -> np.ndarray:
+    """[H', W', C_out] of a plain convolution of [H, W, C_in] between zeros."""
+    x = np.pad(x, (*pads, (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[:2], axis=(0, 1))  # [H', W', C, k, k]
     height, width = windows.shape[:2]
-    matrix = layer.kernel.transpose(2, 0, 1, 3).reshape(-1, layer.kernel.shape[3])
+    matrix = kernel.transpose(2, 0, 1, 3).reshape(windows[0, 0].size, kernel.shape[3])
     sums = np.empty((height, width, matrix.shape[1]))
     rows = max(_POSITIONS // width, 1)
     for top in range(0, height, rows):
         some = windows[top : top + rows]
         sums[top : top + rows] = (some.reshape(-1, len(matrix)) @ matrix).reshape(*some.shape[:2], -1)
-    return sums + layer.bias
+    return sums
 
 
 class IntegerParameters(NamedTuple):
@@ -158,21 +167,28 @@ class Tables:
     spec: CodecSpec
     arrays: Mapping[str, np.ndarray]
 
-    def hyper(self, z: np.ndarray) -> np.ndarray:
-        """What the hyper-decoder says of ẑ [a, b, N], whole numbers: sums with 18 fractional bits, or 2 M features."""
+    def hyper(self, z: np.ndarray, channels: np.ndarray | None = None) -> np.ndarray:
+        """What the hyper-decoder says of ẑ [a, b, N], whole numbers: sums with 18 fractional bits, or 2 M features.
+
+        With `channels` [M], sums of these latents alone, the same numbers; an auto-regressive model needs all of its features.
+        """
         if np.abs(z).max(initial=0) > MOST_HYPER:
             raise ValueError(f"z: needs whole numbers up to {MOST_HYPER}")
         x = np.asarray(z, np.float64)
         for i in range(1, self.spec.hyper_halvings + 1):
             bits = WEIGHT_BITS if i == 1 else _RESULT_BITS
             x = _rounded(integer_conv(x, _layer(self.arrays, f"h_s/deconv{i}", up=2)), bits)
-        sums = integer_conv(x, _layer(self.arrays, "h_s/conv"))
+        last = _layer(self.arrays, "h_s/conv")
+        if channels is not None and self.spec.entropy != "autoregressive":
+            columns = np.tile(channels, self.spec.outputs)
+            last = last._replace(kernel=last.kernel[..., columns], bias=last.bias[columns])
+        sums = integer_conv(x, last)
         return _rounded(sums, _RESULT_BITS) if self.spec.entropy == "autoregressive" else sums
 
     def parameters(self, sums: np.ndarray) -> IntegerParameters:
-        """Quantized parameters [..., M, K] of sums [..., `outputs` M] with 18 fractional bits."""
+        """Quantized parameters [..., M, K] of sums [..., `outputs` M] with 18 fractional bits, of all latents or of some."""
         spec = self.spec
-        raw = sums.astype(np.int64).reshape(*sums.shape[:-1], spec.outputs, spec.latents)
+        raw = sums.astype(np.int64).reshape(*sums.shape[:-1], spec.outputs, sums.shape[-1] // spec.outputs)
         raw = np.moveaxis(raw, -2, -1)
         k = spec.components if spec.is_mixture else 1
         scale = np.searchsorted(self.arrays["thresholds"], raw[..., -k:], side="right")
@@ -195,9 +211,11 @@ class Tables:
             return parameters
         return parameters._replace(mu=np.zeros_like(parameters.mu))
 
-    def flat(self, parameters: IntegerParameters, channels: np.ndarray) -> IntegerParameters:
-        """Parameters [S, K] of what is coded of [h, w, M, K], in the channels [M] that have symbols."""
-        coded = self.coded_under(parameters).rows((..., channels, slice(None)))
+    def flat(self, parameters: IntegerParameters, channels: np.ndarray | None = None) -> IntegerParameters:
+        """Parameters [S, K] of what is coded of [h, w, M, K], in the channels [M] that have symbols; in all unless given."""
+        coded = self.coded_under(parameters)
+        if channels is not None:
+            coded = coded.rows((..., channels, slice(None)))
         return IntegerParameters(*(values.reshape(-1, values.shape[-1]) for values in coded))
 
     def frequencies(self, parameters: IntegerParameters, most: int) -> np.ndarray:
@@ -274,6 +292,15 @@ def _laplace_cdf(t: np.ndarray) -> np.ndarray:
     return np.where(t < 0, half, 1 - half)
 
 
+@functools.cache
+def _cumulative(family: str) -> np.ndarray:
+    """[64, 16, 514] int32: F((n - ½ - f/16) / σ) of every scale and part f of a mean, in units of 2^-24."""
+    edges = np.arange(-_SPAN, _SPAN + 2) - 0.5
+    at = (edges - np.arange(GRID)[:, None] / GRID) / scale_table()[:, None, None]
+    cdf = {"laplace": _laplace_cdf, "gaussian": _gaussian_cdf}[family](at)
+    return np.rint(2.0**TABLE_BITS * cdf).astype(np.int32)
+
+
 def make_tables(spec: CodecSpec, params: Mapping) -> Tables:
     """The tables of a trained network, made once: libraries' erfc and exp differ in the last place, stored numbers do not.
 
@@ -285,13 +312,9 @@ def make_tables(spec: CodecSpec, params: Mapping) -> Tables:
       UserError: weights that fixed point does not hold.
     """
     arrays = export_layers(spec, params)
-    scales = scale_table()
-    logs = np.log(scales)
+    logs = np.log(scale_table())
     arrays["thresholds"] = np.rint((logs[1:] + logs[:-1]) / 2 * 2.0**_RESULT_BITS).astype(np.int32)
-    edges = np.arange(-_SPAN, _SPAN + 2) - 0.5
-    at = (edges - np.arange(GRID)[:, None] / GRID) / scales[:, None, None]
-    cdf = _laplace_cdf(at) if spec.entropy == "laplace" else _gaussian_cdf(at)
-    arrays["cdf"] = np.rint(2.0**TABLE_BITS * cdf).astype(np.int32)
+    arrays["cdf"] = _cumulative("laplace" if spec.entropy == "laplace" else "gaussian").copy()
     arrays["exp"] = np.rint(2.0**15 * np.exp(-np.arange(_EXPONENTS) / GRID)).astype(np.int32)
     arrays["prior"] = prior_frequencies(params["prior"])
     return Tables(spec, arrays)

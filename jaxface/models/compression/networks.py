@@ -17,7 +17,8 @@ import numpy as np
 
 from jaxface.checks import AtLeast, Positive, check_number
 from jaxface.errors import UserError
-from jaxface.layers.edic import GDN, ChannelAttention, Enhancer, FactorizedPrior, lower_bound
+from jaxface.layers.edic import ChannelAttention, Enhancer, FactorizedPrior
+from jaxface.layers.gdn import GDN, lower_bound
 from jaxface.layers.one_draw import drawn
 from jaxface.losses.edic import (
     LEAST_PROBABILITY,

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from jaxface.checks import AtLeast, check_number
 from jaxface.errors import UserError
-from jaxface.layers.edic import Enhancer, FactorizedPrior, lower_bound
+from jaxface.layers.edic import Enhancer, FactorizedPrior
+from jaxface.layers.gdn import lower_bound
 from jaxface.layers.motion import WIDTHS, FlowPyramid, warp
 from jaxface.layers.one_draw import kernel, near_zero
 from jaxface.losses.edic import LEAST_PROBABILITY

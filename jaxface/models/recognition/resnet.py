@@ -22,7 +22,7 @@ class ResNet(nn.Module):
 
         stem    conv7x7 (stride 2), BN, ReLU, 3x3 max-pool (stride 2);  with `small_images` conv3x3, BN, ReLU
         stages  residual units; every stage but the first halves the plane
-        head    mean over the plane, Dense
+        head    mean over the plane (or `pooling`), Dense
 
     Args:
       embedding: features of the last Dense layer: the size of an embedding, or the number of classes; None leaves it out.
@@ -32,6 +32,7 @@ class ResNet(nn.Module):
         known as v1.5).
       small_images: the CIFAR form: plain stem, and shortcuts without parameters (subsampling, new channels zero).
       plain_shortcut: such shortcuts; as `small_images` unless given.
+      pooling: makes the layer [B, H, W, C] -> [B, D] in the place of the mean, such as `jaxface.layers.BilinearPool`.
       remat: "block" stores the inputs of the residual units alone for the backward pass.
 
     image [B, H, W, C] -> [B, E] float32. `dtype` is that of stem and stages; the head is float32.
@@ -44,6 +45,7 @@ class ResNet(nn.Module):
     block: str = "basic"
     small_images: bool = False
     plain_shortcut: bool | None = None
+    pooling: Callable[..., nn.Module] | None = None
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     remat: Remat = "none"
@@ -76,7 +78,10 @@ class ResNet(nn.Module):
                     **types,
                 )
                 x = run_block(unit, x, remat=self.remat, train=train)
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        if self.pooling is None:
+            x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        else:
+            x = self.pooling(name="head_pool")(x).astype(jnp.float32)
         if self.embedding is None:
             return x
         return nn.Dense(self.embedding, param_dtype=self.param_dtype, name="head_dense")(x)

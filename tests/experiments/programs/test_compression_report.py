@@ -38,7 +38,7 @@ def test_a_report_of_files(tmp_path, capsys):
     inference.save_codec(tmp_path / "one.safetensors", small.codec())
     pictures = tmp_path / "pictures"
     pictures.mkdir()
-    for name, size in (("a", (40, 33)), ("b", (24, 24))):
+    for name, size in (("a", (24, 24)), ("b", (24, 20))):
         Image.effect_noise(size, 40).convert("RGB").save(pictures / f"{name}.png")
     arguments = [
         f"ours={tmp_path / 'one.safetensors'}",

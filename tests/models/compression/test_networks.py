@@ -77,7 +77,10 @@ def test_a_context_model_sees_only_what_was_decoded_before():
     assert context_mask().sum() == 12
 
 
-@pytest.mark.parametrize("entropy", ["laplace", "mean_scale", "mixture"])
+@pytest.mark.parametrize(
+    "entropy",
+    ["mean_scale", *(pytest.param(name, marks=pytest.mark.slow) for name in ("laplace", "mixture"))],
+)
 def test_noise_in_training_and_whole_numbers_in_evaluation(entropy):
     spec = dataclasses.replace(small.SMALL, entropy=entropy)
     network, params = EDIC(spec), small.params_of(spec)
