@@ -40,7 +40,7 @@ from skimage import data as photographs
 from experiments import configs
 from experiments.launch import launch
 from experiments.methods import cassod
-from jaxface import inference
+from jaxface import data, inference
 from jaxface.data.transforms.drawing import draw_boxes
 
 DETECTOR = None  # work directory of a finished run, a bundle, or RetinaFace_mobilenet025.pth

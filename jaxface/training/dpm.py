@@ -13,8 +13,8 @@ from jaxface.layers import QualityHead
 
 Correction = Literal["scaled", "unscaled", "plain", "mc", "refit", "refit_unscaled", "temperature"]
 """A margin of its own from a frozen detector. Moderated by a variance: from standardized features, in units of the mean square
-margin (DPM-DQ); in units of 1; from raw features; by the sampled loss. Controls: the same head predicts the margin itself, in either
-unit; one temperature for all images."""
+margin (DPM-DQ); in units of 1; from raw features; by the sampled loss. Controls: the same head predicts the margin itself, in
+either unit; one temperature for all images."""
 
 
 def corrections_start(rng: jax.Array, names: Sequence[Correction], feature_size: int, *, hidden: int) -> dict:
