@@ -27,7 +27,7 @@ def ladder(config: niqa_attack.Config, parallel: training.JitParallel) -> Work:
         return {"variables": variables, "map": np.float32([0, 1])}
 
     def step(state, batch):
-        rate = jax.tree_util.Partial(quality.NetworkRating(model), state)
+        rate = jax.tree_util.Partial(quality.NetworkRating(model, detail=True), state)
         images = (batch["image"] + 1) / 2
         told = attacks.perceptual_attack(
             rate, niqa_attack.distance_of(config, fidelity), images, jax.random.key(0), rungs, attack

@@ -83,6 +83,7 @@ class Config(QualityRecipe):
             dists="weights.pt",
             narrower=1,
             words=10_000,
+            crop=None,
             optimizer=training.adam(1e-4),
             steps=20_000,
             workers=8,
