@@ -98,7 +98,7 @@ gpu-report:  ## on a GPU, in under 9 minutes: are the kernels right, what do the
 	@if $(PYTHON) -c '$(HAS_JAX)'; then python=$(PYTHON); else $(MAKE) --no-print-directory venv && python=$(BIN)/python; fi; \
 		$$python -m benchmarks.gpu_report $(if $(WHEELS),--wheels $(WHEELS)) $(ARGS)
 
-tpu-aot: $(COMPILERS)/.installed  ## compile the steps of 10^8 and 10^9 identities for TPU v5p without a TPU (10 min), print bytes per chip; ARGS=--vit for ViT-L
+tpu-aot: $(COMPILERS)/.installed  ## compile the steps of 10^8 and 10^9 identities for TPU v5p without a TPU (10 min), print bytes per chip; ARGS=--vit for ViT-L, --intern for INTERN's pod
 	PYTHONPATH=$(COMPILERS) $(BIN)/python -m benchmarks.tpu_aot $(ARGS)
 
 reproduce: $(STAMP)  ## METHOD=sface against its baselines over seeds
