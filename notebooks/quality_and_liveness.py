@@ -38,12 +38,93 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.methods import dpm
-from jaxface import data, metrics, training
+from experiments.methods import dpm, niqa_attack
+from experiments.recipes import quality
+from jaxface import attacks, data, metrics, training
 
+QUALITY = niqa_attack.Config(models=("cnn",), steps=300)
+ATTACK = attacks.PerceptualAttack(steps=40, step=6e-4, keep_every=0)
 LIVENESS = dataclasses.replace(dpm.Config.digits(), steps=500, quality_steps=400)
 UNCERTAIN = dataclasses.replace(
     dpm.Config.digits(), lam=1.0, beta=3.0, projection=16, corrections=(), steps=600
+)
+
+# %% [markdown]
+# ## A quality model
+#
+# Dead leaves, blurred, noisy or in blocks, with an opinion from 0 to 10 that falls with the distortion. A small network learns it.
+
+# %%
+rated = quality.load(QUALITY)
+stage, rate_of = quality.model_stage(QUALITY, "cnn", rated)
+rate = rate_of(training.run([stage]).state)  # image [H, W, C] in [0, 1] -> score from 0 to 10
+shown = jnp.asarray(np.stack([rated.held_out[i]["image"] for i in range(100)]), jnp.float32) / 255
+scores = np.asarray(jax.jit(jax.vmap(rate))(shown))
+opinions = np.asarray(rated.held_out.opinions)[:100]
+print(f"rank correlation of scores and opinions: {metrics.srcc(scores, opinions):.3f}")
+figure, axes = plt.subplots(1, 6, figsize=(11, 2.2))
+for axis, index in zip(axes, np.argsort(scores)[:: len(scores) // 6][:6], strict=True):
+    axis.imshow(shown[index])
+    axis.set_title(f"says {scores[index]:.1f}, is {opinions[index]:.1f}", fontsize="small")
+    axis.axis("off")
+plt.show()
+
+# %% [markdown]
+# ### Attacked
+#
+# The attack climbs $-D(x, x_0) + \lambda (f(x) - f_0)^2$, up and down, with the structural similarity as what people see. A whole ladder
+# of $\lambda$ around the threshold at which the score gets away from the penalty is one compiled program. Below: the image, what makes
+# the model say more and less, and the differences twenty-fold.
+
+# %%
+
+
+def dissimilarity(image, start):
+    return 1 - metrics.ssim(image, start)
+
+
+start = shown[int(np.argmin(np.abs(scores - 5)))]
+key = jax.random.key(0)
+ladder = attacks.ladder_around(attacks.critical_weight(rate, dissimilarity, start, key, ATTACK), 6)
+told = attacks.perceptual_attack(rate, dissimilarity, start, key, ladder, ATTACK)
+pair = np.asarray(told.iterates[-1])  # of the last rung: up, then down
+figure, axes = plt.subplots(1, 5, figsize=(11, 2.6))
+before = np.asarray(start * 255).round()
+panels = [("the image", before), ("says more", pair[0]), ("says less", pair[1])]
+panels += [
+    (f"20 × change, {name}", 128 + 20 * (image - before))
+    for name, image in (("up", pair[0]), ("down", pair[1]))
+]
+words = [float(rate(start)), *map(float, told.scores[-1])]
+for k, (axis, (name, image)) in enumerate(zip(axes, panels, strict=True)):
+    axis.imshow(np.clip(image, 0, 255).astype(np.uint8))
+    axis.set_title(name + (f": {words[k]:.1f}" if k < 3 else ""), fontsize="small")
+    axis.axis("off")
+plt.show()
+
+# %% [markdown]
+# ### Beside random changes of the same size
+#
+# Any change of an image may move a score. The control shuffles the change over places and signs: the same root mean square and maximum.
+
+# %%
+figure, axis = plt.subplots(figsize=(6, 3))
+moves = np.asarray(told.scores) - float(rate(start))
+for k, name in enumerate(("up", "down")):
+    axis.plot(np.asarray(told.distances)[:, k], moves[:, k], marker="o", label=f"attacked {name}")
+random = [
+    np.asarray(jax.vmap(rate)(attacks.shuffled_changes(image[0].astype(np.float32) / 255, start, key)))
+    - float(rate(start))
+    for image in np.asarray(told.iterates)
+]
+for distance, values in zip(np.asarray(told.distances)[:, 0], random, strict=True):
+    axis.plot([distance] * len(values), values, ".", color="gray", markersize=3)
+axis.set_xlabel("1 - SSIM")
+axis.set_ylabel("change of the score")
+axis.legend(fontsize="small")
+plt.show()
+print(
+    f"largest change: attacked {np.abs(moves).max():.2f}, at random {max(np.abs(v).max() for v in random):.2f}"
 )
 
 # %% [markdown]

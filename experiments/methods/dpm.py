@@ -8,6 +8,7 @@ Differs from the paper in: of which the abstract alone could be read; every form
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -21,11 +22,14 @@ from jaxface import axes, losses, models, training
 from jaxface import data as inputs
 from jaxface.checks import AtLeast, NonNegative, Positive, ProperFraction, check_number
 from jaxface.data.sources.semantics import FIELD
+from jaxface.data.sources.source import InMemory
 from jaxface.data.transforms.pixels import normalize_pixels
 from jaxface.errors import UserError
 from jaxface.models.dpm import GENERAL, Codes
 from jaxface.training.dpm import Correction, applied, cluster_labels, corrected_margins, corrections_start
 
+LARGEST_IN_MEMORY = 1 << 28
+"""Bytes of the pixels of a set that is read at once."""
 ATTRIBUTES = "attributes"
 """The group whose labels count on live faces alone."""
 PSEUDO = "pseudo"
@@ -146,7 +150,7 @@ class Config:
             backbone="mlp_96x64",
             lam=0.0,
             lq="none",
-            corrections=("scaled", "temperature", "refit", "mc", "unscaled", "plain"),
+            corrections=("scaled", "temperature", "refit", "refit_unscaled", "mc", "unscaled", "plain"),
             captures=inputs.CaptureNoise.mixed(0.4),
             optimizer=training.adam(2e-3, schedule="constant"),
             batch_size=100,
@@ -213,6 +217,12 @@ def network(config: Config, groups: Mapping[str, int], *, dq: bool = False) -> m
 def labeled(source: inputs.Source) -> inputs.Source:
     """A source whose records say what they know: nothing but live or attack where it has no semantic labels."""
     return source if hasattr(source, "semantic_names") else inputs.WithSemantics(source, {}, {})
+
+
+def gathered(source: inputs.Source, augment: inputs.Augment) -> inputs.Source:
+    """The source, all read at once where it is small and nothing changes its images."""
+    small = len(source) * math.prod(source.image_shape) < LARGEST_IN_MEMORY
+    return InMemory(source) if small and not augment.active else source
 
 
 def build(config: Config) -> list[training.Stage]:
@@ -390,7 +400,7 @@ def build(config: Config) -> list[training.Stage]:
             name="liveness",
             init=init,
             step=training.gradient_step(first, accumulate=config.accumulate, frozen=config.optimizer.held),
-            batches=lambda state: open_batches(),
+            batches=lambda state: open_batches(gathered(train, config.augment)),
             steps=config.steps,
             refresh=refresh if config.pseudo else None,
             refresh_every=max(len(train) // config.batch_size, 1),
@@ -449,7 +459,9 @@ def build(config: Config) -> list[training.Stage]:
             name="quality",
             init=init_quality,
             step=training.gradient_step(second),
-            batches=lambda state: open_batches(split.development, size, still, config.seed + 1),
+            batches=lambda state: open_batches(
+                gathered(split.development, still), size, still, config.seed + 1
+            ),
             steps=config.quality_steps,
             evaluate=training.LivenessConfidence(answer_with(config.corrections), variables_of, split),
             compile_init=False,  # it goes through the development set

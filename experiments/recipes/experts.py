@@ -26,7 +26,7 @@ from jaxface.models.intern import Generalist, expert_parameters, joined_variable
 from jaxface.models.task_heads import ClassHead
 from jaxface.training import experts as upstream
 from jaxface.training.evaluations.task_answers import frozen_features
-from jaxface.training.general_vision import FrozenBackbone, init_head, share
+from jaxface.training.general_vision import FrozenBackbone, init_head, quick_key, share
 from jaxface.training.re_representation import re_represented
 from jaxface.training.workdir import read_descriptions
 
@@ -46,7 +46,7 @@ class GeneralistSpec:
 
     mains: tuple[str, ...] = ("c", "d")
     """Experts of which one is made."""
-    steps: Annotated[int, AtLeast(2)] = 200
+    steps: Annotated[int, AtLeast(2)] = 150
     """Steps in all."""
     bridges_first: Annotated[float, OpenFraction] = 0.1
     """Fraction of them in which bridges and heads train and the trunk is frozen."""
@@ -75,7 +75,7 @@ class AdaptationSpec:
     batch_size: Annotated[int, AtLeast(1)] = 16
     """Images of a step, over all devices."""
     generator: VqganSpec = VqganSpec(
-        channels=8, latent=16, perceptual=0.0, adversarial=0.0, steps=150, reseed_images=128, reseed_every=50
+        channels=8, latent=16, perceptual=0.0, adversarial=0.0, steps=80, reseed_images=128, reseed_every=40
     )
     """The generator."""
 
@@ -117,7 +117,7 @@ class ExpertRecipe:
     """Optimizer and learning-rate schedule of the experts."""
     batch_size: Annotated[int, AtLeast(1)] = 32
     """Images of each source in a step, over all devices."""
-    steps: Annotated[int, AtLeast(1)] = 400
+    steps: Annotated[int, AtLeast(1)] = 300
     """Steps of each expert."""
     bfloat16: bool = False
     """Compute in bfloat16; parameters, statistics and losses stay float32."""
@@ -444,7 +444,7 @@ class Lines:
                 batch_size=config.batch_size,
             )
             stage, described = generator_stage(recipe, spec.generator, upstream_source)
-            outcome = yield stage
+            outcome = yield _quickly_begun(stage)
             generator = (described.model, outcome.state.params["generator"])
         classes = len(split.train.class_names)
         shares = {f: share(split.train, f, config.data_seed) for f in spec.fractions}
@@ -484,6 +484,15 @@ class Lines:
                         evaluate=scores,
                     )
                     state = outcome.state
+
+
+def _quickly_begun(stage: training.Stage) -> training.Stage:
+    """The same stage, its parameters drawn by a generator whose program compiles several times faster."""
+
+    def init(rng, previous):
+        return stage.init(quick_key(rng), previous).replace(rng=rng)
+
+    return dataclasses.replace(stage, init=init)
 
 
 def _word(fraction: float) -> str:

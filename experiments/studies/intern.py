@@ -92,7 +92,7 @@ def _captions(attribute: str, told: str) -> Study:
             "random network, 10 %": {"attributes": AttributeSpec("nothing")},
         },
         base=Config(
-            captions=inputs.CaptionedFaces(identities=200, held_out_identities=100),
+            captions=inputs.CaptionedFaces(identities=1000, held_out_identities=100),
             image_size=32,
             backbone="plain_stages_wide",
             up_a=_UP_A,

@@ -79,6 +79,7 @@ class BilinearPool(nn.Module):
         x = x.astype(jnp.float32).reshape(x.shape[0], -1, x.shape[-1])
         products = jnp.einsum("bnc,bnd->bcd", x, x) / x.shape[1]
         rooted = jnp.sign(products) * jnp.sqrt(jnp.abs(products) + _LEAST_PRODUCT)
-        flat = rooted.reshape(len(x), -1)
-        length = jnp.sqrt(jnp.sum(jnp.square(flat), axis=-1, keepdims=True))
-        return flat / jnp.maximum(length, _LEAST_LENGTH)
+        flat = rooted.reshape(x.shape[0], -1)
+        # A root has no slope at 0, where nothing answers.
+        energy = jnp.maximum(jnp.sum(jnp.square(flat), axis=-1, keepdims=True), _LEAST_LENGTH**2)
+        return flat / jnp.sqrt(energy)

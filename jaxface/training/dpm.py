@@ -11,10 +11,10 @@ from jaxface import losses
 from jaxface.extras import optional
 from jaxface.layers import QualityHead
 
-Correction = Literal["scaled", "unscaled", "plain", "mc", "refit", "temperature"]
+Correction = Literal["scaled", "unscaled", "plain", "mc", "refit", "refit_unscaled", "temperature"]
 """A margin of its own from a frozen detector. Moderated by a variance: from standardized features, in units of the mean square
-margin (DPM-DQ); in units of 1; from raw features; by the sampled loss. Controls: the same head predicts the margin itself; one
-temperature for all images."""
+margin (DPM-DQ); in units of 1; from raw features; by the sampled loss. Controls: the same head predicts the margin itself, in
+either unit; one temperature for all images."""
 
 
 def corrections_start(rng: jax.Array, names: Sequence[Correction], feature_size: int, *, hidden: int) -> dict:
@@ -33,7 +33,7 @@ def corrected_margins(
 
         v = S² softplus(g(h'))            h' = (h - mean) / std      scaled; S = 1 unscaled; h' = h besides plain
         v = 2 (S softplus(g(h')))²                                   mc
-        m' = S g(h')                                                 refit
+        m' = S g(h')                                                 refit; S = 1 refit_unscaled
         m' = m / T,   T = exp(10 log)                                temperature; tenfold, as it has far to go
 
     Args:
@@ -58,7 +58,9 @@ def corrected_margins(
             return QualityHead(params[name]["hidden"]["bias"].size).apply({"params": params[name]}, h)
 
         standard = (features.astype(jnp.float32) - stats.mean) / stats.std
-        if name == "refit":
+        if name == "refit_unscaled":
+            result[name] = head(standard), None
+        elif name == "refit":
             result[name] = jnp.sqrt(stats.scale) * head(standard), None
         elif name == "mc":
             deviation = jnp.sqrt(stats.scale) * jax.nn.softplus(head(standard))

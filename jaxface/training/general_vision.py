@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxface.checks import AtLeast, Positive, Range, check_fields
 from jaxface.data.pipeline.batches import batches
@@ -135,10 +136,16 @@ def train_head(backbone: FrozenBackbone, head: TaskHead, source: Source, spec: G
         if params is None:
             size = batch["image"].shape[1:3]
             params = init_head(jax.random.key(spec.seed), maps, head=head, size=size)
-            state = optimizer.init(params)
+            params, state = _beside(variables, (params, optimizer.init(params)))
         params, state, _ = _head_step(params, state, maps, batch, head=head, optimizer=optimizer)
     stream.close()
     return params
+
+
+def _beside(variables: Any, arrays: Any) -> Any:
+    """Arrays whole on every device of some variables, where a step leaves them: its first call is not compiled by itself."""
+    mesh = getattr(getattr(jax.tree.leaves(variables)[0], "sharding", None), "mesh", None)
+    return arrays if mesh is None else jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
 
 
 @functools.lru_cache(maxsize=8)

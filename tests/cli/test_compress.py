@@ -80,6 +80,7 @@ def test_the_codec_of_another_weight(run, picture, tmp_path):
         inference.open_codec(run).decode((tmp_path / "b.edic").read_bytes())
 
 
+@pytest.mark.slow
 def test_a_clip_there_and_back(video_run, tmp_path, capsys):
     frames = tmp_path / "frames"
     frames.mkdir()

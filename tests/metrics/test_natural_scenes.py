@@ -62,9 +62,9 @@ def test_large_samples_have_their_shapes():
 def test_the_shape_has_a_gradient_by_interpolation_and_none_from_the_table():
     slope = jax.jit(jax.grad(lambda x: metrics.ggd_fit(x)[0]))(EIGHT)
     ratio = lambda x: float(jnp.mean(jnp.abs(x)) ** 2 / jnp.mean(x**2))  # noqa: E731
-    change = 0.05 * EIGHT.at[0].set(0)  # along which the shape changes by many steps of the table
+    change = 0.05 * EIGHT.at[0].set(0)  # along which the shape changes by some steps of the table
     difference = float(ggd_fit(EIGHT + change)[0] - ggd_fit(EIGHT - change)[0]) / 2
-    assert ratio(EIGHT + change) != ratio(EIGHT) and abs(difference) > 5e-3
+    assert ratio(EIGHT + change) != ratio(EIGHT) and abs(difference) > 1e-3
     assert float(jnp.vdot(slope, change)) == pytest.approx(difference, rel=0.1)
     assert not jax.jit(jax.grad(lambda x: metrics.ggd_fit(x, lookup="nearest")[0]))(EIGHT).any()
 
@@ -98,7 +98,6 @@ def test_brisque_features_and_their_gradients(images):
     (values, features), slopes = both(images)
     assert features.shape == (4, 36) and np.isfinite(features).all() and np.isfinite(slopes).all()
     assert (np.abs(slopes).max(axis=(1, 2, 3)) > 0).all()
-    np.testing.assert_allclose(features, brisque(images), rtol=2e-4, atol=2e-5)
     # Of noise the coefficients are Gaussian, and those of drawn images are not.
     assert abs(float(features[3, 0]) - 2) > 0.3 and float(features[3, 0]) > float(features[0, 0])
     direction = np.random.default_rng(3).standard_normal(images[0].shape).astype(np.float32)
@@ -109,6 +108,13 @@ def test_brisque_features_and_their_gradients(images):
     )
 
 
+@pytest.mark.slow
+def test_many_images_have_the_features_of_each(images):
+    each = jax.jit(jax.vmap(metrics.brisque_features))(images)
+    np.testing.assert_allclose(brisque(images), each, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.slow
 def test_the_first_features_are_those_of_mscn(images):
     @jax.jit
     def both(image):
@@ -135,6 +141,7 @@ def test_the_distance_of_niqe_by_hand():
     assert float(distance(first, first)) == pytest.approx(0, abs=2e-6)
 
 
+@pytest.mark.slow
 def test_niqe_tells_noise_from_good_images():
     source = data.textured_leaves(9, side=64, seed=0)
     good = [source[i]["image"] / np.float32(255) for i in range(9)]
@@ -147,30 +154,57 @@ def test_niqe_tells_noise_from_good_images():
     assert jnp.isfinite(slope).all() and jnp.isfinite(steep).all() and jnp.abs(steep).max() > 0
 
 
+@pytest.mark.slow
 def test_blocks_and_sharpness_of_niqe():
     image = np.zeros((70, 40, 3), np.float32)
     image[:, 16:32] = np.random.default_rng(0).random((70, 16, 3))
-    features, sharpness = jax.jit(lambda x: metrics.niqe_features(x, block=16))(image)
+
+    @jax.jit
+    def both(image):
+        plane = metrics.luma(image[:64, :32], standard="ycbcr") * 255
+        half = metrics.mscn(metrics.halve(plane, antialias=True), padding="edge")[8:16, 8:16]
+        blocks = [metrics.mscn(plane, padding="edge")[16:32, 16:32], half]  # the second in the second row
+        expected = []
+        for block in blocks:
+            fits = [metrics.aggd_fit(x.reshape(-1)) for x in (block, block * jnp.roll(block, 1, axis=1))]
+            expected += [fits[0].alpha, (fits[0].beta_left + fits[0].beta_right) / 2]
+            expected += [fits[1].alpha, fits[1].eta, fits[1].beta_left, fits[1].beta_right]
+        return *metrics.niqe_features(image, block=16), jnp.stack(expected)
+
+    features, sharpness, expected = both(image)
     assert (
-        features.shape == (8, 36) and jnp.isfinite(features).all()
+        features.shape == (8, 36) and np.isfinite(features).all()
     )  # 4 x 2 blocks of 16, flat ones among them
     assert (sharpness.reshape(4, 2)[:, 0] < sharpness.reshape(4, 2)[:, 1]).all()
+    np.testing.assert_allclose(features[3, np.r_[:6, 18:24]], expected, rtol=1e-3, atol=1e-4)
 
 
 # CORNIA.
 
 
-def test_words_of_patches(images):
-    book = metrics.fit_codebook(images, words=12, patches=60, seed=0)
-    np.testing.assert_allclose(jnp.linalg.norm(book.words, axis=0), 1, atol=1e-5)
-    features = jax.jit(metrics.cornia_features)
-    every = features(images, book)
-    assert every.shape == (4, 24) and (every >= 0).all()
+@pytest.fixture(scope="module")
+def book(images):
+    return metrics.fit_codebook(images, words=12, patches=60, seed=0)
+
+
+def test_words_of_patches(images, book):
+    np.testing.assert_allclose(np.linalg.norm(book.words, axis=0), 1, atol=1e-5)
+
+    def total(image):
+        features = metrics.cornia_features(image, book)
+        return features.sum(), features
+
+    (_, features), slope = jax.jit(jax.value_and_grad(total, has_aux=True))(images)
+    assert features.shape == (4, 24) and (features >= 0).all()
+    assert np.isfinite(slope).all() and (np.abs(slope).max(axis=(1, 2, 3)) > 0).all()
+
+
+@pytest.mark.slow
+def test_places_are_drawn_by_a_key(images, book):
+    every = metrics.cornia_features(images, book)
     drawn = jax.jit(lambda key: metrics.cornia_features(images, book, key=key, patches=50))
     some, other = drawn(jax.random.key(0)), drawn(jax.random.key(1))
     assert (some <= every + 1e-4).all() and (some != other).any()
-    slope = jax.jit(jax.grad(lambda x: metrics.cornia_features(x, book).sum()))(images[0])
-    assert jnp.isfinite(slope).all() and jnp.abs(slope).max() > 0
 
 
 def test_a_patch_and_its_answers_by_hand():
@@ -187,6 +221,7 @@ def test_a_patch_and_its_answers_by_hand():
     )
 
 
+@pytest.mark.slow
 def test_whitened_patches_are_white(images):
     book = metrics.fit_codebook(images[2:], words=4, patches=2000, seed=0)
     place = jnp.arange(34 * 42)

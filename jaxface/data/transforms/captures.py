@@ -86,15 +86,19 @@ def bad_captures(rng: jax.Array, images: jax.Array, captures: CaptureNoise) -> t
     return jax.vmap(one)(keys, images)
 
 
+_CHUNK = 64  # images per compiled call
+
+
 @functools.partial(jax.jit, static_argnames="captures")
-def _captured(seed, index, image, captures):
-    key = jax.random.fold_in(jax.random.key(seed), index)
-    shown, severity = bad_captures(key[None], from_levels(image.astype(jnp.float32))[None], captures)
-    return shown[0], severity[0]
+def _captured(seed, numbers, images, captures):
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(numbers)
+    return bad_captures(keys, from_levels(images.astype(jnp.float32)), captures)
 
 
 class BadCaptures:
     """A source some of whose images are captured badly, always the same ones; records have `severity` float32 besides.
+
+    Images are made in chunks when first asked for, and kept.
 
     Args:
       source: images uint8.
@@ -106,6 +110,7 @@ class BadCaptures:
         self._source, self._captures, self._seed = source, captures, np.uint32(seed % 2**32)
         self.labels, self.class_names = source.labels, source.class_names
         self.image_shape = source.image_shape
+        self._chunks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __getattr__(self, name: str):
         """What else the source knows, such as `people`, `videos` or `shown`."""
@@ -116,9 +121,19 @@ class BadCaptures:
     def __len__(self) -> int:
         return len(self._source)
 
+    def _chunk(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """(images, severities) of a chunk; past the end the last record again, so that every call has one shape."""
+        if number not in self._chunks:
+            numbers = np.minimum(np.arange(_CHUNK) + number * _CHUNK, len(self) - 1).astype(np.int32)
+            images = np.stack([self._source[int(i)]["image"] for i in numbers])
+            shown, severity = _captured(self._seed, numbers, images, self._captures)
+            self._chunks[number] = to_bytes(np.asarray(shown)), np.asarray(severity)
+        return self._chunks[number]
+
     def __getitem__(self, index: int) -> Record:
         record = self._source[index]
         if self._captures.share == 0:
             return {**record, "severity": np.float32(0)}
-        image, severity = _captured(self._seed, np.int32(index), record["image"], self._captures)
-        return {**record, "image": to_bytes(np.asarray(image)), "severity": np.float32(severity)}
+        images, severity = self._chunk(int(index) // _CHUNK)
+        row = int(index) % _CHUNK
+        return {**record, "image": images[row], "severity": severity[row]}

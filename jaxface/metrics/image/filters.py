@@ -53,8 +53,8 @@ def luma(image: jax.Array, *, standard: Luma = "matlab", peak: float = 1.0) -> j
         raise ValueError(f"image: needs [..., H, W, 3] or [..., H, W, 1], got {image.shape}")
     if image.shape[-1] == 1:
         return image[..., 0]
-    weights, offset = _LUMA[standard]
-    return sum(image[..., c] * weight for c, weight in enumerate(weights)) + offset * peak
+    (red, green, blue), offset = _LUMA[standard]
+    return red * image[..., 0] + green * image[..., 1] + blue * image[..., 2] + offset * peak
 
 
 @functools.lru_cache(maxsize=32)

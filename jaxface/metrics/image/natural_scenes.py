@@ -191,7 +191,10 @@ def aggd_fit(x: jax.Array, *, lookup: Lookup = "interpolate") -> AsymmetricGauss
 
 
 def _aggd(x, lookup):
-    ratio, left, right = _aggd_moments(x)
+    return _aggd_of(*_aggd_moments(x), lookup)
+
+
+def _aggd_of(ratio, left, right, lookup):
     alpha, within = _shape_of(ratio, lookup)
     spread = jnp.exp(0.5 * (gammaln(1 / alpha) - gammaln(3 / alpha)))
     eta = (right - left) * jnp.sqrt(within)
@@ -239,8 +242,8 @@ def brisque_features(
       UserError: sides below 14, or a constant image, where it is known.
 
     Example:
-      >>> waves = 0.5 + 0.3 * jnp.sin(jnp.arange(24.0)[:, None] * jnp.arange(24.0)[None] / 7)
-      >>> brisque_features(waves[..., None]).shape
+      >>> image = jax.random.uniform(jax.random.key(0), (24, 24, 3))
+      >>> jax.jit(brisque_features)(image).shape
       (36,)
     """
     need_side("image", *image.shape[-3:-1], 2 * TAPS, of="BRISQUE")
@@ -288,14 +291,20 @@ def _blocks(plane: jax.Array, side: int) -> jax.Array:
     return jnp.swapaxes(cut, -3, -2).reshape(*lead, -1, side, side)
 
 
-def _block_features(coefficients: jax.Array) -> jax.Array:
-    """[..., 18] of MSCN coefficients [..., side, side]."""
+def _block_moments(coefficients: jax.Array) -> tuple[jax.Array, ...]:
+    """r(α), s_l and s_r, [..., 5] each, of MSCN coefficients [..., side, side] and of their products with neighbors."""
     flat = lambda x: x.reshape(*x.shape[:-2], -1)  # noqa: E731
     maps = [coefficients, *(coefficients * jnp.roll(coefficients, s, axis=(-2, -1)) for s in _BLOCK_SHIFTS)]
-    fit = _aggd(jnp.stack([flat(x) for x in maps], axis=-2), "interpolate")
+    return _aggd_moments(jnp.stack([flat(x) for x in maps], axis=-2))
+
+
+def _block_features(moments: tuple[jax.Array, ...]) -> jax.Array:
+    """[..., 36] of `_block_moments` at two scales, [..., 2, 5] each."""
+    fit = _aggd_of(*moments, "interpolate")
     first = jnp.stack([fit.alpha[..., 0], (fit.beta_left[..., 0] + fit.beta_right[..., 0]) / 2], axis=-1)
     pairs = jnp.stack([fit.alpha, fit.eta, fit.beta_left, fit.beta_right], axis=-1)[..., 1:, :]
-    return jnp.concatenate([first, pairs.reshape(*pairs.shape[:-2], 16)], axis=-1)
+    scales = jnp.concatenate([first, pairs.reshape(*pairs.shape[:-2], 16)], axis=-1)
+    return scales.reshape(*scales.shape[:-2], 36)
 
 
 def niqe_features(
@@ -320,7 +329,7 @@ def niqe_features(
       UserError: an impossible block, or an image with fewer than two of them.
 
     Example:
-      >>> features, sharpness = niqe_features(jax.random.uniform(jax.random.key(0), (32, 64, 3)), block=32)
+      >>> features, sharpness = jax.eval_shape(niqe_features, jnp.zeros((192, 100, 3)))
       >>> features.shape, sharpness.shape
       ((2, 36), (2,))
     """
@@ -334,8 +343,9 @@ def niqe_features(
     plane = luma(image[..., :height, :width, :], standard=standard, peak=peak) * (255 / peak)
     first, deviation = _normalized(plane, "edge")
     second, _ = _normalized(halve(plane, antialias=True), "edge")
-    features = [_block_features(_blocks(first, block)), _block_features(_blocks(second, block // 2))]
-    return jnp.concatenate(features, axis=-1), jnp.mean(_blocks(deviation, block), axis=(-2, -1))
+    scales = [_block_moments(_blocks(x, side)) for x, side in ((first, block), (second, block // 2))]
+    moments = tuple(jnp.stack(pair, axis=-2) for pair in zip(*scales, strict=True))
+    return _block_features(moments), jnp.mean(_blocks(deviation, block), axis=(-2, -1))
 
 
 def _gaussian_of(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -396,9 +406,9 @@ def niqe(
       UserError: as `niqe_features`.
 
     Example:
-      >>> model = fit_niqe([jax.random.uniform(jax.random.key(n), (64, 64, 3)) for n in range(4)], block=32)
-      >>> bool(niqe(jax.random.uniform(jax.random.key(9), (64, 64, 3)), model, block=32) > 0)
-      True
+      >>> model = NiqeModel(jnp.zeros(36), jnp.eye(36))
+      >>> jax.eval_shape(niqe, jnp.zeros((5, 192, 100, 3)), model).shape
+      (5,)
     """
     features, _ = niqe_features(image, peak=peak, standard=standard, block=block)
     return gaussian_distance(model, NiqeModel(*_gaussian_of(features)))

@@ -1,4 +1,7 @@
-"""What an evaluation needs of its data is found out from the labels, before anything is computed."""
+"""What an evaluation needs of its data is found out from the labels, before anything is computed.
+
+Methods: dpm
+"""
 
 import contextlib
 from collections.abc import Iterator

@@ -40,6 +40,7 @@ def outcome(tmp_path_factory):
     return config, stages, training.run(stages, seed=0, workdir=workdir), workdir
 
 
+@pytest.mark.slow
 def test_a_run_lowers_its_loss_and_reports_rate_and_distortion(outcome):
     _, (stage,), last, _ = outcome
     report = last.metrics
@@ -52,6 +53,7 @@ def test_a_run_lowers_its_loss_and_reports_rate_and_distortion(outcome):
     assert report["codec/loss"] < stage.evaluate(fresh)["codec/loss"]
 
 
+@pytest.mark.slow
 def test_a_run_is_opened_as_a_codec_that_another_run_starts_from(outcome):
     config, _, last, workdir = outcome
     assert inference.codec_weights(workdir) == [512.0]
@@ -118,9 +120,14 @@ def test_bad_configurations_are_refused_before_anything_compiles(changes, words)
         build(dataclasses.replace(SMALL, **changes))
 
 
-def test_a_codec_of_another_network_is_no_start(outcome):
+def test_a_codec_of_another_network_is_no_start(tmp_path):
+    file = tmp_path / "codec.safetensors"
+    inference.save_codec(file, small_codec.codec())
     with pytest.raises(UserError, match="init_from: needs a codec of the same network"):
-        build(dataclasses.replace(SMALL, codec=LAPTOP, init_from=str(outcome[3])))
+        build(dataclasses.replace(SMALL, codec=LAPTOP, init_from=str(file)))
+    (stage, *_) = build(dataclasses.replace(SMALL, codec=small_codec.SMALL, init_from=str(file)))
+    started = stage.init(jax.random.key(0), None).params["codec"]["g_s"]["deconv1"]["kernel"]
+    np.testing.assert_array_equal(started, small_codec.codec().params["g_s"]["deconv1"]["kernel"])
 
 
 def test_recognizers_refuse_images_without_classes():

@@ -58,10 +58,11 @@ def test_the_widened_decoder_costs_as_much_as_the_enhancer():
 def test_components_start_apart():
     spec = small.SMALL
     z = jnp.zeros((1, 2, 2, spec.channels))
-    params = HyperSynthesis(spec).init(jax.random.key(0), z)["params"]
-    bias = params["conv"]["bias"].reshape(3, spec.components, spec.latents)
+    start = jax.jit(lambda key: HyperSynthesis(spec).init(key, z)["params"]["conv"]["bias"])
+    told = np.asarray(start(jax.random.key(0)))
+    bias = told.reshape(3, spec.components, spec.latents)
     np.testing.assert_array_equal(bias[1], np.repeat([[-2.0], [0.0], [2.0]], spec.latents, axis=1))
-    told = split_parameters(spec, jnp.broadcast_to(params["conv"]["bias"], (1, 1, 1, bias.size)))
+    told = jax.jit(lambda sums: split_parameters(spec, sums))(told.reshape(1, 1, 1, -1))
     np.testing.assert_array_equal(told.mu[0, 0, 0, 0], [-2, 0, 2])
     assert told.scale.shape == (1, 1, 1, spec.latents, 3) and (told.scale == 1).all()
 
@@ -79,7 +80,7 @@ def test_a_context_model_sees_only_what_was_decoded_before():
 
 @pytest.mark.parametrize(
     "entropy",
-    ["mean_scale", *(pytest.param(name, marks=pytest.mark.slow) for name in ("laplace", "mixture"))],
+    ["mixture", *(pytest.param(name, marks=pytest.mark.slow) for name in ("laplace", "mean_scale"))],
 )
 def test_noise_in_training_and_whole_numbers_in_evaluation(entropy):
     spec = dataclasses.replace(small.SMALL, entropy=entropy)

@@ -44,6 +44,7 @@ def test_switches_leave_out_what_they_name():
     assert "enhancer" not in params["residual"]
 
 
+@pytest.mark.slow
 def test_a_frame_through_the_codec():
     spec = VideoSpec(
         residual=CodecSpec(

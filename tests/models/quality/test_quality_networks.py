@@ -60,7 +60,8 @@ def test_divisive_normalization_starts_where_it_is_told():
     module = layers.GDN(beta=1e-4, gamma=1.0)
     x = jnp.asarray([[0.01, -3.0]])
     expected = np.asarray(x) / np.sqrt(1e-4 + np.asarray(x) ** 2)
-    np.testing.assert_allclose(module.apply(module.init(jax.random.key(0), x), x), expected, rtol=1e-4)
+    found, _ = jax.jit(lambda x: module.init_with_output(jax.random.key(0), x))(x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
     with pytest.raises(UserError, match="beta: needs a finite number from 1e-06, got 0"):
         layers.GDN(beta=0.0).init(jax.random.key(0), x)
 
@@ -70,20 +71,26 @@ def test_divisive_normalization_starts_where_it_is_told():
     [
         ("quality_cnn", {"channels": (4, 6, 6)}),
         ("gdn_pyramid", {"channels": (4, 4), "hidden": 5, "levels": (1, 2)}),
-        ("bilinear_resnet34", {"channels": (4, 4), "stages": (1, 1)}),
+        pytest.param("bilinear_resnet34", {"channels": (4, 4), "stages": (1, 1)}, marks=pytest.mark.slow),
     ],
 )
-def test_an_image_has_a_gradient_and_networks_describe_themselves(name, fields):
+def test_an_image_has_a_gradient(name, fields):
     module = models.create(name, embedding=2, **fields)
-    assert models.from_description(models.describe(module)) == module
     images = jnp.asarray(RNG.random((2, 24, 20, 3)), jnp.float32)
-    variables = jax.jit(lambda x: module.init(jax.random.key(0), x, train=False))(images[:1])
+    shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), images[:1])
+    variables = jax.tree.map(lambda leaf: RNG.uniform(0.1, 0.5, leaf.shape).astype(np.float32), shapes)
     value = lambda image: module.apply(variables, image[None], train=False)[0, 0]  # noqa: E731
     values, slopes = jax.jit(jax.vmap(jax.value_and_grad(value)))(images)
-    assert jnp.isfinite(slopes).all() and (jnp.abs(slopes).max((1, 2, 3)) > 0).all()
-    np.testing.assert_allclose(
-        values, jax.jit(lambda x: module.apply(variables, x, train=False))(images)[:, 0], rtol=1e-3, atol=1e-4
-    )
+    slopes = np.asarray(slopes)
+    assert np.isfinite(values).all() and np.isfinite(slopes).all()
+    assert (np.abs(slopes).max((1, 2, 3)) > 0).all()
+
+
+@pytest.mark.parametrize("name", ["quality_cnn", "gdn_pyramid", "bilinear_resnet34"])
+def test_networks_describe_themselves(name):
+    module = models.create(name, embedding=2)
+    description = models.describe(module)
+    assert description["name"] == name and models.from_description(description) == module
 
 
 def test_images_smaller_than_a_pyramid():
