@@ -4,9 +4,9 @@ python -m benchmarks.codec_decoding
 python -m benchmarks.codec_decoding --sizes 256x256 --repeats 1
 
 Both have the published widths (128 and 192 channels, three components), weights that were not trained, and the same symbols;
-whole numbers throughout, on the host, in one thread: products of a vector and a matrix, which the auto-regressive decoder is
-made of, are slower in several wherever a core is busy. The networks that make pixels of latents are the same in both and are
-left out. The auto-regressive decoder takes a turn for every latent position, so that the ratio grows with the picture.
+whole numbers throughout, on the host. The networks that make pixels of latents are the same in both and are left out. In one
+thread, by the processor's time: products of a vector and a matrix, which the auto-regressive decoder is made of, are slower in
+several wherever a core is busy. It takes a turn for every latent position, so that the ratio grows with the picture.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def _codec(entropy: str):
 
 
 def measure(sizes: list[tuple[int, int]], repeats: int, live: float) -> list[dict]:
-    """Two rows per size, one of each entropy model: seconds to decode, the bytes, and the ratio of the two medians."""
+    """Two rows per size, one of each entropy model: CPU-seconds to decode, the bytes, and the ratio of the two medians."""
     codecs = {entropy: _codec(entropy) for entropy in ENTROPIES}
     rows = []
     for height, width in sizes:
@@ -52,9 +52,9 @@ def measure(sizes: list[tuple[int, int]], repeats: int, live: float) -> list[dic
             coded = codec.encode_symbols(y, z, (height, width, 3))
             times = []
             for _ in range(repeats):
-                begun = time.perf_counter()
+                begun = time.process_time()
                 _, symbols, _ = codec.decode_symbols(coded.data)
-                times.append(time.perf_counter() - begun)
+                times.append(time.process_time() - begun)
             assert (symbols == coded.y).all()
             row = {"entropy": entropy, "height": height, "width": width, "live": live}
             pair.append(row | {"bytes": len(coded.data)} | common.summary(times, items=1))

@@ -2,7 +2,7 @@
 
     python -m experiments.launch dpm --workdir runs/dpm
     python -m experiments.launch dpm --preset paper --data.root celeba-spoof --workdir …      # built and typed, not trained here
-    python -m experiments.reproduce dpm
+    python -m experiments.reproduce dpm --study uncertain     # NLL of live 0.392, no semantic labels 0.682, plain ones 0.755
 
 Differs from the paper in: of which the abstract alone could be read; every formula is ours (docs/methods/dpm.md#choices-of-ours).
 """

@@ -176,7 +176,7 @@ def test_clips_are_of_sizes_that_the_network_takes():
 def test_every_switch_trains():
     specs = [
         dataclasses.replace(LAPTOP, channels=4, latents=4, entropy=entropy, attention=2.0, enhancer_width=2)
-        for entropy in ("laplace", "scale", "mean_scale", "mixture", "autoregressive")
+        for entropy in ("laplace", "scale", "mean_scale", "autoregressive")  # the run above has a mixture
     ]
     for spec in specs:
         (stage,) = build(dataclasses.replace(SMALL, codec=spec, ladder=()))
