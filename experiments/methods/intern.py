@@ -3,7 +3,7 @@
     python -m experiments.launch intern --workdir runs/intern                  # from Up-A to the table of seven backbones
     python -m experiments.launch intern --preset paper --workdir runs/intern   # the pod's sizes; built, not trained here
     python -m experiments.reproduce intern --study class-of-c   # digits: expert 0.357, generalist 0.378; tuned 0.379, 0.387
-    python -m experiments.reproduce intern --study captions --seeds 3          # captions 0.531, a tenth of the labels 0.571
+    python -m experiments.reproduce intern --study captions     # captions 0.537, a tenth of the labels 0.569
 
 The training of the stages was never released; what the report leaves open is ours (docs/methods/intern.md#choices-of-ours).
 """
