@@ -236,6 +236,8 @@ class _Handler(BaseHTTPRequestHandler):
         with self._refusals():
             if self.path == "/":
                 return self._send(PAGE.read_bytes(), "text/html; charset=utf-8")
+            if self.path == "/favicon.ico":  # which browsers ask for by themselves
+                return self._send(b"", "image/x-icon", HTTPStatus.NO_CONTENT)
             # By number alone: no name of a file ever comes from the browser.
             number = re.fullmatch(r"/image/(0|[1-9][0-9]{0,6})", self.path)
             if number is None or int(number[1]) >= len(self.server.files):
