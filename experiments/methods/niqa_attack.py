@@ -1,6 +1,6 @@
 """Perceptual attacks on quality models: changes that people cannot see and that move a model's score most (arXiv:2210.00933).
 
-    python -m experiments.launch niqa_attack --workdir runs/niqa
+    python -m experiments.launch niqa_attack --workdir runs/niqa   # 300 CPU-seconds: SRCC, nss 0.95 → -0.19, cnn 0.81 → 0.51
     python -m experiments.programs.niqa_trials export --run runs/niqa --images runs/trials   # then serve, and select
     python -m experiments.launch niqa_attack --preset paper --data.root … --workdir runs/paper # built and typed, not run here
 
