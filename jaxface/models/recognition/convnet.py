@@ -45,10 +45,14 @@ class ConvNet(nn.Module):
         x = image.astype(self.dtype)
         for i, (features, stride) in enumerate(zip(self.channels, self.strides, strict=True), start=1):
             x = run_block(ConvSilu(features, stride, name=f"stage{i}", **types), x, remat=self.remat)
-        x = x.reshape(x.shape[0], -1).astype(jnp.float32)
+        x = self._pooled(x)
         if self.embedding is None:
             return x
         return nn.Dense(self.embedding, param_dtype=self.param_dtype, name="head_dense")(x)
+
+    def _pooled(self, x: jax.Array) -> jax.Array:
+        """[B, features] float32 of the last map."""
+        return x.reshape(x.shape[0], -1).astype(jnp.float32)
 
     def depth_order(self) -> DepthOrder:
         """Names of the parts from the image on, the head left out."""
