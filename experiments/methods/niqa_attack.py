@@ -219,7 +219,7 @@ def attack_stage(
         name=name,
         init=init,
         compile_init=False,
-        evaluate=QualityAttack(names, number),
+        evaluate=QualityAttack(names, number, name),
         description={
             "kind": "perceptual_attack",
             "name": name,

@@ -173,10 +173,11 @@ class QualityAttack:
     Args:
       names: of the models, in the order of the arrays.
       attacked: the place of the attacked one.
+      attack: of several in one run, which; for the name of the sheet.
     """
 
-    def __init__(self, names: Sequence[str], attacked: int):
-        self.names, self.attacked = tuple(names), attacked
+    def __init__(self, names: Sequence[str], attacked: int, attack: str = "attack"):
+        self.names, self.attacked, self.attack = tuple(names), attacked, attack
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         told = {name: np.asarray(value) for name, value in state.params.items()}
@@ -232,7 +233,7 @@ class QualityAttack:
             f"counterexample of {self.names[self.attacked]} (a start again where none was found)": counterexamples,
             f"difference, {AMPLIFIED} times": np.clip(128 + AMPLIFIED * difference, 0, 255).astype(np.uint8),
         }
-        return {"counterexamples": functools.partial(figures.save_image_rows, rows)}
+        return {f"counterexamples_{self.attack}": functools.partial(figures.save_image_rows, rows)}
 
 
 def _counterexamples(told: Mapping[str, np.ndarray]) -> np.ndarray:
